@@ -1,0 +1,58 @@
+# The two commands: `make demo` (install, then the main job) and `make test` (everything that proves it).
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_VERSION ?= 2.13.0
+# Empty: the CPU build of PyTorch where pip offers one, else the default build. Set it to choose, e.g. TORCH=torch==2.13.0
+TORCH ?=
+DOCUMENTS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+BUILD_FILES := setup.py pyproject.toml $(CPP_FILES)
+
+.PHONY: demo test test-all check bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/spanbert-kernels demo $(DOCUMENTS)
+
+test: check
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: check
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	$(BIN)/mypy
+
+bench: $(VENV)/.test-installed
+	$(BIN)/python -m pytest benchmarks --benchmark-only -s
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or later is needed; $(PYTHON) is `$(PYTHON) --version`. Name another with PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "$(PYTHON) cannot make a virtual environment (on Debian and Ubuntu: install python3-venv)"; exit 1; }
+	@echo "Installing PyTorch $(TORCH_VERSION) ..."
+	@if [ -n "$(TORCH)" ]; then $(PIP) install -q "$(TORCH)"; \
+	  else $(PIP) install -q "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || $(PIP) install -q "torch==$(TORCH_VERSION)"; fi
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(BUILD_FILES)
+	@echo "Installing spanbert-kernels ..."
+	@$(PIP) install -q "setuptools>=77" ninja
+	@$(PIP) install -q --no-build-isolation -e .
+	@$(BIN)/python -m spanbert_kernels
+	@touch $@
+
+$(VENV)/.test-installed: $(VENV)/.installed
+	@echo "Installing what the tests need ..."
+	@$(PIP) install -q --no-build-isolation -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info spanbert_kernels/_lib

@@ -1,0 +1,62 @@
+"""Fused span pooling and cross-document attention for SpanBERT-family encoders.
+
+Names are resolved on first use, so that importing the package loads neither a kernel nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spanbert_kernels import nn, ops
+    from spanbert_kernels.acceleration import accelerate, restore
+    from spanbert_kernels.models import (
+        SpanBERTConfig,
+        SpanBERTForMaskedLM,
+        SpanBERTForQuestionAnswering,
+        SpanBERTForSequenceClassification,
+        SpanBERTForTokenClassification,
+        SpanBERTModel,
+        SpanBERTTokenizer,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "accelerate": "acceleration",
+    "restore": "acceleration",
+    "SpanBERTConfig": "models",
+    "SpanBERTModel": "models",
+    "SpanBERTForMaskedLM": "models",
+    "SpanBERTForQuestionAnswering": "models",
+    "SpanBERTForSequenceClassification": "models",
+    "SpanBERTForTokenClassification": "models",
+    "SpanBERTTokenizer": "models",
+}
+
+__all__ = [
+    "SpanBERTConfig",
+    "SpanBERTForMaskedLM",
+    "SpanBERTForQuestionAnswering",
+    "SpanBERTForSequenceClassification",
+    "SpanBERTForTokenClassification",
+    "SpanBERTModel",
+    "SpanBERTTokenizer",
+    "accelerate",
+    "nn",
+    "ops",
+    "restore",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("nn", "ops"):
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,167 @@
+"""Self-attention of packed documents, each with itself: BERT's attention without padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spanbert_kernels.ops import checks, philox
+from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.document_attention import reference
+
+__all__ = ["document_attention"]
+
+OPERATION = Operation("document_attention", ("cpu", "eager"))
+
+_CALL = "Tensor cu_seqlens, float scale, float dropout_p, Tensor? seed"
+torch.library.define(
+    "spanbert_kernels::document_attention_forward", f"(Tensor q, Tensor k, Tensor v, {_CALL}) -> (Tensor, Tensor)"
+)
+torch.library.define(
+    "spanbert_kernels::document_attention_backward",
+    f"(Tensor grad_output, Tensor q, Tensor k, Tensor v, Tensor output, Tensor lse, {_CALL}) -> (Tensor, Tensor, Tensor)",
+)
+
+
+def lse_like(q: Tensor) -> Tensor:
+    """An empty log-sum-exp for `q [rows, heads, d]`: `[heads, rows]`, float32 (float64 for float64)."""
+    return q.new_empty(q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@torch.library.register_fake("spanbert_kernels::document_attention_forward")
+def _forward_fake(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, dropout_p: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), lse_like(q)
+
+
+@torch.library.register_fake("spanbert_kernels::document_attention_backward")
+def _backward_fake(
+    grad_output: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def check_heads(q: Tensor, k: Tensor, v: Tensor, rows: str) -> None:
+    """`q`, `k`, `v` agree in heads, size, dtype and device, and `k`, `v` in rows."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        checks.check_floating(name, tensor, 3, f"[{rows}, heads, head_dim]")
+    for name, tensor in (("k", k), ("v", v)):
+        checks.check_same(name, tensor, "q", q)
+        if tensor.shape[1:] != q.shape[1:]:
+            raise ValueError(
+                f"{name} must have {list(q.shape[1:])} (heads, head_dim) as q has, got {list(tensor.shape[1:])}"
+            )
+    if k.shape != v.shape:
+        raise ValueError(f"k and v must have the same shape, got {list(k.shape)} and {list(v.shape)}")
+    if q.shape[2] == 0:
+        raise ValueError(f"head_dim must be at least 1, got q of shape {list(q.shape)}")
+
+
+def check_dropout(dropout_p: float, seed: Tensor | None, q: Tensor) -> Tensor | None:
+    """The seed of this call: the one given, a fresh one, or None where nothing is dropped."""
+    checks.check_probability("dropout_p", dropout_p)
+    if dropout_p == 0.0:
+        return None
+    if seed is None:
+        return philox.new_seed(q.device)
+    if seed.dtype != torch.int64 or seed.numel() != 1:
+        raise TypeError(f"seed must be one int64 number in a tensor, got {seed.dtype} of shape {list(seed.shape)}")
+    checks.check_device("seed", seed, "q", q)
+    return seed.reshape(1)
+
+
+def document_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    scale: float | None = None,
+    max_seqlen: int | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention of each document with itself, `softmax(q k^T * scale) v`, over packed documents.
+
+    Args:
+        q, k, v: `[T, heads, head_dim]`, float32, bfloat16, float16 or float64; any strides, so views of one fused
+            `[T, 3 * heads * head_dim]` projection are taken as they are.
+        cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents; empty documents are fine.
+        dropout_p: share of the attention entries dropped, in [0, 1).
+        seed: int64 tensor with one number; by default drawn from torch's generator, once per call.
+        scale: by default `head_dim ** -0.5`.
+        max_seqlen: tokens of the longest document, where the caller knows it; saves a synchronisation on `eager`.
+        return_lse: also return the log-sum-exp (natural log, `[heads, T]`, float32, not differentiable).
+        backend: the backend to use; by default the best one here.
+
+    Returns:
+        `[T, heads, head_dim]`, or that and the log-sum-exp.
+
+    Raises:
+        ValueError: shapes, offsets that do not ascend from 0 to T, a dropout outside [0, 1).
+        TypeError: dtypes or devices.
+
+    Source: Vaswani et al. 2017; the packing is that of flash-attention's varlen interface. Dropout: `ops/philox.py`.
+
+    Example:
+        >>> q = k = v = torch.ones(3, 1, 2)
+        >>> document_attention(q, k, v, torch.tensor([0, 1, 3])).shape
+        torch.Size([3, 1, 2])
+    """
+    check_heads(q, k, v, "T")
+    if q.shape[0] != k.shape[0]:
+        raise ValueError(f"q and k must have the same number of tokens, got {q.shape[0]} and {k.shape[0]}")
+    checks.check_offsets("cu_seqlens", cu_seqlens, q.shape[0], "tokens")
+    checks.check_device("cu_seqlens", cu_seqlens, "q", q)
+    seed = check_dropout(dropout_p, seed, q)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    if OPERATION.choose(q, backend) == "eager":
+        output, lse = reference.document_attention(q, k, v, cu_seqlens, scale, dropout_p, seed, max_seqlen)
+    else:
+        output, lse = DocumentAttention.apply(q, k, v, cu_seqlens, scale, dropout_p, seed)
+    return (output, lse) if return_lse else output
+
+
+class DocumentAttention(torch.autograd.Function):
+    """The compiled kernels under autograd. A second derivative raises."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens: Tensor,
+        scale: float,
+        dropout_p: float,
+        seed: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        output, lse = torch.ops.spanbert_kernels.document_attention_forward(q, k, v, cu_seqlens, scale, dropout_p, seed)
+        ctx.save_for_backward(q, k, v, output, lse, cu_seqlens, seed)
+        ctx.scale, ctx.dropout_p = scale, dropout_p
+        ctx.mark_non_differentiable(lse)
+        return output, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, output, lse, cu_seqlens, seed = ctx.saved_tensors
+        grads = torch.ops.spanbert_kernels.document_attention_backward(
+            grad_output, q, k, v, output, lse, cu_seqlens, ctx.scale, ctx.dropout_p, seed
+        )
+        return (*grads, None, None, None, None)

@@ -1,0 +1,79 @@
+"""What document_attention means, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spanbert_kernels.ops import philox
+from spanbert_kernels.ops.documents import document_of
+
+
+def pad_rows(rows: Tensor, begin: Tensor, lengths: Tensor, max_length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs of packed `rows [R, ...]` side by side: `[D, L, ...]`, zeros beyond a run's end, the index of each row
+    (0 beyond the end) and the mask of the real ones, both `[D, L]`."""
+    position = torch.arange(max_length, device=rows.device)
+    mask = position < lengths[:, None]
+    index = torch.where(mask, begin[:, None] + position, 0)
+    if rows.shape[0] == 0:
+        return rows.new_zeros(*mask.shape, *rows.shape[1:]), index, mask
+    keep = mask.view(*mask.shape, *[1] * (rows.dim() - 1))
+    # Zeros, not neighbours' rows: what a document does not see may hold Inf or NaN.
+    return torch.where(keep, rows[index], 0), index, mask
+
+
+def masked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    query_index: Tensor,
+    key_index: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax attention over the visible keys, in float32 (float64 for float64).
+
+    `q [B, Q, heads, d]`, `k`, `v [B, K, heads, d]`, `visible [B, Q, K]`, packed indices `[B, Q]`, `[B, K]` ->
+    output `[B, Q, heads, d]`, log-sum-exp `[B, heads, Q]`, weights before dropout `[B, heads, Q, K]`.
+    A query that sees no key gives 0 and -inf.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q.to(dtype), k.to(dtype)) * scale
+    scores = scores.masked_fill(~visible[:, None], -torch.inf)
+    any_key = visible.any(2)[:, None, :, None]  # [B, 1, Q, 1]
+    lse = scores.logsumexp(3) if scores.shape[3] else scores.new_full(scores.shape[:3], -torch.inf)
+    weights = torch.where(any_key, scores, 0).softmax(3) * visible[:, None]
+    kept = weights
+    if dropout_p > 0.0:
+        assert seed is not None
+        head = torch.arange(q.shape[2], device=q.device)[:, None, None]
+        keep = philox.keep(seed, dropout_p, head, query_index[:, None, :, None], key_index[:, None, None, :])
+        kept = weights * keep / (1.0 - dropout_p)
+    output = torch.einsum("bhqk,bkhd->bqhd", kept, v.to(dtype))
+    return output.to(q.dtype), lse.detach(), weights
+
+
+def document_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    max_seqlen: int | None,
+) -> tuple[Tensor, Tensor]:
+    """`q`, `k`, `v [T, heads, d]` -> output `[T, heads, d]`, log-sum-exp `[heads, T]`."""
+    begin = cu_seqlens[:-1].long()
+    lengths = cu_seqlens[1:].long() - begin
+    if max_seqlen is None:
+        max_seqlen = int(lengths.max()) if lengths.numel() else 0
+    padded_q, index, mask = pad_rows(q, begin, lengths, max_seqlen)
+    padded_k, padded_v = pad_rows(k, begin, lengths, max_seqlen)[0], pad_rows(v, begin, lengths, max_seqlen)[0]
+    visible = mask[:, :, None] & mask[:, None, :]
+    output, lse, _ = masked_attention(padded_q, padded_k, padded_v, visible, scale, dropout_p, seed, index, index)
+    document = document_of(cu_seqlens, q.shape[0])
+    position = torch.arange(q.shape[0], device=q.device) - begin[document]
+    return output[document, position], lse[document, :, position].T

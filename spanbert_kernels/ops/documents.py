@@ -1,0 +1,44 @@
+"""Packed documents: offsets, the document of each token, anchors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spanbert_kernels.ops import checks
+
+
+def anchor_indices(cu_seqlens: Tensor, which: str = "last") -> Tensor:
+    """The token that stands for each document.
+
+    Args:
+        cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents in the packed tokens.
+        which: `"last"` real token (the default) or `"first"`.
+
+    Returns:
+        int64 `[D]`, packed positions; -1 for an empty document, which has no anchor.
+
+    Raises:
+        ValueError: `which` is neither, or the offsets do not ascend from 0.
+
+    Example:
+        >>> anchor_indices(torch.tensor([0, 3, 3, 5])).tolist()
+        [2, -1, 4]
+    """
+    if which not in ("last", "first"):
+        raise ValueError(f'which must be "last" or "first", got {which!r}')
+    checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
+    begin, end = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    anchor = end - 1 if which == "last" else begin
+    return torch.where(end > begin, anchor, -1)
+
+
+def document_of(cu_seqlens: Tensor, count: int) -> Tensor:
+    """For each of `count` packed tokens the index of its document, int64 `[count]`.
+
+    Example:
+        >>> document_of(torch.tensor([0, 2, 2, 3]), 3).tolist()
+        [0, 0, 2]
+    """
+    tokens = torch.arange(count, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens[1:].long().contiguous(), tokens, right=True)

@@ -1,0 +1,193 @@
+"""Spans as the kernels want them: a plan sorts once and serves every layer and call of a batch.
+
+Two kinds. A sorted plan keeps the spans of a tensor ordered by (first token, width) and the row each came from.
+An enumerated plan stands for *all spans up to a width* of packed documents and stores no pair: row by row, for each
+token in turn, the spans that start there, narrowest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spanbert_kernels.ops import checks
+
+
+@dataclass(frozen=True)
+class SpanPlan:
+    """Spans over `num_tokens` packed tokens, in an order that the kernels can use. Made by `plan_spans`, `enumerate_spans`.
+
+    Attributes:
+        num_spans: N.
+        num_tokens: T, the number of tokens the plan was made for.
+        max_width: tokens in the widest span.
+        device: where the plan's tensors are.
+        starts, ends, rows: int64 `[N]` of a sorted plan: first token, token after the last, row in the output.
+        cu_seqlens: int64 `[D + 1]` of an enumerated plan.
+    """
+
+    num_spans: int
+    num_tokens: int
+    max_width: int
+    device: torch.device
+    starts: Tensor | None = None
+    ends: Tensor | None = None
+    rows: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.num_spans
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """First token and token after the last of every span, int64 `[N]` each, in the order of the output rows."""
+        if self.cu_seqlens is not None:
+            return _enumerate(self.cu_seqlens, self.num_tokens, self.max_width)
+        assert self.starts is not None
+        assert self.ends is not None
+        assert self.rows is not None
+        inverse = torch.empty_like(self.rows)
+        inverse[self.rows] = torch.arange(self.num_spans, device=self.device)
+        return self.starts[inverse], self.ends[inverse]
+
+    def pairs(self) -> Tensor:
+        """The spans as an int64 tensor `[N, 2]` of (start, end), end inclusive, in the order of the output rows.
+
+        Example:
+            >>> enumerate_spans(torch.tensor([0, 2, 3]), max_width=2).pairs().tolist()
+            [[0, 0], [0, 1], [1, 1], [2, 2]]
+        """
+        start, end = self.bounds()
+        return torch.stack([start, end - 1], dim=1)
+
+
+def _enumerate(cu_seqlens: Tensor, num_tokens: int, max_width: int) -> tuple[Tensor, Tensor]:
+    tokens = torch.arange(num_tokens, device=cu_seqlens.device)
+    document_end = cu_seqlens[torch.searchsorted(cu_seqlens, tokens, right=True)]
+    widths = (document_end - tokens).clamp(max=max_width)
+    start = torch.repeat_interleave(tokens, widths)
+    first_row = torch.cumsum(widths, 0) - widths
+    end = start + 1 + torch.arange(len(start), device=start.device) - first_row[start]
+    return start, end
+
+
+def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
+    """All spans of up to `max_width` tokens inside the documents, as a plan that stores no pair.
+
+    Args:
+        cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents in the packed tokens.
+        max_width: tokens in the widest span, at least 1.
+
+    Returns:
+        A plan of N spans: for each token in turn those that start there, narrowest first.
+        Reads the offsets once on the host.
+
+    Raises:
+        ValueError: offsets that do not ascend from 0, or a width below 1.
+
+    Example:
+        >>> plan = enumerate_spans(torch.tensor([0, 4]), max_width=3)
+        >>> len(plan), plan.max_width
+        (9, 3)
+    """
+    if max_width < 1:
+        raise ValueError(f"max_width must be at least 1, got {max_width}")
+    checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
+    offsets = cu_seqlens.tolist()
+    lengths = [after - before for before, after in zip(offsets, offsets[1:], strict=False)]
+    widest = max([min(length, max_width) for length in lengths], default=0)
+    count = 0
+    for length in lengths:
+        width = min(length, max_width)
+        count += width * length - width * (width - 1) // 2
+    return SpanPlan(count, offsets[-1], widest, cu_seqlens.device, cu_seqlens=cu_seqlens.long())
+
+
+def plan_spans(spans: Tensor, *, num_tokens: int | None = None, end_inclusive: bool = True) -> SpanPlan:
+    """Sort spans once, for many calls.
+
+    Args:
+        spans: int32 or int64 `[N, 2]`, packed (start, end); overlapping, repeated and empty spans are welcome.
+        num_tokens: T, the tokens of the calls to come; by default as many as the spans reach.
+        end_inclusive: the end is the span's last token (default), or the one after it.
+
+    Returns:
+        A sorted plan. Reads the largest width and end once on the host.
+
+    Raises:
+        ValueError: wrong shape, or a span with tokens that reaches outside `0 .. num_tokens` (the first one is named).
+        TypeError: spans that are not int32 or int64.
+
+    Example:
+        >>> plan = plan_spans(torch.tensor([[2, 3], [0, 1]]))
+        >>> plan.starts.tolist(), plan.rows.tolist(), plan.max_width
+        ([0, 2], [1, 0], 2)
+    """
+    start, end = span_bounds(spans, end_inclusive)
+    if len(start) == 0:
+        return SpanPlan(0, num_tokens or 0, 0, spans.device, start, end, torch.arange(0, device=spans.device))
+    reach = int(end.max())
+    total = max(reach, 0) if num_tokens is None else num_tokens
+    check_range(start, end, total)
+    # An empty span reads no token: moved to (0, 0), it sorts first and can be left in place by every kernel.
+    empty = end <= start
+    start, end = start.masked_fill(empty, 0), end.masked_fill(empty, 0)
+    rows = torch.argsort(start * (total + 1) + end, stable=True)
+    start, end = start[rows], end[rows]
+    return SpanPlan(len(start), total, int((end - start).max()), spans.device, start, end, rows)
+
+
+def span_bounds(spans: Tensor, end_inclusive: bool) -> tuple[Tensor, Tensor]:
+    """First token and token after the last, int64 `[N]` each, of a span tensor `[N, 2]`."""
+    checks.check_index("spans", spans, 2, "[N, 2]")
+    if spans.shape[1] != 2:
+        raise ValueError(f"spans must have shape [N, 2], got {list(spans.shape)}")
+    start, end = spans.long().unbind(1)
+    return start, end + 1 if end_inclusive else end
+
+
+def check_range(start: Tensor, end: Tensor, num_tokens: int) -> None:
+    """Raise for the first span that has tokens and reaches outside `0 .. num_tokens`."""
+    bad = (end > start) & ((start < 0) | (end > num_tokens))
+    if bool(bad.any()):
+        row = int(bad.to(torch.uint8).argmax())
+        raise ValueError(
+            f"span {row} covers tokens {int(start[row])} to {int(end[row]) - 1}, "
+            f"but hidden has {num_tokens} tokens (0 to {num_tokens - 1})"
+        )
+
+
+def resolve(
+    spans: Tensor | SpanPlan, hidden: Tensor, end_inclusive: bool, validate: bool
+) -> SpanPlan | tuple[Tensor, Tensor]:
+    """The plan itself, checked against `hidden`; or the bounds of a span tensor, range-checked where that costs no
+    synchronisation (on a CPU) or is asked for."""
+    num_tokens = hidden.shape[0]
+    if isinstance(spans, SpanPlan):
+        if spans.num_tokens != num_tokens:
+            raise ValueError(f"the plan was made for {spans.num_tokens} tokens, but hidden has {num_tokens}")
+        if spans.device != hidden.device:
+            raise TypeError(f"the plan is on {spans.device}, but hidden is on {hidden.device}")
+        return spans
+    start, end = span_bounds(spans, end_inclusive)
+    checks.check_device("spans", spans, "hidden", hidden)
+    if (validate or hidden.device.type == "cpu") and not torch.compiler.is_compiling():
+        check_range(start, end, num_tokens)
+    return start, end
+
+
+def width_index(widths: Tensor, table_rows: int, width_rows: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """The row of the width table for each width: `min(width, rows) - 1`, or what `width_rows` says; int64 `[N]`."""
+    if width_rows is None:
+        return widths.clamp(1, table_rows) - 1
+    index = width_rows(widths.clamp(min=1))
+    checks.check_index("the result of width_rows", index, 1, "[N]")
+    if index.shape != widths.shape:
+        raise ValueError(f"width_rows must return one row per width ({len(widths)}), got {list(index.shape)}")
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and len(index):
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= table_rows:
+            raise ValueError(f"width_rows gave row {low if low < 0 else high}, but the table has {table_rows} rows")
+    return index.long()

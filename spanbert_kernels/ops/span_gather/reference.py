@@ -1,0 +1,35 @@
+"""What span_gather means, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def span_gather(hidden: Tensor, start: Tensor, end: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
+    """`hidden [T, H]`, `start`, `end` (half-open) int64 `[N]` -> packed tokens and offsets, or padded tokens and mask."""
+    if padded:
+        return gather_padded(hidden, start, end)
+    inside = (end > start) & (start >= 0) & (end <= hidden.shape[0])
+    widths = torch.where(inside, end - start, 0)
+    offsets = torch.cat([widths.new_zeros(1), widths.cumsum(0)])  # [N + 1]
+    span_of = torch.repeat_interleave(widths)  # [sum of widths]
+    token = torch.arange(len(span_of), device=hidden.device) - offsets[span_of] + start[span_of]
+    # Indexing, not index_select: its backward accumulates in a fixed order on every device.
+    return hidden[token], offsets
+
+
+def gather_padded(hidden: Tensor, start: Tensor, end: Tensor, min_width: int = 0) -> tuple[Tensor, Tensor]:
+    """The tokens of each span in a row `[N, W, H]`, zeros beyond its end, and the mask `[N, W]` of real ones.
+
+    W is the largest width, at least `min_width`. A span that leaves the tokens counts as empty.
+    """
+    inside = (end > start) & (start >= 0) & (end <= hidden.shape[0])
+    widths = torch.where(inside, end - start, 0)
+    max_width = int(widths.max().clamp(min=min_width)) if len(widths) else min_width
+    position = torch.arange(max_width, device=hidden.device)
+    mask = position < widths[:, None]  # [N, W]
+    token = torch.where(mask, start[:, None] + position, 0)
+    if hidden.shape[0] == 0:
+        return hidden.new_zeros(*mask.shape, hidden.shape[1]), mask
+    return torch.where(mask[..., None], hidden[token], 0), mask  # [N, W, H]

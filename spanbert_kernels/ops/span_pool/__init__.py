@@ -1,0 +1,320 @@
+"""Span pooling: one vector a span, of any parts, written in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spanbert_kernels.ops import checks, plans
+from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.plans import SpanPlan
+from spanbert_kernels.ops.span_pool import reference
+from spanbert_kernels.ops.span_pool.reference import PARTS
+
+__all__ = ["PARTS", "span_pool"]
+
+OPERATION = Operation("span_pool", ("cpu", "eager"))
+LINEAR_PARTS = {"start", "end", "mean", "sum", "width"}
+# Without gradients the eager backend works in chunks of this many gathered elements, to stay small in memory.
+EAGER_CHUNK = 2**26
+
+_SPANS = "Tensor? starts, Tensor? ends, Tensor? rows, Tensor? cu_seqlens, SymInt num_spans, SymInt max_width"
+_INPUTS = "Tensor? scores, Tensor? width_embedding, Tensor? width_index, int[] parts"
+torch.library.define("spanbert_kernels::span_pool_forward", f"(Tensor hidden, {_SPANS}, {_INPUTS}) -> Tensor")
+torch.library.define(
+    "spanbert_kernels::span_pool_backward",
+    f"(Tensor grad_output, Tensor hidden, Tensor output, {_SPANS}, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
+
+
+def output_size(hidden: Tensor, scores: Tensor | None, width_embedding: Tensor | None, parts: Sequence[int]) -> Any:
+    """Columns of the output: the sum of the parts' sizes."""
+    total: Any = 0
+    for part in parts:
+        if PARTS[part] == "attention":
+            total += hidden.shape[1] * (1 if scores is None else scores.shape[1])
+        elif PARTS[part] == "width":
+            total += 0 if width_embedding is None else width_embedding.shape[1]
+        else:
+            total += hidden.shape[1]
+    return total
+
+
+@torch.library.register_fake("spanbert_kernels::span_pool_forward")
+def _forward_fake(
+    hidden: Tensor,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    rows: Tensor | None,
+    cu_seqlens: Tensor | None,
+    num_spans: int,
+    max_width: int,
+    scores: Tensor | None,
+    width_embedding: Tensor | None,
+    width_index: Tensor | None,
+    parts: list[int],
+) -> Tensor:
+    return hidden.new_empty(num_spans, output_size(hidden, scores, width_embedding, parts))
+
+
+@torch.library.register_fake("spanbert_kernels::span_pool_backward")
+def _backward_fake(
+    grad_output: Tensor,
+    hidden: Tensor,
+    output: Tensor,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    rows: Tensor | None,
+    cu_seqlens: Tensor | None,
+    num_spans: int,
+    max_width: int,
+    scores: Tensor | None,
+    width_embedding: Tensor | None,
+    width_index: Tensor | None,
+    parts: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    def like(tensor: Tensor | None) -> Tensor:
+        return hidden.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
+
+    return like(hidden), like(scores), like(width_embedding)
+
+
+def span_pool(
+    hidden: Tensor,
+    spans: Tensor | SpanPlan,
+    parts: Sequence[str],
+    scores: Tensor | None = None,
+    width_embedding: Tensor | None = None,
+    *,
+    width_rows: Callable[[Tensor], Tensor] | None = None,
+    end_inclusive: bool = True,
+    validate: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """One vector for every span, made of the parts asked for, in their order, without a `[N, width, H]` tensor.
+
+    Args:
+        hidden: `[T, H]`, packed tokens; float32, bfloat16, float16 or float64.
+        spans: int32 or int64 `[N, 2]` packed positions, or a plan (`plan_spans`, `enumerate_spans`): faster.
+        parts: any of `start`, `end` (the boundary tokens), `mean`, `sum`, `max` (over the span's tokens), `attention`
+            (softmax of `scores` inside the span), `width` (a row of `width_embedding`), each at most once.
+        scores: `[T]`, or `[T, K]` for K heads that each pool all of H (K * H columns, head by head).
+        width_embedding: `[R, E]`; a span of w tokens takes row `min(w, R) - 1`.
+        width_rows: another way from widths (int64 `[N]`) to rows (int64 `[N]`): buckets.
+        end_inclusive: the end of a span tensor is its last token (default), or the one after it.
+        validate: check the range on any device (on a CPU it is always checked).
+        backend: the backend to use; by default the best one here.
+
+    Returns:
+        `[N, sum of the parts' sizes]` in the dtype of `hidden`. A span without tokens gives zeros.
+
+    Gradients reach `hidden`, `scores` and `width_embedding`; `max` sends its gradient to the first maximal token, and
+    NaN propagates. The linear parts can be differentiated twice.
+
+    Raises:
+        ValueError: shapes, an unknown or repeated part, a missing input, a span outside the tokens (named).
+        TypeError: dtypes or devices.
+
+    Source: the parts are those of e2e-coref (Lee et al. 2017), SpERT (Eberts and Ulges 2020) and SpanBERT's coreference
+    model (Joshi et al. 2020).
+
+    Example:
+        >>> hidden = torch.tensor([[1.0, 5.0], [3.0, 2.0], [0.0, 9.0]])
+        >>> span_pool(hidden, torch.tensor([[0, 1], [1, 2]]), ["mean", "max"]).tolist()
+        [[2.0, 3.5, 3.0, 5.0], [1.5, 5.5, 3.0, 9.0]]
+    """
+    checks.check_floating("hidden", hidden, 2, "[T, H]")
+    codes = _check_parts(parts)
+    resolved = plans.resolve(spans, hidden, end_inclusive, validate)
+    chosen = OPERATION.choose(hidden, backend)
+    scores = _check_scores(scores, hidden, parts)
+    width_embedding = _check_table(width_embedding, hidden, parts)
+    if chosen == "eager":
+        start, end = resolved.bounds() if isinstance(resolved, SpanPlan) else resolved
+        index = None if width_embedding is None else plans.width_index(end - start, len(width_embedding), width_rows)
+        return _eager(hidden, start, end, tuple(parts), scores, width_embedding, index)
+
+    index = None
+    if width_embedding is not None and width_rows is not None:
+        start, end = resolved.bounds() if isinstance(resolved, SpanPlan) else resolved
+        index = plans.width_index(end - start, len(width_embedding), width_rows)
+    if isinstance(resolved, SpanPlan):
+        plan = resolved
+        call = (plan.starts, plan.ends, plan.rows, plan.cu_seqlens, plan.num_spans, plan.max_width)
+    else:
+        call = (*resolved, None, None, len(resolved[0]), 0)
+    output: Tensor = SpanPool.apply(hidden, scores, width_embedding, index, codes, *call)
+    return output
+
+
+def _check_parts(parts: Sequence[str]) -> list[int]:
+    if isinstance(parts, str):
+        raise TypeError(f"parts must be a sequence of names, got the string {parts!r}")
+    if not parts:
+        raise ValueError(f"parts is empty; it takes any of {', '.join(PARTS)}")
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"unknown part {part!r}; there are {', '.join(PARTS)}")
+        if list(parts).count(part) > 1:
+            raise ValueError(f"part {part!r} is named twice in {list(parts)}")
+    return [PARTS.index(part) for part in parts]
+
+
+def _check_scores(scores: Tensor | None, hidden: Tensor, parts: Sequence[str]) -> Tensor | None:
+    """Scores as `[T, K]` in the dtype that the kernels accumulate in."""
+    if "attention" not in parts:
+        return None
+    if scores is None:
+        raise ValueError("part 'attention' needs scores [T] or [T, K], got None")
+    checks.check_device("scores", scores, "hidden", hidden)
+    if not scores.dtype.is_floating_point:
+        raise TypeError(f"scores must be floating point, got {scores.dtype}")
+    if scores.dim() not in (1, 2) or scores.shape[0] != hidden.shape[0]:
+        raise ValueError(f"scores must have shape [T] or [T, K] with T = {hidden.shape[0]}, got {list(scores.shape)}")
+    scores = scores[:, None] if scores.dim() == 1 else scores
+    return scores.to(torch.promote_types(hidden.dtype, torch.float32))
+
+
+def _check_table(width_embedding: Tensor | None, hidden: Tensor, parts: Sequence[str]) -> Tensor | None:
+    if "width" not in parts:
+        return None
+    if width_embedding is None:
+        raise ValueError("part 'width' needs width_embedding [R, E], got None")
+    checks.check_floating("width_embedding", width_embedding, 2, "[R, E]")
+    checks.check_device("width_embedding", width_embedding, "hidden", hidden)
+    if len(width_embedding) == 0:
+        raise ValueError(f"width_embedding must have at least one row, got {list(width_embedding.shape)}")
+    return width_embedding.to(hidden.dtype)
+
+
+def _eager(
+    hidden: Tensor,
+    start: Tensor,
+    end: Tensor,
+    parts: tuple[str, ...],
+    scores: Tensor | None,
+    table: Tensor | None,
+    index: Tensor | None,
+) -> Tensor:
+    differentiable = [x for x in (hidden, scores, table) if x is not None and x.requires_grad]
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and differentiable) or len(start) == 0:
+        return reference.span_pool(hidden, start, end, parts, scores, table, index)
+    rows = max(1, EAGER_CHUNK // max(1, int((end - start).max()) * hidden.shape[1]))
+    pieces = [
+        reference.span_pool(
+            hidden,
+            start[i : i + rows],
+            end[i : i + rows],
+            parts,
+            scores,
+            table,
+            None if index is None else index[i : i + rows],
+        )
+        for i in range(0, len(start), rows)
+    ]
+    return torch.cat(pieces)
+
+
+class SpanPool(torch.autograd.Function):
+    """The compiled kernels under autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        scores: Tensor | None,
+        table: Tensor | None,
+        index: Tensor | None,
+        parts: list[int],
+        starts: Tensor | None,
+        ends: Tensor | None,
+        rows: Tensor | None,
+        cu_seqlens: Tensor | None,
+        num_spans: int,
+        max_width: int,
+    ) -> Tensor:
+        spans = (starts, ends, rows, cu_seqlens)
+        output: Tensor = torch.ops.spanbert_kernels.span_pool_forward(
+            hidden, *spans, num_spans, max_width, scores, table, index, parts
+        )
+        # Only the softmax needs its result again.
+        kept = output if PARTS.index("attention") in parts else None
+        ctx.save_for_backward(hidden, kept, scores, table, index, *spans)
+        ctx.parts, ctx.num_spans, ctx.max_width = parts, num_spans, max_width
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, output, scores, table, index, *spans = ctx.saved_tensors
+        grads = SpanPoolBackward.apply(
+            grad_output, hidden, output, scores, table, index, ctx.parts, *spans, ctx.num_spans, ctx.max_width
+        )
+        wanted = [
+            grad if source is not None and needed else None
+            for grad, source, needed in zip(grads, (hidden, scores, table), ctx.needs_input_grad, strict=False)
+        ]
+        return (*wanted, *[None] * 8)
+
+
+class SpanPoolBackward(torch.autograd.Function):
+    """The gradient, itself differentiable in `grad_output` where the parts are linear."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_output: Tensor,
+        hidden: Tensor,
+        output: Tensor | None,
+        scores: Tensor | None,
+        table: Tensor | None,
+        index: Tensor | None,
+        parts: list[int],
+        starts: Tensor | None,
+        ends: Tensor | None,
+        rows: Tensor | None,
+        cu_seqlens: Tensor | None,
+        num_spans: int,
+        max_width: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        spans = (starts, ends, rows, cu_seqlens)
+        ctx.save_for_backward(hidden, table, index, *spans)
+        ctx.parts, ctx.num_spans, ctx.max_width = parts, num_spans, max_width
+        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.spanbert_kernels.span_pool_backward(
+            grad_output,
+            hidden,
+            hidden if output is None else output,
+            *spans,
+            num_spans,
+            max_width,
+            scores,
+            table,
+            index,
+            parts,
+        )
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, grad_hidden: Tensor, grad_scores: Tensor, grad_table: Tensor) -> tuple[Tensor | None, ...]:
+        names = [PARTS[part] for part in ctx.parts]
+        bent = [name for name in names if name not in LINEAR_PARTS]
+        if bent:
+            raise RuntimeError(
+                f"span_pool has a second derivative for its linear parts only, not for {', '.join(bent)}; "
+                'backend="eager" has it for all'
+            )
+        hidden, table, index, *spans = ctx.saved_tensors
+        # The parts are linear in (hidden, table): the gradient's derivative is the forward pass itself.
+        again: Tensor = SpanPool.apply(
+            grad_hidden,
+            None,
+            grad_table if table is not None else None,
+            index,
+            ctx.parts,
+            *spans,
+            ctx.num_spans,
+            ctx.max_width,
+        )
+        return (again, *[None] * 12)

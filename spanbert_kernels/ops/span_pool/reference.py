@@ -1,0 +1,67 @@
+"""What span_pool means, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spanbert_kernels.ops.span_gather.reference import gather_padded
+
+PARTS = ("start", "end", "mean", "sum", "max", "attention", "width")
+
+
+def span_pool(
+    hidden: Tensor,
+    start: Tensor,
+    end: Tensor,
+    parts: tuple[str, ...],
+    scores: Tensor | None,
+    width_embedding: Tensor | None,
+    width_index: Tensor | None,
+) -> Tensor:
+    """`hidden [T, H]`, `start`, `end` (half-open) int64 `[N]`, `scores [T, K]`, `width_embedding [R, E]` -> `[N, ...]`."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    tokens, mask = gather_padded(hidden, start, end, min_width=1)  # [N, W, H], [N, W]
+    tokens = tokens.to(dtype)
+    size = tokens.shape[2]
+    full = mask.any(1)  # [N]
+    widths = mask.sum(1)  # [N]
+
+    def start_part() -> Tensor:
+        return tokens[:, 0]
+
+    def end_part() -> Tensor:
+        last = (widths - 1).clamp(min=0)
+        return tokens.gather(1, last[:, None, None].expand(-1, 1, size)).squeeze(1)
+
+    def sum_part() -> Tensor:
+        return tokens.sum(1)
+
+    def mean_part() -> Tensor:
+        return tokens.sum(1) / widths.clamp(min=1)[:, None]
+
+    def max_part() -> Tensor:
+        values = tokens.masked_fill(~mask[..., None], -torch.inf)
+        largest = values.detach().amax(1, keepdim=True)  # NaN where a token is NaN
+        found = (values.detach() == largest) | values.detach().isnan()
+        position = torch.arange(mask.shape[1], device=mask.device)[:, None]
+        first = torch.where(found, position, mask.shape[1] - 1).amin(1, keepdim=True)  # [N, 1, H]
+        return values.gather(1, first).squeeze(1).masked_fill(~full[:, None], 0)
+
+    def attention_part() -> Tensor:
+        assert scores is not None
+        inside, _ = gather_padded(scores.to(dtype), start, end, min_width=1)  # [N, W, K]
+        # An empty span has no token to weigh: any finite score will do, its tokens are zeros.
+        inside = inside.masked_fill((~mask & full[:, None])[..., None], -torch.inf)
+        weights = torch.where(mask[..., None], inside.softmax(1), 0)
+        return torch.einsum("nwk,nwh->nkh", weights, tokens).flatten(1)
+
+    def width_part() -> Tensor:
+        assert width_embedding is not None
+        assert width_index is not None
+        return torch.where(full[:, None], width_embedding[width_index], 0)
+
+    makers = dict(
+        zip(PARTS, (start_part, end_part, mean_part, sum_part, max_part, attention_part, width_part), strict=True)
+    )
+    return torch.cat([makers[part]().to(hidden.dtype) for part in parts], dim=1)
