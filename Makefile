@@ -5,6 +5,7 @@ TORCH_VERSION ?= 2.13.0
 # Empty: the CPU build of PyTorch where pip offers one, else the default build. Set it to choose, e.g. TORCH=torch==2.13.0
 TORCH ?=
 DOCUMENTS ?=
+RESULTS ?= benchmarks/results/latest.json
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -30,7 +31,7 @@ check: $(VENV)/.test-installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.test-installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only -s
+	$(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json $(RESULTS)
 
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

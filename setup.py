@@ -36,12 +36,12 @@ LEVELS = {
         "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mbmi2"],
     },
 }
-KERNELS = ["csrc/span_pool/cpu_kernels.cpp", "csrc/document_attention/cpu_kernels.cpp"]
+OPERATIONS = ["span_pool", "document_attention", "packed_linear"]
+KERNELS = [f"csrc/{operation}/cpu_kernels.cpp" for operation in OPERATIONS]
 BINDINGS = [
     "csrc/common/levels.cpp",
-    "csrc/span_pool/cpu.cpp",
     "csrc/span_pool/groups.cpp",
-    "csrc/document_attention/cpu.cpp",
+    *(f"csrc/{operation}/cpu.cpp" for operation in OPERATIONS),
 ]
 
 
@@ -127,7 +127,8 @@ class BuildLibraries(build_ext):
         ]
         for source, suffix, flags in units:
             target = objects / (source.removeprefix("csrc/").replace("/", "_").removesuffix(".cpp") + suffix + ".o")
-            commands[target] = [*common, *flags, "-MMD", "-MF", f"{target}.d", "-c", str(ROOT / source), "-o", str(target)]
+            dependencies = ["-MMD", "-MF", f"{target}.d"]
+            commands[target] = [*common, *flags, *dependencies, "-c", str(ROOT / source), "-o", str(target)]
         compile_all(commands, objects)
 
         library = folder / "libspanbert_kernels_cpu.so"

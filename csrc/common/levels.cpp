@@ -12,10 +12,11 @@ namespace {
 Level highest_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  SPANBERT_IF_AVX512(if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) return Level::avx512;)
-  SPANBERT_IF_AVX2(if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                       __builtin_cpu_supports("bmi2")) return Level::avx2;)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  SPANBERT_IF_AVX512(if (avx512) return Level::avx512;)
+  SPANBERT_IF_AVX2(if (avx2) return Level::avx2;)
 #endif
   return Level::portable;
 }

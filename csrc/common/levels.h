@@ -14,18 +14,20 @@
 #endif
 
 // Declares a kernel in the namespace of every level that was compiled.
-#define SPANBERT_DECLARE(signature)                 \
-  namespace portable {                              \
-  signature;                                        \
-  }                                                 \
-  SPANBERT_IF_AVX2(namespace avx2 { signature; })   \
+#define SPANBERT_DECLARE(signature)               \
+  namespace portable {                            \
+  signature;                                      \
+  }                                               \
+  SPANBERT_IF_AVX2(namespace avx2 { signature; }) \
   SPANBERT_IF_AVX512(namespace avx512 { signature; })
 
 // The kernel of the level in use.
+// clang-format off
 #define SPANBERT_KERNEL(name)                                                                        \
   (SPANBERT_IF_AVX512(::spanbert::level() == ::spanbert::Level::avx512 ? ::spanbert::avx512::name :) \
-       SPANBERT_IF_AVX2(::spanbert::level() == ::spanbert::Level::avx2 ? ::spanbert::avx2::name :)   \
-       ::spanbert::portable::name)
+   SPANBERT_IF_AVX2(::spanbert::level() == ::spanbert::Level::avx2 ? ::spanbert::avx2::name :)       \
+   ::spanbert::portable::name)
+// clang-format on
 
 namespace spanbert {
 

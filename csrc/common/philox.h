@@ -34,8 +34,8 @@ struct Dropout {
   template <class A>
   void factors(int64_t head, int64_t query, int64_t first, int64_t count, A* factor) const {
     for (int64_t key = first; key < first + count;) {
-      const Words words = philox(static_cast<uint32_t>(key >> 2), static_cast<uint32_t>(query),
-                                 static_cast<uint32_t>(head), 0, seed);
+      const Words words =
+          philox(static_cast<uint32_t>(key >> 2), static_cast<uint32_t>(query), static_cast<uint32_t>(head), 0, seed);
       for (int64_t lane = key & 3; lane < 4 && key < first + count; ++lane, ++key) {
         *factor++ = words.word[lane] >= threshold ? A(scale) : A(0);
       }

@@ -18,7 +18,7 @@ constexpr int kRows = 4, kVectors = 2;
 #endif
 
 template <class A>
-constexpr int kPanel = kVectors* lanes<A>;
+constexpr int kPanel = kVectors * lanes<A>;
 
 template <class A>
 inline int64_t panels(int64_t columns) {
@@ -88,13 +88,18 @@ inline void pack(const S* from, int64_t stride, int64_t rows, int64_t columns, A
 // The same of the transpose: panels [columns, kPanel] over the rows, zeros beyond the last row.
 template <class S, class A>
 inline void pack_transposed(const S* from, int64_t stride, int64_t rows, int64_t columns, A* to) {
+  constexpr int kLanes = lanes<A>;
   for (int64_t panel = 0; panel < panels<A>(rows); ++panel, to += columns * kPanel<A>) {
-    for (int64_t r = 0; r < kPanel<A>; ++r) {
-      const int64_t row = panel * kPanel<A> + r;
-      if (row < rows) {
-        for (int64_t c = 0; c < columns; ++c) to[c * kPanel<A> + r] = to_accumulator(from[row * stride + c]);
-      } else {
-        for (int64_t c = 0; c < columns; ++c) to[c * kPanel<A> + r] = 0;
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t first = panel * kPanel<A> + v * kLanes;
+      for (int64_t c = 0; c < columns; c += kLanes) {
+        const int count = static_cast<int>(columns - c < kLanes ? columns - c : kLanes);
+        Vector<A> block[kLanes];
+        for (int r = 0; r < kLanes; ++r) {
+          block[r] = first + r < rows ? load_up_to(from + (first + r) * stride + c, count) : Vector<A>{};
+        }
+        transpose<A>(block);
+        for (int column = 0; column < count; ++column) store(to + (c + column) * kPanel<A> + v * kLanes, block[column]);
       }
     }
   }

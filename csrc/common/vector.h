@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "common/storage.h"
 
@@ -64,7 +66,7 @@ inline float to_accumulator(float x) { return x; }
 inline double to_accumulator(double x) { return x; }
 inline float to_accumulator(bfloat16 x) { return bits_as<float>(static_cast<uint32_t>(x.bits) << 16); }
 inline float to_accumulator(float16 x) {
-  // The exponent moves up by 112 through a multiplication, which also normalises the subnormals; all ones stay all ones.
+  // A multiplication moves the exponent up by 112 and normalises the subnormals; all ones stay all ones.
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
   const float scaled = bits_as<float>(magnitude) * 0x1p112f;
   const uint32_t special = magnitude >= (0x7c00u << 13) ? 0x7f800000u : 0u;
@@ -172,6 +174,32 @@ inline A largest_of(Vector<A> x) {
   A largest = x[0];
   for (int i = 1; i < lanes<A>; ++i) largest = (x[i] > largest || x[i] != x[i]) ? x[i] : largest;
   return largest;
+}
+
+// Lanes of two vectors: those of `first` and, where bit `Step` of the lane is set, those of `second` moved up by Step;
+// with `Upper` those of `first` moved down and of `second` in place.
+template <class A, int Step, bool Upper, std::size_t... Lane>
+inline Vector<A> interleave(Vector<A> first, Vector<A> second, std::index_sequence<Lane...>) {
+  constexpr int kLanes = lanes<A>, shift = Upper ? Step : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(first, second, ((Lane & Step) ? kLanes + Lane - Step + shift : Lane + shift)...);
+#else
+  const typename Simd<A>::Mask from = {((Lane & Step) ? kLanes + Lane - Step + shift : Lane + shift)...};
+  return __builtin_shuffle(first, second, from);
+#endif
+}
+
+// A square block, row by row: its off-diagonal quarters change places, then those of each quarter, and so on.
+template <class A, int Step = lanes<A> / 2>
+inline void transpose(Vector<A> (&rows)[lanes<A>]) {
+  constexpr auto all = std::make_index_sequence<lanes<A>>();
+  for (int r = 0; r < lanes<A>; ++r) {
+    if (r & Step) continue;
+    const Vector<A> first = rows[r], second = rows[r + Step];
+    rows[r] = interleave<A, Step, false>(first, second, all);
+    rows[r + Step] = interleave<A, Step, true>(first, second, all);
+  }
+  if constexpr (Step > 1) transpose<A, Step / 2>(rows);
 }
 
 // e^x for x <= 88, relative error below 2e-7; 0 where the result would be subnormal.

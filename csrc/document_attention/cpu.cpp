@@ -19,7 +19,9 @@ struct Work {
   int64_t begin, end, first, last;
 };
 
-Rows rows_of(const Tensor& tensor) { return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1)}; }
+Rows rows_of(const Tensor& tensor) {
+  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1)};
+}
 
 std::vector<Work> work_list(const Tensor& cu_seqlens, int64_t tokens, int64_t task_queries) {
   const Tensor kept = as_int64(cu_seqlens);
@@ -30,14 +32,15 @@ std::vector<Work> work_list(const Tensor& cu_seqlens, int64_t tokens, int64_t ta
   std::vector<Work> work;
   for (int64_t d = 0; d < documents; ++d) {
     const int64_t length = offsets[d + 1] - offsets[d];
-    STD_TORCH_CHECK(length >= 0, "cu_seqlens must ascend, but cu_seqlens[", d + 1, "] = ", offsets[d + 1], " comes after ",
-                    offsets[d]);
+    STD_TORCH_CHECK(length >= 0, "cu_seqlens must ascend, but cu_seqlens[", d + 1, "] = ", offsets[d + 1],
+                    " comes after ", offsets[d]);
     for (int64_t first = 0; first < length; first += task_queries) {
       work.push_back({offsets[d], offsets[d + 1], first, std::min(length, first + task_queries)});
     }
   }
   // Longest first: the short ones fill the gaps at the end.
-  std::stable_sort(work.begin(), work.end(), [](const Work& a, const Work& b) { return a.end - a.begin > b.end - b.begin; });
+  std::stable_sort(work.begin(), work.end(),
+                   [](const Work& a, const Work& b) { return a.end - a.begin > b.end - b.begin; });
   return work;
 }
 
@@ -47,7 +50,8 @@ AttentionCall make_call(const Tensor& q, const Tensor& k, const Tensor& v, doubl
   for (int64_t d = 0; d < 3; ++d) {
     STD_TORCH_CHECK(k.size(d) == q.size(d) && v.size(d) == q.size(d), "q, k, v must have the same shape");
   }
-  STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(), "q, k, v must have one dtype");
+  STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
+                  "q, k, v must have one dtype");
   AttentionCall call{};
   call.storage = storage_of(q);
   call.tokens = q.size(0);
@@ -58,7 +62,8 @@ AttentionCall make_call(const Tensor& q, const Tensor& k, const Tensor& v, doubl
   call.k = rows_of(k);
   call.v = rows_of(v);
   if (dropout_p > 0) {
-    STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long && seed->numel() == 1, "dropout needs one int64 seed");
+    STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
+                    "dropout needs one int64 seed");
     call.dropout.active = true;
     call.dropout.seed = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
     call.dropout.threshold = static_cast<uint32_t>(std::min(dropout_p * 4294967296.0, 4294967295.0));

@@ -1,17 +1,17 @@
 // Attention of one document and head on a CPU.
 //
 // Forward: queries in blocks, keys in blocks that stay in the cache; one pass with a running maximum and sum (online
-// softmax, Milakov and Gimelshein 2018; Rabe and Staats 2021). A document of up to kKeys tokens is one block: no rescaling.
-// Backward: P is computed again from the log-sum-exp (Dao et al. 2022), five products a block:
-//   dV = P' dO,   dP = dO V',   dS = P * (dP - delta) with delta = rowsum(dO * O),   dQ = dS K scale,   dK = dS' Q scale
+// softmax, Milakov and Gimelshein 2018; Rabe and Staats 2021). A document of up to kKeys tokens is one block: no
+// rescaling. Backward: P is computed again from the log-sum-exp (Dao et al. 2022), five products a block:
+//   dV = P' dO,   dP = dO V',   dS = P * (dP - delta) with delta = rowsum(dO * O),   dQ = dS K scale,   dK = dS' Q
+//   scale
 // With dropout, the factors (0 or 1 / (1 - p)) multiply P in dV and dP in dS. One task owns a document and head, so
 // every sum has one order.
-
-#include "document_attention/kernels.h"
 
 #include <memory>
 
 #include "common/product.h"
+#include "document_attention/kernels.h"
 
 namespace spanbert {
 namespace SPANBERT_LEVEL {
@@ -149,7 +149,8 @@ struct Attention {
         pack(row(grads.output, q), grads.output.row, rows, dim, grad_panels.get());
         if (key == 0) find_deltas(q, rows, grad_rows.get(), deltas.get());
 
-        product<A>(rows, n, dim, queries.get(), wide, 1, keys.get(), dim * kPanel<A>, weights.get(), key_columns, false);
+        product<A>(rows, n, dim, queries.get(), wide, 1, keys.get(), dim * kPanel<A>, weights.get(), key_columns,
+                   false);
         product<A>(rows, n, dim, grad_rows.get(), wide, 1, values.get(), dim * kPanel<A>, slopes.get(), key_columns,
                    false);
         for (int64_t r = 0; r < rows; ++r) {

@@ -90,15 +90,15 @@ Tensor forward(const Tensor& hidden, const OptionalTensor& starts, const Optiona
   if (output.numel() == 0) return output;
   p.call.output = output.mutable_data_ptr();
   const int64_t row_bytes = p.call.output_columns * output.element_size();
-  for (const int64_t row : p.spans.empty) std::memset(static_cast<char*>(p.call.output) + row * row_bytes, 0, row_bytes);
+  for (const int64_t row : p.spans.empty)
+    std::memset(static_cast<char*>(p.call.output) + row * row_bytes, 0, row_bytes);
 
   const int64_t spans = p.spans.spans();
   // Enough chunks to balance the threads; each starts its first span from scratch, so not too small.
   const int64_t chunk = std::max<int64_t>(64, spans / (16 * static_cast<int64_t>(torch::stable::get_num_threads())));
   const auto kernel = SPANBERT_KERNEL(span_pool_forward);
-  parallel_tasks((spans + chunk - 1) / chunk, [&](int64_t task) {
-    kernel(p.call, task * chunk, std::min(spans, (task + 1) * chunk));
-  });
+  parallel_tasks((spans + chunk - 1) / chunk,
+                 [&](int64_t task) { kernel(p.call, task * chunk, std::min(spans, (task + 1) * chunk)); });
   return output;
 }
 

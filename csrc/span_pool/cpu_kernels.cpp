@@ -8,17 +8,17 @@
 // The backward walks a group from its widest span down. A token receives the sum of the gradients of the spans that
 // reach it, a suffix sum that grows as the walk goes left:
 //   d hidden[t] = sum of g_n over spans n with end_n > t                    (sum; mean with 1/width)
-//   d hidden[t] = sum of exp(s_t - lse_n) g_n = exp(s_t - c) * A,  A = sum of exp(c - lse_n) g_n      (attention)
-//   d s[t]      = exp(s_t - c) * (A . x_t - B),                    B = sum of exp(c - lse_n) (g_n . out_n)
-// where c is the log-sum-exp of the narrowest span passed so far. Wider spans have larger ones, so no factor exceeds 1.
+//   d hidden[t] = sum of exp(s_t - m_n) / z_n g_n = exp(s_t - m) * A,  A = sum of exp(m - m_n) / z_n g_n     (attention)
+//   d s[t]      = exp(s_t - m) * (A . x_t - B),                        B = sum of exp(m - m_n) / z_n (g_n . out_n)
+// where m_n and z_n are a softmax's maximum and sum, and m is the maximum of the narrowest span passed so far. Wider
+// spans have larger ones, so no factor exceeds 1; log-sum-exps would do, but their rounding would be in every weight.
 // The maximum's gradient goes to the first maximal token: the forward is run again and what has gathered for a token is
 // handed over when a larger one replaces it. Every column tile is one task, so no two tasks write to the same place.
-
-#include "span_pool/kernels.h"
 
 #include <memory>
 
 #include "common/vector.h"
+#include "span_pool/kernels.h"
 
 namespace spanbert {
 namespace SPANBERT_LEVEL {
@@ -48,7 +48,6 @@ struct RunningSoftmax {
     }
     total = total * *rescale + *weight;
   }
-  A lse() const { return maximum + std::log(total); }
 };
 
 template <class S>
@@ -174,7 +173,7 @@ struct Backward {
   std::unique_ptr<A[]> maxima{call.has(kMax) ? new A[pad] : nullptr};
   std::unique_ptr<A[]> gathered{call.has(kMax) ? new A[pad] : nullptr};
   std::unique_ptr<int64_t[]> winner{call.has(kMax) ? new int64_t[pad] : nullptr};
-  std::unique_ptr<A[]> lse{call.has(kAttention) ? new A[call.heads * call.max_width] : nullptr};  // by width - 1
+  std::unique_ptr<RunningSoftmax<A>[]> softmax{call.has(kAttention) ? new RunningSoftmax<A>[call.max_width] : nullptr};
 
   Backward(const SpanPoolCall& call, const SpanPoolGrads& grads, int64_t tile)
       : call(call),
@@ -243,31 +242,31 @@ struct Backward {
     const A* scores = static_cast<const A*>(call.scores);
     A* grad_scores = static_cast<A*>(grads.scores) + tile * call.tokens * heads;
     for (int64_t k = 0; k < heads; ++k) {
-      A* lse_of = lse.get() + k * call.max_width;
-      RunningSoftmax<A> softmax;
+      RunningSoftmax<A> running;
       for (int64_t t = start; t < stop; ++t) {
         A rescale, weight;
-        softmax.add(scores[t * heads + k], &rescale, &weight);
-        lse_of[t - start] = softmax.lse();
+        running.add(scores[t * heads + k], &rescale, &weight);
+        softmax[t - start] = running;
       }
       A* sums = pooled.get() + k * pad;
       each([&](int64_t c, int) { store(sums + c, V{}); });
-      A pivot = lse_of[stop - 1 - start], dots = 0;
+      A pivot = running.maximum, dots = 0;
       int64_t i = groups.first[group + 1] - 1;
       for (int64_t t = stop - 1; t >= start; --t) {
         for (; i >= begin && groups.end(group, i) - 1 == t; --i) {
           const int64_t row = groups.row(i), offset = call.offset[kAttention] + k * call.columns;
-          const A narrower = lse_of[t - start], rescale = std::exp(narrower - pivot);
+          const auto [narrower, total] = softmax[t - start];
+          const A rescale = narrower == pivot ? A(1) : std::exp(narrower - pivot);
           pivot = narrower;
           const S* grad = grad_row(row, offset);
           const S* out = static_cast<const S*>(call.output) + row * call.output_columns + offset + left;
           V dot{};
           each([&](int64_t c, int n) {
             const V g = load_up_to(grad + c, n);
-            store(sums + c, load(sums + c) * rescale + g);
+            store(sums + c, load(sums + c) * rescale + g / total);
             dot += g * load_up_to(out + c, n);
           });
-          dots = dots * rescale + sum_of<A>(dot);
+          dots = dots * rescale + sum_of<A>(dot) / total;
         }
         const A weight = std::exp(scores[t * heads + k] - pivot);
         A* to = grad_token(t);

@@ -29,7 +29,8 @@ GroupedSpans GroupedSpans::from_bounds(const Tensor& starts_tensor, const Tensor
                     ends[i] - 1, ", but hidden has ", tokens, " tokens (0 to ", tokens - 1, ")");
     ++begins[starts[i] + 1];
     result.max_width = std::max(result.max_width, ends[i] - starts[i]);
-    sorted = sorted && (before < 0 || starts[before] < starts[i] || (starts[before] == starts[i] && ends[before] <= ends[i]));
+    sorted = sorted &&
+             (before < 0 || starts[before] < starts[i] || (starts[before] == starts[i] && ends[before] <= ends[i]));
     before = i;
   }
   std::partial_sum(begins.begin(), begins.end(), begins.begin());
@@ -76,7 +77,8 @@ GroupedSpans GroupedSpans::from_documents(const Tensor& cu_seqlens_tensor, int64
       result.first.push_back(result.first.back() + std::min(max_width, end - t));
     }
   }
-  STD_TORCH_CHECK(static_cast<int64_t>(result.first.size()) == tokens + 1, "cu_seqlens must cover all ", tokens, " tokens");
+  STD_TORCH_CHECK(static_cast<int64_t>(result.first.size()) == tokens + 1, "cu_seqlens must cover all ", tokens,
+                  " tokens");
   return result;
 }
 

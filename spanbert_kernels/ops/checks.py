@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,7 @@ def check_offsets(name: str, offsets: Tensor, total: int | None, total_name: str
     values = offsets.tolist()
     if values[0] != 0:
         raise ValueError(f"{name} must start with 0, got {values[0]}")
-    for position, (before, after) in enumerate(zip(values, values[1:], strict=False)):
+    for position, (before, after) in enumerate(itertools.pairwise(values)):
         if after < before:
             raise ValueError(f"{name} must ascend, but {name}[{position + 1}] = {after} comes after {before}")
     if total is not None and values[-1] != total:

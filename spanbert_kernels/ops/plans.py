@@ -7,6 +7,7 @@ token in turn, the spans that start there, narrowest first.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from spanbert_kernels.ops import checks
 
 @dataclass(frozen=True)
 class SpanPlan:
-    """Spans over `num_tokens` packed tokens, in an order that the kernels can use. Made by `plan_spans`, `enumerate_spans`.
+    """Spans over `num_tokens` packed tokens, in an order kernels can use. Made by `plan_spans` and `enumerate_spans`.
 
     Attributes:
         num_spans: N.
@@ -44,7 +45,7 @@ class SpanPlan:
     def bounds(self) -> tuple[Tensor, Tensor]:
         """First token and token after the last of every span, int64 `[N]` each, in the order of the output rows."""
         if self.cu_seqlens is not None:
-            return _enumerate(self.cu_seqlens, self.num_tokens, self.max_width)
+            return _enumerate(self.cu_seqlens, self.num_tokens, self.max_width, self.num_spans)
         assert self.starts is not None
         assert self.ends is not None
         assert self.rows is not None
@@ -63,13 +64,13 @@ class SpanPlan:
         return torch.stack([start, end - 1], dim=1)
 
 
-def _enumerate(cu_seqlens: Tensor, num_tokens: int, max_width: int) -> tuple[Tensor, Tensor]:
+def _enumerate(cu_seqlens: Tensor, num_tokens: int, max_width: int, num_spans: int) -> tuple[Tensor, Tensor]:
     tokens = torch.arange(num_tokens, device=cu_seqlens.device)
     document_end = cu_seqlens[torch.searchsorted(cu_seqlens, tokens, right=True)]
     widths = (document_end - tokens).clamp(max=max_width)
-    start = torch.repeat_interleave(tokens, widths)
+    start = torch.repeat_interleave(tokens, widths, output_size=num_spans)
     first_row = torch.cumsum(widths, 0) - widths
-    end = start + 1 + torch.arange(len(start), device=start.device) - first_row[start]
+    end = start + 1 + torch.arange(num_spans, device=start.device) - first_row[start]
     return start, end
 
 
@@ -96,13 +97,14 @@ def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
         raise ValueError(f"max_width must be at least 1, got {max_width}")
     checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
     offsets = cu_seqlens.tolist()
-    lengths = [after - before for before, after in zip(offsets, offsets[1:], strict=False)]
+    lengths = [after - before for before, after in itertools.pairwise(offsets)]
     widest = max([min(length, max_width) for length in lengths], default=0)
     count = 0
     for length in lengths:
         width = min(length, max_width)
         count += width * length - width * (width - 1) // 2
-    return SpanPlan(count, offsets[-1], widest, cu_seqlens.device, cu_seqlens=cu_seqlens.long())
+    own = torch.tensor(offsets, dtype=torch.int64, device=cu_seqlens.device)  # the plan outlives what the caller does
+    return SpanPlan(count, offsets[-1], widest, cu_seqlens.device, cu_seqlens=own)
 
 
 def plan_spans(spans: Tensor, *, num_tokens: int | None = None, end_inclusive: bool = True) -> SpanPlan:
@@ -117,7 +119,8 @@ def plan_spans(spans: Tensor, *, num_tokens: int | None = None, end_inclusive: b
         A sorted plan. Reads the largest width and end once on the host.
 
     Raises:
-        ValueError: wrong shape, or a span with tokens that reaches outside `0 .. num_tokens` (the first one is named).
+        ValueError: wrong shape, negative `num_tokens`, or a span with tokens that reaches outside `0 .. num_tokens`
+            (the first one is named).
         TypeError: spans that are not int32 or int64.
 
     Example:
@@ -126,6 +129,8 @@ def plan_spans(spans: Tensor, *, num_tokens: int | None = None, end_inclusive: b
         ([0, 2], [1, 0], 2)
     """
     start, end = span_bounds(spans, end_inclusive)
+    if num_tokens is not None and num_tokens < 0:
+        raise ValueError(f"num_tokens must be at least 0, got {num_tokens}")
     if len(start) == 0:
         return SpanPlan(0, num_tokens or 0, 0, spans.device, start, end, torch.arange(0, device=spans.device))
     reach = int(end.max())
@@ -163,7 +168,8 @@ def resolve(
     spans: Tensor | SpanPlan, hidden: Tensor, end_inclusive: bool, validate: bool
 ) -> SpanPlan | tuple[Tensor, Tensor]:
     """The plan itself, checked against `hidden`; or the bounds of a span tensor, range-checked where that costs no
-    synchronisation (on a CPU) or is asked for."""
+    synchronisation (on a CPU) or is asked for.
+    """
     num_tokens = hidden.shape[0]
     if isinstance(spans, SpanPlan):
         if spans.num_tokens != num_tokens:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from spanbert_kernels.ops import checks
@@ -52,8 +55,8 @@ def cross_document_attention(
             visible documents that are not empty.
         dropout_p, seed, scale, backend: as in `document_attention`.
         return_lse: also the log-sum-exp, natural log, `[heads, rows]`, joint only; -inf where there is no key.
-        return_weights: also the document weights, float32 `[rows, heads, documents of the largest cluster]`: the softmax
-            mass on each document of the query's cluster, before dropout. They sum to 1, to 0 where there is no key.
+        return_weights: also the document weights, float32 `[rows, heads, documents of the largest cluster]`: the
+            softmax mass on each document of the query's cluster, before dropout. They sum to 1 (no key: to 0).
 
     Returns:
         The output, with q's rows; with `return_lse` or `return_weights` a tuple of it and them, in this order.
@@ -89,21 +92,51 @@ def cross_document_attention(
     _check_rows("k", k, keys, cu_seqlens)
     if links is not None:
         _check_links(links, cu_clusters, documents)
+        for place, part in enumerate(links):
+            checks.check_device(f"links[{place}]", part, "q", q)
     seed = check_dropout(dropout_p, seed, q)
     scale = q.shape[2] ** -0.5 if scale is None else scale
     OPERATION.choose(q, backend)
-    output, lse, weights = reference.cross_document_attention(
-        q, k, v, cu_seqlens, cu_clusters, queries, keys, include_self, links, normalize, scale, dropout_p, seed
-    )
+    q, k, v = (DifferentiableOnce.apply(x) if x.requires_grad else x for x in (q, k, v))
+    # Autocast would take the products out of float32, on this backend alone.
+    with torch.autocast(q.device.type, enabled=False):
+        output, lse, weights = reference.cross_document_attention(
+            q, k, v, cu_seqlens, cu_clusters, queries, keys, include_self, links, normalize, scale, dropout_p, seed
+        )
     extras = [extra for extra, asked in ((lse, return_lse), (weights, return_weights)) if asked]
     return (output, *extras) if extras else output
+
+
+class DifferentiableOnce(torch.autograd.Function):
+    """The tensor itself, with a gradient whose own derivative raises."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        result: Tensor = RefuseDerivative.apply(grad)
+        return result
+
+
+class RefuseDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError("cross_document_attention has no second derivative")
 
 
 def _check_rows(name: str, tensor: Tensor, side: str, cu_seqlens: Tensor) -> None:
     if side == "anchors":
         if tensor.shape[0] != len(cu_seqlens) - 1:
             raise ValueError(f"{name} must have one row per document ({len(cu_seqlens) - 1}), got {tensor.shape[0]}")
-    elif cu_seqlens.device.type == "cpu" and tensor.shape[0] != int(cu_seqlens[-1]):
+    elif (
+        cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.shape[0] != int(cu_seqlens[-1])
+    ):
         raise ValueError(f"{name} must have one row per token ({int(cu_seqlens[-1])}), got {tensor.shape[0]}")
 
 
@@ -115,7 +148,7 @@ def _check_links(links: tuple[Tensor, Tensor], cu_clusters: Tensor, documents: i
         raise ValueError(
             f"links[0] must have one offset per document and one more ({documents + 1}), got {len(indptr)}"
         )
-    if indices.device.type != "cpu":
+    if {indptr.device.type, indices.device.type} != {"cpu"} or torch.compiler.is_compiling():
         return
     cluster_of = [cluster for cluster, size in enumerate(cu_clusters.diff().tolist()) for _ in range(size)]
     offsets, targets = indptr.tolist(), indices.tolist()

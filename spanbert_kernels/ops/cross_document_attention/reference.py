@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops.document_attention.reference import masked_attention, pad_rows
+from spanbert_kernels.ops.document_attention.reference import longest, masked_attention, pad_rows
 from spanbert_kernels.ops.documents import document_of
 
 
@@ -42,16 +42,15 @@ def cross_document_attention(
     dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> output like q, log-sum-exp `[heads, rows]`, document weights `[rows, heads, documents of the largest cluster]`."""
+    """-> output like q, lse `[heads, rows]`, document weights `[rows, heads, documents of the largest cluster]`."""
     documents = len(cu_seqlens) - 1
     filled = cu_seqlens[1:] > cu_seqlens[:-1]  # [D]: an empty document has no anchor
     first_document = cu_clusters[:-1].long()
-    largest = int((cu_clusters[1:] - cu_clusters[:-1]).max()) if len(cu_clusters) > 1 else 0
+    largest = longest(cu_clusters.diff()) if documents else 0
 
     q_begin, q_count, q_document = rows_of_clusters(queries, cu_seqlens, cu_clusters, q.shape[0])
     k_begin, k_count, k_document = rows_of_clusters(keys, cu_seqlens, cu_clusters, k.shape[0])
-    q_rows = int(q_count.max()) if len(q_count) else 0
-    k_rows = int(k_count.max()) if len(k_count) else 0
+    q_rows, k_rows = longest(q_count), longest(k_count)
 
     # Rows of empty documents are ignored: their content must reach nothing.
     q = torch.where(filled[q_document][:, None, None], q, 0)

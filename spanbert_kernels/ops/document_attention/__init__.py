@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spanbert_kernels.ops import checks, philox
 from spanbert_kernels.ops.backends import Operation
@@ -16,13 +15,12 @@ __all__ = ["document_attention"]
 
 OPERATION = Operation("document_attention", ("cpu", "eager"))
 
+_INPUTS = "Tensor q, Tensor k, Tensor v"
 _CALL = "Tensor cu_seqlens, float scale, float dropout_p, Tensor? seed"
-torch.library.define(
-    "spanbert_kernels::document_attention_forward", f"(Tensor q, Tensor k, Tensor v, {_CALL}) -> (Tensor, Tensor)"
-)
+torch.library.define("spanbert_kernels::document_attention_forward", f"({_INPUTS}, {_CALL}) -> (Tensor, Tensor)")
 torch.library.define(
     "spanbert_kernels::document_attention_backward",
-    f"(Tensor grad_output, Tensor q, Tensor k, Tensor v, Tensor output, Tensor lse, {_CALL}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad_output, {_INPUTS}, Tensor output, Tensor lse, {_CALL}) -> (Tensor, Tensor, Tensor)",
 )
 
 
@@ -128,13 +126,24 @@ def document_attention(
         raise ValueError(f"q and k must have the same number of tokens, got {q.shape[0]} and {k.shape[0]}")
     checks.check_offsets("cu_seqlens", cu_seqlens, q.shape[0], "tokens")
     checks.check_device("cu_seqlens", cu_seqlens, "q", q)
+    _check_max_seqlen(max_seqlen, cu_seqlens)
     seed = check_dropout(dropout_p, seed, q)
     scale = q.shape[2] ** -0.5 if scale is None else scale
     if OPERATION.choose(q, backend) == "eager":
-        output, lse = reference.document_attention(q, k, v, cu_seqlens, scale, dropout_p, seed, max_seqlen)
+        # Autocast would take the products out of float32, on this backend alone.
+        with torch.autocast(q.device.type, enabled=False):
+            output, lse = reference.document_attention(q, k, v, cu_seqlens, scale, dropout_p, seed, max_seqlen)
     else:
         output, lse = DocumentAttention.apply(q, k, v, cu_seqlens, scale, dropout_p, seed)
     return (output, lse) if return_lse else output
+
+
+def _check_max_seqlen(max_seqlen: int | None, cu_seqlens: Tensor) -> None:
+    if max_seqlen is None or cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    for document, length in enumerate(cu_seqlens.diff().tolist()):
+        if length > max_seqlen:
+            raise ValueError(f"max_seqlen is {max_seqlen}, but document {document} has {length} tokens")
 
 
 class DocumentAttention(torch.autograd.Function):
@@ -158,10 +167,33 @@ class DocumentAttention(torch.autograd.Function):
         return output, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, output, lse, cu_seqlens, seed = ctx.saved_tensors
-        grads = torch.ops.spanbert_kernels.document_attention_backward(
-            grad_output, q, k, v, output, lse, cu_seqlens, ctx.scale, ctx.dropout_p, seed
-        )
+        grads = DocumentAttentionBackward.apply(grad_output, *ctx.saved_tensors, ctx.scale, ctx.dropout_p)
         return (*grads, None, None, None, None)
+
+
+class DocumentAttentionBackward(torch.autograd.Function):
+    """The gradient; its own derivative raises."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_output: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        cu_seqlens: Tensor,
+        seed: Tensor | None,
+        scale: float,
+        dropout_p: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.spanbert_kernels.document_attention_backward(
+            grad_output, q, k, v, output, lse, cu_seqlens, scale, dropout_p, seed
+        )
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError('document_attention has a second derivative on backend="eager" only')

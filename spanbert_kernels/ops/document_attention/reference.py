@@ -9,14 +9,22 @@ from spanbert_kernels.ops import philox
 from spanbert_kernels.ops.documents import document_of
 
 
+def longest(lengths: Tensor) -> int:
+    """The largest length, at least 1: a compiler that does not know the values need not care for empty tensors."""
+    length = int(lengths.max().clamp(min=1)) if lengths.numel() else 1
+    torch._check(length >= 1)
+    return length
+
+
 def pad_rows(rows: Tensor, begin: Tensor, lengths: Tensor, max_length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Runs of packed `rows [R, ...]` side by side: `[D, L, ...]`, zeros beyond a run's end, the index of each row
-    (0 beyond the end) and the mask of the real ones, both `[D, L]`."""
+    (0 beyond the end) and the mask of the real ones, both `[D, L]`.
+    """
     position = torch.arange(max_length, device=rows.device)
     mask = position < lengths[:, None]
     index = torch.where(mask, begin[:, None] + position, 0)
     if rows.shape[0] == 0:
-        return rows.new_zeros(*mask.shape, *rows.shape[1:]), index, mask
+        rows = rows.sum(0, keepdim=True)  # a row of zeros to index, which keeps the graph
     keep = mask.view(*mask.shape, *[1] * (rows.dim() - 1))
     # Zeros, not neighbours' rows: what a document does not see may hold Inf or NaN.
     return torch.where(keep, rows[index], 0), index, mask
@@ -43,7 +51,7 @@ def masked_attention(
     scores = torch.einsum("bqhd,bkhd->bhqk", q.to(dtype), k.to(dtype)) * scale
     scores = scores.masked_fill(~visible[:, None], -torch.inf)
     any_key = visible.any(2)[:, None, :, None]  # [B, 1, Q, 1]
-    lse = scores.logsumexp(3) if scores.shape[3] else scores.new_full(scores.shape[:3], -torch.inf)
+    lse = scores.logsumexp(3)
     weights = torch.where(any_key, scores, 0).softmax(3) * visible[:, None]
     kept = weights
     if dropout_p > 0.0:
@@ -69,7 +77,7 @@ def document_attention(
     begin = cu_seqlens[:-1].long()
     lengths = cu_seqlens[1:].long() - begin
     if max_seqlen is None:
-        max_seqlen = int(lengths.max()) if lengths.numel() else 0
+        max_seqlen = longest(lengths)
     padded_q, index, mask = pad_rows(q, begin, lengths, max_seqlen)
     padded_k, padded_v = pad_rows(k, begin, lengths, max_seqlen)[0], pad_rows(v, begin, lengths, max_seqlen)[0]
     visible = mask[:, :, None] & mask[:, None, :]

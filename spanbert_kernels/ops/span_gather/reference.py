@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def span_gather(hidden: Tensor, start: Tensor, end: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
-    """`hidden [T, H]`, `start`, `end` (half-open) int64 `[N]` -> packed tokens and offsets, or padded tokens and mask."""
+    """`hidden [T, H]`, `start`, `end` (half-open) int64 `[N]` -> tokens and offsets, or padded and mask."""
     if padded:
         return gather_padded(hidden, start, end)
     inside = (end > start) & (start >= 0) & (end <= hidden.shape[0])
@@ -15,8 +15,17 @@ def span_gather(hidden: Tensor, start: Tensor, end: Tensor, padded: bool) -> tup
     offsets = torch.cat([widths.new_zeros(1), widths.cumsum(0)])  # [N + 1]
     span_of = torch.repeat_interleave(widths)  # [sum of widths]
     token = torch.arange(len(span_of), device=hidden.device) - offsets[span_of] + start[span_of]
-    # Indexing, not index_select: its backward accumulates in a fixed order on every device.
-    return hidden[token], offsets
+    return rows(hidden, token), offsets
+
+
+def rows(hidden: Tensor, token: Tensor) -> Tensor:
+    """`hidden[token]`, whose gradient is summed in float32 (float64 for float64) and in a fixed order.
+
+    Indexing, not index_select: its backward accumulates in the same order on every device.
+    """
+    if hidden.requires_grad and torch.is_grad_enabled():
+        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))[token].to(hidden.dtype)
+    return hidden[token]
 
 
 def gather_padded(hidden: Tensor, start: Tensor, end: Tensor, min_width: int = 0) -> tuple[Tensor, Tensor]:
@@ -31,5 +40,5 @@ def gather_padded(hidden: Tensor, start: Tensor, end: Tensor, min_width: int = 0
     mask = position < widths[:, None]  # [N, W]
     token = torch.where(mask, start[:, None] + position, 0)
     if hidden.shape[0] == 0:
-        return hidden.new_zeros(*mask.shape, hidden.shape[1]), mask
-    return torch.where(mask[..., None], hidden[token], 0), mask  # [N, W, H]
+        hidden = hidden.sum(0, keepdim=True)  # a row of zeros to index, which keeps the graph
+    return torch.where(mask[..., None], rows(hidden, token), 0), mask  # [N, W, H]

@@ -135,7 +135,9 @@ def span_pool(
     if chosen == "eager":
         start, end = resolved.bounds() if isinstance(resolved, SpanPlan) else resolved
         index = None if width_embedding is None else plans.width_index(end - start, len(width_embedding), width_rows)
-        return _eager(hidden, start, end, tuple(parts), scores, width_embedding, index)
+        # Autocast would take the weighted sums out of float32, on this backend alone.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return _eager(hidden, start, end, tuple(parts), scores, width_embedding, index)
 
     index = None
     if width_embedding is not None and width_rows is not None:
@@ -169,6 +171,8 @@ def _check_scores(scores: Tensor | None, hidden: Tensor, parts: Sequence[str]) -
         return None
     if scores is None:
         raise ValueError("part 'attention' needs scores [T] or [T, K], got None")
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"scores must be a tensor of shape [T] or [T, K], got {type(scores).__name__}")
     checks.check_device("scores", scores, "hidden", hidden)
     if not scores.dtype.is_floating_point:
         raise TypeError(f"scores must be floating point, got {scores.dtype}")
@@ -305,7 +309,7 @@ class SpanPoolBackward(torch.autograd.Function):
                 f"span_pool has a second derivative for its linear parts only, not for {', '.join(bent)}; "
                 'backend="eager" has it for all'
             )
-        hidden, table, index, *spans = ctx.saved_tensors
+        _, table, index, *spans = ctx.saved_tensors
         # The parts are linear in (hidden, table): the gradient's derivative is the forward pass itself.
         again: Tensor = SpanPool.apply(
             grad_hidden,

@@ -19,10 +19,10 @@ def span_pool(
     width_embedding: Tensor | None,
     width_index: Tensor | None,
 ) -> Tensor:
-    """`hidden [T, H]`, `start`, `end` (half-open) int64 `[N]`, `scores [T, K]`, `width_embedding [R, E]` -> `[N, ...]`."""
+    """`hidden [T, H]`, `start`, `end` (half-open) int64 `[N]`, `scores [T, K]`, `width_embedding [R, E]`."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    tokens, mask = gather_padded(hidden, start, end, min_width=1)  # [N, W, H], [N, W]
-    tokens = tokens.to(dtype)
+    # Widened before it is gathered: a token's gradient is then summed over its spans in float32, too.
+    tokens, mask = gather_padded(hidden.to(dtype), start, end, min_width=1)  # [N, W, H], [N, W]
     size = tokens.shape[2]
     full = mask.any(1)  # [N]
     widths = mask.sum(1)  # [N]
@@ -59,7 +59,7 @@ def span_pool(
     def width_part() -> Tensor:
         assert width_embedding is not None
         assert width_index is not None
-        return torch.where(full[:, None], width_embedding[width_index], 0)
+        return torch.where(full[:, None], width_embedding.to(dtype)[width_index], 0)
 
     makers = dict(
         zip(PARTS, (start_part, end_part, mean_part, sum_part, max_part, attention_part, width_part), strict=True)

@@ -1,0 +1,7 @@
+"""accelerate / restore: the padding-free path inside transformers' own BERT-architecture models."""
+
+from spanbert_kernels.acceleration.forward import AccelerationWarning
+from spanbert_kernels.acceleration.install import accelerate, restore
+from spanbert_kernels.acceleration.report import AccelerationReport
+
+__all__ = ["AccelerationReport", "AccelerationWarning", "accelerate", "restore"]

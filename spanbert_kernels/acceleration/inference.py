@@ -1,0 +1,57 @@
+"""One encoder layer on packed tokens without autograd: fused projections, no copies between layouts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spanbert_kernels import ops
+from spanbert_kernels.acceleration.linears import Linears
+from spanbert_kernels.acceleration.structure import LayerParts
+from spanbert_kernels.acceleration.weights import LayerWeights
+from spanbert_kernels.nn.packing import Packing
+
+# Rows that go through the feed-forward block together: its wide intermediate then stays in the processor's cache.
+FEED_FORWARD_ROWS = 512
+
+
+def run_layer(parts: LayerParts, weights: LayerWeights, linears: Linears, hidden: Tensor, packing: Packing) -> Tensor:
+    """`hidden [T, H]` -> `[T, H]`."""
+    attention = parts.attention
+    fused = linears.linear(hidden, weights.qkv, _fused_bias(parts))
+    query, key, value = fused.view(-1, 3, attention.num_attention_heads, attention.attention_head_size).unbind(1)
+    context = ops.document_attention(
+        query, key, value, packing.cu_seqlens, scale=attention.scaling, max_seqlen=packing.max_seqlen
+    )
+    assert isinstance(context, Tensor)
+    attended = linears.linear_add(context.flatten(1), hidden, weights.dense, parts.attention_dense.bias)
+    attended = _layer_norm(parts.attention_norm, attended)
+    rows = attended.shape[0]
+    if rows <= FEED_FORWARD_ROWS:
+        return _feed_forward(parts, weights, linears, attended)
+    output = torch.empty_like(attended)
+    # Blocks of nearly equal size: a short last block would cost almost as much as a full one.
+    blocks = -(-rows // FEED_FORWARD_ROWS)
+    step = -(-rows // blocks)
+    for start in range(0, rows, step):
+        output[start : start + step] = _feed_forward(parts, weights, linears, attended[start : start + step])
+    return output
+
+
+def _feed_forward(parts: LayerParts, weights: LayerWeights, linears: Linears, attended: Tensor) -> Tensor:
+    wide = linears.linear_activation(attended, weights.up, parts.up.bias, parts.activation)
+    return _layer_norm(parts.norm, linears.linear_add(wide, attended, weights.down, parts.down.bias))
+
+
+def _fused_bias(parts: LayerParts) -> Tensor | None:
+    """Joined on every call: three small vectors are cheaper to copy than to watch."""
+    biases = [linear.bias for linear in (parts.query, parts.key, parts.value)]
+    if all(bias is None for bias in biases):
+        return None
+    weight = parts.query.weight
+    return torch.cat([weight.new_zeros(weight.shape[0]) if bias is None else bias for bias in biases])
+
+
+def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

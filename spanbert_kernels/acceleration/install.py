@@ -1,0 +1,104 @@
+"""Putting the packed forward into a model, and taking it out again."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from spanbert_kernels.acceleration.families import FAMILIES, Family, family_of, override_refusal, reads_of
+from spanbert_kernels.acceleration.forward import PackedForward
+from spanbert_kernels.acceleration.report import AccelerationReport, Replaced, Skipped
+from spanbert_kernels.acceleration.structure import Structure
+
+
+def accelerate(model: nn.Module) -> AccelerationReport:
+    """Lets every BERT-architecture encoder in `model` run without padding, in place.
+
+    Parameters, `state_dict`, `save_pretrained` and the outputs at real tokens stay as they are; padded positions are 0.
+    What the packed path cannot do (attention matrices, masks that are not `[batch, length]`, a pooler in front of a
+    padded first token, hooks or adapters inside the encoder) runs as before, with one `AccelerationWarning`.
+    Give it the whole model, head included: some heads read token 0 themselves. Doing it twice changes nothing.
+
+    Args:
+        model: a transformers encoder, or any module that holds some.
+
+    Returns:
+        What was replaced, what was not and why; it also counts which path each call takes.
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: there is nothing to accelerate in it.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> model = BertModel(config).eval()
+        >>> report = accelerate(model)
+        >>> print(report)
+        accelerated: BertModel, 1 layer
+        >>> with torch.no_grad():
+        ...     output = model(torch.tensor([[2, 3, 0]]), torch.tensor([[1, 1, 0]]))
+        >>> report.last_path, output.last_hidden_state[0, 2].abs().sum().item()
+        ('packed-inference', 0.0)
+        >>> restore(model)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate takes a torch.nn.Module, got {type(model).__name__}")
+    replaced: list[Replaced] = []
+    skipped: list[Skipped] = []
+    fresh = False
+    for name, module in list(model.named_modules()):
+        family = family_of(module)
+        class_name = type(module).__name__
+        if family is None:
+            if {"embeddings", "encoder"} <= module._modules.keys():
+                skipped.append(Skipped(name, class_name, f"not one of {', '.join(f.model_class for f in FAMILIES)}"))
+            continue
+        reads = reads_of(family, (parent for parent in model.modules() if module in parent._modules.values()))
+        installed = _installed(module)
+        if installed is not None:
+            installed.reads = reads
+            replaced.append(Replaced(name, class_name, len(module.encoder.layer), installed))
+            continue
+        structure = _inspect(module, family)
+        if isinstance(structure, str):
+            skipped.append(Skipped(name, class_name, structure))
+            continue
+        forward = PackedForward(module, family, reads)
+        module.forward = forward
+        fresh = True
+        replaced.append(Replaced(name, class_name, len(structure.layers), forward))
+    if not replaced:
+        known = ", ".join(family.model_class for family in FAMILIES)
+        why = "; ".join(map(str, skipped)) or f"it holds no encoder of a supported class ({known})"
+        raise ValueError(f"{type(model).__name__} has nothing to accelerate: {why}")
+    return AccelerationReport(tuple(replaced), tuple(skipped), already=not fresh)
+
+
+def restore(model: nn.Module) -> None:
+    """Undoes `accelerate`: every encoder in `model` has its own forward again.
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: nothing in it was accelerated.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"restore takes a torch.nn.Module, got {type(model).__name__}")
+    accelerated = [module for module in model.modules() if _installed(module) is not None]
+    if not accelerated:
+        raise ValueError(f"{type(model).__name__} is not accelerated")
+    for module in accelerated:
+        del module.forward
+
+
+def _installed(module: nn.Module) -> PackedForward | None:
+    forward = module.__dict__.get("forward")
+    return forward if isinstance(forward, PackedForward) else None
+
+
+def _inspect(module: nn.Module, family: Family) -> Structure | str:
+    if "forward" in module.__dict__:
+        return "its forward has been replaced already"
+    if getattr(module.config, "is_decoder", False):
+        return "it is a decoder"
+    return override_refusal(module, family) or Structure.read(module, family)

@@ -1,0 +1,67 @@
+"""What `accelerate` replaced, what it left, and which paths have run since."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from spanbert_kernels.acceleration.forward import PackedForward
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """An encoder that now runs packed: its name in the model ("" is the model itself), class and layers."""
+
+    name: str
+    class_name: str
+    layers: int
+    forward: PackedForward
+
+    def __str__(self) -> str:
+        return f"{self.class_name}{_at(self.name)}, {self.layers} layer{'s' if self.layers != 1 else ''}"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An encoder that was left as it is, and why."""
+
+    name: str
+    class_name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.class_name}{_at(self.name)}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class AccelerationReport:
+    """What `accelerate` did.
+
+    Attributes:
+        replaced: the encoders that run packed now.
+        skipped: those that were left, with reasons.
+        already: True if every one of `replaced` ran packed before this call, which then changed nothing.
+    """
+
+    replaced: tuple[Replaced, ...]
+    skipped: tuple[Skipped, ...]
+    already: bool
+
+    @property
+    def calls(self) -> Counter[str]:
+        """How often each path has run so far: "packed-inference", "packed-training", "original: <reason>"."""
+        return sum((replaced.forward.calls for replaced in self.replaced), Counter())
+
+    @property
+    def last_path(self) -> str | None:
+        """The path that the latest call took, None before the first."""
+        return max((replaced.forward for replaced in self.replaced), key=lambda forward: forward.last_serial).last_path
+
+    def __str__(self) -> str:
+        verb = "already accelerated" if self.already else "accelerated"
+        lines = [f"{verb}: {each}" for each in self.replaced]
+        return "\n".join([*lines, *(f"left as it is: {each}" for each in self.skipped)])
+
+
+def _at(name: str) -> str:
+    return f" at {name!r}" if name else ""

@@ -1,0 +1,23 @@
+"""The command `spanbert-kernels`."""
+
+import io
+import sys
+
+import click
+
+from spanbert_kernels import __version__
+from spanbert_kernels.cli.demo import demo
+
+__all__ = ["main"]
+
+
+@click.group()
+@click.version_option(__version__, prog_name="spanbert-kernels")
+def main() -> None:
+    """Fused span pooling and cross-document attention for SpanBERT-family encoders."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 gets a question mark, not a traceback
+            stream.reconfigure(errors="replace")
+
+
+main.add_command(demo)

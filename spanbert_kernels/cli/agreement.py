@@ -1,0 +1,89 @@
+"""Whether two ways agree: their largest difference everywhere, and the package's tolerance rule where it is largest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the accelerated way is from the baseline, and how far both are from float64.
+
+    Attributes:
+        largest_difference: between the two ways, over all results.
+        largest_value: of the baseline's results.
+        where: the piece of the results that holds the largest difference, in words.
+        baseline_error, accelerated_error: largest difference from the float64 reference in that piece.
+        allowed: what the tolerance rule grants the accelerated way there,
+            `2 * baseline_error + eps(dtype) * max|reference|`.
+    """
+
+    largest_difference: float
+    largest_value: float
+    where: str
+    baseline_error: float
+    accelerated_error: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the accelerated way is within the tolerance; a NaN anywhere is a no."""
+        return self.accelerated_error <= self.allowed and not math.isnan(self.largest_difference)
+
+
+class Difference:
+    """Running maxima over results that both ways made.
+
+    Example:
+        >>> difference = Difference()
+        >>> difference.see(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
+        True
+        >>> difference.see(torch.tensor([9.0]), torch.tensor([9.0]))
+        False
+        >>> difference.error, difference.value
+        (0.5, 9.0)
+    """
+
+    def __init__(self) -> None:
+        self.error = -1.0  # below any difference: the first piece is the largest so far even if it is exact
+        self.value = 0.0
+
+    def see(self, baseline: Tensor, accelerated: Tensor) -> bool:
+        """Take one piece in; True if no piece before differed as much.
+
+        Raises:
+            RuntimeError: the shapes differ.
+        """
+        if baseline.shape != accelerated.shape:
+            raise RuntimeError(f"the two ways differ in shape: {list(baseline.shape)} and {list(accelerated.shape)}")
+        if not baseline.numel():
+            return False
+        # One copy at most, in place: at a gigabyte of spans the comparison would dwarf the work.
+        value = float(torch.linalg.vector_norm(baseline.flatten(), math.inf))
+        error = float((accelerated - baseline).abs_().amax())
+        # max() would drop a NaN, and a NaN is exactly what must be seen.
+        self.value = value if math.isnan(value) else max(self.value, value)
+        worst = not math.isnan(self.error) and not error <= self.error
+        self.error = error if worst else self.error
+        return worst
+
+
+def judge(difference: Difference, where: str, baseline: Tensor, accelerated: Tensor, reference: Tensor) -> Agreement:
+    """Apply the tolerance rule to the piece that differs most; `reference` is that piece in float64.
+
+    If the accelerated way is within the tolerance there, then no result anywhere differs from the baseline by more than
+    the sum of both errors there: elsewhere the difference is smaller.
+    """
+    baseline_error = float((baseline.double() - reference).abs().max())
+    return Agreement(
+        largest_difference=max(difference.error, 0.0) if not math.isnan(difference.error) else math.nan,
+        largest_value=difference.value,
+        where=where,
+        baseline_error=baseline_error,
+        accelerated_error=float((accelerated.double() - reference).abs().max()),
+        allowed=2 * baseline_error + torch.finfo(baseline.dtype).eps * float(reference.abs().max()),
+    )

@@ -1,0 +1,57 @@
+"""Which documents belong together: by the path in their names, their names, their folders, or their order."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from spanbert_kernels.cli.readers import Document
+
+GROUP_SIZE = 8  # documents of a cluster where nothing says which belong together
+
+
+def _topic(document: Document) -> str:
+    return document.name.rpartition("/")[0]
+
+
+def _name_but_last_word(document: Document) -> str:
+    return re.sub(r"[-_][^-_]*$", "", document.name) if re.search(r"[-_]", document.name) else ""
+
+
+def _first_word_of_name(document: Document) -> str:
+    return re.split(r"[-_]", document.name)[0] if re.search(r"[-_]", document.name) else ""
+
+
+def _folder(document: Document) -> str:
+    return str(document.source.parent)
+
+
+_SCHEMES: tuple[tuple[str, Callable[[Document], str]], ...] = (
+    ("the topic in the document's name", _topic),
+    ("the document's name without its last word", _name_but_last_word),
+    ("the first word of the document's name", _first_word_of_name),
+    ("the folder of the file", _folder),
+)
+
+
+def assign_clusters(documents: Sequence[Document]) -> tuple[list[str], str]:
+    """A cluster label for each document, and what it was made from.
+
+    A scheme serves if it makes at least two clusters and leaves at most a fifth of the documents alone. Of those that
+    serve the one that leaves the fewest alone is taken, the first of equals.
+
+    Example:
+        >>> from pathlib import Path
+        >>> documents = [Document(name, "text", Path("x")) for name in ("sea_1", "sea_2", "sky_1", "sky_2")]
+        >>> assign_clusters(documents)
+        (['sea', 'sea', 'sky', 'sky'], "the document's name without its last word")
+    """
+    best: tuple[int, list[str], str] | None = None
+    for how, key in _SCHEMES:
+        labels = [key(document) for document in documents]
+        counts = Counter(labels)
+        alone = sum(label == "" or counts[label] == 1 for label in labels)
+        if len(counts) >= 2 and 5 * alone <= len(labels) and (best is None or alone < best[0]):
+            best = alone, labels, how
+    if best is not None:
+        return best[1:]
+    return [f"group {i // GROUP_SIZE + 1}" for i in range(len(documents))], f"order, {GROUP_SIZE} at a time"

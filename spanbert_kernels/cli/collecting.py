@@ -1,0 +1,176 @@
+"""From the paths a user names to documents: which files are read, which are passed over, and why."""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from spanbert_kernels.cli.readers import (
+    CORPUS_SUFFIXES,
+    READERS,
+    Document,
+    NotADocument,
+    Reader,
+    read_plain,
+    sniff,
+)
+
+# Not documents, whatever their suffix, when they are met in a folder.
+_NOTICE = re.compile(
+    r"(un)?(licen[cs]e|copying|notice|readme|attribution|citation|authors|contributors|contributing|changelog|changes"
+    r"|requirements|todo)s?\b|.*\bvocab\b",
+    re.IGNORECASE,
+)
+# Suffixes that say what a file is, and that it is no document.
+_OTHER_SUFFIXES = frozenset(
+    {".csv", ".tsv", ".html", ".css", ".js", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".lock", ".log"}
+    | {".py", ".ipynb", ".sh", ".c", ".h", ".cpp", ".cu", ".java", ".rs", ".go"}
+)
+
+
+@dataclass
+class Collection:
+    """Documents read, and what was left aside.
+
+    Attributes:
+        documents: what was read, in order.
+        faults: files of which a part could not be read, and which; the rest of them is in `documents`.
+        skipped: files that could not be read at all.
+        passed_over: files that are no documents.
+        duplicates: documents met before.
+    """
+
+    documents: list[Document] = field(default_factory=list)
+    faults: list[tuple[Path, str]] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    passed_over: list[tuple[Path, str]] = field(default_factory=list)
+    duplicates: int = 0
+
+
+def default_documents() -> Collection:
+    """The documents that come with the package."""
+    with as_file(files("spanbert_kernels.cli") / "documents") as folder:
+        return collect([folder])
+
+
+def collect(paths: Sequence[Path]) -> Collection:
+    """Read all documents under `paths`, in the order given, folders sorted; a text met twice counts once."""
+    collection = Collection()
+    seen: set[bytes] = set()
+    for path in paths:
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            collection.skipped.append((path, "does not exist"))
+        except OSError as error:
+            collection.skipped.append((path, _cannot_read(error)))
+        else:
+            if stat.S_ISDIR(mode):
+                _collect_folder(path, collection, seen)
+            else:
+                _collect_file(path, None, collection, seen)
+    return collection
+
+
+def _cannot_read(error: OSError) -> str:
+    return f"cannot be read ({error.strerror or error})"
+
+
+def _walk(folder: Path, unreadable: Callable[[OSError], None]) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(root, name)
+
+
+def _collect_folder(folder: Path, collection: Collection, seen: set[bytes]) -> None:
+    unreadable: list[tuple[Path, str]] = []
+    paths = list(_walk(folder, lambda error: unreadable.append((Path(error.filename), _cannot_read(error)))))
+    collection.skipped.extend(unreadable)
+    if not paths and not unreadable:
+        collection.skipped.append((folder, "the folder holds no files"))
+    # Beside annotated corpora a Markdown file is a note about them.
+    beside_corpora = any(path.suffix.lower() in CORPUS_SUFFIXES for path in paths)
+    for path in paths:
+        suffix = path.suffix.lower()
+        if _NOTICE.match(re.sub(r"[-_.]", " ", path.name)):
+            collection.passed_over.append((path, "licence, note or word list"))
+        elif suffix in _OTHER_SUFFIXES:
+            collection.passed_over.append((path, f"{suffix} files are not read"))
+        elif suffix == ".md" and beside_corpora:
+            collection.passed_over.append((path, "a note beside annotated data"))
+        else:
+            _collect_file(path, folder, collection, seen)
+
+
+def _collect_file(path: Path, folder: Path | None, collection: Collection, seen: set[bytes]) -> None:
+    """Read one file; `folder` is the one that was walked to find it, None if the user named the file itself."""
+    reader: Reader | None = READERS.get(path.suffix.lower())
+    named = folder is None
+    try:
+        content = _read_text(path)
+    except OSError as error:
+        collection.skipped.append((path, _cannot_read(error)))
+        return
+    except NotADocument as reason:
+        (collection.skipped if named or reader is not None else collection.passed_over).append((path, str(reason)))
+        return
+    if not content.strip():
+        collection.skipped.append((path, "is empty"))
+        return
+    if reader is None:
+        reader = sniff(content)
+        if reader is read_plain and path.suffix and not named:
+            collection.passed_over.append((path, f"{path.suffix} files are not read"))
+            return
+    faults: list[str] = []
+    try:
+        found = [
+            Document(_encodable(name), _encodable(text), path)
+            for name, text in reader(content, path.stem, faults.append)
+            if text.strip()
+        ]
+    except NotADocument as reason:
+        target = collection.passed_over if not named and path.suffix.lower() == ".json" else collection.skipped
+        target.append((path, "; ".join([*faults, str(reason)])))
+        return
+    if not found:
+        collection.skipped.append((path, "holds no text"))
+        return
+    collection.faults.extend((path, fault) for fault in faults)
+    for document in found:
+        # The same text tokenised in two formats differs in spaces alone.
+        fingerprint = hashlib.blake2b("".join(document.text.split()).encode()).digest()
+        if fingerprint in seen:
+            collection.duplicates += 1
+        else:
+            seen.add(fingerprint)
+            collection.documents.append(document)
+
+
+def _read_text(path: Path) -> str:
+    """The file's text.
+
+    Raises:
+        OSError: it cannot be read.
+        NotADocument: it is not text in UTF-8.
+    """
+    if path.is_block_device() or path.is_char_device() or path.is_socket():
+        raise NotADocument("is not a file")
+    data = path.read_bytes()
+    if b"\0" in data[:8192]:
+        raise NotADocument("is binary")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise NotADocument(f"is not UTF-8 text (byte {error.start:,} is 0x{data[error.start]:02x})") from None
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no tokenizer and no file takes."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")

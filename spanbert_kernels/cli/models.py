@@ -1,0 +1,130 @@
+"""The two models of the demo, which share their parameters: transformers' own, and the accelerated one."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from typing import Any
+
+import huggingface_hub
+import torch
+from transformers import AutoTokenizer, BertModel
+from transformers.utils import logging
+
+import spanbert_kernels
+from spanbert_kernels.acceleration import AccelerationReport
+from spanbert_kernels.cli.encoding import WordPieces, wrap_tokenizer
+from spanbert_kernels.cli.measuring import resident_bytes
+
+QUICK_SIZE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 128,
+}
+
+
+class CannotLoad(ValueError):
+    """The model or its tokenizer cannot be loaded; the message says which and why, in one line."""
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The same weights twice.
+
+    Attributes:
+        baseline: as transformers runs them.
+        accelerated: as this package does.
+        report: of the acceleration; it knows which paths ran.
+        repacked_bytes: resident memory that acceleration keeps beside the parameters.
+        description: the model in words.
+    """
+
+    baseline: Any
+    accelerated: Any
+    report: AccelerationReport
+    repacked_bytes: int
+    description: str
+
+    @property
+    def attention(self) -> str:
+        """The attention that transformers chose for the baseline."""
+        return str(self.baseline.config._attn_implementation).upper()
+
+
+def quiet_transformers() -> None:
+    """No advice and no bars of transformers' own between ours."""
+    logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_tokenizer(name: str) -> WordPieces:
+    """The tokenizer that belongs to the model `name`, in the case it was made for.
+
+    Raises:
+        CannotLoad: there is none, or it is not one that a BERT can use.
+    """
+    try:
+        try:
+            tokenizer = spanbert_kernels.SpanBERTTokenizer.from_pretrained(name)
+        except ValueError:  # a model that is not cased
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        return wrap_tokenizer(tokenizer, name)
+    except Exception as error:
+        raise CannotLoad(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+
+
+def load_model(name: str, dtype: torch.dtype) -> Any:
+    """The model `name` without a pooler, ready to encode.
+
+    Raises:
+        CannotLoad: nothing by that name, not a BERT, or a checkpoint that lacks weights of the encoder.
+    """
+    try:
+        model, found = spanbert_kernels.SpanBERTModel.from_pretrained(
+            name, dtype=dtype, add_pooling_layer=False, output_loading_info=True
+        )
+    except Exception as error:
+        raise CannotLoad(f"cannot load the model {name!r}: {_first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise CannotLoad(
+            f"cannot load the model {name!r}: its checkpoint lacks {len(missing):,} of the encoder's weights, "
+            f"such as {missing[0]}"
+        )
+    return model.eval()
+
+
+def random_model(vocabulary_size: int, dtype: torch.dtype, seed: int, quick: bool) -> Any:
+    """A model of base size (tiny if `quick`) with random weights."""
+    torch.manual_seed(seed)
+    config = spanbert_kernels.SpanBERTConfig(vocab_size=vocabulary_size, **(QUICK_SIZE if quick else {}))
+    return spanbert_kernels.SpanBERTModel(config, add_pooling_layer=False).to(dtype).eval()
+
+
+def prepare(model: Any, origin: str) -> Encoders:
+    """Put transformers' `BertModel` beside `model`, on the same parameters, and accelerate `model`."""
+    baseline = BertModel(model.config, add_pooling_layer=False)
+    loaded = baseline.load_state_dict(model.state_dict(), strict=False, assign=True)
+    assert not loaded.missing_keys, loaded.missing_keys
+    baseline.to(model.dtype).eval()
+    gc.collect()
+    ids, mask = torch.zeros(2, 2, dtype=torch.long), torch.tensor([[1, 1], [1, 0]])
+    baseline(input_ids=ids, attention_mask=mask)
+    before = resident_bytes()
+    report = spanbert_kernels.accelerate(model)
+    model(input_ids=ids, attention_mask=mask)
+    kept = max(0, resident_bytes() - before)
+    config = model.config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    description = (
+        f"{origin}: {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
+        f"{config.num_attention_heads} heads, {parameters / 1e6:,.1f} million parameters, "
+        f"{str(model.dtype).removeprefix('torch.')}"
+    )
+    return Encoders(baseline, model, report, kept, description)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,77 @@
+"""The report: one HTML file that loads nothing from anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from spanbert_kernels.cli import formatting, plots, table
+from spanbert_kernels.cli.results import DemoResult
+
+FILES_LISTED = 200
+BACKENDS = ("cpu", "eager", "cuda", "triton")
+
+
+def render(result: DemoResult) -> str:
+    """The report as HTML text."""
+    environment = Environment(
+        loader=PackageLoader("spanbert_kernels.cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        number=lambda value: f"{value:,}",
+        error=lambda value: _unbroken(formatting.error(value)),
+        memory=formatting.memory,
+        path=formatting.path,
+    )
+    documents = [
+        {
+            "name": encoded.document.name,
+            "file": formatting.path(Path(encoded.document.source.name)),
+            "cluster": formatting.path(Path(Path(label).name)) if label else "",
+            "words": len(encoded.document.text.split()),
+            "tokens": encoded.tokens,
+            "windows": len(encoded.windows),
+        }
+        for encoded, label in zip(result.selection.documents, result.cluster_labels, strict=True)
+    ]
+    collection = result.collection
+    files = (
+        ("Skipped, with a warning", True, collection.skipped),
+        ("Read in part, with a warning", True, collection.faults),
+        ("Passed over", False, collection.passed_over),
+    )
+    return environment.get_template("report.html").render(
+        result=result,
+        summary=_unbroken(result.summary()),
+        columns=table.COLUMNS,
+        stages=[(stage, *(list(map(_unbroken, row)) for row in table.cells(stage))) for stage in result.stages],
+        ran=table.ran,
+        duration=formatting.seconds(result.seconds),
+        documents=documents[:FILES_LISTED],
+        more_documents=max(0, len(documents) - FILES_LISTED),
+        files=[(title, open_, of[:FILES_LISTED], max(0, len(of) - FILES_LISTED)) for title, open_, of in files],
+        backends=BACKENDS,
+        availability=_availability(result),
+        speed_ups=Markup(plots.speed_ups(result)),
+        memories=Markup(plots.memories(result)),
+        lengths=Markup(plots.lengths(result)),
+        weights=Markup(plots.document_weights(result)),
+        weights_shown=min(len(documents), plots.MOST_DOCUMENTS_SHOWN),
+    )
+
+
+def _availability(result: DemoResult) -> dict[str, dict[str, str]]:
+    """Operation -> backend -> "ran", "works" or why it does not."""
+    ran = {call for stage in result.stages for call in stage.backends}
+    rows: dict[str, dict[str, str]] = {}
+    for operation, backend, reason in result.backends:
+        word = "ran" if (operation, backend) in ran else reason or "works"
+        rows.setdefault(operation, {})[backend] = word
+    return rows
+
+
+def _unbroken(text: str) -> str:
+    """No line break inside 1.2e-06."""
+    return text.replace("e-", "e\u2011")

@@ -1,0 +1,94 @@
+"""Stage 1: the encoder on padded batches, by transformers and accelerated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spanbert_kernels.cli.agreement import Difference, judge
+from spanbert_kernels.cli.measuring import Effort, compare
+from spanbert_kernels.cli.models import Encoders
+from spanbert_kernels.cli.stages import StageResult
+from spanbert_kernels.ops.backends import record
+
+Batch = tuple[Tensor, Tensor]  # input_ids [B, L], attention_mask [B, L], int64 both, as a tokenizer gives them
+WARM_UP = (2, 64)  # windows and tokens
+
+
+def pad_batches(windows: Sequence[Sequence[int]], size: int, pad: int) -> list[Batch]:
+    """Windows in input order as padded batches of at most `size` rows.
+
+    Example:
+        >>> pad_batches([[5, 6], [7]], size=2, pad=0)
+        [(tensor([[5, 6], [7, 0]]), tensor([[1, 1], [1, 0]]))]
+    """
+    batches = []
+    for first in range(0, len(windows), size):
+        rows = [torch.tensor(window) for window in windows[first : first + size]]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+        lengths = torch.tensor([len(row) for row in rows])
+        batches.append((ids, (torch.arange(ids.shape[1])[None, :] < lengths[:, None]).long()))
+    return batches
+
+
+def encode(encoder: Any, batch: Batch) -> Tensor:
+    """-> `[B, L, H]`."""
+    output: Tensor = encoder(input_ids=batch[0], attention_mask=batch[1]).last_hidden_state
+    return output
+
+
+def compare_encoders(encoders: Encoders, batches: Sequence[Batch], effort: Effort) -> tuple[StageResult, Tensor]:
+    """The row, and hidden `[T, H]` of the real tokens, as the accelerated way makes them."""
+    hidden: list[Tensor] = []
+    difference = Difference()
+    worst: list[tuple[int, int, Tensor, Tensor]] = []  # batch, row, and both results there
+
+    def inspect(index: int, baseline: Tensor, accelerated: Tensor) -> None:
+        mask = batches[index][1]
+        hidden.append(accelerated[mask.bool()])
+        for row, length in enumerate(mask.sum(1).tolist()):
+            pair = baseline[row, :length], accelerated[row, :length]
+            if difference.see(*pair):
+                worst[:] = [(index, row, pair[0].clone(), pair[1].clone())]
+
+    def way(encoder: Any) -> Callable[[Batch], Tensor]:
+        return lambda batch: encode(encoder, batch)
+
+    rows, columns = WARM_UP
+    with record() as calls:
+        timing = compare(
+            batches,
+            way(encoders.baseline),
+            way(encoders.accelerated),
+            inspect,
+            effort,
+            largest=max(range(len(batches)), key=lambda i: batches[i][0].numel()),
+            warm_up=tuple(tensor[:rows, :columns] for tensor in batches[0]),
+        )
+    index, row, baseline, accelerated = worst[0]
+    reference = _in_float64(encoders.baseline, batches[index][0][row, : len(baseline)])
+    packed = torch.cat(hidden)
+    result = StageResult(
+        title="Encoder",
+        baseline=f"transformers {type(encoders.baseline).__name__}, padded batches, {encoders.attention}",
+        accelerated="spanbert_kernels.accelerate(model), the same batches",
+        unit="tokens",
+        count=len(packed),
+        timing=timing,
+        agreement=judge(
+            difference, f"a window of {len(baseline):,} tokens, alone and unpadded", baseline, accelerated, reference
+        ),
+        backends=sorted(set(calls)),
+        paths=[f"{path} ({number} calls)" for path, number in sorted(encoders.report.calls.items())],
+    )
+    return result, packed
+
+
+def _in_float64(encoder: Any, ids: Tensor) -> Tensor:
+    """What the encoder's weights give in float64 for one window alone, `[L, H]`."""
+    double = copy.deepcopy(encoder).double()
+    return encode(double, (ids[None], torch.ones_like(ids)[None]))[0]

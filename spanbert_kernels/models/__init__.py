@@ -1,0 +1,42 @@
+"""The reference SpanBERT: BERT and SpanBERT checkpoints unchanged, with cross-document layers where asked."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from spanbert_kernels.models.configuration import SpanBERTConfig
+from spanbert_kernels.models.heads import (
+    SpanBERTForMaskedLM,
+    SpanBERTForQuestionAnswering,
+    SpanBERTForSequenceClassification,
+    SpanBERTForTokenClassification,
+)
+from spanbert_kernels.models.modeling import SpanBERTModel
+from spanbert_kernels.models.tokenization import SpanBERTTokenizer
+
+AutoConfig.register(SpanBERTConfig.model_type, SpanBERTConfig, exist_ok=True)
+AutoTokenizer.register(SpanBERTConfig, tokenizer_class=SpanBERTTokenizer, exist_ok=True)
+for auto, model in (
+    (AutoModel, SpanBERTModel),
+    (AutoModelForMaskedLM, SpanBERTForMaskedLM),
+    (AutoModelForQuestionAnswering, SpanBERTForQuestionAnswering),
+    (AutoModelForSequenceClassification, SpanBERTForSequenceClassification),
+    (AutoModelForTokenClassification, SpanBERTForTokenClassification),
+):
+    auto.register(SpanBERTConfig, model, exist_ok=True)
+
+__all__ = [
+    "SpanBERTConfig",
+    "SpanBERTForMaskedLM",
+    "SpanBERTForQuestionAnswering",
+    "SpanBERTForSequenceClassification",
+    "SpanBERTForTokenClassification",
+    "SpanBERTModel",
+    "SpanBERTTokenizer",
+]

@@ -1,0 +1,75 @@
+"""Which documents of a batch may see each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from spanbert_kernels.nn.packing import Packing
+
+
+@dataclass(frozen=True, eq=False)
+class ClusteredDocuments:
+    """The documents of a batch in cluster order, built once per forward and without a synchronisation.
+
+    Attributes:
+        cu_seqlens: int32 `[D + 1]`, offsets of the documents in that order.
+        cu_clusters: int32 `[D + 1]`, offsets of the clusters in the documents; clusters beyond the last are empty.
+        packed_rows: int64 `[T]`, where each token of that order lies in the packed batch `[T]`.
+        padded_rows: int64 `[T]`, where it lies in the flattened padded batch `[B * L]`.
+
+    Example:
+        >>> packing = Packing.from_mask(None, 3, 2, "cpu")
+        >>> documents = ClusteredDocuments.from_ids(torch.tensor([7, -1, 7]), packing)
+        >>> documents.cu_clusters.tolist(), documents.packed_rows.tolist()
+        ([0, 1, 3, 3], [2, 3, 0, 1, 4, 5])
+    """
+
+    cu_seqlens: Tensor
+    cu_clusters: Tensor
+    packed_rows: Tensor
+    padded_rows: Tensor
+
+    @classmethod
+    def from_ids(cls, cluster_ids: Tensor, packing: Packing) -> ClusteredDocuments:
+        """Documents with the same id, adjacent or not, form a cluster.
+
+        Raises:
+            TypeError: `cluster_ids` is not an integer tensor on the batch's device.
+            ValueError: `cluster_ids` is not `[B]`.
+        """
+        _check_ids(cluster_ids, packing)
+        sorted_ids, order = torch.sort(cluster_ids, stable=True)
+        offsets = packing.cu_seqlens
+        lengths = offsets.diff().index_select(0, order)
+        cu_seqlens = _offsets(lengths)
+        shift = offsets[:-1].index_select(0, order) - cu_seqlens[:-1]
+        packed_rows = torch.arange(packing.num_tokens, device=offsets.device)
+        packed_rows += shift.repeat_interleave(lengths, output_size=packing.num_tokens)
+        padded_rows = packed_rows if packing.indices is None else packing.indices.index_select(0, packed_rows)
+        return cls(cu_seqlens, _offsets(_cluster_sizes(sorted_ids)), packed_rows, padded_rows)
+
+
+def _cluster_sizes(sorted_ids: Tensor) -> Tensor:
+    """Sizes of the runs of equal ids, as many as there are ids: how many runs there are, the host need not know."""
+    starts = pad(sorted_ids[1:] != sorted_ids[:-1], (1, 0))[: sorted_ids.shape[0]]
+    sizes = sorted_ids.new_zeros(sorted_ids.shape, dtype=torch.int32)
+    return sizes.index_add(0, starts.cumsum(0), torch.ones_like(sizes))
+
+
+def _offsets(sizes: Tensor) -> Tensor:
+    return pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
+
+
+def _check_ids(cluster_ids: Tensor, packing: Packing) -> None:
+    if not isinstance(cluster_ids, Tensor):
+        raise TypeError(f"cluster_ids must be an integer tensor [{packing.batch}], got {type(cluster_ids).__name__}")
+    if cluster_ids.dtype == torch.bool or cluster_ids.dtype.is_floating_point or cluster_ids.dtype.is_complex:
+        raise TypeError(f"cluster_ids must hold integers, got {cluster_ids.dtype}")
+    if cluster_ids.shape != (packing.batch,):
+        raise ValueError(f"cluster_ids must be [{packing.batch}], one per document, got {list(cluster_ids.shape)}")
+    if cluster_ids.device != packing.cu_seqlens.device:
+        raise TypeError(f"cluster_ids is on {cluster_ids.device}, but the batch is on {packing.cu_seqlens.device}")

@@ -1,0 +1,110 @@
+"""Configuration of the reference model: BERT's, and where and how documents see each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import field
+from typing import Any
+
+from transformers import BertConfig
+
+from spanbert_kernels.models.checkpoints import resolve_model
+from spanbert_kernels.nn.cross_document_mixer import ANCHORS, NORMALIZATIONS, ROLES, check_choice
+
+POOLER_TOKENS = ("first", "anchor")
+
+
+class SpanBERTConfig(BertConfig):
+    """BERT's configuration with the cross-document layers.
+
+    Attributes:
+        cross_document_layers: 0-based indices of the encoder layers after which documents of a cluster see each other.
+        cross_document_queries: "anchors" or "tokens", what attends to the other documents.
+        cross_document_keys: "anchors" or "tokens", what they attend to.
+        cross_document_include_self: whether a document sees itself too.
+        cross_document_normalize: "joint", one softmax over all documents seen, or "pairwise", one per document.
+        cross_document_anchor: "last" or "first", which real token stands for a document.
+        pooler_token: "first", the first column as in BERT, or "anchor".
+
+    Raises:
+        ValueError: a value is not one of these, a layer does not exist or is named twice, the model is a decoder, or
+            the last layer's result would be written to a token that nothing reads.
+        TypeError: `cross_document_layers` holds something other than integers.
+
+    Example:
+        >>> config = SpanBERTConfig(num_hidden_layers=4, cross_document_layers=[1, 2])
+        >>> config.cross_document_queries, config.pooler_token
+        ('anchors', 'first')
+    """
+
+    model_type = "spanbert"
+
+    cross_document_layers: list[int] = field(default_factory=list)
+    cross_document_queries: str = "anchors"
+    cross_document_keys: str = "anchors"
+    cross_document_include_self: bool = False
+    cross_document_normalize: str = "joint"
+    cross_document_anchor: str = "last"
+    pooler_token: str = "first"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # a BERT folder says "bert", and an attribute would hide the class's own type
+        kwargs.pop("model_type", None)
+        super().__post_init__(**kwargs)
+        self.check_cross_document()
+
+    def check_cross_document(self) -> None:
+        """Raises as the class says; called again when a model is built, since fields can be assigned."""
+        self._check_layers()
+        check_choice("cross_document_queries", self.cross_document_queries, ROLES)
+        check_choice("cross_document_keys", self.cross_document_keys, ROLES)
+        check_choice("cross_document_normalize", self.cross_document_normalize, NORMALIZATIONS)
+        check_choice("cross_document_anchor", self.cross_document_anchor, ANCHORS)
+        check_choice("pooler_token", self.pooler_token, POOLER_TOKENS)
+        if not isinstance(self.cross_document_include_self, bool):
+            raise TypeError(f"cross_document_include_self must be a bool, got {self.cross_document_include_self!r}")
+        if self.is_decoder and (self.cross_document_layers or self.pooler_token == "anchor"):
+            raise ValueError(
+                "a decoder (is_decoder=True) cannot have cross-document layers or an anchor pooler, got "
+                f"cross_document_layers={self.cross_document_layers}, pooler_token={self.pooler_token!r}"
+            )
+        self._check_last_layer_is_read()
+
+    def _check_layers(self) -> None:
+        layers = self.cross_document_layers
+        if not isinstance(layers, (list, tuple)) or not all(type(layer) is int for layer in layers):
+            raise TypeError(f"cross_document_layers must be a list of integers, got {layers!r}")
+        for layer in layers:
+            if not 0 <= layer < self.num_hidden_layers:
+                raise ValueError(
+                    f"cross_document_layers names layer {layer}, but the layers are 0 to {self.num_hidden_layers - 1}"
+                )
+        if len(set(layers)) != len(layers):
+            raise ValueError(f"cross_document_layers names a layer twice: {layers}")
+
+    def _check_last_layer_is_read(self) -> None:
+        last = self.num_hidden_layers - 1
+        if last not in self.cross_document_layers or self.cross_document_queries == "tokens":
+            return
+        if self.pooler_token == "first" and self.cross_document_anchor == "last":
+            raise ValueError(
+                f"cross_document_layers={list(self.cross_document_layers)} ends with the last layer, {last}, which "
+                'changes the last token of each document alone, but pooler_token="first" reads the first: set '
+                'pooler_token="anchor", cross_document_queries="tokens" or cross_document_anchor="first", or leave '
+                f"layer {last} out"
+            )
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads a folder's or a hub repository's `config.json`; BERT's own type and none at all are SpanBERT here."""
+        name = resolve_model(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+        values, kwargs = super().get_config_dict(name, **kwargs)
+        model_type = values.get("model_type", "bert")
+        if model_type not in ("bert", cls.model_type):
+            raise ValueError(
+                f"{str(pretrained_model_name_or_path)!r} holds a model of type {model_type!r}: "
+                "SpanBERT reads checkpoints of type 'bert' and 'spanbert'"
+            )
+        return {**values, "model_type": cls.model_type}, kwargs

@@ -1,0 +1,66 @@
+"""The tokenizer of the SpanBERT family: cased BERT's WordPiece."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from transformers import BertTokenizer
+
+from spanbert_kernels.models.checkpoints import resolve_tokenizer, what_would_work
+
+
+class SpanBERTTokenizer(BertTokenizer):
+    """BERT's tokenizer, which never lower-cases.
+
+    Args:
+        vocab: path of a `vocab.txt`, or a dict of tokens to ids.
+        do_lower_case: False; it is named here because transformers' default is True.
+        kwargs: as in `transformers.BertTokenizer`.
+
+    Raises:
+        ValueError: `do_lower_case` is True, or no vocabulary is given.
+        FileNotFoundError: there is no file `vocab`.
+
+    Example:
+        >>> vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Paris"])}
+        >>> SpanBERTTokenizer(vocab=vocabulary).tokenize("Paris paris")
+        ['Paris', '[UNK]']
+    """
+
+    def __init__(
+        self,
+        vocab: str | os.PathLike[str] | dict[str, int] | None = None,
+        do_lower_case: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if do_lower_case:
+            raise ValueError(
+                f"do_lower_case={do_lower_case!r}, but the SpanBERT family is cased: pass do_lower_case=False if the "
+                "vocabulary is cased, or take transformers.BertTokenizer for one that is not"
+            )
+        # BertTokenizer ignores vocab_file and goes on with five tokens
+        vocab = kwargs.get("vocab_file") if vocab is None else vocab
+        if vocab is None and kwargs.get("tokenizer_object") is None:
+            raise ValueError("a vocabulary is needed: vocab=None, give the path of a vocab.txt or a dict")
+        if isinstance(vocab, (str, os.PathLike)):
+            vocab = os.fspath(vocab)
+            if not os.path.isfile(vocab):
+                raise FileNotFoundError(f"there is no vocabulary file {vocab!r}")
+        super().__init__(vocab=vocab, do_lower_case=False, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Loads the vocabulary of a local folder, a hub name, "spanbert-base" or "spanbert-large".
+
+        Raises:
+            OSError: nothing by that name, or it has no vocabulary.
+            ValueError: the name looks like a short name but is not one, or the vocabulary was saved as lower-cased.
+        """
+        name = resolve_tokenizer(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        try:
+            return super().from_pretrained(name, *args, **kwargs)
+        except OSError as error:
+            if os.path.isdir(name):
+                raise
+            raise OSError(f"cannot load tokenizer {name!r} from the hub: give {what_would_work()}") from error

@@ -1,0 +1,213 @@
+"""The cross-document sub-layer: lets documents of one cluster exchange information between two encoder layers."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from spanbert_kernels import ops
+from spanbert_kernels.ops import checks
+
+ROLES = ("anchors", "tokens")
+ANCHORS = ("last", "first")
+NORMALIZATIONS = ("joint", "pairwise")
+
+
+class CrossDocumentMixer(nn.Module):
+    """LayerNorm, QKV projections, cross-document attention, output projection, gated residual.
+
+    The result is `hidden + tanh(gate) * update` at the query tokens (each document's anchor, or every token) and
+    `hidden` elsewhere. `gate` is one scalar that starts at 0, so a fresh mixer changes nothing. The output projection
+    has no bias: a document that sees no other document is returned as it came.
+
+    Args:
+        hidden_size: H, a multiple of `num_heads`.
+        num_heads: attention heads.
+        queries: "anchors" or "tokens", what attends.
+        keys: "anchors" or "tokens", what is attended to.
+        include_self: whether a document sees itself too.
+        normalize: "joint", one softmax over all keys seen, or "pairwise", one per document, averaged.
+        anchor: "last" or "first", the token that stands for a document.
+        attention_dropout: dropout on attention probabilities, in training.
+        dropout: dropout on the update, in training.
+        layer_norm_eps: epsilon of the LayerNorm.
+
+    Raises:
+        ValueError: an unknown choice, or `hidden_size` is not a multiple of `num_heads`.
+
+    Example:
+        >>> mixer = CrossDocumentMixer(hidden_size=8, num_heads=2)
+        >>> hidden = torch.randn(5, 8)  # documents of 3 and 2 tokens, in one cluster
+        >>> mixed = mixer(hidden, torch.tensor([0, 3, 5]), torch.tensor([0, 2]))
+        >>> torch.equal(mixed, hidden)
+        True
+        >>> _ = nn.init.constant_(mixer.gate, 1.0)
+        >>> mixed = mixer(hidden, torch.tensor([0, 3, 5]), torch.tensor([0, 2]))
+        >>> (mixed != hidden).any(1).tolist()
+        [False, False, True, False, True]
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        queries: str = "anchors",
+        keys: str = "anchors",
+        include_self: bool = False,
+        normalize: str = "joint",
+        anchor: str = "last",
+        attention_dropout: float = 0.0,
+        dropout: float = 0.0,
+        layer_norm_eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        if hidden_size % num_heads != 0:
+            raise ValueError(f"hidden_size must be a multiple of num_heads, got {hidden_size} and {num_heads}")
+        check_choice("queries", queries, ROLES)
+        check_choice("keys", keys, ROLES)
+        check_choice("normalize", normalize, NORMALIZATIONS)
+        check_choice("anchor", anchor, ANCHORS)
+        self.num_heads = num_heads
+        self.queries = queries
+        self.keys = keys
+        self.include_self = include_self
+        self.normalize = normalize
+        self.anchor = anchor
+        self.attention_dropout = attention_dropout
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    @overload
+    def forward(
+        self,
+        hidden: Tensor,
+        cu_seqlens: Tensor,
+        cu_clusters: Tensor,
+        links: tuple[Tensor, Tensor] | None = ...,
+        *,
+        rows: Tensor | None = ...,
+        return_weights: Literal[False] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        hidden: Tensor,
+        cu_seqlens: Tensor,
+        cu_clusters: Tensor,
+        links: tuple[Tensor, Tensor] | None = ...,
+        *,
+        rows: Tensor | None = ...,
+        return_weights: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self,
+        hidden: Tensor,
+        cu_seqlens: Tensor,
+        cu_clusters: Tensor,
+        links: tuple[Tensor, Tensor] | None = None,
+        *,
+        rows: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Mixes the documents of each cluster.
+
+        Args:
+            hidden: `[T, H]` packed tokens; with `rows`, any `[R, H]` that holds them.
+            cu_seqlens: `[D + 1]` offsets of the documents in the packed tokens.
+            cu_clusters: `[C + 1]` offsets of the clusters in the documents.
+            links: CSR `(indptr [D + 1], indices)`: the documents that each document may see; None: its whole cluster.
+            rows: int64 `[T]`, the row of `hidden` that holds each packed token; None: they lie there in order.
+            return_weights: also return how much each query looked at each document.
+
+        Returns:
+            A new tensor shaped like `hidden`; with `return_weights` also the document weights
+            `[query rows, heads, documents of the largest cluster]`, fp32, not differentiable.
+
+        Raises:
+            ValueError: `hidden` is not `[T, H]`, or the offsets or links do not fit it.
+        """
+        hidden_size = self.query.in_features
+        if hidden.dim() != 2 or hidden.shape[1] != hidden_size:
+            raise ValueError(f"hidden must be [T, {hidden_size}], got {list(hidden.shape)}")
+        num_tokens = hidden.shape[0] if rows is None else rows.shape[0]
+        checks.check_offsets("cu_seqlens", cu_seqlens, num_tokens, "tokens")
+        query_rows, queries, keys = self._normalized(hidden, cu_seqlens, rows)
+        key, value = self.key_value(keys).chunk(2, dim=-1)
+        result = ops.cross_document_attention(
+            self._heads(self.query(queries)),
+            self._heads(key),
+            self._heads(value),
+            cu_seqlens,
+            cu_clusters,
+            self.queries,
+            self.keys,
+            include_self=self.include_self,
+            links=links,
+            normalize=self.normalize,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            return_weights=return_weights,
+        )
+        attended, weights = result if isinstance(result, tuple) else (result, None)
+        update = torch.tanh(self.gate) * self.dropout(self.output(attended.flatten(1)))
+        if hidden.shape[0] == 0:
+            mixed = hidden.clone()
+        elif query_rows is None:
+            mixed = hidden + update.to(hidden.dtype)
+        else:
+            # an empty document's update is 0 and falls on row 0
+            mixed = hidden.index_add(0, query_rows, update.to(hidden.dtype))
+        return mixed if weights is None else (mixed, weights)
+
+    def _normalized(
+        self, hidden: Tensor, cu_seqlens: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Rows of `hidden` that get the update (None: all), and the LayerNorm of the query rows and of the key rows."""
+        normalized: dict[str, Tensor] = {}
+        updated: dict[str, Tensor | None] = {"tokens": rows}
+        if "anchors" in (self.queries, self.keys):
+            # gathered first, so that D rows are normalised and projected, not T
+            updated["anchors"], anchors = _gather_anchors(hidden, ops.anchor_indices(cu_seqlens, self.anchor), rows)
+            normalized["anchors"] = self.layer_norm(anchors)
+        if "tokens" in (self.queries, self.keys):
+            normalized["tokens"] = self.layer_norm(hidden if rows is None else hidden.index_select(0, rows))
+        return updated[self.queries], normalized[self.queries], normalized[self.keys]
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (self.num_heads, -1))
+
+    def extra_repr(self) -> str:
+        """The choices that are not seen in the submodules."""
+        return (
+            f"queries={self.queries}, keys={self.keys}, include_self={self.include_self}, "
+            f"normalize={self.normalize}, anchor={self.anchor}"
+        )
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises `ValueError`, naming the value, if it is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _gather_anchors(hidden: Tensor, anchors: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The row of `hidden` of each document's anchor (int64 `[D]`) and what stands there (`[D, H]`).
+
+    A document without a token gets row 0 and zeros: what really stands in that row is not its own.
+    """
+    anchor_rows = anchors.clamp(min=0)
+    num_tokens = hidden.shape[0] if rows is None else rows.shape[0]
+    if num_tokens == 0:
+        return anchor_rows, hidden.new_zeros(anchors.shape[0], hidden.shape[1])
+    if rows is not None:
+        anchor_rows = rows[anchor_rows]
+    gathered = hidden.index_select(0, anchor_rows)
+    return anchor_rows, gathered.masked_fill((anchors < 0).unsqueeze(1), 0.0)

@@ -1,0 +1,90 @@
+"""How a padded batch maps to its packed form: the tokens of all documents, one after the other, without padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """The real tokens of a padded batch `[B, L]`, in order, and where each document begins among them.
+
+    Attributes:
+        indices: int64 `[T]`, positions of the real tokens in the flattened batch `[B * L]`; None if nothing is padding.
+        cu_seqlens: int32 `[B + 1]`, offsets of the documents in the packed tokens.
+        max_seqlen: number of tokens of the longest document.
+        batch: B.
+        length: L.
+
+    Example:
+        >>> mask = torch.tensor([[1, 1, 0], [0, 1, 0]])
+        >>> packing = Packing.from_mask(mask, 2, 3, mask.device)
+        >>> packing.indices.tolist(), packing.cu_seqlens.tolist(), packing.max_seqlen
+        ([0, 1, 4], [0, 2, 3], 2)
+        >>> packing.pad(packing.pack(torch.arange(6).view(2, 3))).tolist()
+        [[0, 1, 0], [0, 4, 0]]
+    """
+
+    indices: Tensor | None
+    cu_seqlens: Tensor
+    max_seqlen: int
+    batch: int
+    length: int
+
+    @classmethod
+    def from_mask(cls, attention_mask: Tensor | None, batch: int, length: int, device: torch.device | str) -> Packing:
+        """Reads a padding mask `[B, L]` of any dtype: non-zero is a real token. None: every token is real.
+
+        Padding may stand anywhere, and a row may hold no real token. With a mask the host waits for the device once,
+        without one never.
+
+        Raises:
+            ValueError: the mask is not `[batch, length]`.
+        """
+        if attention_mask is None or batch * length == 0:
+            if attention_mask is not None:
+                _check_shape(attention_mask, batch, length)
+            offsets = torch.arange(batch + 1, device=device, dtype=torch.int32) * length
+            return cls(None, offsets, length if batch > 0 else 0, batch, length)
+        _check_shape(attention_mask, batch, length)
+        real = attention_mask.to(device) != 0
+        lengths = real.sum(1, dtype=torch.int32)
+        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        total, longest = torch.stack((cu_seqlens[-1], lengths.max())).tolist()
+        if total == batch * length:
+            return cls(None, cu_seqlens, longest, batch, length)
+        # nonzero alone would make the host wait a second time
+        indices = torch.nonzero_static(real.flatten(), size=total).squeeze(1)
+        return cls(indices, cu_seqlens, longest, batch, length)
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the number of real tokens."""
+        return self.batch * self.length if self.indices is None else self.indices.shape[0]
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """`[B, L, ...]` -> `[T, ...]`; a view where nothing is padding and the memory allows it."""
+        flat = padded.flatten(0, 1)
+        return flat if self.indices is None else flat.index_select(0, self.indices)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """`[T, ...]` -> `[B, L, ...]` with zeros at padding; a view where nothing is padding."""
+        trailing = packed.shape[1:]
+        if self.indices is None:
+            return packed.view(self.batch, self.length, *trailing)
+        flat = packed.new_zeros(self.batch * self.length, *trailing)
+        return flat.index_copy_(0, self.indices, packed).view(self.batch, self.length, *trailing)
+
+    def positions(self) -> Tensor:
+        """int64 `[T]`: the column of each packed token in the padded batch."""
+        if self.indices is None:
+            return torch.arange(self.length, device=self.cu_seqlens.device).repeat(self.batch)
+        return self.indices % self.length
+
+
+def _check_shape(attention_mask: Tensor, batch: int, length: int) -> None:
+    if attention_mask.shape != (batch, length):
+        raise ValueError(f"attention_mask must be [{batch}, {length}], got {list(attention_mask.shape)}")

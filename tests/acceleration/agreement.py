@@ -1,0 +1,183 @@
+"""Tiny models, padded batches, and the rules by which accelerated results are compared with transformers' own."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    CamembertConfig,
+    CamembertModel,
+    Data2VecTextConfig,
+    Data2VecTextModel,
+    ElectraConfig,
+    ElectraModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
+
+from spanbert_kernels import accelerate
+from spanbert_kernels.acceleration import AccelerationWarning
+
+TINY: dict[str, Any] = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 24,
+    "type_vocab_size": 2,
+    "pad_token_id": 1,
+    "num_labels": 3,
+    # Ten times BERT's: attention that is nearly uniform would hide mistakes.
+    "initializer_range": 0.2,
+}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+ENCODERS: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
+    "bert": (BertModel, BertConfig, {}),
+    "roberta": (RobertaModel, RobertaConfig, {}),
+    "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig, {}),
+    "camembert": (CamembertModel, CamembertConfig, {}),
+    "data2vec": (Data2VecTextModel, Data2VecTextConfig, {}),
+    "electra": (ElectraModel, ElectraConfig, {"embedding_size": 16}),
+}
+BATCH, LENGTH = 4, 11
+# Which tokens of each row are real: lengths, or a mask of its own for padding inside.
+PADDING: dict[str, Tensor] = {
+    "right": torch.tensor([[c < n for c in range(LENGTH)] for n in (11, 3, 7, 1)]),
+    "left": torch.tensor([[c >= LENGTH - n for c in range(LENGTH)] for n in (11, 3, 7, 1)]),
+    "middle": torch.tensor([[c == 0 or (c * 7 + r) % 3 > 0 for c in range(LENGTH)] for r in range(BATCH)]),
+    "none": torch.ones(BATCH, LENGTH, dtype=torch.bool),
+    "empty row": torch.tensor([[c < n for c in range(LENGTH)] for n in (5, 0, 11, 2)]),
+}
+
+
+def seeded(build: Callable[[], Any], seed: int = 0) -> Any:
+    """A model built from a fixed seed, its biases and LayerNorms random too."""
+    torch.manual_seed(seed)
+    model = build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() < 2:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def encoder(name: str = "bert", **options: Any) -> Any:
+    """A tiny encoder of a family, in eval mode."""
+    model_class, config_class, extra = ENCODERS[name]
+    return seeded(lambda: model_class(config_class(**{**TINY, **extra, **options}))).eval()
+
+
+def head(model_class: type[PreTrainedModel], **options: Any) -> Any:
+    """A tiny model with a head, in eval mode."""
+    return seeded(lambda: model_class(model_class.config_class(**{**TINY, **options}))).eval()  # type: ignore[misc]
+
+
+def inputs(mask: Tensor, seed: int = 1) -> dict[str, Tensor]:
+    """Ids whose padding is the padding id, 0/1 token types, and the mask as transformers' tokenizers give it."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, TINY["vocab_size"], mask.shape, generator=generator)
+    return {
+        "input_ids": torch.where(mask, ids, TINY["pad_token_id"]),
+        "attention_mask": mask.long(),
+        "token_type_ids": torch.randint(0, 2, mask.shape, generator=generator),
+    }
+
+
+def in_float64(model: nn.Module) -> Any:
+    """The reference: the same weights, in double precision."""
+    return copy.deepcopy(model).double()
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """The gradient of every parameter that has one, by name."""
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_agrees(result: Tensor, eager: Tensor, reference: Tensor) -> None:
+    """The tolerance rule: no worse than twice transformers' own error in the same dtype, and one rounding."""
+    assert result.dtype == eager.dtype
+    assert result.shape == eager.shape == reference.shape
+    difference = (result.double() - reference).abs().max()
+    allowed = 2 * (eager.double() - reference).abs().max() + torch.finfo(result.dtype).eps * reference.abs().max()
+    assert difference <= allowed, f"off by {difference:.3g}, allowed {allowed:.3g}"
+
+
+def assert_agrees_in_float64(result: Tensor, eager_float32: Tensor, reference: Tensor) -> None:
+    """The same rule where transformers' own path in the same dtype is the reference itself.
+
+    Its rounding error is then read off in float32 and scaled by the ratio of the two dtypes' eps, since the error of
+    one computation is proportional to eps.
+    """
+    assert result.dtype == reference.dtype == torch.float64
+    assert eager_float32.dtype == torch.float32
+    ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    rounding = ratio * (eager_float32.double() - reference).abs().max()
+    difference = (result - reference).abs().max()
+    allowed = 2 * rounding + torch.finfo(torch.float64).eps * reference.abs().max()
+    assert difference <= allowed, f"off by {difference:.3g}, allowed {allowed:.3g}"
+
+
+def assert_all_agree(result: dict[str, Tensor], eager: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
+    """The tolerance rule over many tensors at once, each in units of its own largest value.
+
+    A rounding error is only comparable over many numbers, and a bias has few. Two kinds of gradient are sums whose
+    terms cancel, with errors of the terms' size, and are measured by a weight that sees the same terms: keys' biases
+    shift all scores of a query alike, so that nothing but rounding is left; a gate scales its output projection, so
+    that its gradient is a single inner product with that weight's.
+    """
+    assert result.keys() == eager.keys() == reference.keys()
+    measured_by = {n: n.replace("key.bias", "key.weight").replace(".gate", ".output.weight") for n in reference}
+    units = {name: reference[measure].abs().max() for name, measure in measured_by.items()}
+    assert all(unit > 0 for unit in units.values())
+    joined = [torch.cat([(way[n].double() / units[n]).flatten() for n in units]) for way in (result, eager, reference)]
+    dtypes = {tensor.dtype for tensor in result.values()}
+    assert dtypes == {tensor.dtype for tensor in eager.values()}
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+    difference, allowed = ((way - joined[2]).abs().max() for way in joined[:2])
+    assert difference <= 2 * allowed + eps, f"off by {difference:.3g}, allowed {2 * allowed + eps:.3g}"
+
+
+def flatten(output: Any) -> list[Tensor]:
+    """All tensors of an output, in order; a decoder's cache is left out."""
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else ()
+    return [tensor for value in values for tensor in flatten(value)]
+
+
+def assert_original(model: Any, reason: str, times: int = 2, **batch: Any) -> list[Tensor]:
+    """`times` calls of the accelerated `model` equal transformers' own to the bit, with one warning in all."""
+    expected = copy.deepcopy(model)
+    for module in expected.modules():
+        module.__dict__.pop("forward", None)
+    report = accelerate(model)
+    before = report.calls
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        outputs = [flatten(model(**batch)) for _ in range(times)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exact = flatten(expected(**batch))
+    for output in outputs:
+        assert len(output) == len(exact) > 0
+        assert all(torch.equal(a, b) for a, b in zip(output, exact, strict=True))
+    ours = [str(each.message) for each in caught if each.category is AccelerationWarning]
+    assert len(ours) == 1, ours
+    assert "transformers' own path ran: " in ours[0]
+    assert reason in ours[0]
+    assert report.last_path == f"original: {ours[0].split('own path ran: ')[1]}"
+    assert report.calls - before == {report.last_path: times}
+    return outputs[0]

@@ -1,0 +1,455 @@
+"""The checks that every operation and backend passes. A test file lists its cases and inherits the checks:
+
+    class TestShared(OpChecks):
+        operation = "span_pool"
+        cases = (Case("mean", inputs, partial(span_pool, parts=["mean"]), oracle), ...)
+
+A new case is a new row.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import spanbert_kernels.ops  # noqa: F401  (fills the registry)
+from spanbert_kernels.ops import backends
+
+Tensors = dict[str, Tensor]
+Layout = Callable[[Tensor], Tensor]
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LEVELS = {"portable": 0, "avx2": 1, "avx512": 2}
+
+
+def unchanged(tensors: Tensors) -> dict[str, Any]:
+    return dict(tensors)
+
+
+def no_terms(tensors: Tensors, gradients: Tensors, incoming: list[Tensor]) -> dict[str, float]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of an operation's table.
+
+    Attributes:
+        name: the test's id.
+        inputs: tensors by name for a size (1, 2, ...: the shapes must differ); floating ones are float64 and are
+            cast to each dtype and differentiated, index tensors are passed as they are.
+        call: the public function; takes what `arguments` returns, and `backend`.
+        oracle: the same result by an independent loop over plain PyTorch; takes the tensors.
+        arguments: what the caller prepares once outside the call (a plan); by default the tensors themselves.
+        twice: backends that have a second derivative; the others must refuse it.
+        terms: for gradients that are small differences of large terms (those of a softmax's scores), the size of the
+            terms, from the tensors, the oracle's gradients and the incoming ones: the machine epsilon is taken of it.
+        large: reaches the kernels' blocks and is left out where only the logic around them is checked.
+    """
+
+    name: str
+    inputs: Callable[[int], Tensors]
+    call: Callable[..., Tensor | tuple[Tensor, ...]]
+    oracle: Callable[..., Tensor | tuple[Tensor, ...]]
+    arguments: Callable[[Tensors], dict[str, Any]] = unchanged
+    twice: tuple[str, ...] = ()
+    terms: Callable[[Tensors, Tensors, list[Tensor]], dict[str, float]] = no_terms
+    large: bool = False
+
+
+class Result(NamedTuple):
+    outputs: tuple[Tensor, ...]
+    grads: Tensors
+
+
+# Layouts of equal values. What lies between the elements is NaN (or an index that no tensor has).
+
+
+def filled(tensor: Tensor, *shape: int) -> Tensor:
+    return tensor.new_full(shape, float("nan") if tensor.is_floating_point() else -(10**9))
+
+
+def strided(tensor: Tensor) -> Tensor:
+    view = filled(tensor, *tensor.shape[:-1], 2 * tensor.shape[-1] + 1)[..., 1::2]
+    return view.copy_(tensor)
+
+
+def spaced_rows(tensor: Tensor) -> Tensor:
+    """Dense last dimension inside wider rows, as a part of a fused projection has it."""
+    view = filled(tensor, *tensor.shape[:-1], tensor.shape[-1] + 5)[..., 3 : 3 + tensor.shape[-1]]
+    return view.copy_(tensor)
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    order = tuple(reversed(range(tensor.dim())))
+    return tensor.permute(order).contiguous().permute(order)
+
+
+def offset(tensor: Tensor) -> Tensor:
+    """Dense, but beginning one element into its storage: not aligned to a vector."""
+    return filled(tensor, tensor.numel() + 2)[1:-1].view(tensor.shape).copy_(tensor)
+
+
+def expanded(tensor: Tensor) -> Tensor:
+    """Stride 0 in the second dimension: the same column, or the same head, everywhere."""
+    return tensor[:, :1].expand(tensor.shape) if tensor.dim() > 1 and tensor.is_floating_point() else tensor
+
+
+def windows(tensor: Tensor) -> Tensor:
+    """Rows that overlap in memory: row i begins one element behind row i - 1."""
+    if tensor.dim() < 2 or not tensor.is_floating_point() or not len(tensor):
+        return tensor
+    line = torch.cat([tensor[:, 0].reshape(len(tensor), -1)[:, 0], tensor[-1].flatten()])
+    return line.as_strided(tensor.shape, (1, *tensor[0].contiguous().stride()))
+
+
+def expanded_rows(tensor: Tensor) -> Tensor:
+    """One row for all, as the gradient of a sum over rows has it."""
+    return tensor[:1].expand(tensor.shape)
+
+
+# Rows that are all equal make some gradients vanish, which leaves the rule without a scale: for incoming gradients only.
+INPUT_LAYOUTS = {
+    "strided": strided,
+    "spaced rows": spaced_rows,
+    "transposed": transposed,
+    "offset": offset,
+    "expanded": expanded,
+    "windows": windows,
+}
+GRAD_LAYOUTS = {"strided": strided, "transposed": transposed, "expanded": expanded, "expanded rows": expanded_rows}
+LAYOUTS = {"dense": torch.clone, **INPUT_LAYOUTS, **GRAD_LAYOUTS}
+
+
+# Running a case.
+
+
+def cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    # float64 tensors hold float32 values, so that every dtype from float32 up can be given the same numbers.
+    rounded = torch.float32 if dtype == torch.float64 else dtype
+    return {n: t.to(rounded).to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def differentiable(tensors: Tensors) -> Tensors:
+    return {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in tensors.items()}
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def forward(case: Case, tensors: Tensors, backend: str) -> tuple[Tensor, ...]:
+    with backends.record() as calls:
+        outputs = as_tuple(case.call(**case.arguments(tensors), backend=backend))
+    assert [name for _, name in calls] == [backend], f"asked for {backend}, but {calls} ran"
+    return outputs
+
+
+def incoming(outputs: tuple[Tensor, ...], dtype: torch.dtype, layout: Layout = torch.clone) -> list[Tensor]:
+    """Seeded gradients, with values and layout of `dtype`, for the outputs that have one."""
+    generator = torch.Generator().manual_seed(5)
+    return [
+        layout(cast({"grad": torch.randn(output.shape, generator=generator)}, dtype)["grad"])
+        for output in outputs
+        if output.requires_grad
+    ]
+
+
+def gradients(outputs: tuple[Tensor, ...], tensors: Tensors, grads: list[Tensor]) -> Tensors:
+    wanted = {n: t for n, t in tensors.items() if t.requires_grad}
+    sources = [output for output in outputs if output.requires_grad]
+    found = torch.autograd.grad(sources, list(wanted.values()), grads, allow_unused=True)
+    return {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(wanted.items(), found, strict=True)}
+
+
+def run(case: Case, tensors: Tensors, backend: str, layout: Layout = torch.clone) -> Result:
+    tensors = differentiable(tensors)
+    outputs = forward(case, tensors, backend)
+    return Result(outputs, gradients(outputs, tensors, incoming(outputs, dtype_of(tensors), layout)))
+
+
+def dtype_of(tensors: Tensors) -> torch.dtype:
+    return next(t.dtype for t in tensors.values() if t.is_floating_point())
+
+
+# Comparing.
+
+
+class Setting(NamedTuple):
+    """What a result depends on besides the backend."""
+
+    case: Case
+    size: int = 1
+    dtype: torch.dtype = torch.float32
+    input_layout: str = "dense"
+    grad_layout: str = "dense"
+
+    def tensors(self) -> Tensors:
+        layout = LAYOUTS[self.input_layout]
+        return {name: layout(t) for name, t in cast(self.case.inputs(self.size), self.dtype).items()}
+
+
+def run_setting(setting: Setting, backend: str) -> Result:
+    return run(setting.case, setting.tensors(), backend, LAYOUTS[setting.grad_layout])
+
+
+@functools.lru_cache(maxsize=64)
+def oracle(setting: Setting, dtype: torch.dtype) -> Result:
+    """The oracle in `dtype`, on the values and the incoming gradients of `setting`."""
+    tensors = differentiable({n: t.to(dtype) if t.is_floating_point() else t for n, t in setting.tensors().items()})
+    outputs = as_tuple(setting.case.oracle(**tensors))
+    grads = [grad.to(dtype) for grad in incoming(outputs, setting.dtype, LAYOUTS[setting.grad_layout])]
+    return Result(outputs, gradients(outputs, tensors, grads))
+
+
+@functools.lru_cache(maxsize=64)
+def yardsticks(setting: Setting, backend: str) -> tuple[Result, ...]:
+    """What the error is measured by: the eager backend in the same dtype and, as one draw of rounding errors can be a
+    lucky one, the loop in float32; for the eager backend itself, the loop.
+
+    Nothing is more exact than a float64 result: its yardsticks are float32 runs on the same values.
+    """
+    loop = oracle(setting, torch.float32)
+    if backend == "eager":
+        return (loop,)
+    if torch.finfo(setting.dtype).bits == 16:
+        return (run_setting(setting, "eager"),)
+    return (loop, run_setting(setting._replace(dtype=torch.float32), "eager"))
+
+
+@functools.lru_cache(maxsize=64)
+def sizes_of_terms(setting: Setting) -> dict[str, float]:
+    tensors = {n: t.double() if t.is_floating_point() else t for n, t in setting.tensors().items()}
+    exact = oracle(setting, torch.float64)
+    grads = [grad.double() for grad in incoming(exact.outputs, setting.dtype, LAYOUTS[setting.grad_layout])]
+    return setting.case.terms(tensors, exact.grads, grads)
+
+
+def error(value: Tensor, ref: Tensor) -> float:
+    """The largest deviation; values that are not finite must be the same ones."""
+    value, ref = value.detach().double(), ref.detach().double()
+    assert value.shape == ref.shape, f"shape {list(value.shape)} instead of {list(ref.shape)}"
+    finite = ref.isfinite()
+    assert torch.equal(value.isfinite(), finite), "finite and other values are in different places"
+    assert torch.equal(value[~finite].nan_to_num(), ref[~finite].nan_to_num()), "NaN or Inf of another kind"
+    return float((value - ref)[finite].abs().max()) if finite.any() else 0.0
+
+
+def check_error(name: str, value: Tensor, ref: Tensor, others: list[Tensor], size: float | None = None) -> None:
+    """The design's rule: `max|x - ref| <= 2 max|yardstick - ref| + eps(dtype) max|ref|`.
+
+    The yardsticks of a float64 result are of float32: their error is scaled by the ratio of the machine epsilons. Its
+    reference is rounded as much as itself, which adds the scaled error of the loop, the first yardstick.
+    """
+    if not ref.is_floating_point():
+        assert torch.equal(value, ref), name
+        return
+    eps = torch.finfo(value.dtype).eps
+    finite = ref.detach()[ref.isfinite()]
+    if size is None:
+        size = float(finite.abs().max()) if len(finite) else 0.0
+    errors = [error(other, ref) for other in others]
+    allowed = 2 * max(errors) + eps * size
+    if value.dtype == torch.float64:
+        allowed = (2 * max(errors) + errors[0]) * eps / torch.finfo(torch.float32).eps + eps * size
+    found = error(value, ref)
+    assert found <= allowed, f"{name}: error {found:.3e}, allowed {allowed:.3e}"
+
+
+def check_result(setting: Setting, backend: str, result: Result) -> None:
+    """A result against the oracle in float64."""
+    exact, others, sizes = oracle(setting, torch.float64), yardsticks(setting, backend), sizes_of_terms(setting)
+    assert len(result.outputs) == len(exact.outputs)
+    for i, (value, ref) in enumerate(zip(result.outputs, exact.outputs, strict=True)):
+        assert value.requires_grad == ref.requires_grad, f"output {i} and its gradient graph"
+        check_error(f"output {i}, size {setting.size}", value, ref, [other.outputs[i] for other in others])
+    for name, grad in result.grads.items():
+        assert grad.dtype == setting.dtype
+        ref, measures = exact.grads[name], [other.grads[name] for other in others]
+        check_error(f"gradient of {name}, size {setting.size}", grad, ref, measures, sizes.get(name))
+
+
+def check_identical(first: Result, second: Result, what: str) -> None:
+    pairs = [*zip(first.outputs, second.outputs, strict=True)]
+    pairs += [(grad, second.grads[name]) for name, grad in first.grads.items()]
+    for a, b in pairs:
+        assert torch.equal(a.nan_to_num(nan=12345.0), b.nan_to_num(nan=12345.0)), f"other bits {what}"
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors hold NaN, and so does fresh memory of the C library where it can do that."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    if mallopt is not None:
+        mallopt(-6, 0x100)  # M_PERTURB: memory handed out is filled with the byte 0x00 ^ 0xff, NaN in every format
+    try:
+        yield
+    finally:
+        if mallopt is not None:
+            mallopt(-6, 0)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(deterministic)
+
+
+class RecordRawCalls(TorchDispatchMode):
+    """Keeps the calls of the package's raw operators with their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "spanbert_kernels":
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class OpChecks:
+    """The checks. `backend` runs over the operation's backends, the CPU kernels at every instruction-set level."""
+
+    operation: ClassVar[str]
+    cases: ClassVar[tuple[Case, ...]]
+
+    @classmethod
+    def pytest_generate_tests(cls, metafunc: pytest.Metafunc) -> None:
+        cases: tuple[Case, ...] = metafunc.cls.cases
+        if "logic" in metafunc.fixturenames:
+            metafunc.parametrize("logic", [c for c in cases if not c.large], ids=lambda c: c.name)
+        if "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", cases, ids=lambda c: c.name)
+        names = backends._registry[metafunc.cls.operation]
+        if "backend" in metafunc.fixturenames:
+            rows = [("cpu", level) for level in LEVELS if "cpu" in names] + [("eager", None)]
+            ids = ["-".join(filter(None, row)) for row in rows]
+            metafunc.parametrize("backend", rows, ids=ids, indirect=True)
+        if "best_backend" in metafunc.fixturenames:
+            rows = [(name, None) for name in names if name in ("cpu", "eager")]
+            metafunc.parametrize("best_backend", rows, ids=[row[0] for row in rows], indirect=True)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+    def test_values_and_gradients(self, case: Case, backend: str, dtype: torch.dtype) -> None:
+        setting = Setting(case, dtype=dtype)
+        result = run_setting(setting, backend)
+        assert result.outputs[0].dtype == dtype
+        check_result(setting, backend, result)
+
+    @pytest.mark.parametrize("layout", INPUT_LAYOUTS)
+    def test_input_layouts(self, logic: Case, backend: str, layout: str) -> None:
+        setting = Setting(logic, input_layout=layout)
+        check_result(setting, backend, run_setting(setting, backend))
+
+    @pytest.mark.parametrize("layout", GRAD_LAYOUTS)
+    def test_incoming_gradient_layouts(self, logic: Case, backend: str, layout: str) -> None:
+        setting = Setting(logic, grad_layout=layout)
+        check_result(setting, backend, run_setting(setting, backend))
+
+    def test_same_bits_every_time(self, case: Case, backend: str) -> None:
+        setting = Setting(case)
+        first = run_setting(setting, backend)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            check_identical(first, run_setting(setting, backend), f"in another run, with {threads} threads")
+            if backend == "eager":  # PyTorch's own reductions may depend on it
+                break
+
+    def test_reads_no_memory_that_it_did_not_write(self, case: Case, backend: str) -> None:
+        setting = Setting(case)
+        expected = run_setting(setting, backend)
+        with poisoned_memory():
+            poisoned = run_setting(setting, backend)
+        check_identical(expected, poisoned, "when memory is poisoned with NaN")
+
+    def test_inputs_and_incoming_gradients_are_left_alone(self, case: Case, backend: str) -> None:
+        tensors = differentiable(Setting(case).tensors())
+        copies = {name: t.detach().clone() for name, t in tensors.items()}
+        outputs = forward(case, tensors, backend)
+        grads = incoming(outputs, torch.float32)
+        grad_copies = [grad.clone() for grad in grads]
+        found = gradients(outputs, tensors, grads)
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, copies[name]), name
+            assert tensor._version == 0, f"{name} was written to"
+        for grad, copy in zip(grads, grad_copies, strict=True):
+            assert torch.equal(grad, copy)
+        storages = {t.untyped_storage().data_ptr() for t in (*tensors.values(), *grads) if t.numel()}
+        for result in (*outputs, *found.values()):
+            assert not result.numel() or result.untyped_storage().data_ptr() not in storages, "a result is an input"
+
+    def test_gradcheck(self, logic: Case, backend: str) -> None:
+        function, values = self.function_of(logic, backend)
+        assert torch.autograd.gradcheck(function, values)
+
+    def test_second_derivative(self, logic: Case, backend: str) -> None:
+        function, values = self.function_of(logic, backend)
+        if backend in logic.twice:
+            assert torch.autograd.gradgradcheck(function, values)
+            return
+        outputs = function(*values)
+        (grad,) = torch.autograd.grad(outputs, values[:1], incoming(outputs, torch.float64), create_graph=True)
+        with pytest.raises(RuntimeError, match=f"{self.operation} has .*second derivative"):
+            torch.autograd.grad(grad.sum(), values)
+
+    def function_of(self, case: Case, backend: str) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
+        """The case as a function of its floating tensors, to its differentiable outputs."""
+        tensors = differentiable(case.inputs(1))
+        names = [n for n, t in tensors.items() if t.is_floating_point()]
+
+        def function(*values: Tensor) -> tuple[Tensor, ...]:
+            outputs = forward(case, {**tensors, **dict(zip(names, values, strict=True))}, backend)
+            return tuple(output for output in outputs if output.requires_grad)
+
+        return function, [tensors[n] for n in names]
+
+    def test_raw_operators(self, logic: Case, best_backend: str) -> None:
+        with RecordRawCalls() as record:
+            run_setting(Setting(logic), best_backend)
+        names = [func.name() for func, _, _ in record.calls]
+        directions = () if best_backend == "eager" else ("forward", "backward")
+        assert names == [f"spanbert_kernels::{self.operation}_{direction}" for direction in directions]
+        for func, args, kwargs in record.calls:
+            detached = [a.detach() if isinstance(a, Tensor) else a for a in args]
+            torch.library.opcheck(func, detached, kwargs)
+
+    def test_compile(self, logic: Case, best_backend: str) -> None:
+        self.check_compiled(logic, best_backend, "aot_eager")
+
+    @pytest.mark.slow
+    def test_inductor(self, best_backend: str) -> None:
+        self.check_compiled(self.cases[0], best_backend, "inductor")
+
+    def check_compiled(self, case: Case, backend: str, compiler: str) -> None:
+        torch._dynamo.reset()
+        compiled = torch.compile(case.call, fullgraph=True, dynamic=True, backend=compiler)
+        # Sizes that depend on values (the widest span, the packed tokens) stay inside the graph.
+        with torch._dynamo.config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True):
+            for size in (2, 3, 4):
+                setting = Setting(case, size)
+                leaves = differentiable(setting.tensors())
+                with backends.record() as calls:
+                    outputs = as_tuple(compiled(**case.arguments(leaves), backend=backend))
+                assert {name for _, name in calls} <= {backend}
+                assert calls or size > 2, "the first call was not traced"
+                grads = incoming(outputs, torch.float32)
+                check_result(setting, backend, Result(outputs, gradients(outputs, leaves, grads)))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+    def test_autocast_changes_nothing(self, logic: Case, best_backend: str, dtype: torch.dtype) -> None:
+        setting = Setting(logic, dtype=dtype)
+        leaves = differentiable(setting.tensors())
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = forward(logic, leaves, best_backend)
+        result = Result(outputs, gradients(outputs, leaves, incoming(outputs, dtype)))
+        check_identical(run_setting(setting, best_backend), result, "under autocast")

@@ -1,0 +1,159 @@
+"""The choice of a backend: by the user, by the environment, by itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from spanbert_kernels.ops import backends, library, span_pool
+from spanbert_kernels.ops.backends import BackendUnavailable, Operation
+
+CPU = torch.zeros(2, 3)
+REASON = "the compiled extension was not built: no compiler found"
+
+
+@pytest.fixture
+def operation() -> Iterator[Operation]:
+    yield Operation("tested", ("cuda", "triton", "cpu", "eager"))
+    del backends._registry["tested"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("SPANBERT_KERNELS_BACKEND", raising=False)
+    backends._warn_once.cache_clear()
+    yield
+    backends._warn_once.cache_clear()
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends._LOADERS, "cpu", lambda: None)
+
+
+@pytest.fixture
+def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends._LOADERS, "cpu", lambda: REASON)
+
+
+@pytest.mark.usefixtures("built")
+class TestChoice:
+    def test_the_first_that_can_take_the_call(self, operation: Operation) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what cannot be meant for this device is passed over silently
+            assert operation.choose(CPU, None) == "cpu"
+
+    def test_the_arguments_wish_comes_before_use_and_the_environment(
+        self, operation: Operation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SPANBERT_KERNELS_BACKEND", "eager")
+        assert operation.choose(CPU, None) == "eager"
+        with backends.use("cpu"):
+            assert operation.choose(CPU, None) == "cpu"
+            assert operation.choose(CPU, "eager") == "eager"
+        assert operation.choose(CPU, None) == "eager"
+
+    def test_use_nests_and_ends_with_an_error(self, operation: Operation) -> None:
+        with backends.use("eager"):
+            with pytest.raises(KeyError), backends.use("cpu"):
+                raise KeyError
+            assert operation.choose(CPU, None) == "eager"
+        assert operation.choose(CPU, None) == "cpu"
+
+    @pytest.mark.parametrize("name", ["cuda", "triton"])
+    def test_a_chosen_backend_for_another_device_raises(self, operation: Operation, name: str) -> None:
+        text = f"tested: backend '{name}' cannot take this call: it takes tensors on cuda, not on cpu"
+        with pytest.raises(BackendUnavailable, match=text):
+            operation.choose(CPU, name)
+        with pytest.raises(BackendUnavailable, match=text), backends.use(name):
+            operation.choose(CPU, None)
+
+    def test_a_chosen_backend_that_lacks_the_dtype_raises(self, operation: Operation) -> None:
+        with pytest.raises(BackendUnavailable, match="it takes float32, bfloat16, float16, float64, not torch.float8"):
+            operation.choose(CPU.to(torch.float8_e4m3fn), "cpu")
+
+    def test_an_unknown_backend_raises(self, operation: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+        text = "tested has no backend 'tpu'; it has cuda, triton, cpu, eager"
+        with pytest.raises(ValueError, match=text):
+            operation.choose(CPU, "tpu")
+        monkeypatch.setenv("SPANBERT_KERNELS_BACKEND", "tpu")
+        with pytest.raises(ValueError, match=text):
+            operation.choose(CPU, None)
+        with pytest.raises(ValueError, match="no backend 'tpu'; there are cuda, triton, cpu, eager"), backends.use("tpu"):
+            pass
+
+    def test_every_call_is_recorded_in_order(self, operation: Operation) -> None:
+        with backends.record() as outer:
+            operation.choose(CPU, None)
+            with backends.record() as inner:
+                operation.choose(CPU, "eager")
+            operation.choose(CPU, "cpu")
+        operation.choose(CPU, None)
+        assert inner == [("tested", "eager")]
+        assert outer == [("tested", "cpu"), ("tested", "eager"), ("tested", "cpu")]
+
+
+@pytest.mark.usefixtures("not_built")
+class TestWithoutTheExtension:
+    def test_one_warning_then_the_next_backend(self, operation: Operation) -> None:
+        with pytest.warns(UserWarning, match=f"tested: backend 'cpu' is passed over: {REASON}") as caught:
+            assert [operation.choose(CPU, None) for _ in range(3)] == ["eager"] * 3
+        assert len(caught) == 1
+
+    def test_chosen_by_the_user_it_raises_with_the_reason(
+        self, operation: Operation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(BackendUnavailable, match=f"backend 'cpu' cannot take this call: {REASON}"):
+            operation.choose(CPU, "cpu")
+        monkeypatch.setenv("SPANBERT_KERNELS_BACKEND", "cpu")
+        with pytest.raises(BackendUnavailable, match=REASON):
+            span_pool(CPU, torch.zeros(1, 2, dtype=torch.int64), ["sum"])
+
+    def test_a_call_still_works_and_says_what_ran(self) -> None:
+        with pytest.warns(UserWarning, match="passed over"), backends.record() as calls:
+            span_pool(CPU, torch.zeros(1, 2, dtype=torch.int64), ["sum"])
+        assert calls == [("span_pool", "eager")]
+
+    def test_the_report_names_the_reason(self) -> None:
+        table = backends.report()
+        assert table["cpu"]["span_pool"] == REASON
+        assert table["cpu"]["span_gather"] == "no kernel of this kind yet"
+        assert set(table) == set(backends.NAMES)
+        assert not any(table["eager"].values())
+
+
+@pytest.mark.usefixtures("built")
+def test_the_report_shows_what_works() -> None:
+    assert backends.report()["cpu"]["span_pool"] is None
+
+
+def test_refusal_of_an_unknown_name() -> None:
+    assert backends.refusal("tpu", "cpu", torch.float32) == "unknown backend; there are cuda, triton, cpu, eager"
+
+
+def test_a_missing_library_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    load = library.load_cpu.__wrapped__
+    assert "not installed by its setup.py" in load()
+    (tmp_path / "build_info.json").write_text('{"cpu": null, "reason": "no compiler"}')
+    assert load() == "the compiled extension was not built: no compiler"
+    (tmp_path / "libspanbert_kernels_cpu.so").write_bytes(b"not a library")
+    assert load().startswith("the compiled extension does not load: ")
+
+
+def test_the_environment_variable_reaches_a_real_call() -> None:
+    code = (
+        "import torch; from spanbert_kernels.ops import backends, span_pool\n"
+        "with backends.record() as calls: span_pool(torch.ones(1, 1), torch.zeros(1, 2).long(), ['sum'])\n"
+        "print(calls)"
+    )
+    environment = {**os.environ, "SPANBERT_KERNELS_BACKEND": "eager"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[('span_pool', 'eager')]"

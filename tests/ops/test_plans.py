@@ -1,0 +1,120 @@
+"""Span plans: what they hold, and what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pool_cases import buckets, enumerated_by_loop
+
+from spanbert_kernels.ops import enumerate_spans, plan_spans
+from spanbert_kernels.ops.plans import width_index
+
+small = settings(deadline=None, derandomize=True, max_examples=50)
+pairs = st.lists(st.tuples(st.integers(0, 9), st.integers(-1, 9)), max_size=12)
+
+
+@small
+@given(pairs)
+def test_a_plan_is_sorted_and_keeps_the_spans_in_their_rows(spans: list[tuple[int, int]]) -> None:
+    tensor = torch.tensor(spans, dtype=torch.int64).view(-1, 2)
+    plan = plan_spans(tensor, num_tokens=10)
+    assert len(plan) == plan.num_spans == len(spans)
+    assert plan.starts is not None
+    assert plan.ends is not None
+    assert plan.rows is not None
+    order = list(zip(plan.starts.tolist(), plan.ends.tolist(), strict=True))
+    assert order == sorted(order)
+    assert sorted(plan.rows.tolist()) == list(range(len(spans)))
+    assert plan.max_width == max([0, *(last + 1 - start for start, last in spans)])
+    start, end = plan.bounds()
+    for n, (first, last) in enumerate(spans):
+        if last >= first:
+            assert (int(start[n]), int(end[n])) == (first, last + 1)
+        else:
+            assert int(start[n]) == int(end[n]), "an empty span stays empty"
+    assert torch.equal(plan.pairs(), torch.stack([start, end - 1], 1))
+
+
+@small
+@given(st.lists(st.integers(0, 6), max_size=5), st.integers(1, 8), st.sampled_from([torch.int32, torch.int64]))
+def test_enumerated_spans_in_order(lengths: list[int], max_width: int, dtype: torch.dtype) -> None:
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(dtype)
+    plan = enumerate_spans(cu_seqlens, max_width)
+    expected = enumerated_by_loop(cu_seqlens, max_width)
+    assert torch.equal(plan.pairs(), expected)
+    assert plan.num_spans == len(expected)
+    assert plan.num_tokens == sum(lengths)
+    assert plan.max_width == min(max_width, max(lengths, default=0))
+
+
+def test_equal_spans_keep_their_order() -> None:
+    plan = plan_spans(torch.tensor([[1, 2], [0, 0], [1, 2], [1, 2]]))
+    assert plan.rows is not None
+    assert plan.rows.tolist() == [1, 0, 2, 3]
+    assert plan.num_tokens == 3
+
+
+def test_both_ends_and_both_kinds_of_indices() -> None:
+    spans = torch.tensor([[4, 6], [0, 1]])
+    expected = plan_spans(spans)
+    for other in (plan_spans(spans.int()), plan_spans(spans + torch.tensor([0, 1]), end_inclusive=False)):
+        assert torch.equal(other.pairs(), expected.pairs())
+        assert other.num_tokens == expected.num_tokens == 7
+
+
+def test_no_spans() -> None:
+    plan = plan_spans(torch.zeros(0, 2, dtype=torch.int32), num_tokens=4)
+    assert (len(plan), plan.num_tokens, plan.max_width) == (0, 4, 0)
+    assert plan.pairs().shape == (0, 2)
+
+
+def test_a_plan_does_not_follow_its_tensors() -> None:
+    spans, cu_seqlens = torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 2, 4])
+    plan, enumerated = plan_spans(spans), enumerate_spans(cu_seqlens, 2)
+    before = plan.pairs(), enumerated.pairs()
+    spans.fill_(0)
+    cu_seqlens.fill_(0)
+    assert torch.equal(plan.pairs(), before[0])
+    assert torch.equal(enumerated.pairs(), before[1])
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "spans", "options"),
+    [
+        (TypeError, "spans must be int32 or int64, got torch.float32", torch.zeros(1, 2), {}),
+        (TypeError, "spans must be a tensor .* got list", [[0, 1]], {}),
+        (ValueError, r"spans must have shape \[N, 2\], got \[1, 3\]", torch.zeros(1, 3).long(), {}),
+        (ValueError, "span 1 covers tokens 2 to 5, but hidden has 5", torch.tensor([[0, 0], [2, 5]]), {"num_tokens": 5}),
+        (ValueError, "span 0 covers tokens -2 to 1", torch.tensor([[-2, 1]]), {}),
+        (ValueError, "num_tokens must be at least 0, got -1", torch.tensor([[0, -1]]), {"num_tokens": -1}),
+    ],
+)
+def test_bad_spans(error: type[Exception], text: str, spans: torch.Tensor, options: dict[str, Any]) -> None:
+    with pytest.raises(error, match=text):
+        plan_spans(spans, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "cu_seqlens", "max_width"),
+    [
+        (ValueError, "max_width must be at least 1, got 0", torch.tensor([0, 2]), 0),
+        (ValueError, r"cu_seqlens\[2\] = 1 comes after 3", torch.tensor([0, 3, 1]), 2),
+        (ValueError, "cu_seqlens must start with 0, got 1", torch.tensor([1, 3]), 2),
+        (ValueError, "cu_seqlens must hold at least one offset", torch.zeros(0).long(), 2),
+        (ValueError, r"cu_seqlens must have shape .* got \[1, 2\]", torch.tensor([[0, 3]]), 2),
+        (TypeError, "cu_seqlens must be int32 or int64, got torch.uint8", torch.tensor([0, 3]).byte(), 2),
+    ],
+)
+def test_bad_offsets(error: type[Exception], text: str, cu_seqlens: torch.Tensor, max_width: int) -> None:
+    with pytest.raises(error, match=text):
+        enumerate_spans(cu_seqlens, max_width)
+
+
+def test_width_index() -> None:
+    widths = torch.tensor([0, 1, 2, 3, 9])
+    assert width_index(widths, 3, None).tolist() == [0, 0, 1, 2, 2]
+    assert width_index(widths, 4, buckets).tolist() == [0, 0, 1, 2, 3]
