@@ -23,7 +23,7 @@ def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return qkv.to(dtype), cu_seqlens
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @torch.inference_mode()
 def test_forward(compare: Callable[..., None], dtype: torch.dtype) -> None:
     qkv, cu_seqlens = inputs(dtype)

@@ -39,7 +39,7 @@ def three_models(base: Any, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any
     return model, accelerate(model), theirs
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", BATCHES)
 @torch.inference_mode()
 def test_inference(compare: Callable[..., None], base: Any, name: str, dtype: torch.dtype) -> None:

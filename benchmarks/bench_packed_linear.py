@@ -14,7 +14,7 @@ from spanbert_kernels import ops
 LAYERS, IN, OUT = 12, 768, 3072
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 6, 24, 64, 256])
 @torch.no_grad()
 def test_forward(compare: Callable[..., None], rows: int, dtype: torch.dtype) -> None:

@@ -40,9 +40,9 @@ def status() -> Table:
         cells = []
         for backend in report:
             reason = report[backend][operation]
-            if reason is not None and f"{backend}: {reason}" not in reasons:
-                reasons.append(f"{backend}: {reason}")
-            cells.append("yes" if reason is None else f"no ({reasons.index(f'{backend}: {reason}') + 1})")
+            if reason is not None and reason not in reasons:
+                reasons.append(reason)
+            cells.append("yes" if reason is None else f"no ({reasons.index(reason) + 1})")
         table.add_row(operation, *cells)
     table.caption = "\n".join(f"({number}) {reason}" for number, reason in enumerate(reasons, 1))
     return table

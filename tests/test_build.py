@@ -49,7 +49,12 @@ def test_the_library_uses_the_stable_abi_alone() -> None:
 
 
 def test_an_unstable_symbol_would_be_seen() -> None:
-    symbols = ["aoti_torch_empty_strided", "std::bad_alloc", "at::Tensor::sum() const", "c10::Error::Error(char const*)"]
+    symbols = [
+        "aoti_torch_empty_strided",
+        "std::bad_alloc",
+        "at::Tensor::sum() const",
+        "c10::Error::Error(char const*)",
+    ]
     assert unstable(symbols) == symbols[2:]
 
 
@@ -62,7 +67,9 @@ def source(tmp_path: Path) -> Path:
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "csrc", folder / "csrc")
-    shutil.copytree(ROOT / "spanbert_kernels", folder / "spanbert_kernels", ignore=shutil.ignore_patterns("_lib", "__pycache__"))
+    shutil.copytree(
+        ROOT / "spanbert_kernels", folder / "spanbert_kernels", ignore=shutil.ignore_patterns("_lib", "__pycache__")
+    )
     return folder
 
 
@@ -137,7 +144,18 @@ def test_a_failed_build_removes_an_older_library(source: Path) -> None:
 @pytest.mark.slow
 def test_a_pure_python_wheel_works(source: Path, tmp_path: Path) -> None:
     """As pip builds it; imported from the unpacked wheel, it computes and names the reason."""
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), "."]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
     environment = {**os.environ, "SPANBERT_KERNELS_BUILD": "0"}
     subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -104,7 +104,9 @@ bad += ["a CUDA context"] if torch.cuda.is_initialized() else []
 print(bad)
 """
 # Without torch's own modules: what the bare package loads.
-BARE_IMPORT = "import sys, spanbert_kernels; print([n for n in ('torch', 'transformers', 'triton') if n in sys.modules])"
+BARE_IMPORT = (
+    "import sys, spanbert_kernels; print([n for n in ('torch', 'transformers', 'triton') if n in sys.modules])"
+)
 
 
 @pytest.mark.parametrize("code", [IMPORT, BARE_IMPORT], ids=["with ops", "bare"])
@@ -182,12 +184,24 @@ def test_an_operation_without_kernels_needs_no_benchmark(house: Path) -> None:
         ("spanbert_kernels/ops/helpers.py", "", "spanbert_kernels/ops/helpers.py says nothing about what is in it"),
         ("spanbert_kernels/attic/x.py", "", "spanbert_kernels/attic is not a layer; there are ops, nn, acceleration"),
         ("spanbert_kernels/nn/long.py", "x = 1\n" * 701, "spanbert_kernels/nn/long.py has 701 lines, more than 700"),
-        ("spanbert_kernels/nn/a.py", "import spanbert_kernels.cli", "imports spanbert_kernels.cli: nn stands below cli"),
+        (
+            "spanbert_kernels/nn/a.py",
+            "import spanbert_kernels.cli",
+            "imports spanbert_kernels.cli: nn stands below cli",
+        ),
         ("spanbert_kernels/nn/a.py", "from spanbert_kernels import cli", "nn/a.py imports spanbert_kernels.cli"),
-        ("spanbert_kernels/nn/a.py", "from ..cli import main", "imports spanbert_kernels.cli.main: nn stands below cli"),
+        (
+            "spanbert_kernels/nn/a.py",
+            "from ..cli import main",
+            "imports spanbert_kernels.cli.main: nn stands below cli",
+        ),
         ("spanbert_kernels/nn/a.py", "from .. import models", "nn stands below models"),
         ("spanbert_kernels/ops/a.py", "def f():\n    from spanbert_kernels.nn import x", "ops stands below nn"),
-        ("spanbert_kernels/acceleration/a.py", "import spanbert_kernels.models as m", "acceleration stands below models"),
+        (
+            "spanbert_kernels/acceleration/a.py",
+            "import spanbert_kernels.models as m",
+            "acceleration stands below models",
+        ),
     ],
 )
 def test_what_does_not_belong(house: Path, name: str, text: str, complaint: str) -> None:

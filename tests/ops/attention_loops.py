@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -29,13 +31,14 @@ def document_attention_by_loop(
     *,
     dropout_p: float = 0.0,
     scale: float | None = None,
+    max_seqlen: int | None = None,
     return_lse: bool = True,
 ) -> tuple[Tensor, ...]:
-    """PyTorch's own attention, document by document; with dropout, the softmax written out."""
+    """PyTorch's own attention, document by document; with dropout, the softmax written out. `max_seqlen` is a hint."""
     scale = q.shape[2] ** -0.5 if scale is None else scale
     outputs, sums = [torch.zeros_like(q[:0]) + 0 * (q.sum() + k.sum() + v.sum())], [q.new_zeros(q.shape[1], 0)]
     offsets = cu_seqlens.tolist()
-    for begin, end in zip(offsets, offsets[1:], strict=False):
+    for begin, end in itertools.pairwise(offsets):
         if begin == end:
             continue
         qs, ks, vs = (x[begin:end].transpose(0, 1) for x in (q, k, v))
@@ -58,7 +61,7 @@ def score_terms(tensors: dict[str, Tensor], incoming: list[Tensor], scale: float
     """
     offsets = tensors["cu_seqlens"].tolist()
     sizes = dict.fromkeys("qkv", 0.0)
-    for begin, end in zip(offsets, offsets[1:], strict=False):
+    for begin, end in itertools.pairwise(offsets):
         if begin == end:
             continue
         q, k, v, grad = (x[begin:end].transpose(0, 1) for x in (*(tensors[n] for n in "qkv"), incoming[0]))
@@ -94,7 +97,7 @@ def cross_document_attention_by_loop(
     """Query row by query row, with the documents that it sees listed one by one."""
     scale = q.shape[2] ** -0.5 if scale is None else scale
     tokens, clusters = cu_seqlens.tolist(), cu_clusters.tolist()
-    heads, largest = q.shape[1], max((b - a for a, b in zip(clusters, clusters[1:], strict=False)), default=0)
+    heads, largest = q.shape[1], max((b - a for a, b in itertools.pairwise(clusters)), default=0)
 
     def rows_of(kind: str, document: int) -> list[int]:
         begin, end = tokens[document], tokens[document + 1]
@@ -108,7 +111,7 @@ def cross_document_attention_by_loop(
     output = [q.new_zeros(heads, q.shape[2]) for _ in q]
     lse = torch.full((heads, len(q)), -torch.inf, dtype=q.dtype)
     weights = torch.zeros(len(q), heads, largest, dtype=q.dtype)
-    for first, last in zip(clusters, clusters[1:], strict=False):
+    for first, last in itertools.pairwise(clusters):
         for i in range(first, last):
             seen = [j for j in range(first, last) if (j != i or include_self) and linked(i, j) and rows_of(keys, j)]
             groups = [torch.tensor(rows_of(keys, j)) for j in seen]

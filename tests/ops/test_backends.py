@@ -76,7 +76,9 @@ class TestChoice:
             operation.choose(CPU, None)
 
     def test_a_chosen_backend_that_lacks_the_dtype_raises(self, operation: Operation) -> None:
-        with pytest.raises(BackendUnavailable, match="it takes float32, bfloat16, float16, float64, not torch.float8"):
+        with pytest.raises(
+            BackendUnavailable, match=r"it takes float32, bfloat16, float16, float64, not torch\.float8"
+        ):
             operation.choose(CPU.to(torch.float8_e4m3fn), "cpu")
 
     def test_an_unknown_backend_raises(self, operation: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +88,10 @@ class TestChoice:
         monkeypatch.setenv("SPANBERT_KERNELS_BACKEND", "tpu")
         with pytest.raises(ValueError, match=text):
             operation.choose(CPU, None)
-        with pytest.raises(ValueError, match="no backend 'tpu'; there are cuda, triton, cpu, eager"), backends.use("tpu"):
+        with (
+            pytest.raises(ValueError, match="no backend 'tpu'; there are cuda, triton, cpu, eager"),
+            backends.use("tpu"),
+        ):
             pass
 
     def test_every_call_is_recorded_in_order(self, operation: Operation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -53,16 +54,30 @@ def with_links(tensors: Tensors) -> dict[str, Any]:
     return rest
 
 
-def row(name: str, *, build: dict[str, Any] | None = None, queries: str = "anchors", keys: str = "anchors", **options: Any) -> Case:
+def row(
+    name: str,
+    *,
+    build: dict[str, Any] | None = None,
+    compiled: bool = False,
+    queries: str = "anchors",
+    keys: str = "anchors",
+    **options: Any,
+) -> Case:
     sides = {"queries": queries, "keys": keys}
     options = {"return_lse": options.get("normalize") != "pairwise", "return_weights": True, **sides, **options}
     inputs = partial(cross_inputs, **sides, **(build or {}))
     call, oracle = partial(cross_document_attention, **options), partial(cross_document_attention_by_loop, **options)
-    return Case(name, inputs, call, oracle, with_links)
+    return Case(name, inputs, call, oracle, with_links, compiled=("eager",) if compiled else ())
 
 
 MODES = [
-    row(f"{queries} x {keys}{', self' if own else ''}, {normalize}", queries=queries, keys=keys, include_self=own, normalize=normalize)
+    row(
+        f"{queries} x {keys}{', self' if own else ''}, {normalize}",
+        queries=queries,
+        keys=keys,
+        include_self=own,
+        normalize=normalize,
+    )
     for queries in ("anchors", "tokens")
     for keys in ("anchors", "tokens")
     for own in (False, True)
@@ -76,10 +91,17 @@ class TestShared(OpChecks):
     cases = (
         *MODES,
         row("links", build={"links": LINKS}),
-        row("links, tokens", build={"links": LINKS}, queries="tokens", keys="tokens", include_self=True),
+        row("links, tokens", build={"links": LINKS}, compiled=True, queries="tokens", keys="tokens", include_self=True),
         row("links, pairwise", build={"links": LINKS}, keys="tokens", include_self=True, normalize="pairwise"),
         row("dropout", build={"seed": 2**61 + 5}, keys="tokens", dropout_p=0.3),
-        row("dropout, pairwise", build={"seed": -9}, queries="tokens", keys="tokens", dropout_p=0.3, normalize="pairwise"),
+        row(
+            "dropout, pairwise",
+            build={"seed": -9},
+            queries="tokens",
+            keys="tokens",
+            dropout_p=0.3,
+            normalize="pairwise",
+        ),
         row("scale, output alone", scale=0.3, return_lse=False, return_weights=False, include_self=True),
         row("no documents", build={"lengths": (), "clusters": (0,)}, keys="tokens"),
         row("empty documents", build={"lengths": (0, 0, 0), "clusters": (0, 2, 3)}, queries="tokens", keys="tokens"),
@@ -175,6 +197,17 @@ def test_pairwise_gives_anchors_no_gradient_for_queries_and_keys() -> None:
     assert not torch.autograd.grad(output.sum(), q)[0].any()
 
 
+@pytest.mark.parametrize("normalize", ["joint", "pairwise"])
+def test_documents_with_scores_far_apart(normalize: str) -> None:
+    """A document whose scores are 1000 lower has its own softmax; in a joint one it has no weight."""
+    q, v = torch.ones(3, 1, 1), torch.tensor([0.0, 2.0, 8.0]).view(3, 1, 1)
+    k = torch.tensor([0.0, 1000.0, 0.0]).view(3, 1, 1)
+    offsets = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 3])
+    output = cross_document_attention(q, k, v, *offsets, normalize=normalize, scale=1.0)
+    assert isinstance(output, Tensor)
+    assert output.flatten().tolist() == ([2.0, 4.0, 2.0] if normalize == "joint" else [5.0, 4.0, 1.0])
+
+
 def test_the_seed_is_drawn_from_torch() -> None:
     arguments = make(queries="tokens", keys="tokens")
 
@@ -196,10 +229,17 @@ def test_any_documents_clusters_and_links(data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(0, 3), max_size=6))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(lengths)), max_size=3)))
     clusters = (0, *cuts, len(lengths)) if lengths or cuts else (0,)
-    bounds = [(a, b) for a, b in zip(clusters, clusters[1:], strict=False) for _ in range(a, b)]
+    bounds = [(a, b) for a, b in itertools.pairwise(clusters) for _ in range(a, b)]
     links = tuple(tuple(data.draw(st.sets(st.integers(a, b - 1)))) for a, b in bounds)
-    sides = {"queries": data.draw(st.sampled_from(["anchors", "tokens"])), "keys": data.draw(st.sampled_from(["anchors", "tokens"]))}
-    options = {**sides, "include_self": data.draw(st.booleans()), "normalize": data.draw(st.sampled_from(["joint", "pairwise"]))}
+    sides = {
+        "queries": data.draw(st.sampled_from(["anchors", "tokens"])),
+        "keys": data.draw(st.sampled_from(["anchors", "tokens"])),
+    }
+    options = {
+        **sides,
+        "include_self": data.draw(st.booleans()),
+        "normalize": data.draw(st.sampled_from(["joint", "pairwise"])),
+    }
     tensors = cross_inputs(1, **sides, lengths=tuple(lengths), clusters=clusters, links=links)
     found = cross_document_attention(**with_links(tensors), **options, return_weights=True)
     expected = cross_document_attention_by_loop(**tensors, **options)
@@ -230,7 +270,7 @@ def csr(*rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         bad(ValueError, 'queries must be "anchors" or "tokens", got \'rows\'', queries="rows"),
         bad(ValueError, 'keys must be "anchors" or "tokens", got None', keys=None),
         bad(ValueError, 'normalize must be "joint" or "pairwise", got \'sum\'', normalize="sum"),
-        bad(ValueError, 'return_lse needs normalize="joint", got \'pairwise\'', normalize="pairwise", return_lse=True),
+        bad(ValueError, "return_lse needs normalize=\"joint\", got 'pairwise'", normalize="pairwise", return_lse=True),
         bad(ValueError, r"q must have shape \[rows, heads, head_dim\], got \[6, 6\]", q=torch.zeros(6, 6)),
         bad(ValueError, r"q must have one row per document \(6\), got 5", q=torch.zeros(5, 2, 3)),
         bad(ValueError, r"k must have one row per token \(9\), got 6", keys="tokens"),
@@ -238,16 +278,34 @@ def csr(*rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         bad(TypeError, "k is on meta, but q is on cpu", k=torch.zeros(6, 2, 3, device="meta")),
         bad(ValueError, r"cu_seqlens\[2\] = 1 comes after 2", cu_seqlens=torch.tensor([0, 2, 1, 5, 6, 8, 9])),
         bad(ValueError, r"cu_clusters\[2\] = 2 comes after 3", cu_clusters=torch.tensor([0, 3, 2, 6])),
-        bad(ValueError, "cu_clusters must end with the number of documents, 6, but ends with 5", cu_clusters=torch.tensor([0, 5])),
+        bad(
+            ValueError,
+            "cu_clusters must end with the number of documents, 6, but ends with 5",
+            cu_clusters=torch.tensor([0, 5]),
+        ),
         bad(ValueError, "cu_clusters must start with 0, got 1", cu_clusters=torch.tensor([1, 6])),
         bad(TypeError, "cu_clusters is on meta, but q is on cpu", cu_clusters=torch.zeros(2, device="meta").long()),
         bad(ValueError, "document 0 links to document 6, but there are 6", links=csr((6,), (), (), (), (), ())),
         bad(ValueError, "document 1 links to document -1", links=csr((), (-1,), (), (), (), ())),
-        bad(ValueError, "document 2 of cluster 0 links to document 3 of cluster 1", links=csr((), (), (3,), (), (), ())),
+        bad(
+            ValueError, "document 2 of cluster 0 links to document 3 of cluster 1", links=csr((), (), (3,), (), (), ())
+        ),
         bad(ValueError, r"one offset per document and one more \(7\), got 6", links=csr((), (), (), (), ())),
-        bad(ValueError, "must end with the number of links, 0, but ends with 1", links=(csr((0,), (), (), (), (), ())[0], torch.zeros(0).long())),
-        bad(TypeError, r"links\[1\] must be int32 or int64, got torch.float32", links=(torch.zeros(7).long(), torch.zeros(0))),
-        bad(TypeError, r"links\[0\] is on meta, but q is on cpu", links=(torch.zeros(7, device="meta").long(), torch.zeros(0).long())),
+        bad(
+            ValueError,
+            "must end with the number of links, 0, but ends with 1",
+            links=(csr((0,), (), (), (), (), ())[0], torch.zeros(0).long()),
+        ),
+        bad(
+            TypeError,
+            r"links\[1\] must be int32 or int64, got torch.float32",
+            links=(torch.zeros(7).long(), torch.zeros(0)),
+        ),
+        bad(
+            TypeError,
+            r"links\[0\] is on meta, but q is on cpu",
+            links=(torch.zeros(7, device="meta").long(), torch.zeros(0).long()),
+        ),
         bad(ValueError, r"dropout_p must be in \[0, 1\), got 2", dropout_p=2),
         bad(ValueError, "cross_document_attention has no backend 'cpu'; it has eager", backend="cpu"),
     ],

@@ -88,7 +88,12 @@ def test_a_plan_does_not_follow_its_tensors() -> None:
         (TypeError, "spans must be int32 or int64, got torch.float32", torch.zeros(1, 2), {}),
         (TypeError, "spans must be a tensor .* got list", [[0, 1]], {}),
         (ValueError, r"spans must have shape \[N, 2\], got \[1, 3\]", torch.zeros(1, 3).long(), {}),
-        (ValueError, "span 1 covers tokens 2 to 5, but hidden has 5", torch.tensor([[0, 0], [2, 5]]), {"num_tokens": 5}),
+        (
+            ValueError,
+            "span 1 covers tokens 2 to 5, but hidden has 5",
+            torch.tensor([[0, 0], [2, 5]]),
+            {"num_tokens": 5},
+        ),
         (ValueError, "span 0 covers tokens -2 to 1", torch.tensor([[-2, 1]]), {}),
         (ValueError, "num_tokens must be at least 0, got -1", torch.tensor([[0, -1]]), {"num_tokens": -1}),
     ],

@@ -27,7 +27,9 @@ def gather_by_loop(
         return torch.cat([nothing, *pieces]), torch.cat([torch.zeros(1, dtype=torch.int64), widths.cumsum(0)])
     width = max((len(piece) for piece in pieces), default=0)
     full = [torch.cat([piece, hidden.new_zeros(width - len(piece), hidden.shape[1])])[None] for piece in pieces]
-    return torch.cat([hidden.new_zeros(0, width, hidden.shape[1]) + 0 * hidden.sum(), *full]), torch.arange(width) < widths[:, None]
+    return torch.cat([hidden.new_zeros(0, width, hidden.shape[1]) + 0 * hidden.sum(), *full]), torch.arange(
+        width
+    ) < widths[:, None]
 
 
 def without_spans(size: int) -> Tensors:
@@ -76,8 +78,8 @@ def test_many_overlapping_spans_sum_in_float32() -> None:
 
 
 def test_padding_holds_zeros_beside_inf_and_nan() -> None:
-    hidden = torch.tensor([[1.0], [torch.inf], [torch.nan], [2.0]])
-    tokens, mask = span_gather(hidden, torch.tensor([[0, 0], [3, 3], [0, 2]]), padded=True)
+    hidden = torch.tensor([[torch.nan], [1.0], [torch.inf], [2.0]])
+    tokens, mask = span_gather(hidden, torch.tensor([[1, 1], [3, 3], [0, 2]]), padded=True)
     assert mask.tolist() == [[True, False, False], [True, False, False], [True, True, True]]
     assert tokens[:2, :, 0].tolist() == [[1, 0, 0], [2, 0, 0]]
 
@@ -104,13 +106,33 @@ def test_enumerated_spans() -> None:
     ("error", "text", "hidden", "spans"),
     [
         (ValueError, r"hidden must have shape \[T, H\], got \[3\]", torch.zeros(3), torch.zeros(1, 2).long()),
-        (TypeError, "hidden must be floating point, got torch.int64", torch.zeros(3, 2).long(), torch.zeros(1, 2).long()),
+        (
+            TypeError,
+            "hidden must be floating point, got torch.int64",
+            torch.zeros(3, 2).long(),
+            torch.zeros(1, 2).long(),
+        ),
         (TypeError, "hidden must be a tensor .* got list", [[1.0]], torch.zeros(1, 2).long()),
         (TypeError, "spans must be int32 or int64, got torch.float32", torch.zeros(3, 2), torch.zeros(1, 2)),
         (ValueError, r"spans must have shape \[N, 2\], got \[1, 3\]", torch.zeros(3, 2), torch.zeros(1, 3).long()),
-        (TypeError, "spans is on meta, but hidden is on cpu", torch.zeros(3, 2), torch.zeros(1, 2, device="meta").long()),
-        (ValueError, "span 1 covers tokens 2 to 3, but hidden has 3", torch.zeros(3, 2), torch.tensor([[0, 0], [2, 3]])),
-        (ValueError, "span 0 covers tokens -1 to 0, but hidden has 3", torch.zeros(3, 2), torch.tensor([[-1, 0], [2, 9]])),
+        (
+            TypeError,
+            "spans is on meta, but hidden is on cpu",
+            torch.zeros(3, 2),
+            torch.zeros(1, 2, device="meta").long(),
+        ),
+        (
+            ValueError,
+            "span 1 covers tokens 2 to 3, but hidden has 3",
+            torch.zeros(3, 2),
+            torch.tensor([[0, 0], [2, 3]]),
+        ),
+        (
+            ValueError,
+            "span 0 covers tokens -1 to 0, but hidden has 3",
+            torch.zeros(3, 2),
+            torch.tensor([[-1, 0], [2, 9]]),
+        ),
     ],
 )
 def test_bad_arguments(error: type[Exception], text: str, hidden: Tensor, spans: Tensor) -> None:

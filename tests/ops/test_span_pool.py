@@ -152,7 +152,11 @@ def test_indices_of_both_kinds_and_plans_give_the_same_bits(backend: str) -> Non
     spans, rest = tensors["spans"], (ALL, tensors["scores"], tensors["width_embedding"])
     expected = span_pool(tensors["hidden"], spans, *rest, backend=backend)
     half_open = spans + torch.tensor([0, 1])
-    for other in (spans.int(), plan_spans(spans, num_tokens=27), plan_spans(half_open, num_tokens=27, end_inclusive=False)):
+    for other in (
+        spans.int(),
+        plan_spans(spans, num_tokens=27),
+        plan_spans(half_open, num_tokens=27, end_inclusive=False),
+    ):
         assert torch.equal(span_pool(tensors["hidden"], other, *rest, backend=backend), expected)
     found = span_pool(tensors["hidden"], half_open, *rest, end_inclusive=False, backend=backend)
     assert torch.equal(found, expected)
@@ -266,35 +270,66 @@ def bad(error: type[Exception], text: str, **changes: Any) -> Any:
         bad(ValueError, "part 'attention' needs scores .* got None", parts=["attention"]),
         bad(ValueError, r"scores .* with T = 4, got \[3\]", parts=["attention"], scores=torch.zeros(3)),
         bad(ValueError, r"scores .* with T = 4, got \[4, 1, 1\]", parts=["attention"], scores=torch.zeros(4, 1, 1)),
-        bad(TypeError, "scores must be floating point, got torch.int64", parts=["attention"], scores=torch.zeros(4).long()),
-        bad(TypeError, "scores is on meta, but hidden is on cpu", parts=["attention"], scores=torch.zeros(4, device="meta")),
+        bad(
+            TypeError,
+            "scores must be floating point, got torch.int64",
+            parts=["attention"],
+            scores=torch.zeros(4).long(),
+        ),
+        bad(
+            TypeError,
+            "scores is on meta, but hidden is on cpu",
+            parts=["attention"],
+            scores=torch.zeros(4, device="meta"),
+        ),
         bad(TypeError, "scores must be a tensor .* got list", parts=["attention"], scores=[0.0] * 4),
         bad(ValueError, r"part 'width' needs width_embedding \[R, E\], got None", parts=["width"]),
         bad(ValueError, "at least one row, got .0, 2.", parts=["width"], width_embedding=torch.zeros(0, 2)),
         bad(ValueError, r"shape \[R, E\], got \[2\]", parts=["width"], width_embedding=torch.zeros(2)),
         bad(TypeError, "width_embedding is on meta", parts=["width"], width_embedding=torch.zeros(2, 2, device="meta")),
         bad(
-            ValueError, "width_rows gave row 2, but the table has 2 rows",
-            parts=["width"], width_embedding=torch.zeros(2, 2), width_rows=lambda w: w + 1,
+            ValueError,
+            "width_rows gave row 2, but the table has 2 rows",
+            parts=["width"],
+            width_embedding=torch.zeros(2, 2),
+            width_rows=lambda w: w + 1,
         ),
         bad(
-            ValueError, r"width_rows must return one row per width \(2\), got \[1\]",
-            parts=["width"], width_embedding=torch.zeros(2, 2), width_rows=lambda w: w[:1] - 1,
+            ValueError,
+            r"width_rows must return one row per width \(2\), got \[1\]",
+            parts=["width"],
+            width_embedding=torch.zeros(2, 2),
+            width_rows=lambda w: w[:1] - 1,
         ),
         bad(
-            TypeError, "the result of width_rows must be int32 or int64, got torch.float32",
-            parts=["width"], width_embedding=torch.zeros(2, 2), width_rows=lambda w: w / 2,
+            TypeError,
+            "the result of width_rows must be int32 or int64, got torch.float32",
+            parts=["width"],
+            width_embedding=torch.zeros(2, 2),
+            width_rows=lambda w: w / 2,
         ),
         bad(ValueError, r"hidden must have shape \[T, H\], got \[2, 2, 3\]", hidden=torch.zeros(2, 2, 3)),
         bad(TypeError, "hidden must be floating point, got torch.complex64", hidden=H.to(torch.complex64)),
         bad(TypeError, "spans must be int32 or int64, got torch.int16", spans=S.short()),
         bad(ValueError, r"spans must have shape \[N, 2\], got \[2\]", spans=S[0]),
         bad(TypeError, "spans is on meta, but hidden is on cpu", spans=S.to("meta")),
-        bad(ValueError, r"span 1 covers tokens 3 to 4, but hidden has 4 tokens \(0 to 3\)", spans=torch.tensor([[0, 3], [3, 4], [9, 9]])),
+        bad(
+            ValueError,
+            r"span 1 covers tokens 3 to 4, but hidden has 4 tokens \(0 to 3\)",
+            spans=torch.tensor([[0, 3], [3, 4], [9, 9]]),
+        ),
         bad(ValueError, "span 0 covers tokens -1 to 2", spans=torch.tensor([[-1, 2]])),
         bad(ValueError, "span 0 covers tokens 4 to 4", spans=torch.tensor([[4, 5]]), end_inclusive=False),
-        bad(ValueError, "the plan was made for 9 tokens, but hidden has 4", spans=enumerate_spans(torch.tensor([0, 9]), 2)),
-        bad(TypeError, "the plan is on meta, but hidden is on cpu", spans=dataclasses.replace(plan_spans(S, num_tokens=4), device=torch.device("meta"))),
+        bad(
+            ValueError,
+            "the plan was made for 9 tokens, but hidden has 4",
+            spans=enumerate_spans(torch.tensor([0, 9]), 2),
+        ),
+        bad(
+            TypeError,
+            "the plan is on meta, but hidden is on cpu",
+            spans=dataclasses.replace(plan_spans(S, num_tokens=4), device=torch.device("meta")),
+        ),
     ],
 )
 def test_bad_arguments(backend: str, error: type[Exception], text: str, changes: dict[str, Any]) -> None:

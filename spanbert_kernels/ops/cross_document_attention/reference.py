@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops.document_attention.reference import longest, masked_attention, pad_rows
+from spanbert_kernels.ops.document_attention.reference import keep_factors, longest, masked_attention, pad_rows
 from spanbert_kernels.ops.documents import document_of
 
 
@@ -27,6 +27,42 @@ def link_matrix(links: tuple[Tensor, Tensor], documents: int) -> Tensor:
     return matrix
 
 
+def pairwise_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    place: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    query_index: Tensor,
+    key_index: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """A softmax for each document that a query sees, averaged.
+
+    The arguments of `masked_attention` and, one-hot `[B, K, J]`, the place of each key's document in its cluster ->
+    output `[B, Q, heads, d]`, document weights `[B, Q, heads, J]`.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    one_hot = place.to(dtype)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q.to(dtype), k.to(dtype)) * scale
+    scores = scores.masked_fill(~visible[:, None], -torch.inf)
+    # The largest score of each document is subtracted, so that no document's sum vanishes beside another's.
+    document = place.int().argmax(2)[:, None, None].expand_as(scores)
+    largest = scores.new_full((*scores.shape[:3], place.shape[2]), -torch.inf)
+    largest = largest.scatter_reduce(3, document, scores.detach(), "amax").gather(3, document)
+    powers = torch.where(visible[:, None], scores - largest, -torch.inf).exp()
+    sums = torch.einsum("bhqk,bkj->bhqj", powers, one_hot)
+    weights = powers / torch.where(visible[:, None], torch.einsum("bhqj,bkj->bhqk", sums, one_hot), 1)
+
+    seen = torch.einsum("bqk,bkj->bqj", visible.to(dtype), one_hot) > 0
+    number = seen.sum(2).clamp(min=1)  # [B, Q]: documents seen
+    kept = weights * keep_factors(q.shape[2], dropout_p, seed, query_index, key_index, dtype)
+    output = torch.einsum("bhqk,bkhd->bqhd", kept, v.to(dtype)) / number[:, :, None, None]
+    return output.to(q.dtype), (seen / number[..., None])[:, :, None].expand(-1, -1, q.shape[2], -1)
+
+
 def cross_document_attention(
     q: Tensor,
     k: Tensor,
@@ -46,7 +82,11 @@ def cross_document_attention(
     documents = len(cu_seqlens) - 1
     filled = cu_seqlens[1:] > cu_seqlens[:-1]  # [D]: an empty document has no anchor
     first_document = cu_clusters[:-1].long()
-    largest = longest(cu_clusters.diff()) if documents else 0
+    if documents == 0:  # no rows either; the sums keep the graph
+        output = q + (k.sum() + v.sum())
+        lse = q.new_zeros(q.shape[1], 0, dtype=torch.promote_types(q.dtype, torch.float32))
+        return output, lse, lse.new_zeros(0, q.shape[1], 0, dtype=torch.float32)
+    largest = longest(cu_clusters.diff())
 
     q_begin, q_count, q_document = rows_of_clusters(queries, cu_seqlens, cu_clusters, q.shape[0])
     k_begin, k_count, k_document = rows_of_clusters(keys, cu_seqlens, cu_clusters, k.shape[0])
@@ -76,17 +116,10 @@ def cross_document_attention(
         )
         share = torch.einsum("chqk,ckj->cqhj", weights.detach(), place.to(weights.dtype))
     else:
-        seen = visible[:, :, :, None] & place[:, None]  # [C, Q, K, J]
-        number = seen.any(2).sum(2)  # [C, Q]: visible documents
-        total = padded_q.new_zeros(padded_q.shape, dtype=torch.promote_types(q.dtype, torch.float32))
-        for j in range(largest):
-            part, _, _ = masked_attention(
-                padded_q.to(total.dtype), padded_k, padded_v, seen[..., j], scale, dropout_p, seed, q_index, k_index
-            )
-            total = total + part
-        output = (total / number.clamp(min=1)[:, :, None, None]).to(q.dtype)
-        lse = total.new_full((len(q_count), q.shape[1], q_rows), -torch.inf)
-        share = (seen.any(2) / number.clamp(min=1)[..., None])[:, :, None].expand(-1, -1, q.shape[1], -1)
+        output, share = pairwise_attention(
+            padded_q, padded_k, padded_v, visible, place, scale, dropout_p, seed, q_index, k_index
+        )
+        lse = share.new_full((len(q_count), q.shape[1], q_rows), -torch.inf)
 
     # Back to packed rows: the cluster of each row, and its place there.
     cluster = torch.searchsorted(cu_clusters[1:].long().contiguous(), q_document, right=True)

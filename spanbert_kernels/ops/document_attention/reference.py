@@ -30,6 +30,18 @@ def pad_rows(rows: Tensor, begin: Tensor, lengths: Tensor, max_length: int) -> t
     return torch.where(keep, rows[index], 0), index, mask
 
 
+def keep_factors(
+    heads: int, dropout_p: float, seed: Tensor | None, query_index: Tensor, key_index: Tensor, dtype: torch.dtype
+) -> Tensor | float:
+    """What dropout multiplies the weights `[B, heads, Q, K]` by: 0 or `1 / (1 - p)`; 1 where nothing is dropped."""
+    if dropout_p == 0.0:
+        return 1.0
+    assert seed is not None
+    head = torch.arange(heads, device=query_index.device)[:, None, None]
+    keep = philox.keep(seed, dropout_p, head, query_index[:, None, :, None], key_index[:, None, None, :])
+    return keep.to(dtype) / (1.0 - dropout_p)
+
+
 def masked_attention(
     q: Tensor,
     k: Tensor,
@@ -53,12 +65,7 @@ def masked_attention(
     any_key = visible.any(2)[:, None, :, None]  # [B, 1, Q, 1]
     lse = scores.logsumexp(3)
     weights = torch.where(any_key, scores, 0).softmax(3) * visible[:, None]
-    kept = weights
-    if dropout_p > 0.0:
-        assert seed is not None
-        head = torch.arange(q.shape[2], device=q.device)[:, None, None]
-        keep = philox.keep(seed, dropout_p, head, query_index[:, None, :, None], key_index[:, None, None, :])
-        kept = weights * keep / (1.0 - dropout_p)
+    kept = weights * keep_factors(q.shape[2], dropout_p, seed, query_index, key_index, dtype)
     output = torch.einsum("bhqk,bkhd->bqhd", kept, v.to(dtype))
     return output.to(q.dtype), lse.detach(), weights
 

@@ -112,6 +112,8 @@ def packed_linear(
     if needed and torch.is_grad_enabled():
         raise RuntimeError("packed_linear has no gradient: call it under torch.no_grad(), or detach its inputs")
     if OPERATION.choose(x, backend) == "eager":
-        return reference.packed_linear(x, reference.unpack(weight.panels, out_features), bias, residual)
+        # Autocast would take the product out of float32, on this backend alone.
+        with torch.autocast(x.device.type, enabled=False):
+            return reference.packed_linear(x, reference.unpack(weight.panels, out_features), bias, residual)
     output: Tensor = torch.ops.spanbert_kernels.packed_linear_forward(x, weight.panels, out_features, bias, residual)
     return output
