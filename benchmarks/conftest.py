@@ -19,7 +19,7 @@ from torch import Tensor
 from spanbert_kernels import __version__, ops
 
 SECONDS_PER_FIGURE = 20.0
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 101
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 101
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ depends on the processor and on the number of rows; `linears_for` holds what was
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -95,32 +96,45 @@ class PlainLinears:
         return F.linear(x, packed, bias).add_(residual)
 
 
+@dataclass
+class SizedWeight:
+    """A weight and what two ways made of it, each when it was first needed."""
+
+    weight: Tensor
+    few: Any = None
+    many: Any = None
+
+
 class BySizeLinears:
-    """One way for fewer than `rows` rows, another for more; both hold the weight."""
+    """One way for fewer than `rows` rows, another for more."""
 
     def __init__(self, few: Linears, many: Linears, rows: int) -> None:
         self.few, self.many, self.rows = few, many, rows
 
-    def pack(self, weight: Tensor) -> tuple[Any, Any]:
-        """The weight packed both ways."""
-        return self.few.pack(weight), self.many.pack(weight)
+    def pack(self, weight: Tensor) -> SizedWeight:
+        """The weight, not packed yet."""
+        return SizedWeight(weight.detach())
 
-    def _pick(self, x: Tensor, packed: tuple[Any, Any]) -> tuple[Linears, Any]:
-        return (self.few, packed[0]) if x.shape[0] < self.rows else (self.many, packed[1])
+    def _pick(self, x: Tensor, packed: SizedWeight) -> tuple[Linears, Any]:
+        if x.shape[0] < self.rows:
+            if packed.few is None:
+                packed.few = self.few.pack(packed.weight)
+            return self.few, packed.few
+        if packed.many is None:
+            packed.many = self.many.pack(packed.weight)
+        return self.many, packed.many
 
-    def linear(self, x: Tensor, packed: tuple[Any, Any], bias: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, packed: SizedWeight, bias: Tensor | None) -> Tensor:
         """As the way picked does it."""
         way, weight = self._pick(x, packed)
         return way.linear(x, weight, bias)
 
-    def linear_activation(
-        self, x: Tensor, packed: tuple[Any, Any], bias: Tensor | None, activation: nn.Module
-    ) -> Tensor:
+    def linear_activation(self, x: Tensor, packed: SizedWeight, bias: Tensor | None, activation: nn.Module) -> Tensor:
         """As the way picked does it."""
         way, weight = self._pick(x, packed)
         return way.linear_activation(x, weight, bias, activation)
 
-    def linear_add(self, x: Tensor, residual: Tensor, packed: tuple[Any, Any], bias: Tensor | None) -> Tensor:
+    def linear_add(self, x: Tensor, residual: Tensor, packed: SizedWeight, bias: Tensor | None) -> Tensor:
         """As the way picked does it."""
         way, weight = self._pick(x, packed)
         return way.linear_add(x, residual, weight, bias)

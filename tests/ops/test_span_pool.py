@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_checks import DTYPES, OpChecks, cast
+from op_checks import DTYPES, LEVELS, OpChecks, cast
 from pool_cases import ALL, CASES, pool_by_loop, pool_inputs, with_plan
 
 from spanbert_kernels.ops import backends, enumerate_spans, plan_spans, span_pool
@@ -186,6 +186,19 @@ def test_bfloat16_hidden_with_float32_scores_and_table(backend: str) -> None:
     for grad, ref in zip(grads, torch.autograd.grad(expected.sum(), exact), strict=True):
         assert grad.dtype == torch.float32
         torch.testing.assert_close(grad.double(), ref, rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.parametrize("backend", [("cpu", level) for level in LEVELS], ids=LEVELS, indirect=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_half_number_is_read_and_rounded_as_torch_does(backend: str, dtype: torch.dtype) -> None:
+    """Each bit pattern plus another one: subnormals, ties, overflow, infinities and NaN among them."""
+    bits = torch.arange(2**16).sub(2**15).to(torch.int16)
+    for columns in (2**16, 2**16 - 3):  # whole vectors, and a rest
+        others = bits[torch.randperm(2**16, generator=torch.Generator().manual_seed(columns))]
+        hidden = torch.stack([bits, others])[:, :columns].view(dtype)
+        found = span_pool(hidden, torch.tensor([[0, 0], [0, 1]]), ["sum"], backend=backend)
+        sums = torch.stack([hidden[0].float(), hidden[0].float() + hidden[1].float()])
+        torch.testing.assert_close(found, sums.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def test_many_overlapping_spans_sum_in_float32() -> None:
