@@ -54,7 +54,7 @@ def span_pool(
         # An empty span has no token to weigh: any finite score will do, its tokens are zeros.
         inside = inside.masked_fill((~mask & full[:, None])[..., None], -torch.inf)
         weights = torch.where(mask[..., None], inside.softmax(1), 0)
-        return torch.einsum("nwk,nwh->nkh", weights, tokens).flatten(1)
+        return torch.cat([(each * tokens).sum(1) for each in weights.split(1, dim=2)], dim=1)
 
     def width_part() -> Tensor:
         assert width_embedding is not None
