@@ -373,3 +373,8 @@ def test_a_plan_that_lies_is_caught(backend: str) -> None:
             span_pool(H, lie, ["sum"], backend=backend)
     else:
         assert not span_pool(H + 1, lie, ["sum"], backend=backend).any()
+
+
+def test_scores_without_a_head() -> None:
+    with pytest.raises(ValueError, match=r"at least one head, got \[4, 0\]"):
+        span_pool(torch.randn(4, 3), torch.tensor([[0, 2]]), ["attention"], scores=torch.randn(4, 0))

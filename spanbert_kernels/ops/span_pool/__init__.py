@@ -178,6 +178,8 @@ def _check_scores(scores: Tensor | None, hidden: Tensor, parts: Sequence[str]) -
         raise TypeError(f"scores must be floating point, got {scores.dtype}")
     if scores.dim() not in (1, 2) or scores.shape[0] != hidden.shape[0]:
         raise ValueError(f"scores must have shape [T] or [T, K] with T = {hidden.shape[0]}, got {list(scores.shape)}")
+    if scores.dim() == 2 and scores.shape[1] == 0:
+        raise ValueError(f"scores must have at least one head, got {list(scores.shape)}")
     scores = scores[:, None] if scores.dim() == 1 else scores
     return scores.to(torch.promote_types(hidden.dtype, torch.float32))
 
