@@ -81,13 +81,20 @@ Prepared prepare(const Tensor& hidden, const OptionalTensor& starts, const Optio
   return p;
 }
 
-Tensor forward(const Tensor& hidden, const OptionalTensor& starts, const OptionalTensor& ends,
-               const OptionalTensor& rows, const OptionalTensor& cu_seqlens, int64_t num_spans, int64_t max_width,
-               const OptionalTensor& scores, const OptionalTensor& table, const OptionalTensor& table_index,
-               const std::vector<int64_t>& parts) {
+// The GPU's work lists and what its backward keeps of the forward have no use here: see ops/span_pool/__init__.py.
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& hidden, const OptionalTensor& starts,
+                                           const OptionalTensor& ends, const OptionalTensor& rows,
+                                           const OptionalTensor& cu_seqlens, const OptionalTensor& /*first*/,
+                                           const OptionalTensor& /*reach*/, int64_t num_spans, int64_t max_width,
+                                           const OptionalTensor& scores, const OptionalTensor& table,
+                                           const OptionalTensor& table_index, const std::vector<int64_t>& parts,
+                                           bool /*keep*/) {
   Prepared p = prepare(hidden, starts, ends, rows, cu_seqlens, num_spans, max_width, scores, table, table_index, parts);
+  const ScalarType offset_type = 0 < max_width && max_width <= 256 ? ScalarType::Byte : ScalarType::Int;
+  const Tensor argmax = torch::stable::new_empty(hidden, {0, 0}, offset_type);
+  const Tensor lse = torch::stable::new_empty(hidden, {0, 0}, ScalarType::Float);
   Tensor output = torch::stable::new_empty(hidden, {num_spans, p.call.output_columns});
-  if (output.numel() == 0) return output;
+  if (output.numel() == 0) return {output, argmax, lse};
   p.call.output = output.mutable_data_ptr();
   const int64_t row_bytes = p.call.output_columns * output.element_size();
   for (const int64_t row : p.spans.empty)
@@ -99,7 +106,7 @@ Tensor forward(const Tensor& hidden, const OptionalTensor& starts, const Optiona
   const auto kernel = SPANBERT_KERNEL(span_pool_forward);
   parallel_tasks((spans + chunk - 1) / chunk,
                  [&](int64_t task) { kernel(p.call, task * chunk, std::min(spans, (task + 1) * chunk)); });
-  return output;
+  return {output, argmax, lse};
 }
 
 // Ranges of groups whose spans share no token with other ranges, each of a few hundred spans where possible: what the
@@ -128,8 +135,10 @@ Tensor rounded_like(const Tensor& values, const Tensor& like) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& hidden, const Tensor& output,
+                                            const Tensor& /*argmax*/, const Tensor& /*lse*/,
                                             const OptionalTensor& starts, const OptionalTensor& ends,
                                             const OptionalTensor& rows, const OptionalTensor& cu_seqlens,
+                                            const OptionalTensor& /*first*/, const OptionalTensor& /*reach*/,
                                             int64_t num_spans, int64_t max_width, const OptionalTensor& scores,
                                             const OptionalTensor& table, const OptionalTensor& table_index,
                                             const std::vector<int64_t>& parts) {

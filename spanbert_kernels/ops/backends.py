@@ -7,21 +7,29 @@ reason; in an automatic choice the next one is taken, with one warning.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from spanbert_kernels.ops import library
+
 NAMES = ("cuda", "triton", "cpu", "eager")
 DEVICES = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
-CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = {
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+    "cpu": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
+}
 
 _forced: str | None = None
 _records: list[list[tuple[str, str]]] = []
 _registry: dict[str, tuple[str, ...]] = {}
+_own_loaders: dict[tuple[str, str], Callable[[], str | None]] = {}
 
 
 class BackendUnavailable(RuntimeError):
@@ -32,6 +40,8 @@ class BackendUnavailable(RuntimeError):
 class Operation:
     """An operation's name and the backends that have it, in order of preference; `eager` always comes last.
 
+    `loaders`: for a backend whose code for this operation is not in that backend's library, what loads it.
+
     Example:
         >>> Operation("span_gather", ("eager",)).choose(torch.zeros(2, 3), None)
         'eager'
@@ -39,9 +49,11 @@ class Operation:
 
     name: str
     backends: tuple[str, ...]
+    loaders: Mapping[str, Callable[[], str | None]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         _registry[self.name] = self.backends
+        _own_loaders.update({(self.name, backend): load for backend, load in self.loaders.items()})
 
     def choose(self, tensor: torch.Tensor, wish: str | None) -> str:
         """The backend for a call on `tensor`. `wish` (or `use`, or SPANBERT_KERNELS_BACKEND) must be obeyed.
@@ -71,17 +83,26 @@ def _choose(name: str, backends: tuple[str, ...], device: str, dtype: torch.dtyp
     if wish is not None:
         if wish not in backends:
             raise ValueError(f"{name} has no backend {wish!r}; it has {', '.join(backends)}")
-        reason = refusal(wish, device, dtype)
+        reason = refusal(wish, device, dtype, name)
         if reason is not None:
             raise BackendUnavailable(f"{name}: backend {wish!r} cannot take this call: {reason}")
-        return wish
+        return _imported(name, wish)
     for backend in backends:
-        reason = refusal(backend, device, dtype)
+        if DEVICES.get(backend, device) != device:
+            continue
+        reason = refusal(backend, device, dtype, name)
         if reason is None:
-            return backend
-        if DEVICES.get(backend) == device:
+            return _imported(name, backend)
+        if backend in DEVICES:
             _warn_once(f"{name}: backend {backend!r} is passed over: {reason}")
     return "eager"
+
+
+def _imported(name: str, backend: str) -> str:
+    """The backend, its kernels imported: Triton's stand in a module of their own."""
+    if backend == "triton":
+        importlib.import_module(f"spanbert_kernels.ops.{name}.triton")
+    return backend
 
 
 @functools.cache
@@ -89,8 +110,8 @@ def _warn_once(text: str) -> None:
     warnings.warn(text, stacklevel=5)
 
 
-def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
-    """Why `backend` cannot take tensors of this device and dtype, or None when it can.
+def refusal(backend: str, device: str, dtype: torch.dtype, operation: str = "") -> str | None:
+    """Why `backend` cannot take tensors of this device and dtype (for this operation), or None when it can.
 
     Example:
         >>> refusal("cpu", "cuda", torch.float32)
@@ -100,25 +121,21 @@ def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
         return None
     if backend not in DEVICES:
         return f"unknown backend; there are {', '.join(NAMES)}"
-    if DEVICES[backend] != device:
+    # In its interpreter, which is asked for by hand and never chosen, Triton takes CPU tensors as well.
+    interpreted = backend == "triton" and device == "cpu" and library.interpreted()
+    if DEVICES[backend] != device and not interpreted:
         return f"it takes tensors on {DEVICES[backend]}, not on {device}"
-    reason = _LOADERS[backend]()
-    if reason is None and dtype not in CPU_DTYPES:
-        return f"it takes {', '.join(str(d).removeprefix('torch.') for d in CPU_DTYPES)}, not {dtype}"
+    reason = _own_loaders.get((operation, backend), _LOADERS[backend])()
+    if reason is None and dtype not in DTYPES[backend]:
+        return f"it takes {', '.join(str(d).removeprefix('torch.') for d in DTYPES[backend])}, not {dtype}"
     return reason
 
 
-def _load_cpu() -> str | None:
-    from spanbert_kernels.ops import library
-
-    return library.load_cpu()
-
-
-def _not_built() -> str | None:
-    return "this release has no kernels for it yet"
-
-
-_LOADERS: dict[str, Callable[[], str | None]] = {"cpu": _load_cpu, "cuda": _not_built, "triton": _not_built}
+_LOADERS: dict[str, Callable[[], str | None]] = {
+    "cpu": library.load_cpu,
+    "cuda": library.load_cuda,
+    "triton": library.load_triton,
+}
 
 
 @contextmanager
@@ -169,7 +186,7 @@ def report() -> dict[str, dict[str, str | None]]:
     for backend in NAMES:
         device = DEVICES.get(backend, "cpu")
         table[backend] = {
-            name: refusal(backend, device, torch.float32) if backend in backends else "no kernel of this kind yet"
+            name: refusal(backend, device, torch.float32, name) if backend in backends else "no kernel of this kind yet"
             for name, backends in sorted(_registry.items())
         }
     return table

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+# Where the C++ operators of each backend are registered: CPU and CUDA kernels share names, under two dispatch keys.
+NAMESPACES = {"cpu": "spanbert_kernels", "cuda": "spanbert_kernels", "triton": "spanbert_kernels"}
 FOLDER = Path(__file__).resolve().parent.parent / "_lib"
 
 
@@ -24,12 +27,62 @@ def build_info() -> dict[str, Any]:
     return info
 
 
+def raw(name: str, backend: str) -> Any:
+    """The raw operator `name` (`span_pool_forward`) of a backend."""
+    suffix = "_triton" if backend == "triton" else ""
+    return getattr(getattr(torch.ops, NAMESPACES[backend]), name + suffix)
+
+
+def define(name: str, schema: str, fake: Any, backends: tuple[str, ...]) -> None:
+    """Define the raw operators `name` of all backends, with one schema and one fake kernel."""
+    names = {name + ("_triton" if backend == "triton" else "") for backend in backends if backend != "eager"}
+    for each in sorted(names):
+        torch.library.define(f"spanbert_kernels::{each}", schema)
+        torch.library.register_fake(f"spanbert_kernels::{each}", fake)
+
+
 @functools.cache
 def load_cpu() -> str | None:
     """Load the CPU library once. Returns None when it works, else the reason why not."""
-    path = FOLDER / "libspanbert_kernels_cpu.so"
+    return _load("libspanbert_kernels_cpu.so", build_info().get("reason"))
+
+
+@functools.cache
+def load_cuda() -> str | None:
+    """Load the CUDA library once, for the GPU at hand. Returns None when it works, else the reason why not."""
+    reason = _load("libspanbert_kernels_cuda.so", build_info().get("cuda_reason"))
+    if reason is not None:
+        return reason
+    if not torch.cuda.is_available():
+        return "there is no CUDA GPU here"
+    major, minor = torch.cuda.get_device_capability()
+    architectures = build_info()["cuda"]
+    if major * 10 + minor < min(architectures):
+        return f"the GPU is of compute capability {major}.{minor}, the kernels were built for {architectures}"
+    return None
+
+
+@functools.cache
+def load_triton() -> str | None:
+    """Import Triton once. Returns None when it works, else the reason why not."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton is not installed ({error})"
+    if torch.cuda.is_available() or interpreted():
+        return None
+    return "there is no CUDA GPU here (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, to test them)"
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in its interpreter, which takes tensors on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _load(name: str, not_built: str | None) -> str | None:
+    path = FOLDER / name
     if not path.is_file():
-        return f"the compiled extension was not built: {build_info().get('reason', 'no reason recorded')}"
+        return f"the compiled extension was not built: {not_built or 'no reason recorded'}"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:

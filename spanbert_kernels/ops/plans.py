@@ -9,12 +9,47 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spanbert_kernels.ops import checks
+
+SPANS_SCHEMA = (
+    "Tensor? starts, Tensor? ends, Tensor? rows, Tensor? cu_seqlens, Tensor? first, Tensor? reach, "
+    "SymInt num_spans, SymInt max_width"
+)
+
+
+class SpanWork(NamedTuple):
+    """Spans in the form that raw operators take, after SPANS_SCHEMA.
+
+    The CPU kernels take a span tensor's bounds in any order (`rows` absent), a sorted plan, or an enumeration
+    (`cu_seqlens` and `max_width` alone), and sort for themselves. The GPU kernels always get sorted bounds and the two
+    work lists that let a block of tokens find its spans: those that hold token t lie in `reach[t] : first[t + 1]`.
+
+    Attributes:
+        starts, ends: int64 `[N]`, first token and token after the last.
+        rows: int64 `[N]`, the output row of each span; absent: its own index.
+        cu_seqlens: int64 `[D + 1]` of an enumeration, whose spans `first[t] : first[t + 1]` start at token t and are
+            1, 2, 3, ... tokens wide.
+        first: int64 `[T + 1]`, the number of sorted spans that start before each token (spans without tokens are
+            `(0, 0)` and come first of all).
+        reach: int64 `[T]`, the first sorted span that ends after each token, N if none does.
+        num_spans: N.
+        max_width: tokens in the widest span, 0 where that is not known without looking.
+    """
+
+    starts: Tensor | None
+    ends: Tensor | None
+    rows: Tensor | None
+    cu_seqlens: Tensor | None
+    first: Tensor | None
+    reach: Tensor | None
+    num_spans: int
+    max_width: int
 
 
 @dataclass(frozen=True)
@@ -25,6 +60,7 @@ class SpanPlan:
         num_spans: N.
         num_tokens: T, the number of tokens the plan was made for.
         max_width: tokens in the widest span.
+        total_width: tokens of all spans together, which share nothing in this count.
         device: where the plan's tensors are.
         starts, ends, rows: int64 `[N]` of a sorted plan: first token, token after the last, row in the output.
         cu_seqlens: int64 `[D + 1]` of an enumerated plan.
@@ -33,11 +69,13 @@ class SpanPlan:
     num_spans: int
     num_tokens: int
     max_width: int
+    total_width: int
     device: torch.device
     starts: Tensor | None = None
     ends: Tensor | None = None
     rows: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    _lists: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.num_spans
@@ -52,6 +90,22 @@ class SpanPlan:
         inverse = torch.empty_like(self.rows)
         inverse[self.rows] = torch.arange(self.num_spans, device=self.device)
         return self.starts[inverse], self.ends[inverse]
+
+    def device_work(self) -> SpanWork:
+        """The work lists of the GPU kernels: made at the first call, the same tensors for every later one."""
+        if "work" not in self._lists:
+            if self.cu_seqlens is None:
+                assert self.starts is not None
+                assert self.ends is not None
+                first, reach = first_and_reach(self.starts, self.ends, self.num_tokens)
+                bounds = self.starts, self.ends, self.rows
+            else:
+                start, end = self.bounds()
+                first, reach = first_and_reach(start, end, self.num_tokens)
+                bounds = start, end, None
+            self._lists["work"] = SpanWork(*bounds, self.cu_seqlens, first, reach, self.num_spans, self.max_width)
+        work: SpanWork = self._lists["work"]
+        return work
 
     def pairs(self) -> Tensor:
         """The spans as an int64 tensor `[N, 2]` of (start, end), end inclusive, in the order of the output rows.
@@ -99,12 +153,14 @@ def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
     offsets = cu_seqlens.tolist()
     lengths = [after - before for before, after in itertools.pairwise(offsets)]
     widest = max([min(length, max_width) for length in lengths], default=0)
-    count = 0
+    count = total_width = 0
     for length in lengths:
         width = min(length, max_width)
         count += width * length - width * (width - 1) // 2
+        # Of width w there are length + 1 - w.
+        total_width += (length + 1) * width * (width + 1) // 2 - width * (width + 1) * (2 * width + 1) // 6
     own = torch.tensor(offsets, dtype=torch.int64, device=cu_seqlens.device)  # the plan outlives what the caller does
-    return SpanPlan(count, offsets[-1], widest, cu_seqlens.device, cu_seqlens=own)
+    return SpanPlan(count, offsets[-1], widest, total_width, cu_seqlens.device, cu_seqlens=own)
 
 
 def plan_spans(spans: Tensor, *, num_tokens: int | None = None, end_inclusive: bool = True) -> SpanPlan:
@@ -132,16 +188,16 @@ def plan_spans(spans: Tensor, *, num_tokens: int | None = None, end_inclusive: b
     if num_tokens is not None and num_tokens < 0:
         raise ValueError(f"num_tokens must be at least 0, got {num_tokens}")
     if len(start) == 0:
-        return SpanPlan(0, num_tokens or 0, 0, spans.device, start, end, torch.arange(0, device=spans.device))
+        return SpanPlan(0, num_tokens or 0, 0, 0, spans.device, start, end, torch.arange(0, device=spans.device))
     reach = int(end.max())
     total = max(reach, 0) if num_tokens is None else num_tokens
     check_range(start, end, total)
     # An empty span reads no token: moved to (0, 0), it sorts first and can be left in place by every kernel.
     empty = end <= start
     start, end = start.masked_fill(empty, 0), end.masked_fill(empty, 0)
-    rows = torch.argsort(start * (total + 1) + end, stable=True)
-    start, end = start[rows], end[rows]
-    return SpanPlan(len(start), total, int((end - start).max()), spans.device, start, end, rows)
+    start, end, rows = _sort(start, end, total)
+    widest, total_width = torch.stack([(end - start).max(), (end - start).sum()]).tolist()
+    return SpanPlan(len(start), total, widest, total_width, spans.device, start, end, rows)
 
 
 def span_bounds(spans: Tensor, end_inclusive: bool) -> tuple[Tensor, Tensor]:
@@ -182,6 +238,48 @@ def resolve(
     if (validate or hidden.device.type == "cpu") and not torch.compiler.is_compiling():
         check_range(start, end, num_tokens)
     return start, end
+
+
+def first_and_reach(starts: Tensor, ends: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """The work lists over sorted spans: `first` int64 `[T + 1]` and `reach` int64 `[T]`, as SpanWork has them.
+
+    Example:
+        >>> first, reach = first_and_reach(torch.tensor([0, 0, 2]), torch.tensor([1, 3, 3]), 3)
+        >>> first.tolist(), reach.tolist()
+        ([0, 2, 2, 3], [0, 1, 1])
+    """
+    tokens = torch.arange(num_tokens + 1, device=starts.device)
+    first = torch.searchsorted(starts, tokens)
+    if len(ends) == 0:
+        return first, tokens[:-1] * 0
+    return first, torch.searchsorted(ends.cummax(0).values, tokens[:-1], right=True)
+
+
+def work_for(spans: SpanPlan | tuple[Tensor, Tensor], backend: str, num_tokens: int) -> SpanWork:
+    """What the raw operators of `backend` take, from what `resolve` returns.
+
+    A span tensor on a GPU is sorted on the device, without looking at it; a plan has done that once for all calls.
+    """
+    if isinstance(spans, SpanPlan):
+        if backend != "cpu":
+            return spans.device_work()
+        return SpanWork(
+            spans.starts, spans.ends, spans.rows, spans.cu_seqlens, None, None, spans.num_spans, spans.max_width
+        )
+    start, end = spans
+    if backend == "cpu":
+        return SpanWork(start, end, None, None, None, None, len(start), 0)
+    # What cannot be read counts as empty: there is no looking at values here.
+    empty = (end <= start) | (start < 0) | (end > num_tokens)
+    start, end, rows = _sort(start.masked_fill(empty, 0), end.masked_fill(empty, 0), num_tokens)
+    first, reach = first_and_reach(start, end, num_tokens)
+    return SpanWork(start, end, rows, None, first, reach, len(start), 0)
+
+
+def _sort(start: Tensor, end: Tensor, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """By (start, end), stable; the third tensor says where each span was."""
+    rows = torch.argsort(start * (num_tokens + 1) + end, stable=True)
+    return start[rows], end[rows], rows
 
 
 def width_index(widths: Tensor, table_rows: int, width_rows: Callable[[Tensor], Tensor] | None) -> Tensor:

@@ -4,33 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import op_checks
 import pytest
 import torch
-from op_checks import LEVELS
+from op_checks import LEVELS, Place
 
-from spanbert_kernels.ops import backends
+from spanbert_kernels.ops import backends, library
 
 
 @pytest.fixture
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A backend that works here, from (name, instruction-set level or None for the best)."""
-    name, level = request.param
-    reason = backends.refusal(name, "cpu", torch.float32)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The backend of a place (`op_checks.Place`) that works here."""
+    place: Place = request.param
+    if place.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA GPU here")
+    if place.kind == "interpreter" and not library.interpreted():
+        pytest.skip("Triton's interpreter is not switched on (TRITON_INTERPRET=1)")
+    if place.kind == "fibers":
+        request.getfixturevalue("cuda_on_cpu")
+    reason = backends.refusal(place.backend, place.device, torch.float32)
     if reason is not None:
-        pytest.skip(f"{name}: {reason}")
-    if level is None:
-        yield name
+        pytest.skip(f"{place}: {reason}")
+    monkeypatch.setattr(op_checks, "current", place)
+    if place.kind not in LEVELS:
+        yield place.backend
         return
     before = torch.ops.spanbert_kernels.cpu_level()
     try:
-        torch.ops.spanbert_kernels.set_cpu_level(LEVELS[level])
+        torch.ops.spanbert_kernels.set_cpu_level(LEVELS[place.kind])
     except RuntimeError as error:
-        pytest.skip(f"{level}: {str(error).splitlines()[0]}")
-    yield name
+        pytest.skip(f"{place.kind}: {str(error).splitlines()[0]}")
+    yield place.backend
     torch.ops.spanbert_kernels.set_cpu_level(before)
 
 
 best_backend = backend
+
+
+@pytest.fixture
+def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend `cuda` takes CPU tensors: its kernels, built for a CPU, run a block's threads as fibers."""
+    from cuda_on_cpu import library as fibers
+
+    reason = fibers.load()
+    if reason is not None:
+        pytest.skip(f"cuda on a CPU: {reason}")
+    monkeypatch.setitem(library.NAMESPACES, "cuda", "spanbert_kernels_fibers")
+    monkeypatch.setitem(backends.DEVICES, "cuda", "cpu")
+    monkeypatch.setitem(backends._LOADERS, "cuda", lambda: None)
 
 
 @pytest.fixture(autouse=True)

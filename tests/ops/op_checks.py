@@ -31,6 +31,54 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LEVELS = {"portable": 0, "avx2": 1, "avx512": 2}
 
 
+class Place(NamedTuple):
+    """Where a backend runs: CPU kernels at an instruction-set level; Triton in its interpreter and the CUDA kernels
+    as threads of a CPU (`emulated`: slow, and without what only a compiler for GPUs shows), or both on a GPU.
+    """
+
+    backend: str
+    kind: str = ""
+    device: str = "cpu"
+
+    @property
+    def emulated(self) -> bool:
+        return self.device == "cpu" and self.backend in ("cuda", "triton")
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, (self.backend, self.kind)))
+
+
+PLACES = (
+    *(Place("cpu", level) for level in LEVELS),
+    Place("eager"),
+    Place("triton", "interpreter"),
+    Place("cuda", "fibers"),
+    Place("eager", "gpu", "cuda"),
+    Place("triton", "gpu", "cuda"),
+    Place("cuda", "gpu", "cuda"),
+)
+
+
+def place_parameters(names: tuple[str, ...], places: tuple[Place, ...] = PLACES) -> list[Any]:
+    """The places of an operation's backends, as parameters of the fixture `backend`."""
+    return [
+        pytest.param(place, id=str(place), marks=[pytest.mark.gpu] if place.device == "cuda" else [])
+        for place in places
+        if place.backend in names
+    ]
+
+
+def every_backend(operation: str) -> pytest.MarkDecorator:
+    """Runs a test, which makes its tensors on a CPU, over the operation's backends, the CPU kernels at their best."""
+    names = backends._registry[operation]
+    places = (Place("cpu"), *(place for place in PLACES if place.backend != "cpu" and place.device == "cpu"))
+    return pytest.mark.parametrize("backend", place_parameters(names, places), indirect=True)
+
+
+# Set by the fixture `backend`: where tensors are made.
+current = Place("eager")
+
+
 def unchanged(tensors: Tensors) -> dict[str, Any]:
     return dict(tensors)
 
@@ -101,7 +149,7 @@ def incoming(outputs: tuple[Tensor, ...], dtype: torch.dtype, layout: Layout = t
     """Seeded gradients, with values and layout of `dtype`, for the outputs that have one."""
     generator = torch.Generator().manual_seed(5)
     return [
-        layout(cast({"grad": torch.randn(output.shape, generator=generator)}, dtype)["grad"])
+        layout(cast({"grad": torch.randn(output.shape, generator=generator)}, dtype)["grad"].to(output.device))
         for output in outputs
         if output.requires_grad
     ]
@@ -136,9 +184,9 @@ class Setting(NamedTuple):
     input_layout: str = "dense"
     grad_layout: str = "dense"
 
-    def tensors(self) -> Tensors:
-        layout = LAYOUTS[self.input_layout]
-        return {name: layout(t) for name, t in cast(self.case.inputs(self.size), self.dtype).items()}
+    def tensors(self, device: str | None = None) -> Tensors:
+        layout, device = LAYOUTS[self.input_layout], device or current.device
+        return {name: layout(t.to(device)) for name, t in cast(self.case.inputs(self.size), self.dtype).items()}
 
 
 def run_setting(setting: Setting, backend: str) -> Result:
@@ -148,7 +196,8 @@ def run_setting(setting: Setting, backend: str) -> Result:
 @functools.lru_cache(maxsize=64)
 def oracle(setting: Setting, dtype: torch.dtype) -> Result:
     """The oracle in `dtype`, on the values and the incoming gradients of `setting`."""
-    tensors = differentiable({n: t.to(dtype) if t.is_floating_point() else t for n, t in setting.tensors().items()})
+    values = setting.tensors("cpu")
+    tensors = differentiable({n: t.to(dtype) if t.is_floating_point() else t for n, t in values.items()})
     outputs = as_tuple(setting.case.oracle(**tensors))
     grads = [grad.to(dtype) for grad in incoming(outputs, setting.dtype, LAYOUTS[setting.grad_layout])]
     return Result(outputs, gradients(outputs, tensors, grads))
@@ -171,7 +220,7 @@ def yardsticks(setting: Setting, backend: str) -> tuple[Result, ...]:
 
 @functools.lru_cache(maxsize=64)
 def sizes_of_terms(setting: Setting) -> dict[str, float]:
-    tensors = {n: t.double() if t.is_floating_point() else t for n, t in setting.tensors().items()}
+    tensors = {n: t.double() if t.is_floating_point() else t for n, t in setting.tensors("cpu").items()}
     exact = oracle(setting, torch.float64)
     grads = [grad.double() for grad in incoming(exact.outputs, setting.dtype, LAYOUTS[setting.grad_layout])]
     return setting.case.terms(tensors, exact.grads, grads)
@@ -179,7 +228,7 @@ def sizes_of_terms(setting: Setting) -> dict[str, float]:
 
 def error(value: Tensor, ref: Tensor) -> float:
     """The largest deviation; values that are not finite must be the same ones."""
-    value, ref = value.detach().double(), ref.detach().double()
+    value, ref = value.detach().cpu().double(), ref.detach().cpu().double()
     assert value.shape == ref.shape, f"shape {list(value.shape)} instead of {list(ref.shape)}"
     finite = ref.isfinite()
     assert torch.equal(value.isfinite(), finite), "finite and other values are in different places"
@@ -194,7 +243,7 @@ def check_error(name: str, value: Tensor, ref: Tensor, others: list[Tensor], siz
     reference is rounded as much as itself, which adds the scaled error of the loop, the first yardstick.
     """
     if not ref.is_floating_point():
-        assert torch.equal(value, ref), name
+        assert torch.equal(value.cpu(), ref), name
         return
     eps = torch.finfo(value.dtype).eps
     finite = ref.detach()[ref.isfinite()]
@@ -234,7 +283,8 @@ def poisoned_memory() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    torch.use_deterministic_algorithms(True)
+    # On a GPU some of PyTorch's own functions have no deterministic form and only warn.
+    torch.use_deterministic_algorithms(True, warn_only=current.device == "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = True
     if mallopt is not None:
         mallopt(-6, 0x100)  # M_PERTURB: memory handed out is filled with the byte 0x00 ^ 0xff, NaN in every format
@@ -275,15 +325,15 @@ class OpChecks:
             metafunc.parametrize("case", cases, ids=lambda c: c.name)
         names = backends._registry[metafunc.cls.operation]
         if "backend" in metafunc.fixturenames:
-            rows = [("cpu", level) for level in LEVELS if "cpu" in names] + [("eager", None)]
-            ids = ["-".join(filter(None, row)) for row in rows]
-            metafunc.parametrize("backend", rows, ids=ids, indirect=True)
+            metafunc.parametrize("backend", place_parameters(names), indirect=True)
         if "best_backend" in metafunc.fixturenames:
-            rows = [(name, None) for name in names if name in ("cpu", "eager")]
-            metafunc.parametrize("best_backend", rows, ids=[row[0] for row in rows], indirect=True)
+            best = (Place("cpu"), *(place for place in PLACES if place.backend != "cpu" and place.kind != "fibers"))
+            metafunc.parametrize("best_backend", place_parameters(names, best), indirect=True)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
     def test_values_and_gradients(self, case: Case, backend: str, dtype: torch.dtype) -> None:
+        if dtype not in backends.DTYPES.get(backend, DTYPES):
+            pytest.skip(f"{backend} takes no {dtype}")
         setting = Setting(case, dtype=dtype)
         result = run_setting(setting, backend)
         assert result.outputs[0].dtype == dtype
@@ -302,11 +352,10 @@ class OpChecks:
     def test_same_bits_every_time(self, case: Case, backend: str) -> None:
         setting = Setting(case)
         first = run_setting(setting, backend)
-        for threads in (1, 2, 3):
+        # PyTorch's own reductions may depend on the number of threads; GPU kernels have none.
+        for threads in (1, 2, 3) if backend == "cpu" else (1,):
             torch.set_num_threads(threads)
             check_identical(first, run_setting(setting, backend), f"in another run, with {threads} threads")
-            if backend == "eager":  # PyTorch's own reductions may depend on it
-                break
 
     def test_reads_no_memory_that_it_did_not_write(self, case: Case, backend: str) -> None:
         setting = Setting(case)
@@ -332,26 +381,44 @@ class OpChecks:
             assert not result.numel() or result.untyped_storage().data_ptr() not in storages, "a result is an input"
 
     def test_gradcheck(self, logic: Case, backend: str) -> None:
+        if torch.float64 not in backends.DTYPES.get(backend, DTYPES):
+            pytest.skip(f"{backend} takes no float64")
         function, values = self.function_of(logic, backend)
         if not function(*values):
             pytest.skip("no output with a gradient")
         assert torch.autograd.gradcheck(function, values)
 
     def test_second_derivative(self, logic: Case, backend: str) -> None:
-        function, values = self.function_of(logic, backend)
-        if backend in logic.twice:
+        in_float64 = torch.float64 in backends.DTYPES.get(backend, DTYPES)
+        function, values = self.function_of(logic, backend, torch.float64 if in_float64 else torch.float32)
+        if backend in logic.twice and in_float64:
             assert torch.autograd.gradgradcheck(function, values)
             return
         outputs = function(*values)
         if not outputs or not values[0].numel():
             pytest.skip("no gradient, or no element to differentiate")
-        (grad,) = torch.autograd.grad(outputs, values[:1], incoming(outputs, torch.float64), create_graph=True)
+        if backend in logic.twice:
+            with_eager, _ = self.function_of(logic, "eager", torch.float32)
+            torch.testing.assert_close(*(self.twice(each, values) for each in (function, with_eager)))
+            return
+        (grad,) = torch.autograd.grad(outputs, values[:1], incoming(outputs, values[0].dtype), create_graph=True)
         with pytest.raises(RuntimeError, match=f"{self.operation} has .*second derivative"):
             torch.autograd.grad(grad.sum(), values)
 
-    def function_of(self, case: Case, backend: str) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
+    def twice(self, function: Callable[..., tuple[Tensor, ...]], values: list[Tensor]) -> tuple[Tensor, ...]:
+        """The derivative, in the incoming gradients, of the gradients weighed with the values themselves."""
+        outputs = function(*values)
+        grads = [grad.requires_grad_() for grad in incoming(outputs, values[0].dtype)]
+        first = torch.autograd.grad(outputs, values, grads, create_graph=True)
+        weighed = sum((grad * value.detach()).sum() for grad, value in zip(first, values, strict=True))
+        assert isinstance(weighed, Tensor)
+        return torch.autograd.grad(weighed, grads)
+
+    def function_of(
+        self, case: Case, backend: str, dtype: torch.dtype = torch.float64
+    ) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
         """The case as a function of its floating tensors, to its differentiable outputs."""
-        tensors = differentiable(case.inputs(1))
+        tensors = differentiable(Setting(case, dtype=dtype).tensors())
         names = [n for n, t in tensors.items() if t.is_floating_point()]
 
         def function(*values: Tensor) -> tuple[Tensor, ...]:
@@ -363,10 +430,12 @@ class OpChecks:
     def test_raw_operators(self, logic: Case, best_backend: str) -> None:
         with RecordRawCalls() as record:
             result = run_setting(Setting(logic), best_backend)
-        expected = [f"spanbert_kernels::{self.operation}_forward"] if best_backend != "eager" else []
-        if expected and result.outputs[0].requires_grad:
-            expected.append(f"spanbert_kernels::{self.operation}_backward")
-        calls = [call for call in record.calls if call[0].name().endswith(("_forward", "_backward"))]
+        directions = ["forward"] if best_backend != "eager" else []
+        if directions and result.outputs[0].requires_grad:
+            directions.append("backward")
+        suffix = "_triton" if best_backend == "triton" else ""
+        expected = [f"spanbert_kernels::{self.operation}_{direction}{suffix}" for direction in directions]
+        calls = [call for call in record.calls if "ward" in call[0].name()]
         assert [func.name() for func, _, _ in calls] == expected
         for func, args, kwargs in calls:
             detached = [a.detach() if isinstance(a, Tensor) else a for a in args]
@@ -385,7 +454,8 @@ class OpChecks:
 
     @pytest.mark.slow
     def test_inductor(self, best_backend: str) -> None:
-        self.check_compiled(next(c for c in self.cases if best_backend in c.compiled), best_backend, "inductor")
+        compiled = [case for case in self.cases if best_backend in case.compiled]
+        self.check_compiled((compiled or self.cases)[0], best_backend, "inductor")
 
     def check_compiled(self, case: Case, backend: str, compiler: str) -> None:
         torch._dynamo.reset()
@@ -406,7 +476,7 @@ class OpChecks:
     def test_autocast_changes_nothing(self, logic: Case, best_backend: str, dtype: torch.dtype) -> None:
         setting = Setting(logic, dtype=dtype)
         leaves = differentiable(setting.tensors())
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(current.device, torch.bfloat16):
             outputs = forward(logic, leaves, best_backend)
         result = Result(outputs, gradients(outputs, leaves, incoming(outputs, dtype)))
         check_identical(run_setting(setting, best_backend), result, "under autocast")

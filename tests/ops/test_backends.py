@@ -28,6 +28,7 @@ def operation() -> Iterator[Operation]:
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("SPANBERT_KERNELS_BACKEND", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     backends._warn_once.cache_clear()
     yield
     backends._warn_once.cache_clear()
@@ -74,6 +75,18 @@ class TestChoice:
             operation.choose(CPU, name)
         with pytest.raises(BackendUnavailable, match=text), backends.use(name):
             operation.choose(CPU, None)
+
+    def test_tritons_interpreter_is_never_chosen_but_can_be_asked_for(
+        self, operation: Operation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        monkeypatch.setitem(backends._LOADERS, "triton", lambda: None)
+        imported: list[str] = []
+        monkeypatch.setattr(backends.importlib, "import_module", imported.append)
+        assert operation.choose(CPU, None) == "cpu"
+        assert imported == []
+        assert operation.choose(CPU, "triton") == "triton"
+        assert imported == ["spanbert_kernels.ops.tested.triton"]
 
     def test_a_chosen_backend_that_lacks_the_dtype_raises(self, operation: Operation) -> None:
         with pytest.raises(
@@ -129,7 +142,7 @@ class TestWithoutTheExtension:
     def test_the_report_names_the_reason(self) -> None:
         table = backends.report()
         assert table["cpu"]["span_pool"] == REASON
-        assert table["cpu"]["span_gather"] == "no kernel of this kind yet"
+        assert table["cpu"]["cross_document_attention"] == "no kernel of this kind yet"
         assert set(table) == set(backends.NAMES)
         assert not any(table["eager"].values())
 

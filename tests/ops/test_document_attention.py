@@ -10,12 +10,12 @@ import torch
 from attention_loops import document_attention_by_loop, score_terms
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_checks import Case, OpChecks, Tensors
+from op_checks import Case, OpChecks, Tensors, every_backend
 from torch import Tensor
 
 from spanbert_kernels.ops import backends, document_attention
 
-both = pytest.mark.parametrize("backend", [("cpu", None), ("eager", None)], ids=["cpu", "eager"], indirect=True)
+everywhere = every_backend("document_attention")
 
 
 def attention_inputs(
@@ -77,7 +77,7 @@ def make(lengths: tuple[int, ...], heads: int = 2, dim: int = 4) -> tuple[Tensor
     return tensors["q"].float(), tensors["k"].float(), tensors["v"].float(), tensors["cu_seqlens"]
 
 
-@both
+@everywhere
 def test_views_of_one_fused_projection(backend: str) -> None:
     fused = torch.randn(9, 3 * 2 * 4)
     views = fused.view(9, 3, 2, 4).unbind(1)
@@ -86,7 +86,7 @@ def test_views_of_one_fused_projection(backend: str) -> None:
     assert torch.equal(document_attention(*views, cu_seqlens, backend=backend), expected)
 
 
-@both
+@everywhere
 def test_inf_and_nan_stay_in_their_document(backend: str) -> None:
     q, k, v, cu_seqlens = make((5, 3, 40))
     expected = document_attention(q, k, v, cu_seqlens, backend=backend)
@@ -104,7 +104,7 @@ def test_inf_and_nan_stay_in_their_document(backend: str) -> None:
         assert grad[others].isfinite().all()
 
 
-@both
+@everywhere
 def test_large_scores_do_not_overflow(backend: str) -> None:
     q, k, v, cu_seqlens = make((6, 520), heads=1)
     output, lse = document_attention(1000 * q, k, v, cu_seqlens, return_lse=True, backend=backend)
@@ -112,7 +112,7 @@ def test_large_scores_do_not_overflow(backend: str) -> None:
     assert lse.isfinite().all()
 
 
-@both
+@everywhere
 def test_dropout_keeps_the_mean_and_the_rate(backend: str) -> None:
     """With equal weights and values of one, an output is the share of kept keys over 1 - p."""
     length, p = 400, 0.25
@@ -142,7 +142,7 @@ def test_dropout_is_the_same_on_every_backend() -> None:
     assert 0.3 < float((dropped[0] & inside).sum() / (3 * inside.sum())) < 0.5
 
 
-@both
+@everywhere
 def test_the_seed_is_drawn_from_torch_and_kept_for_the_backward(backend: str) -> None:
     q, k, v, cu_seqlens = make((30, 12))
 
@@ -165,7 +165,7 @@ def test_the_seed_is_drawn_from_torch_and_kept_for_the_backward(backend: str) ->
     assert float(first.detach().sum()) == pytest.approx(float((grad * v).sum()), rel=1e-4)
 
 
-@both
+@everywhere
 def test_log_sum_exp_is_not_differentiable(backend: str) -> None:
     q, k, v, cu_seqlens = make((3, 2))
     _, lse = document_attention(q.requires_grad_(), k, v, cu_seqlens, return_lse=True, backend=backend)
@@ -174,7 +174,7 @@ def test_log_sum_exp_is_not_differentiable(backend: str) -> None:
     assert not lse.requires_grad
 
 
-@both
+@everywhere
 def test_max_seqlen_changes_nothing(backend: str) -> None:
     q, k, v, cu_seqlens = make((3, 0, 5))
     expected = document_attention(q, k, v, cu_seqlens, backend=backend)
@@ -231,7 +231,7 @@ def test_bad_arguments(error: type[Exception], text: str, changes: dict[str, Any
         document_attention(**{"q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens, **changes})
 
 
-@both
+@everywhere
 def test_a_max_seqlen_that_is_too_small(backend: str) -> None:
     q, k, v, cu_seqlens = make((3, 2))
     with pytest.raises(ValueError, match="max_seqlen is 2, but document 0 has 3 tokens"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_checks import DTYPES, LEVELS, OpChecks, cast
+from op_checks import DTYPES, OpChecks, cast, every_backend, place_parameters
 from pool_cases import ALL, CASES, pool_by_loop, pool_inputs, with_plan
 
 from spanbert_kernels.ops import backends, enumerate_spans, plan_spans, span_pool
@@ -24,7 +24,7 @@ class TestShared(OpChecks):
     cases = CASES
 
 
-both = pytest.mark.parametrize("backend", [("cpu", None), ("eager", None)], ids=["cpu", "eager"], indirect=True)
+everywhere = every_backend("span_pool")
 
 
 def pool(hidden: list[list[float]], spans: list[list[int]], parts: list[str], **options: Any) -> list[list[float]]:
@@ -32,7 +32,7 @@ def pool(hidden: list[list[float]], spans: list[list[int]], parts: list[str], **
     return result
 
 
-@both
+@everywhere
 def test_parts_stand_in_the_order_asked_for(backend: str) -> None:
     hidden = [[1.0, 5.0], [3.0, 2.0], [0.0, 9.0]]
     values = {"start": [1, 5], "end": [0, 9], "sum": [4, 16], "max": [3, 9]}
@@ -41,7 +41,7 @@ def test_parts_stand_in_the_order_asked_for(backend: str) -> None:
         assert pool(hidden, [[0, 2]], list(order), backend=backend) == [expected]
 
 
-@both
+@everywhere
 def test_heads_each_pool_all_columns(backend: str) -> None:
     hidden, spans = torch.randn(4, 3), torch.tensor([[0, 2], [1, 3]])
     scores = torch.randn(4, 2)
@@ -51,7 +51,7 @@ def test_heads_each_pool_all_columns(backend: str) -> None:
         torch.testing.assert_close(together[:, 3 * head : 3 * head + 3], alone)
 
 
-@both
+@everywhere
 def test_width_rows_are_clamped_or_bucketed(backend: str) -> None:
     table = torch.arange(3.0)[:, None]
     spans = torch.tensor([[0, 0], [0, 1], [0, 2], [0, 5], [3, 2]])
@@ -62,7 +62,7 @@ def test_width_rows_are_clamped_or_bucketed(backend: str) -> None:
     assert found[:, 0].tolist() == [1, 1, 2, 2, 0]
 
 
-@both
+@everywhere
 def test_the_first_maximal_token_gets_the_gradient(backend: str) -> None:
     hidden = torch.tensor([[1.0, 2.0, 3.0], [4.0, 2.0, 3.0], [4.0, 2.0, 5.0], [4.0, 0.0, 5.0]], requires_grad=True)
     span_pool(hidden, torch.tensor([[0, 3], [1, 2]]), ["max"], backend=backend).sum().backward()
@@ -70,7 +70,7 @@ def test_the_first_maximal_token_gets_the_gradient(backend: str) -> None:
     assert hidden.grad.tolist() == [[0, 1, 0], [2, 1, 0], [0, 0, 2], [0, 0, 0]]
 
 
-@both
+@everywhere
 def test_minus_infinity_is_a_maximum_like_any_other(backend: str) -> None:
     hidden = torch.full((3, 5), -torch.inf, requires_grad=True)
     output = span_pool(hidden, torch.tensor([[1, 2]]), ["max"], backend=backend)
@@ -80,7 +80,7 @@ def test_minus_infinity_is_a_maximum_like_any_other(backend: str) -> None:
     assert hidden.grad[:, 0].tolist() == [0, 1, 0]
 
 
-@both
+@everywhere
 def test_nan_propagates_and_gets_the_gradient(backend: str) -> None:
     hidden = torch.tensor([[1.0], [torch.nan], [7.0], [torch.nan]], requires_grad=True)
     output = span_pool(hidden, torch.tensor([[0, 0], [0, 1], [0, 3], [2, 2]]), ["max"], backend=backend)
@@ -90,11 +90,13 @@ def test_nan_propagates_and_gets_the_gradient(backend: str) -> None:
     assert hidden.grad[:, 0].tolist() == [1, 2, 1, 0]
 
 
-@both
+@everywhere
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
 def test_a_span_depends_on_its_own_tokens_alone(backend: str, poison: float, dtype: torch.dtype) -> None:
     """Columns and spans enough for whole vectors and their rest; the poisoned tokens lie between and beside spans."""
+    if dtype not in backends.DTYPES.get(backend, DTYPES):
+        pytest.skip(f"{backend} takes no {dtype}")
     tensors = cast(pool_inputs(2, columns=37, heads=2, table=3), dtype)
     spans = torch.tensor([[0, 2], [1, 2], [4, 6], [6, 6], [9, 12], [9, 10], [2, 1]])
     hidden, scores, table = tensors["hidden"], tensors["scores"], tensors["width_embedding"]
@@ -112,7 +114,7 @@ def test_a_span_depends_on_its_own_tokens_alone(backend: str, poison: float, dty
         assert not grad[[3, 7, 8, 13, 14]].any()
 
 
-@both
+@everywhere
 def test_masked_scores_take_no_part(backend: str) -> None:
     hidden, scores = torch.randn(5, 3, requires_grad=True), torch.randn(5)
     scores[[0, 2]] = -torch.inf
@@ -127,14 +129,14 @@ def test_masked_scores_take_no_part(backend: str) -> None:
     assert not grads[1][[0, 2]].any()
 
 
-@both
+@everywhere
 def test_large_scores_do_not_overflow(backend: str) -> None:
     hidden, scores = torch.randn(9, 3), 1e4 * torch.randn(9)
     output = span_pool(hidden, torch.tensor([[0, 8]]), ["attention"], scores, backend=backend)
     torch.testing.assert_close(output[0], hidden[scores.argmax()])
 
 
-@both
+@everywhere
 def test_empty_spans_give_zeros_and_no_gradient(backend: str) -> None:
     """Also far outside the tokens: there is nothing to read."""
     tensors = {n: t.float().requires_grad_() for n, t in pool_inputs(1, heads=2, table=3).items() if n != "spans"}
@@ -146,7 +148,7 @@ def test_empty_spans_give_zeros_and_no_gradient(backend: str) -> None:
         assert not grad.any()
 
 
-@both
+@everywhere
 def test_indices_of_both_kinds_and_plans_give_the_same_bits(backend: str) -> None:
     tensors = cast(pool_inputs(3, columns=20, heads=2, table=3), torch.float32)
     spans, rest = tensors["spans"], (ALL, tensors["scores"], tensors["width_embedding"])
@@ -162,7 +164,7 @@ def test_indices_of_both_kinds_and_plans_give_the_same_bits(backend: str) -> Non
     assert torch.equal(found, expected)
 
 
-@both
+@everywhere
 def test_the_order_of_the_spans_does_not_matter(backend: str) -> None:
     tensors = cast(pool_inputs(3, heads=1, table=3), torch.float32)
     rest = (ALL, tensors["scores"], tensors["width_embedding"])
@@ -171,7 +173,7 @@ def test_the_order_of_the_spans_does_not_matter(backend: str) -> None:
     assert torch.equal(span_pool(tensors["hidden"], tensors["spans"][order], *rest, backend=backend), expected[order])
 
 
-@both
+@everywhere
 def test_bfloat16_hidden_with_float32_scores_and_table(backend: str) -> None:
     """What autocast gives: products in bfloat16, parameters in float32."""
     tensors = pool_inputs(1, heads=1, table=3)
@@ -188,7 +190,7 @@ def test_bfloat16_hidden_with_float32_scores_and_table(backend: str) -> None:
         torch.testing.assert_close(grad.double(), ref, rtol=2**-6, atol=2**-6)
 
 
-@pytest.mark.parametrize("backend", [("cpu", level) for level in LEVELS], ids=LEVELS, indirect=True)
+@pytest.mark.parametrize("backend", place_parameters(("cpu",)), indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_half_number_is_read_and_rounded_as_torch_does(backend: str, dtype: torch.dtype) -> None:
     """Each bit pattern plus another one: subnormals, ties, overflow, infinities and NaN among them."""
@@ -272,7 +274,7 @@ def bad(error: type[Exception], text: str, **changes: Any) -> Any:
     return pytest.param(error, text, changes, id=text[:40])
 
 
-@both
+@everywhere
 @pytest.mark.parametrize(
     ("error", "text", "changes"),
     [
@@ -351,7 +353,7 @@ def test_bad_arguments(backend: str, error: type[Exception], text: str, changes:
         span_pool(**arguments)
 
 
-@both
+@everywhere
 def test_a_bad_span_under_compile_is_an_error_or_an_empty_span(backend: str) -> None:
     """Nothing reads the spans' values while the call is traced; the kernel does."""
     torch._dynamo.reset()
@@ -364,7 +366,7 @@ def test_a_bad_span_under_compile_is_an_error_or_an_empty_span(backend: str) -> 
             assert not compiled(H + 1, torch.tensor([[3, 4], [9, 9]])).any()
 
 
-@both
+@everywhere
 def test_a_plan_that_lies_is_caught(backend: str) -> None:
     """Built by hand, past every check: no token outside is read."""
     lie = dataclasses.replace(plan_spans(S, num_tokens=4), ends=torch.tensor([5, 1000]))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import checks, plans
+from spanbert_kernels.ops import checks, library, plans
 from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_pool import reference
@@ -21,12 +21,13 @@ LINEAR_PARTS = {"start", "end", "mean", "sum", "width"}
 # Without gradients the eager backend works in chunks of this many gathered elements, to stay small in memory.
 EAGER_CHUNK = 2**26
 
-_SPANS = "Tensor? starts, Tensor? ends, Tensor? rows, Tensor? cu_seqlens, SymInt num_spans, SymInt max_width"
-_INPUTS = "Tensor? scores, Tensor? width_embedding, Tensor? width_index, int[] parts"
-torch.library.define("spanbert_kernels::span_pool_forward", f"(Tensor hidden, {_SPANS}, {_INPUTS}) -> Tensor")
-torch.library.define(
-    "spanbert_kernels::span_pool_backward",
-    f"(Tensor grad_output, Tensor hidden, Tensor output, {_SPANS}, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+_INPUTS = f"{plans.SPANS_SCHEMA}, Tensor? scores, Tensor? width_embedding, Tensor? width_index, int[] parts"
+# `argmax [N, H]` and `lse [N, heads]` are what a GPU's backward wants back of the forward, if `keep` says so; the CPU
+# kernels compute them again and return them empty.
+_FORWARD = f"(Tensor hidden, {_INPUTS}, bool keep) -> (Tensor output, Tensor argmax, Tensor lse)"
+_BACKWARD = (
+    f"(Tensor grad_output, Tensor hidden, Tensor output, Tensor argmax, Tensor lse, {_INPUTS}) "
+    "-> (Tensor grad_hidden, Tensor grad_scores, Tensor grad_width_embedding)"
 )
 
 
@@ -43,32 +44,53 @@ def output_size(hidden: Tensor, scores: Tensor | None, width_embedding: Tensor |
     return total
 
 
-@torch.library.register_fake("spanbert_kernels::span_pool_forward")
+def kept_sizes(
+    hidden: Tensor, num_spans: int, max_width: int, scores: Tensor | None, parts: Sequence[int], keep: bool
+) -> tuple[tuple[int, ...], torch.dtype, tuple[int, ...]]:
+    """What a GPU's forward keeps: shape and dtype of `argmax` (offsets from a span's first token), shape of `lse`."""
+    names = [PARTS[part] for part in parts]
+    argmax = (num_spans, hidden.shape[1]) if keep and "max" in names else (0, 0)
+    lse = (num_spans, scores.shape[1]) if keep and "attention" in names and scores is not None else (0, 0)
+    return argmax, torch.uint8 if 0 < max_width <= 256 else torch.int32, lse
+
+
 def _forward_fake(
     hidden: Tensor,
     starts: Tensor | None,
     ends: Tensor | None,
     rows: Tensor | None,
     cu_seqlens: Tensor | None,
+    first: Tensor | None,
+    reach: Tensor | None,
     num_spans: int,
     max_width: int,
     scores: Tensor | None,
     width_embedding: Tensor | None,
     width_index: Tensor | None,
     parts: list[int],
-) -> Tensor:
-    return hidden.new_empty(num_spans, output_size(hidden, scores, width_embedding, parts))
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    on_gpu = first is not None
+    argmax, argmax_dtype, lse = kept_sizes(hidden, num_spans, max_width, scores, parts, keep and on_gpu)
+    return (
+        hidden.new_empty(num_spans, output_size(hidden, scores, width_embedding, parts)),
+        hidden.new_empty(argmax, dtype=argmax_dtype),
+        hidden.new_empty(lse, dtype=torch.float32),
+    )
 
 
-@torch.library.register_fake("spanbert_kernels::span_pool_backward")
 def _backward_fake(
     grad_output: Tensor,
     hidden: Tensor,
     output: Tensor,
+    argmax: Tensor,
+    lse: Tensor,
     starts: Tensor | None,
     ends: Tensor | None,
     rows: Tensor | None,
     cu_seqlens: Tensor | None,
+    first: Tensor | None,
+    reach: Tensor | None,
     num_spans: int,
     max_width: int,
     scores: Tensor | None,
@@ -80,6 +102,10 @@ def _backward_fake(
         return hidden.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
 
     return like(hidden), like(scores), like(width_embedding)
+
+
+library.define("span_pool_forward", _FORWARD, _forward_fake, OPERATION.backends)
+library.define("span_pool_backward", _BACKWARD, _backward_fake, OPERATION.backends)
 
 
 def span_pool(
@@ -143,12 +169,8 @@ def span_pool(
     if width_embedding is not None and width_rows is not None:
         start, end = resolved.bounds() if isinstance(resolved, SpanPlan) else resolved
         index = plans.width_index(end - start, len(width_embedding), width_rows)
-    if isinstance(resolved, SpanPlan):
-        plan = resolved
-        call = (plan.starts, plan.ends, plan.rows, plan.cu_seqlens, plan.num_spans, plan.max_width)
-    else:
-        call = (*resolved, None, None, len(resolved[0]), 0)
-    output: Tensor = SpanPool.apply(hidden, scores, width_embedding, index, codes, *call)
+    work = plans.work_for(resolved, chosen, hidden.shape[0])
+    output: Tensor = SpanPool.apply(hidden, scores, width_embedding, index, codes, chosen, *work)
     return output
 
 
@@ -235,34 +257,31 @@ class SpanPool(torch.autograd.Function):
         table: Tensor | None,
         index: Tensor | None,
         parts: list[int],
-        starts: Tensor | None,
-        ends: Tensor | None,
-        rows: Tensor | None,
-        cu_seqlens: Tensor | None,
-        num_spans: int,
-        max_width: int,
+        backend: str,
+        *work: Any,
     ) -> Tensor:
-        spans = (starts, ends, rows, cu_seqlens)
-        output: Tensor = torch.ops.spanbert_kernels.span_pool_forward(
-            hidden, *spans, num_spans, max_width, scores, table, index, parts
+        keep = any(ctx.needs_input_grad[:3])
+        output, argmax, lse = library.raw("span_pool_forward", backend)(
+            hidden, *work, scores, table, index, parts, keep
         )
         # Only the softmax needs its result again.
         kept = output if PARTS.index("attention") in parts else None
-        ctx.save_for_backward(hidden, kept, scores, table, index, *spans)
-        ctx.parts, ctx.num_spans, ctx.max_width = parts, num_spans, max_width
-        return output
+        ctx.save_for_backward(hidden, kept, argmax, lse, scores, table, index, *work[:6])
+        ctx.parts, ctx.backend, ctx.sizes = parts, backend, work[6:]
+        result: Tensor = output
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, output, scores, table, index, *spans = ctx.saved_tensors
-        grads = SpanPoolBackward.apply(
-            grad_output, hidden, output, scores, table, index, ctx.parts, *spans, ctx.num_spans, ctx.max_width
-        )
+        *saved, starts, ends, rows, cu_seqlens, first, reach = ctx.saved_tensors
+        work = (starts, ends, rows, cu_seqlens, first, reach, *ctx.sizes)
+        hidden, _, _, _, scores, table, _ = saved
+        grads = SpanPoolBackward.apply(grad_output, *saved, ctx.parts, ctx.backend, *work)
         wanted = [
             grad if source is not None and needed else None
             for grad, source, needed in zip(grads, (hidden, scores, table), ctx.needs_input_grad, strict=False)
         ]
-        return (*wanted, *[None] * 8)
+        return (*wanted, *[None] * (len(work) + 3))
 
 
 class SpanPoolBackward(torch.autograd.Function):
@@ -274,31 +293,20 @@ class SpanPoolBackward(torch.autograd.Function):
         grad_output: Tensor,
         hidden: Tensor,
         output: Tensor | None,
+        argmax: Tensor,
+        lse: Tensor,
         scores: Tensor | None,
         table: Tensor | None,
         index: Tensor | None,
         parts: list[int],
-        starts: Tensor | None,
-        ends: Tensor | None,
-        rows: Tensor | None,
-        cu_seqlens: Tensor | None,
-        num_spans: int,
-        max_width: int,
+        backend: str,
+        *work: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        spans = (starts, ends, rows, cu_seqlens)
-        ctx.save_for_backward(hidden, table, index, *spans)
-        ctx.parts, ctx.num_spans, ctx.max_width = parts, num_spans, max_width
-        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.spanbert_kernels.span_pool_backward(
-            grad_output,
-            hidden,
-            hidden if output is None else output,
-            *spans,
-            num_spans,
-            max_width,
-            scores,
-            table,
-            index,
-            parts,
+        ctx.save_for_backward(table, index, *work[:6])
+        ctx.parts, ctx.backend, ctx.sizes = parts, backend, work[6:]
+        result = hidden if output is None else output
+        grads: tuple[Tensor, Tensor, Tensor] = library.raw("span_pool_backward", backend)(
+            grad_output, hidden, result, argmax, lse, *work, scores, table, index, parts
         )
         return grads
 
@@ -311,16 +319,9 @@ class SpanPoolBackward(torch.autograd.Function):
                 f"span_pool has a second derivative for its linear parts only, not for {', '.join(bent)}; "
                 'backend="eager" has it for all'
             )
-        _, table, index, *spans = ctx.saved_tensors
+        table, index, *tensors = ctx.saved_tensors
+        work = (*tensors, *ctx.sizes)
         # The parts are linear in (hidden, table): the gradient's derivative is the forward pass itself.
-        again: Tensor = SpanPool.apply(
-            grad_hidden,
-            None,
-            grad_table if table is not None else None,
-            index,
-            ctx.parts,
-            *spans,
-            ctx.num_spans,
-            ctx.max_width,
-        )
-        return (again, *[None] * 12)
+        table_gradient = grad_table if table is not None else None
+        again: Tensor = SpanPool.apply(grad_hidden, None, table_gradient, index, ctx.parts, ctx.backend, *work)
+        return (again, *[None] * (len(work) + 9))
