@@ -6,13 +6,15 @@ TORCH_VERSION ?= 2.13.0
 TORCH ?=
 DOCUMENTS ?=
 RESULTS ?= benchmarks/results/latest.json
+# Where gpu-check writes its JSON.
+OUT ?= benchmarks/results
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
-BUILD_FILES := setup.py pyproject.toml $(CPP_FILES)
+CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check bench gpu-check gpu-check-tests gpu-check-bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -31,7 +33,16 @@ check: $(VENV)/.test-installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.test-installed
-	$(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json $(RESULTS)
+	$(BIN)/python -m pytest benchmarks -m "not gpu" --benchmark-quiet --benchmark-json $(RESULTS)
+
+# On a machine with a CUDA GPU, with the torch, Triton, nvcc and pytest that it has; nothing is installed.
+gpu-check: gpu-check-tests gpu-check-bench
+
+gpu-check-tests:
+	$(PYTHON) tests/gpu/check.py tests --out $(OUT)
+
+gpu-check-bench:
+	$(PYTHON) tests/gpu/check.py bench --out $(OUT)
 
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -45,7 +56,7 @@ $(VENV)/.torch:
 
 $(VENV)/.installed: $(VENV)/.torch $(BUILD_FILES)
 	@echo "Installing spanbert-kernels ..."
-	@$(PIP) install -q "setuptools>=77" ninja
+	@$(PIP) install -q "setuptools>=77" ninja "pybind11>=2.12"
 	@$(PIP) install -q --no-build-isolation -e .
 	@$(BIN)/python -m spanbert_kernels
 	@touch $@

@@ -19,7 +19,7 @@ def all_spans(length: int, max_width: int) -> Tensor:
 def gather(hidden: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
     """The usual way: `[N, W, H]` with a mask `[N, W]`."""
     widths = spans[:, 1] - spans[:, 0] + 1
-    offsets = torch.arange(int(widths.max()))
+    offsets = torch.arange(int(widths.max()), device=spans.device)
     mask = offsets < widths[:, None]
     return hidden[(spans[:, :1] + offsets).clamp(max=hidden.shape[0] - 1)], mask
 
@@ -36,12 +36,76 @@ def gather_and_mean(hidden: Tensor, spans: Tensor) -> Tensor:
     return (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-def endpoints_and_attention(hidden: Tensor, spans: Tensor, scores: Tensor) -> Tensor:
-    """Coreference's span vector without the width: `[start; end; attention]`, `[N, 3 H]`."""
-    tokens, mask = gather(hidden, spans)
-    weights, _ = gather(scores[:, None], spans)
-    weights = weights[..., 0].masked_fill(~mask, -torch.inf).softmax(1)
-    return torch.cat((hidden[spans[:, 0]], hidden[spans[:, 1]], (weights[..., None] * tokens).sum(1)), 1)
+def span_weights(spans: Tensor, scores: Tensor) -> Tensor:
+    """The softmax of `scores [T]` inside each span, `[N, W]`, 0 beyond its end."""
+    weights, mask = gather(scores[:, None], spans)
+    return weights[..., 0].masked_fill(~mask, -torch.inf).softmax(1)
+
+
+def gather_and_attend(hidden: Tensor, spans: Tensor, scores: Tensor) -> Tensor:
+    """Attention pooling of gathered tokens, `[N, H]`."""
+    return (span_weights(spans, scores)[..., None] * gather(hidden, spans)[0]).sum(1)
+
+
+def endpoints_and_attention(hidden: Tensor, spans: Tensor, scores: Tensor, table: Tensor) -> Tensor:
+    """Coreference's span vector `[start; end; attention; width]`, `[N, 3 H + E]`."""
+    width = table[spans[:, 1] - spans[:, 0]]
+    attended = gather_and_attend(hidden, spans, scores)
+    return torch.cat((hidden[spans[:, 0]], hidden[spans[:, 1]], attended, width), 1)
+
+
+def mask_and_max(hidden: Tensor, spans: Tensor, rows: int = 128) -> Tensor:
+    """SpERT's way, a mask over all tokens and a maximum, in chunks of spans that fit: `[N, H]`."""
+    pooled = []
+    position = torch.arange(hidden.shape[0], device=spans.device)
+    for chunk in spans.split(rows):
+        outside = (position < chunk[:, :1]) | (position > chunk[:, 1:])  # [N, T]
+        tokens = hidden[None].repeat(len(chunk), 1, 1) + (outside.to(hidden.dtype) * -1e30)[..., None]
+        pooled.append(tokens.max(1).values)
+    return torch.cat(pooled)
+
+
+def dense_mean(hidden: Tensor, spans: Tensor) -> Tensor:
+    """A product with a dense matrix of weights `[N, T]`, as coref-hoi pools, here for the mean."""
+    position = torch.arange(hidden.shape[0], device=spans.device)
+    inside = (position >= spans[:, :1]) & (position <= spans[:, 1:])
+    return (inside / inside.sum(1, keepdim=True)).to(hidden.dtype) @ hidden
+
+
+def dense_attention(hidden: Tensor, spans: Tensor, scores: Tensor) -> Tensor:
+    """The head attention of coref-hoi: a masked softmax `[N, T]` and its product with all tokens."""
+    position = torch.arange(hidden.shape[0], device=spans.device)
+    inside = (position >= spans[:, :1]) & (position <= spans[:, 1:])
+    return scores.expand(len(spans), -1).masked_fill(~inside, -torch.inf).softmax(1) @ hidden
+
+
+class RaggedTokens:
+    """The tokens of all spans one after the other, as `embedding_bag` and `segment_reduce` want them."""
+
+    def __init__(self, spans: Tensor) -> None:
+        self.widths = spans[:, 1] - spans[:, 0] + 1
+        self.offsets = torch.cat([self.widths.new_zeros(1), self.widths.cumsum(0)])
+        span_of = torch.repeat_interleave(self.widths)
+        self.tokens = torch.arange(len(span_of), device=spans.device) - self.offsets[span_of] + spans[span_of, 0]
+
+    def bag(self, hidden: Tensor, mode: str) -> Tensor:
+        """`embedding_bag` over the tokens."""
+        return F.embedding_bag(self.tokens, hidden, self.offsets, mode=mode, include_last_offset=True)
+
+    def bag_weighted(self, hidden: Tensor, scores: Tensor) -> Tensor:
+        """The weighted `embedding_bag`, its weights a softmax inside each span."""
+        inside = scores[self.tokens]
+        largest = torch.segment_reduce(inside.detach(), "max", lengths=self.widths)
+        weights = (inside - largest.repeat_interleave(self.widths)).exp()
+        sums = torch.segment_reduce(weights, "sum", lengths=self.widths)
+        weights = weights / sums.repeat_interleave(self.widths)
+        return F.embedding_bag(
+            self.tokens, hidden, self.offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
+        )
+
+    def reduce(self, hidden: Tensor, mode: str) -> Tensor:
+        """Gather, then `segment_reduce`."""
+        return torch.segment_reduce(hidden[self.tokens], mode, lengths=self.widths)
 
 
 def attention_per_document(q: Tensor, k: Tensor, v: Tensor, offsets: list[int]) -> Tensor:

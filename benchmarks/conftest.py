@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from memory import Peak
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -24,18 +25,25 @@ FEWEST_ROUNDS, MOST_ROUNDS = 3, 101
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure asked for: how many times faster than the fastest baseline, or how many times a baseline's duration."""
+    """A figure asked for: how many times faster than a baseline, or how many times its duration at most.
+
+    The baseline is the fastest one unless `against` names another, or a floor.
+    """
 
     at_least: float | None = None
     at_most: float | None = None
+    against: str | None = None
 
-    def judge(self, speedup: float) -> str:
+    def judge(self, ours: float, baselines: Mapping[str, float], floors: Mapping[str, float]) -> str:
         """The goal and whether it was met."""
+        name = self.against or min(baselines, key=lambda each: baselines[each])
+        factor = {**baselines, **floors}[name] / ours
         if self.at_least is not None:
-            return f"{'met' if speedup >= self.at_least else 'missed'}: at least {self.at_least:g} x faster"
-        if self.at_most is not None:
-            return f"{'met' if 1 / speedup <= self.at_most else 'missed'}: at most {self.at_most:g} x the time"
-        return ""
+            verdict = "met" if factor >= self.at_least else "missed"
+            return f"{verdict}: {factor:.3g} x faster than {name}, at least {self.at_least:g} x asked"
+        assert self.at_most is not None
+        verdict = "met" if 1 / factor <= self.at_most else "missed"
+        return f"{verdict}: {1 / factor:.3g} x the time of {name}, at most {self.at_most:g} x asked"
 
 
 def assert_agrees(result: Tensor, eager: Tensor, reference: Tensor) -> float:
@@ -52,6 +60,7 @@ def compare(benchmark: Any) -> Callable[..., None]:
     """Times a way of ours and its baselines in turns, round by round, and records medians.
 
     The baselines run in the set-up of each of pytest-benchmark's rounds, so that a slow minute hits all ways alike.
+    Floors are times that nothing can beat, or that are given for scale; they are no baselines.
     """
 
     def run(
@@ -59,30 +68,38 @@ def compare(benchmark: Any) -> Callable[..., None]:
         baselines: Mapping[str, Callable[[], object]],
         *,
         error: float,
-        goal: Goal | None = None,
+        goals: Sequence[Goal] = (),
+        floors: Mapping[str, Callable[[], object]] | None = None,
         path: Callable[[], object] | None = None,
+        peak: Peak | None = None,
     ) -> None:
+        others = {**baselines, **(floors or {})}
         with ops.backends.record() as calls:
-            seconds = sum(_time(way) for way in (ours, *baselines.values()))
-        seconds = sum(_time(way) for way in (ours, *baselines.values()))
+            seconds = sum(_time(way) for way in (ours, *others.values()))
+        if seconds < SECONDS_PER_FIGURE:
+            seconds = sum(_time(way) for way in (ours, *others.values()))
         rounds = int(min(max(SECONDS_PER_FIGURE / seconds, FEWEST_ROUNDS), MOST_ROUNDS))
-        times: dict[str, list[float]] = {name: [] for name in baselines}
+        times: dict[str, list[float]] = {name: [] for name in others}
 
-        def time_baselines() -> None:
-            for name, way in baselines.items():
+        def time_others() -> None:
+            for name, way in others.items():
                 times[name].append(_time(way))
 
-        benchmark.pedantic(ours, setup=time_baselines, rounds=rounds)
+        benchmark.pedantic(ours, setup=time_others, rounds=rounds)
         ours_seconds = benchmark.stats.stats.median
         medians = {name: statistics.median(values) for name, values in times.items()}
-        speedup = min(medians.values()) / ours_seconds
+        of_baselines = {name: medians[name] for name in baselines}
+        of_floors = {name: medians[name] for name in floors or {}}
+        verdicts = [goal.judge(ours_seconds, of_baselines, of_floors) for goal in goals]
         benchmark.extra_info.update(
             milliseconds=ours_seconds * 1e3,
-            baselines={name: value * 1e3 for name, value in medians.items()},
-            speedup=speedup,
+            baselines={name: value * 1e3 for name, value in of_baselines.items()},
+            floors={name: value * 1e3 for name, value in of_floors.items()},
+            speedup=min(of_baselines.values()) / ours_seconds,
             largest_error=error,
             path=str(path()) if path else ", ".join(sorted({f"{name}: {backend}" for name, backend in calls})),
-            goal=goal.judge(speedup) if goal else "",
+            goals=verdicts + (peak.verdicts() if peak else []),
+            peak_megabytes=peak.megabytes if peak else {},
         )
 
     return run
@@ -119,6 +136,10 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
         instruction_set=torch.backends.cpu.get_cpu_capability(),
         kernels=ops.library.cpu_level(),
     )
+    if torch.cuda.is_available():
+        import triton
+
+        machine_info.update(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda, triton=triton.__version__)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
@@ -127,10 +148,19 @@ def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
     rows = [bench for bench in (session.benchmarks if session else []) if "speedup" in bench.extra_info]
     if not rows:
         return
-    table = Table("benchmark", "ours, ms", "baselines, ms", "speed-up", "largest error", "goal", "path", box=box.SIMPLE)
+    table = Table("benchmark", "ours, ms", "baselines, ms", "speed-up", "peak, MB", "largest error", "goals", "path")
+    table.box = box.SIMPLE
     for bench in rows:
         info = bench.extra_info
-        baselines = "\n".join(f"{name} {value:.4g}" for name, value in info["baselines"].items())
-        speedup, error = f"{info['speedup']:.2f}", f"{info['largest_error']:.1e}"
-        table.add_row(bench.name, f"{info['milliseconds']:.4g}", baselines, speedup, error, info["goal"], info["path"])
-    Console(width=180).print(table)
+        others = {**info["baselines"], **{f"({name})": value for name, value in info["floors"].items()}}
+        table.add_row(
+            bench.name,
+            f"{info['milliseconds']:.4g}",
+            "\n".join(f"{name} {value:.4g}" for name, value in others.items()),
+            f"{info['speedup']:.2f}",
+            "\n".join(f"{name} {value:.4g}" for name, value in info["peak_megabytes"].items()),
+            f"{info['largest_error']:.1e}",
+            "\n".join(info["goals"]),
+            info["path"],
+        )
+    Console(width=220).print(table)

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from spanbert_kernels import __version__
+from spanbert_kernels import __version__, host
 from spanbert_kernels.ops import backends, library
 
 PACKAGES = ("torch", "transformers", "triton", "numpy")
@@ -29,6 +29,12 @@ def extension() -> str:
     if level is None:
         return f"CPU kernels do not run: {library.load_cpu()}"
     return f"CPU kernels for {', '.join(info['cpu'])} ({info['compiler']}); this processor runs {level}"
+
+
+def host_module() -> str:
+    """Whether the functions on numpy arrays are compiled."""
+    reason = host.load()
+    return "Host module: compiled" if reason is None else f"Host module: in numpy, slower; {reason}"
 
 
 def status() -> Table:
@@ -54,6 +60,7 @@ def main() -> None:
     installed = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     console.print(f"spanbert-kernels {__version__}, Python {platform.python_version()}, {installed}")
     console.print(extension())
+    console.print(host_module())
     console.print(status())
 
 

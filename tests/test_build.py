@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from setuptools import Distribution
 
 from spanbert_kernels.ops import library
 
@@ -103,10 +107,9 @@ def test_building_can_be_switched_off(source: Path) -> None:
     text = "installing without the compiled CPU extension: switched off by SPANBERT_KERNELS_BUILD=0"
     assert text in done.stderr
     assert [path.name for path in folder.iterdir()] == ["build_info.json"]
-    assert json.loads((folder / "build_info.json").read_text()) == {
-        "cpu": None,
-        "reason": "switched off by SPANBERT_KERNELS_BUILD=0",
-    }
+    info = json.loads((folder / "build_info.json").read_text())
+    assert info["cpu"] is info["host"] is None
+    assert info["reason"] == info["host_reason"] == "switched off by SPANBERT_KERNELS_BUILD=0"
 
 
 def test_without_a_compiler_the_package_is_pure_python_and_says_so(source: Path, tmp_path: Path) -> None:
@@ -125,6 +128,16 @@ def test_a_compiler_that_fails_leaves_pure_python(source: Path, tmp_path: Path) 
     assert json.loads((folder / "build_info.json").read_text())["cpu"] is None
 
 
+def test_without_pybind11_there_is_no_host_module(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "pybind11.py").write_text("raise ImportError('hidden')")
+    environment = {**no_compiler(tmp_path / "empty"), "PYTHONPATH": str(tmp_path)}
+    done, folder = build(source, SPANBERT_KERNELS_BUILD="", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "installing without the compiled host module: pybind11 is not installed" in done.stderr
+    info = json.loads((folder / "build_info.json").read_text())
+    assert (info["host"], info["host_reason"]) == (None, "pybind11 is not installed")
+
+
 @pytest.mark.parametrize("break_it", [no_compiler, broken_compiler])
 def test_a_build_that_is_asked_for_must_succeed(source: Path, tmp_path: Path, break_it: object) -> None:
     assert callable(break_it)
@@ -136,9 +149,12 @@ def test_a_build_that_is_asked_for_must_succeed(source: Path, tmp_path: Path, br
 def test_a_failed_build_removes_an_older_library(source: Path) -> None:
     folder = source / "built" / "spanbert_kernels" / "_lib"
     folder.mkdir(parents=True)
-    (folder / "libspanbert_kernels_cpu.so").write_bytes(b"old")
+    host = folder / f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
+    for old in (folder / "libspanbert_kernels_cpu.so", host):
+        old.write_bytes(b"old")
     build(source, SPANBERT_KERNELS_BUILD="0")
     assert not (folder / "libspanbert_kernels_cpu.so").exists()
+    assert not host.exists()
 
 
 @pytest.mark.slow
@@ -188,4 +204,149 @@ def test_a_full_build_from_a_copy(source: Path) -> None:
     done, folder = build(source, SPANBERT_KERNELS_BUILD="1")
     assert done.returncode == 0, done.stderr[-2000:]
     assert unstable(undefined_symbols(folder / "libspanbert_kernels_cpu.so")) == []
-    assert json.loads((folder / "build_info.json").read_text())["cpu"] == library.build_info()["cpu"]
+    info = json.loads((folder / "build_info.json").read_text())
+    assert info["cpu"] == library.build_info()["cpu"]
+    # The host module is as free of PyTorch as it says.
+    assert not [symbol for symbol in undefined_symbols(folder / info["host"]) if symbol.startswith(("aoti_", "torch_"))]
+    assert unstable(undefined_symbols(folder / info["host"])) == []
+
+
+# The CUDA library: when it is built, and how. A whole build is in tests/aot/test_cuda_aot.py.
+
+# A compiler that writes its command line into its output, and one that fails.
+RECORDING = """#!/bin/sh
+line="$*"
+echo a compiler
+while [ "$#" -gt 0 ]; do if [ "$1" = -o ]; then out="$2"; fi; shift; done
+if [ -n "$out" ]; then echo "$line" > "$out"; fi
+"""
+FAILING = "#!/bin/sh\nexit 1\n"
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def setup_module(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What setup.py defines, for a copy of the sources; PyTorch is a stand-in that says it is a CUDA build."""
+    torch = tmp_path / "torch"
+    (torch / "lib").mkdir(parents=True)
+    (torch / "version.py").write_text("__version__ = '2.10.0'\ncuda = '13.0'\n")
+    for name in ("libtorch_cuda.so", "libtorch_cpu.so"):
+        (torch / "lib" / name).touch()
+    for name in list(os.environ):
+        if name.startswith("SPANBERT_KERNELS_") or name in ("CUDA_PATH", "CXX"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    monkeypatch.chdir(source)
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    module = runpy.run_path("setup.py")
+    module["cuda_refusal"].__globals__["find_torch"] = lambda: torch
+    return module
+
+
+def try_cuda(module: dict[str, Any], folder: Path, wish: str = "") -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    command = module["BuildLibraries"](Distribution())
+    command.build_temp = str(folder / "temporary")
+    info: dict[str, Any] = command.try_cuda(folder, wish)
+    return info
+
+
+@pytest.mark.parametrize(
+    ("asked", "cuda", "nvcc", "refusal"),
+    [
+        ("", "'13.0'", True, None),
+        ("", "None", True, "the installed PyTorch is not a CUDA build"),
+        ("1", "None", True, None),
+        ("0", "'13.0'", True, "switched off by SPANBERT_KERNELS_CUDA=0"),
+        ("", "'13.0'", False, "no CUDA compiler found"),
+        ("1", "'13.0'", False, "no CUDA compiler found"),
+    ],
+)
+def test_when_the_cuda_library_is_built(
+    setup_module: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    cuda: str,
+    nvcc: bool,
+    refusal: str | None,
+) -> None:
+    """By what is installed and asked for: never by whether there is a GPU."""
+    monkeypatch.setenv("SPANBERT_KERNELS_CUDA", asked)
+    (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.10.0'\ncuda = {cuda}\n")
+    if nvcc:
+        executable(tmp_path / "cuda" / "bin" / "nvcc", RECORDING)
+    else:
+        monkeypatch.setattr(shutil, "which", lambda _: None)
+    found = setup_module["cuda_refusal"]()
+    assert found is refusal is None or refusal in found
+
+
+def test_how_the_cuda_library_is_built(setup_module: dict[str, Any], tmp_path: Path) -> None:
+    executable(tmp_path / "cuda" / "bin" / "nvcc", RECORDING)
+    assert try_cuda(setup_module, tmp_path / "lib") == {"cuda": [80, 90, 100]}
+    objects = sorted((tmp_path / "lib" / "temporary" / "cuda").glob("*.o"))
+    assert [path.stem for path in objects] == sorted(path.parent.name for path in ROOT.glob("csrc/*/cuda.cu"))
+    for path in objects:
+        line = path.read_text()
+        for text in ("arch=compute_80,code=sm_80 ", "arch=compute_90,code=sm_90 ", "arch=compute_100,code=[sm_100,"):
+            assert text in line
+        assert line.count("code=") == 3, "one process compiles a file for all"
+        assert "-DTORCH_TARGET_VERSION=0x020a000000000000ULL" in line
+    link = (tmp_path / "lib" / "libspanbert_kernels_cuda.so").read_text()
+    assert "-cudart static" in link
+    assert "-ltorch_cuda -ltorch_cpu" in link
+
+
+def test_the_cuda_library_without_libtorch_cuda(setup_module: dict[str, Any], tmp_path: Path) -> None:
+    executable(tmp_path / "cuda" / "bin" / "nvcc", RECORDING)
+    (tmp_path / "torch" / "lib" / "libtorch_cuda.so").unlink()
+    try_cuda(setup_module, tmp_path / "lib")
+    link = (tmp_path / "lib" / "libspanbert_kernels_cuda.so").read_text()
+    assert "-ltorch_cuda" not in link
+    assert "-ltorch_cpu" in link
+
+
+def test_architectures_are_chosen_by_the_environment(
+    setup_module: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executable(tmp_path / "cuda" / "bin" / "nvcc", RECORDING)
+    monkeypatch.setenv("SPANBERT_KERNELS_CUDA_ARCHITECTURES", "120;86")
+    assert try_cuda(setup_module, tmp_path / "lib") == {"cuda": [86, 120]}
+    monkeypatch.setenv("SPANBERT_KERNELS_CUDA_ARCHITECTURES", "ninety")
+    info = try_cuda(setup_module, tmp_path / "lib")
+    assert info["cuda"] is None
+    assert "must look like \"80;90\", got 'ninety'" in info["cuda_reason"]
+
+
+def test_a_cuda_compiler_that_fails(
+    setup_module: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executable(tmp_path / "cuda" / "bin" / "nvcc", FAILING)
+    (tmp_path / "lib").mkdir()
+    old = tmp_path / "lib" / "libspanbert_kernels_cuda.so"
+    old.write_bytes(b"old")
+    info = try_cuda(setup_module, tmp_path / "lib")
+    assert info["cuda"] is None
+    assert "returned non-zero exit status" in info["cuda_reason"]
+    assert not old.exists()
+    monkeypatch.setenv("SPANBERT_KERNELS_CUDA", "1")
+    with pytest.raises(RuntimeError, match="SPANBERT_KERNELS_CUDA=1 asks for the CUDA library, but"):
+        try_cuda(setup_module, tmp_path / "lib")
+
+
+def test_a_failure_of_the_cuda_part_keeps_the_cpu_library(source: Path, tmp_path: Path) -> None:
+    compiler = executable(tmp_path / "bin" / "recording", RECORDING)
+    executable(tmp_path / "cuda" / "bin" / "nvcc", FAILING)
+    environment = {"CXX": str(compiler), "CUDA_HOME": str(tmp_path / "cuda"), "SPANBERT_KERNELS_CUDA": "1"}
+    done, folder = build(source, SPANBERT_KERNELS_BUILD="", **environment)
+    assert done.returncode != 0, "it was asked for"
+    assert "asks for the CUDA library, but" in done.stderr
+    assert (folder / "libspanbert_kernels_cpu.so").exists()
+    assert json.loads((folder / "build_info.json").read_text())["cpu"] is not None

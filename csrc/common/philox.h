@@ -4,13 +4,18 @@
 
 #include <cstdint>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+// Everything here is inlined always: a copy made with one instruction set must not serve another.
 namespace spanbert {
 
 struct Words {
   uint32_t word[4];
 };
 
-inline Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t seed) {
+[[gnu::always_inline]] inline Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t seed) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53} * c0, b = uint64_t{0xCD9E8D57} * c2;
@@ -24,6 +29,37 @@ inline Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t
   return {{c0, c1, c2, c3}};
 }
 
+#ifdef __AVX2__
+constexpr int kPhiloxKeys = 32;
+
+// Words of 32 successive keys, the first a multiple of 4. A 64-bit lane holds a word; what is above it is ignored by
+// the multiplications and cut off at the end.
+[[gnu::always_inline]] inline void philox_keys(uint32_t c0, uint32_t c1, uint32_t c2, uint64_t seed, uint32_t* words) {
+  for (int half = 0; half < 2; ++half, c0 += 4) {
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    __m256i x0 = _mm256_add_epi64(_mm256_set1_epi64x(c0), _mm256_set_epi64x(3, 2, 1, 0));
+    __m256i x1 = _mm256_set1_epi64x(c1), x2 = _mm256_set1_epi64x(c2), x3 = _mm256_setzero_si256();
+    for (int round = 0; round < 10; ++round) {
+      const __m256i a = _mm256_mul_epu32(x0, _mm256_set1_epi64x(0xD2511F53));
+      const __m256i b = _mm256_mul_epu32(x2, _mm256_set1_epi64x(0xCD9E8D57));
+      x0 = _mm256_xor_si256(_mm256_srli_epi64(b, 32), _mm256_xor_si256(x1, _mm256_set1_epi64x(k0)));
+      x2 = _mm256_xor_si256(_mm256_srli_epi64(a, 32), _mm256_xor_si256(x3, _mm256_set1_epi64x(k1)));
+      x1 = b;
+      x3 = a;
+      k0 += 0x9E3779B9;
+      k1 += 0xBB67AE85;
+    }
+    // The four words of a counter side by side: 0 1 in the low halves, then 2 3.
+    const __m256i x01 = _mm256_blend_epi32(x0, _mm256_slli_epi64(x1, 32), 0xaa);
+    const __m256i x23 = _mm256_blend_epi32(x2, _mm256_slli_epi64(x3, 32), 0xaa);
+    const __m256i even = _mm256_unpacklo_epi64(x01, x23), odd = _mm256_unpackhi_epi64(x01, x23);
+    __m256i* to = reinterpret_cast<__m256i*>(words + 16 * half);
+    _mm256_storeu_si256(to, _mm256_permute2x128_si256(even, odd, 0x20));
+    _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+  }
+}
+#endif
+
 struct Dropout {
   bool active = false;
   uint64_t seed = 0;
@@ -32,8 +68,17 @@ struct Dropout {
 
   // factor(i) for keys first .. first + count - 1 of one query: 0 or `scale`.
   template <class A>
-  void factors(int64_t head, int64_t query, int64_t first, int64_t count, A* factor) const {
-    for (int64_t key = first; key < first + count;) {
+  [[gnu::always_inline]] void factors(int64_t head, int64_t query, int64_t first, int64_t count, A* factor) const {
+    int64_t key = first;
+#ifdef __AVX2__
+    for (; (key & 3) == 0 && key + kPhiloxKeys <= first + count; key += kPhiloxKeys, factor += kPhiloxKeys) {
+      uint32_t words[kPhiloxKeys];
+      philox_keys(static_cast<uint32_t>(key >> 2), static_cast<uint32_t>(query), static_cast<uint32_t>(head), seed,
+                  words);
+      for (int i = 0; i < kPhiloxKeys; ++i) factor[i] = words[i] >= threshold ? A(scale) : A(0);
+    }
+#endif
+    while (key < first + count) {
       const Words words =
           philox(static_cast<uint32_t>(key >> 2), static_cast<uint32_t>(query), static_cast<uint32_t>(head), 0, seed);
       for (int64_t lane = key & 3; lane < 4 && key < first + count; ++lane, ++key) {

@@ -17,6 +17,9 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 
+// A result of more bytes is not found in a cache by whoever reads it next.
+constexpr int64_t kCacheBytes = 16 << 20;
+
 // A raw call with everything it points to kept alive.
 struct Prepared {
   GroupedSpans spans;
@@ -97,6 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& hidden, const OptionalT
   if (output.numel() == 0) return {output, argmax, lse};
   p.call.output = output.mutable_data_ptr();
   const int64_t row_bytes = p.call.output_columns * output.element_size();
+  p.call.output_exceeds_caches = num_spans * row_bytes > kCacheBytes;
   for (const int64_t row : p.spans.empty)
     std::memset(static_cast<char*>(p.call.output) + row * row_bytes, 0, row_bytes);
 

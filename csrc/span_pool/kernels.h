@@ -40,6 +40,7 @@ struct SpanPoolCall {
   int64_t offset[kParts];      // first output column of each part, -1 for a part not asked for
   void* output;                // [N, output_columns]; an input of the backward
   int64_t output_columns;
+  bool output_exceeds_caches;
 
   bool has(Part part) const { return offset[part] >= 0; }
   int64_t table_row(int64_t row, int64_t width) const {

@@ -1,25 +1,33 @@
 """The operations. Each is one name: a function here, a folder of the same name below, a kernel per backend."""
 
 from spanbert_kernels.ops import backends
+from spanbert_kernels.ops.banded_span_scores import banded_span_scores
 from spanbert_kernels.ops.cross_document_attention import cross_document_attention
 from spanbert_kernels.ops.document_attention import document_attention
 from spanbert_kernels.ops.documents import anchor_indices
 from spanbert_kernels.ops.packed_linear import PackedWeight, pack_weight, packed_linear
 from spanbert_kernels.ops.plans import SpanPlan, enumerate_spans, plan_spans
+from spanbert_kernels.ops.prune_spans import prune_spans
 from spanbert_kernels.ops.span_gather import span_gather
+from spanbert_kernels.ops.span_linear import span_linear
 from spanbert_kernels.ops.span_pool import span_pool
+from spanbert_kernels.ops.span_score import span_score
 
 __all__ = [
     "PackedWeight",
     "SpanPlan",
     "anchor_indices",
     "backends",
+    "banded_span_scores",
     "cross_document_attention",
     "document_attention",
     "enumerate_spans",
     "pack_weight",
     "packed_linear",
     "plan_spans",
+    "prune_spans",
     "span_gather",
+    "span_linear",
     "span_pool",
+    "span_score",
 ]

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
@@ -30,6 +31,14 @@ _forced: str | None = None
 _records: list[list[tuple[str, str]]] = []
 _registry: dict[str, tuple[str, ...]] = {}
 _own_loaders: dict[tuple[str, str], Callable[[], str | None]] = {}
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _constant_in_graphs(function: Function) -> Function:
+    """What torch.compiler.assume_constant_result sets; that one imports the compiler, and Triton with it, at once."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 class BackendUnavailable(RuntimeError):
@@ -67,18 +76,18 @@ class Operation:
         return chosen
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def _wish(wish: str | None) -> str | None:
     return wish or _forced or os.environ.get("SPANBERT_KERNELS_BACKEND") or None
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def _note(name: str, backend: str) -> None:
     for record in _records:
         record.append((name, backend))
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def _choose(name: str, backends: tuple[str, ...], device: str, dtype: torch.dtype, wish: str | None) -> str:
     if wish is not None:
         if wish not in backends:

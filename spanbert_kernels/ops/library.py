@@ -55,11 +55,26 @@ def load_cuda() -> str | None:
         return reason
     if not torch.cuda.is_available():
         return "there is no CUDA GPU here"
-    major, minor = torch.cuda.get_device_capability()
-    architectures = build_info()["cuda"]
-    if major * 10 + minor < min(architectures):
-        return f"the GPU is of compute capability {major}.{minor}, the kernels were built for {architectures}"
-    return None
+    return unsuited(torch.cuda.get_device_capability(), build_info()["cuda"])
+
+
+def unsuited(capability: tuple[int, int], architectures: list[int]) -> str | None:
+    """Why a GPU cannot run what was built for `architectures` (80 for sm_80), or None when it can.
+
+    Machine code runs on later GPUs of the same generation; the last architecture has portable code beside it, for all
+    later generations.
+
+    Example:
+        >>> unsuited((8, 6), [80, 100]), unsuited((12, 0), [80, 100])
+        (None, None)
+        >>> unsuited((9, 0), [80, 100])
+        'the GPU is of compute capability 9.0, the kernels were built for [80, 100]'
+    """
+    major, minor = capability
+    here = 10 * major + minor
+    if any(each // 10 == major and each <= here for each in architectures) or max(architectures) <= here:
+        return None
+    return f"the GPU is of compute capability {major}.{minor}, the kernels were built for {architectures}"
 
 
 @functools.cache

@@ -157,7 +157,7 @@ def row(
     **options: Any,
 ) -> Case:
     """A case over a span tensor, or over the plan of it."""
-    twice = ("cpu", "eager") if set(parts) <= set(LINEAR) else ("eager",)
+    twice = ("cuda", "triton", "cpu", "eager") if set(parts) <= set(LINEAR) else ("eager",)
     call, oracle = partial(span_pool, parts=parts, **options), partial(pool_by_loop, parts=parts, **options)
     arguments = with_plan if planned else unchanged
     terms = score_terms if "attention" in parts else no_terms

@@ -16,7 +16,7 @@ from spanbert_kernels.ops.span_pool.reference import PARTS
 
 __all__ = ["PARTS", "span_pool"]
 
-OPERATION = Operation("span_pool", ("cpu", "eager"))
+OPERATION = Operation("span_pool", ("cuda", "triton", "cpu", "eager"))
 LINEAR_PARTS = {"start", "end", "mean", "sum", "width"}
 # Without gradients the eager backend works in chunks of this many gathered elements, to stay small in memory.
 EAGER_CHUNK = 2**26

@@ -1,0 +1,156 @@
+"""Span pooling on a GPU, in bfloat16, against its floor, eager PyTorch and what users take instead.
+
+The workloads are those of span models; the floor reads hidden once and writes the output once at the rate of a copy
+that is measured in the same run. Times are medians over cold caches, as triton.testing.do_bench takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from baselines import RaggedTokens, gather_and_max, gather_and_mean
+from conftest import assert_agrees
+from torch import Tensor
+
+from spanbert_kernels import ops
+
+pytestmark = pytest.mark.gpu
+BACKENDS = ("cuda", "triton")
+DTYPE = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Documents of equal length, and their spans: all up to a width, or `random` many of up to that width."""
+
+    documents: int
+    length: int
+    max_width: int
+    hidden: int = 768
+    random: int = 0
+
+
+WORKLOADS = {
+    "16 x 64, all spans <= 10": Workload(16, 64, 10),
+    "16 x 256, all spans <= 12": Workload(16, 256, 12),
+    "32 x 256, all spans <= 12": Workload(32, 256, 12),
+    "100,000 random spans <= 64 of 64 x 512": Workload(64, 512, 64, random=100_000),
+    "16 x 512, all spans <= 30, H 1024": Workload(16, 512, 30, hidden=1024),
+}
+PARTS = {"mean": ["mean"], "max": ["max"], "attention": ["attention"], "start,end": ["start", "end"]}
+
+
+def inputs(load: Workload) -> tuple[Tensor, Tensor, ops.SpanPlan, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    tokens = load.documents * load.length
+    hidden = torch.randn(tokens, load.hidden, generator=generator).to("cuda", DTYPE)
+    scores = torch.randn(tokens, generator=generator).cuda()
+    if not load.random:
+        cu_seqlens = torch.arange(load.documents + 1) * load.length
+        plan = ops.enumerate_spans(cu_seqlens.cuda(), load.max_width)
+        return hidden, plan.pairs(), plan, scores
+    width = torch.randint(1, load.max_width + 1, (load.random,), generator=generator)
+    within = (torch.rand(load.random, generator=generator) * (load.length - width + 1)).long()
+    start = torch.randint(load.documents, (load.random,), generator=generator) * load.length + within
+    spans = torch.stack((start, start + width - 1), 1).cuda()
+    return hidden, spans, ops.plan_spans(spans, num_tokens=tokens), scores
+
+
+def milliseconds(way: Callable[[], object]) -> float:
+    import triton
+
+    return float(triton.testing.do_bench(way, warmup=25, rep=100, return_mode="median"))
+
+
+def copy_rate() -> float:
+    """Bytes per millisecond of a large copy, read and written."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / milliseconds(lambda: target.copy_(source))
+
+
+def chunked(way: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, spans: Tensor, width: int) -> Tensor:
+    """In chunks of spans whose gathered tokens take 4 GB at most."""
+    rows = max(1, 2**31 // (width * hidden.shape[1]))
+    return torch.cat([way(hidden, chunk) for chunk in spans.split(rows)])
+
+
+def others(parts: str, load: Workload, hidden: Tensor, spans: Tensor, scores: Tensor) -> dict[str, Callable[[], Any]]:
+    """Eager PyTorch first, then what else there is."""
+    ragged = RaggedTokens(spans)
+    if parts == "start,end":
+        return {"gather and concatenate": lambda: torch.cat((hidden[spans[:, 0]], hidden[spans[:, 1]]), 1)}
+    if parts == "attention":
+        weighted = ragged.bag_weighted
+        return {"embedding_bag": lambda: weighted(hidden.float(), scores)}
+    way = gather_and_mean if parts == "mean" else gather_and_max
+    return {
+        "gather and reduce": lambda: chunked(way, hidden, spans, load.max_width),
+        "embedding_bag": lambda: ragged.bag(hidden, parts),
+    }
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
+def test_spans_on_gpu(benchmark: Any, name: str, parts: str, backward: bool) -> None:
+    load = WORKLOADS[name]
+    hidden, spans, plan, scores = inputs(load)
+    columns = load.hidden * len(PARTS[parts])
+    grad = torch.randn(len(plan), columns, device="cuda", generator=torch.Generator("cuda").manual_seed(1)).to(DTYPE)
+    options = {"scores": scores} if parts == "attention" else {}
+
+    def ours(x: Tensor, backend: str) -> Tensor:
+        return ops.span_pool(x, plan, PARTS[parts], backend=backend, **options)
+
+    def result(way: Callable[[Tensor], Tensor], dtype: torch.dtype = DTYPE) -> Tensor:
+        leaf = hidden.to(dtype).requires_grad_(backward)
+        output = way(leaf)
+        return torch.autograd.grad(output, leaf, grad.to(dtype))[0] if backward else output
+
+    def by_eager(dtype: torch.dtype) -> Tensor:
+        """Chunk by chunk, as the gathered tokens of all spans and their gradients do not fit."""
+        rows = max(1, 2**29 // (load.max_width * load.hidden))
+        outputs, total = [], torch.zeros(hidden.shape, device="cuda")
+        for chunk, incoming in zip(spans.split(rows), grad.split(rows), strict=True):
+            leaf = hidden.to(dtype).requires_grad_(backward)
+            output = ops.span_pool(leaf, chunk, PARTS[parts], backend="eager", **options)
+            if backward:
+                total += torch.autograd.grad(output, leaf, incoming.to(dtype))[0]
+            else:
+                outputs.append(output)
+        return total.to(dtype) if backward else torch.cat(outputs)
+
+    reference, eager = by_eager(torch.float32), by_eager(DTYPE)
+    times, errors, refused = {}, {}, {}
+    for backend in BACKENDS:
+        refused[backend] = ops.backends.refusal(backend, "cuda", DTYPE)
+        if refused[backend] is None:
+            errors[backend] = assert_agrees(result(lambda x, b=backend: ours(x, b)), eager, reference.double())
+            times[backend] = milliseconds(lambda b=backend: result(lambda x: ours(x, b)))
+    assert times, f"no backend of ours took the call: {refused}"
+    del reference, eager
+    baselines = {}
+    if not backward:
+        baselines = {k: milliseconds(way) for k, way in others(parts, load, hidden, spans, scores).items()}
+    # Forward: hidden is read, the output written; backward: its gradient is read, that of hidden written.
+    elements = hidden.numel() + len(plan) * columns
+    floor = (2 if backward else 1) * elements * hidden.element_size() / copy_rate()
+    best = min(times, key=lambda each: times[each])
+    benchmark.pedantic(lambda: (result(lambda x: ours(x, best)), torch.cuda.synchronize()), rounds=3)
+    benchmark.extra_info.update(
+        milliseconds=times[best],
+        backends=times,
+        baselines=baselines,
+        floors={"every input and output once": floor},
+        speedup=min(baselines.values()) / times[best] if baselines else floor / times[best],
+        of_floor=floor / times[best],
+        largest_error=max(errors.values()),
+        peak_megabytes={},
+        goals=[f"{floor / times[best]:.0%} of the floor"],
+        path=", ".join(f"{backend} {time:.4g} ms" for backend, time in times.items()),
+    )

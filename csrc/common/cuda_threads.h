@@ -1,0 +1,94 @@
+// The language of the CUDA kernels: what the compiler for GPUs brings, and the few functions that stand for its
+// intrinsics. Tests compile the same kernels with a plain C++ compiler and run a block's threads as fibers of one CPU
+// thread (tests/cuda_on_cpu/fibers.h, which defines the same names), so kernels call nothing else.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/storage.h"
+
+#ifdef __CUDACC__
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#define SPANBERT_DEVICE __device__ __forceinline__
+
+namespace spanbert {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Lanes of a warp: all 32 take part in each of these.
+SPANBERT_DEVICE float shuffle(float value, int lane) { return __shfl_sync(kAllLanes, value, lane); }
+SPANBERT_DEVICE int shuffle(int value, int lane) { return __shfl_sync(kAllLanes, value, lane); }
+SPANBERT_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask); }
+SPANBERT_DEVICE long long shuffle_xor(long long value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask); }
+SPANBERT_DEVICE unsigned ballot(bool value) { return __ballot_sync(kAllLanes, value); }
+SPANBERT_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
+
+SPANBERT_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+SPANBERT_DEVICE uint32_t float_to_bits(float x) { return __float_as_uint(x); }
+SPANBERT_DEVICE float to_float(float x) { return x; }
+SPANBERT_DEVICE float to_float(bfloat16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+SPANBERT_DEVICE float to_float(float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+SPANBERT_DEVICE void from_float(float x, float* to) { *to = x; }
+SPANBERT_DEVICE void from_float(float x, bfloat16* to) { to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+SPANBERT_DEVICE void from_float(float x, float16* to) { to->bits = __half_as_ushort(__float2half_rn(x)); }
+
+// The larger number; NaN if either is.
+SPANBERT_DEVICE float larger(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
+// Words of memory at once. What is loaded does not change while the kernel runs; what is stored is not read again.
+SPANBERT_DEVICE void load_words(const void* from, uint32_t (&words)[4]) {
+  const uint4 loaded = __ldg(static_cast<const uint4*>(from));
+  words[0] = loaded.x, words[1] = loaded.y, words[2] = loaded.z, words[3] = loaded.w;
+}
+SPANBERT_DEVICE void load_words(const void* from, uint32_t (&words)[2]) {
+  const uint2 loaded = __ldg(static_cast<const uint2*>(from));
+  words[0] = loaded.x, words[1] = loaded.y;
+}
+SPANBERT_DEVICE void store_words(void* to, const uint32_t (&words)[4]) {
+  __stcs(static_cast<uint4*>(to), make_uint4(words[0], words[1], words[2], words[3]));
+}
+SPANBERT_DEVICE void store_words(void* to, const uint32_t (&words)[2]) {
+  __stcs(static_cast<uint2*>(to), make_uint2(words[0], words[1]));
+}
+
+// The block's shared memory, as the kernel's one structure.
+template <class Layout>
+SPANBERT_DEVICE Layout& shared_memory() {
+  static_assert(sizeof(Layout) <= 48 * 1024, "more than every GPU gives without being asked");
+  __shared__ __align__(16) unsigned char bytes[sizeof(Layout)];
+  return reinterpret_cast<Layout&>(bytes);
+}
+
+}  // namespace spanbert
+
+#else
+#include "fibers.h"
+#endif
+
+namespace spanbert {
+
+constexpr int kLanes = 32;
+
+SPANBERT_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % kLanes; }
+SPANBERT_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / kLanes; }
+
+// Over the lanes, in an order that does not change; every lane gets the result.
+SPANBERT_DEVICE float warp_sum(float value) {
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+SPANBERT_DEVICE float warp_maximum(float value, int lanes = kLanes) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
+  return value;
+}
+
+}  // namespace spanbert

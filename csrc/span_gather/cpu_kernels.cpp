@@ -1,0 +1,47 @@
+// The backward of span gathering on a CPU: every token's gradient is the sum of the rows that it was copied to, in
+// their order, so a result depends neither on the number of threads nor on how the columns are tiled. Each row is read
+// once.
+
+#include <algorithm>
+#include <memory>
+
+#include "common/vector.h"
+#include "span_gather/kernels.h"
+
+namespace spanbert {
+namespace SPANBERT_LEVEL {
+namespace {
+
+template <class S>
+void add_rows(const SpanGatherGrads& grads, int64_t first, int64_t last, int64_t left, int64_t right) {
+  using A = typename Accumulator<S>::type;
+  constexpr int kLanes = lanes<A>;
+  const int64_t width = right - left;
+  const std::unique_ptr<A[]> sums(new A[width]);
+  const S* output = static_cast<const S*>(grads.output) + left;
+  S* hidden = static_cast<S*>(grads.hidden) + left;
+  const auto each = [&](const auto& f) {
+    for (int64_t c = 0; c < width; c += kLanes) f(c, static_cast<int>(std::min<int64_t>(kLanes, width - c)));
+  };
+  for (int64_t t = first; t < last; ++t) {
+    std::fill_n(sums.get(), width, A(0));
+    for (int64_t i = grads.begin[t]; i < grads.begin[t + 1]; ++i) {
+      const S* row = output + grads.sources[i] * grads.output_stride;
+      each([&](int64_t c, int n) {
+        A* sum = sums.get() + c;
+        store_up_to(sum, load_up_to(sum, n) + load_up_to(row + c, n), n);
+      });
+    }
+    S* to = hidden + t * grads.columns;
+    each([&](int64_t c, int n) { store_up_to(to + c, load_up_to(sums.get() + c, n), n); });
+  }
+}
+
+}  // namespace
+
+void span_gather_backward(const SpanGatherGrads& grads, int64_t first, int64_t last, int64_t left, int64_t right) {
+  with_storage(grads.storage, [&](auto s) { add_rows<decltype(s)>(grads, first, last, left, right); });
+}
+
+}  // namespace SPANBERT_LEVEL
+}  // namespace spanbert

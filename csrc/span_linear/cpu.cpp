@@ -1,0 +1,56 @@
+// The raw CPU operations of span_linear: buffers and threads.
+
+#include "span_linear/prepare.h"
+
+namespace spanbert {
+namespace {
+
+Tensor forward(const Tensor& projected, const OptionalTensor& starts, const OptionalTensor& ends,
+               const OptionalTensor& rows, const OptionalTensor& cu_seqlens, const OptionalTensor& /*first*/,
+               const OptionalTensor& /*reach*/, int64_t num_spans, int64_t max_width, const OptionalTensor& scores,
+               const OptionalTensor& width_projected, const OptionalTensor& width_index, const OptionalTensor& bias,
+               const OptionalTensor& addend, const std::vector<int64_t>& parts, int64_t activation) {
+  const PreparedProjection p(projected, starts, ends, rows, cu_seqlens, num_spans, max_width, scores, width_projected,
+                             width_index, bias, addend, parts, activation);
+  Tensor output = torch::stable::new_empty(projected, {num_spans, p.call.columns});
+  if (output.numel() == 0) return output;
+  void* to = output.mutable_data_ptr();
+  // A range's rows of the output, a column block wide, should stay in the second cache and its pages at hand.
+  constexpr int64_t kSpans = 256;
+  const auto ranges = p.ranges(kSpans);
+  const auto kernel = SPANBERT_KERNEL(span_linear_forward);
+  parallel_tasks(static_cast<int64_t>(ranges.size()),
+                 [&](int64_t task) { kernel(p.call, to, ranges[task].first, ranges[task].second); });
+  if (p.call.empties > 0) kernel(p.call, to, 0, 0);
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_output, const Tensor& projected, const OptionalTensor& starts, const OptionalTensor& ends,
+    const OptionalTensor& rows, const OptionalTensor& cu_seqlens, const OptionalTensor& /*first*/,
+    const OptionalTensor& /*reach*/, int64_t num_spans, int64_t max_width, const OptionalTensor& scores,
+    const OptionalTensor& width_projected, const OptionalTensor& width_index, const OptionalTensor& bias,
+    const OptionalTensor& addend, const std::vector<int64_t>& parts, int64_t activation) {
+  const PreparedProjection p(projected, starts, ends, rows, cu_seqlens, num_spans, max_width, scores, width_projected,
+                             width_index, bias, addend, parts, activation);
+  STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == num_spans && grad_output.size(1) == p.call.columns &&
+                      grad_output.scalar_type() == projected.scalar_type(),
+                  "grad_output must have the output's shape and dtype");
+  const Tensor grad = with_dense_rows(grad_output);
+  const ProjectionGradients sums(p);
+  Tensor grad_addend = torch::stable::new_empty(projected, {addend ? num_spans : 0, p.call.columns});
+  const SpanLinearGrads grads{sums.view(), grad.const_data_ptr(), grad.stride(0),
+                              addend ? grad_addend.mutable_data_ptr() : nullptr};
+  const auto kernel = SPANBERT_KERNEL(span_linear_backward);
+  walk_back(p, [&](const void* factors, int64_t tile) { kernel(p.call, grads, factors, tile); });
+  if (!addend) grad_addend = torch::stable::new_zeros(projected, {0});
+  return std::tuple_cat(sums.finished(p), std::make_tuple(grad_addend));
+}
+
+}  // namespace
+}  // namespace spanbert
+
+STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CPU, library) {
+  library.impl("span_linear_forward", TORCH_BOX(&spanbert::forward));
+  library.impl("span_linear_backward", TORCH_BOX(&spanbert::backward));
+}

@@ -1,0 +1,64 @@
+// Tensors to a ProjectedCall, and the tensors of its gradients: for the bindings of span_linear and span_score.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "common/parallel.h"
+#include "common/tensors.h"
+#include "span_linear/kernels.h"
+#include "span_pool/groups.h"
+
+namespace spanbert {
+
+using OptionalTensor = std::optional<Tensor>;
+
+// A raw call with everything it points to kept alive.
+struct PreparedProjection {
+  GroupedSpans spans;
+  Tensor projected;
+  OptionalTensor scores, table, table_index, bias, addend;
+  ProjectedCall call{};
+
+  PreparedProjection(const Tensor& projected, const OptionalTensor& starts, const OptionalTensor& ends,
+                     const OptionalTensor& rows, const OptionalTensor& cu_seqlens, int64_t num_spans, int64_t max_width,
+                     const OptionalTensor& scores, const OptionalTensor& width_projected,
+                     const OptionalTensor& width_index, const OptionalTensor& bias, const OptionalTensor& addend,
+                     const std::vector<int64_t>& parts, int64_t activation);
+
+  // Ranges of groups with about `size` of a range's largest thing: spans or steps, times the heads.
+  std::vector<std::pair<int64_t, int64_t>> ranges(int64_t size) const;
+  int64_t tiles() const { return (call.columns + kProjectedTile - 1) / kProjectedTile; }
+};
+
+// The gradients that the walk back gathers.
+struct ProjectionGradients {
+  Tensor projected, partial_scores, table, bias;
+
+  explicit ProjectionGradients(const PreparedProjection& prepared);
+  ProjectedGrads view() const;
+  // Gradients of projected, scores, width_projected and bias, as the raw operators return them.
+  std::tuple<Tensor, Tensor, Tensor, Tensor> finished(const PreparedProjection& prepared) const;
+};
+
+// Runs `tile(factors, tile)` for every tile of columns and all groups, then for the spans without tokens.
+template <class F>
+void walk_back(const PreparedProjection& prepared, const F& tile) {
+  // Groups in blocks, so that their factors stay small whatever the spans.
+  constexpr int64_t kBlock = 1 << 20;
+  const auto release = [&](void* factors) { SPANBERT_KERNEL(delete_projected_factors)(prepared.call, factors); };
+  for (const auto& [first, last] : prepared.ranges(kBlock)) {
+    const std::unique_ptr<void, decltype(release)> factors(
+        SPANBERT_KERNEL(new_projected_factors)(prepared.call, first, last), release);
+    parallel_tasks(prepared.tiles(), [&](int64_t task) { tile(factors.get(), task); });
+  }
+  if (prepared.call.empties > 0) {
+    parallel_tasks(prepared.tiles(), [&](int64_t task) { tile(nullptr, task); });
+  }
+}
+
+}  // namespace spanbert

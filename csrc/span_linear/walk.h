@@ -1,0 +1,344 @@
+// Spans over projected tokens on a CPU: the walks that span_linear and span_score share.
+//
+// With a linear layer's blocks applied to the tokens beforehand, P_b = hidden W_b^T, a span's pre-activation is
+//   bias + P_start[start] + P_end[end - 1] + P_width[width] + sum of P_sum + mean of P_mean
+//        + sum over heads of softmax-weighted P_attention.
+// Spans come grouped by first token and nested (span_pool/groups.h): each continues the running sums of the one before,
+// so that a span costs a handful of additions a column. A block of columns is carried through all spans of a group,
+// and through the groups one after the other, with its rows of P in the nearest cache.
+//
+// The backward walks a block of columns the same way for the pre-activations, keeps the group's gradients g_n (the
+// spans of one group, a tile wide), then walks back from the widest span and hands every token a suffix sum of them,
+// as span_pool's backward does, with P in the place of hidden; B of a score's gradient needs g_n . out_n of the pooled
+// part alone, which the way there has at hand.
+#pragma once
+
+#include <memory>
+#include <type_traits>
+
+#include "common/vector.h"
+#include "span_linear/factors.h"
+
+namespace spanbert {
+namespace SPANBERT_LEVEL {
+
+// For what stands in the innermost loops: called, it would pass its vectors through memory.
+#define SPANBERT_INLINE __attribute__((always_inline))
+
+// Calls f(std::integral_constant<int, N>, column, lanes in use of each vector) for the blocks of N vectors that make up
+// `columns` columns: independent chains that hide the latencies.
+template <class A, class F>
+inline void each_block(int64_t columns, const F& f) {
+  constexpr int N = kProjectedTile / lanes<A>;
+  int64_t c = 0;
+  for (; c + kProjectedTile <= columns; c += kProjectedTile) f(std::integral_constant<int, N>(), c, lanes<A>);
+  for (; c < columns; c += lanes<A>) {
+    f(std::integral_constant<int, 1>(), c, static_cast<int>(columns - c < lanes<A> ? columns - c : lanes<A>));
+  }
+}
+
+template <class A>
+struct ForwardWalk {
+  using V = Vector<A>;
+  static constexpr int kVectors = kProjectedTile / lanes<A>;
+
+  const ProjectedCall& call;
+  const Factors<A>& factors;
+  const std::unique_ptr<V[]> states{new V[kVectors * (call.heads + 1)]};  // running sums of the heads and the mean
+  const std::unique_ptr<V[]> outs{new V[kVectors * call.heads]};
+
+  ForwardWalk(const ProjectedCall& call, const Factors<A>& factors) : call(call), factors(factors) {}
+
+  const A* block(Part part, int64_t head = 0) const {
+    if (!call.has(part)) return nullptr;
+    return static_cast<const A*>(call.projected) + (call.block[part] + head) * call.columns;
+  }
+
+  // The spans of a group, narrowest first, at N vectors of columns from c on. Calls
+  // finish(span of the group, pre-activations [N], pooled heads [heads, N]).
+  template <int N, bool OneHead, class Finish>
+  void group(int64_t group, int64_t c, int count, const Finish& finish) const {
+    const int used = N == 1 ? count : lanes<A>;
+    const auto read = [&](const A* row, int v) SPANBERT_INLINE { return load_up_to(row + v * lanes<A>, used); };
+    const int64_t start = call.groups.start[group], heads = call.heads, stride = call.projected_stride;
+    const int64_t spans = call.groups.first[group + 1] - call.groups.first[group];
+    const auto* own = factors.spans_of(call.groups, group);
+    const auto* pool = factors.pools_of(call.groups, group);
+    const auto* step = factors.steps_of(group);
+    const auto column = [&](const A* from) { return from ? from + c : nullptr; };
+    const A* const end = column(block(kEnd));
+    const A* const sum = column(block(kSum));
+    const A* const mean = column(block(kMean));
+    const A* const attention = column(block(kAttention));
+    const A* const table = column(static_cast<const A*>(call.table));
+    const A* const addend = column(static_cast<const A*>(call.addend));
+    const int64_t table_stride = call.table_stride, addend_stride = call.addend_stride, columns = call.columns;
+    V* const head_states = states.get();
+    V* const means = head_states + N * heads;
+    V* const head_outs = outs.get();
+    V base[N], one[N] = {};
+    for (int v = 0; v < N; ++v) base[v] = call.bias ? read(static_cast<const A*>(call.bias) + c, v) : V{};
+    if (const A* from = column(block(kStart))) {
+      for (int v = 0; v < N; ++v) base[v] += read(from + start * stride, v);
+    }
+    for (int64_t k = 0; k < N * (heads + 1); ++k) head_states[k] = V{};
+    int64_t t = start;
+    for (int64_t i = 0; i < spans; ++i, pool += heads) {
+      for (; t < own[i].end; ++t, step += heads) {
+        if (sum) {
+          for (int v = 0; v < N; ++v) base[v] += read(sum + t * stride, v);
+        }
+        if (mean) {
+          for (int v = 0; v < N; ++v) means[v] += read(mean + t * stride, v);
+        }
+        if constexpr (OneHead) {
+          const A rescale = step->rescale, weight = step->weight;
+          for (int v = 0; v < N; ++v) one[v] = one[v] * rescale + weight * read(attention + t * stride, v);
+        } else {
+          for (int64_t k = 0; k < heads; ++k) {
+            const A rescale = step[k].rescale, weight = step[k].weight;
+            const A* row = attention + t * stride + k * columns;
+            V* state = head_states + k * N;
+            for (int v = 0; v < N; ++v) state[v] = state[v] * rescale + weight * read(row, v);
+          }
+        }
+      }
+      V pre[N], one_out[N];
+      for (int v = 0; v < N; ++v) pre[v] = base[v];
+      if (end) {
+        for (int v = 0; v < N; ++v) pre[v] += read(end + (t - 1) * stride, v);
+      }
+      if (table) {
+        for (int v = 0; v < N; ++v) pre[v] += read(table + own[i].table_row * table_stride, v);
+      }
+      if (mean) {
+        for (int v = 0; v < N; ++v) pre[v] += means[v] * own[i].inverse_width;
+      }
+      if constexpr (OneHead) {
+        for (int v = 0; v < N; ++v) {
+          one_out[v] = one[v] * pool->inverse_total;
+          pre[v] += one_out[v];
+        }
+      } else {
+        for (int64_t k = 0; k < heads; ++k) {
+          for (int v = 0; v < N; ++v) {
+            head_outs[k * N + v] = head_states[k * N + v] * pool[k].inverse_total;
+            pre[v] += head_outs[k * N + v];
+          }
+        }
+      }
+      if (addend) {
+        for (int v = 0; v < N; ++v) pre[v] += read(addend + own[i].row * addend_stride, v);
+      }
+      finish(i, pre, OneHead ? one_out : head_outs);
+    }
+  }
+
+  // The same for the spans without tokens.
+  template <int N, class Finish>
+  void empty(int64_t c, int count, const Finish& finish) const {
+    const int used = N == 1 ? count : lanes<A>;
+    for (int64_t i = 0; i < call.empties; ++i) {
+      V pre[N] = {};
+      if (call.bias) {
+        const A* from = static_cast<const A*>(call.bias) + c;
+        for (int v = 0; v < N; ++v) pre[v] += load_up_to(from + v * lanes<A>, used);
+      }
+      if (call.addend) {
+        const A* from = static_cast<const A*>(call.addend) + call.empty[i] * call.addend_stride + c;
+        for (int v = 0; v < N; ++v) pre[v] += load_up_to(from + v * lanes<A>, used);
+      }
+      finish(i, pre);
+    }
+  }
+
+  // finish(column, lanes in use, span, pre-activations) for all columns of the factors' groups (`span` counts from
+  // their first one), or of the spans without tokens where there is no group (`span` counts these).
+  template <class Finish>
+  void run(const Finish& finish) const {
+    each_block<A>(call.columns, [&](auto n, int64_t c, int count) {
+      if (factors.first == factors.last) {
+        empty<n>(c, count, [&](int64_t i, const V(&pre)[n]) { finish(c, count, i, pre); });
+      }
+      for (int64_t g = factors.first; g < factors.last; ++g) {
+        const int64_t shift = call.groups.first[g] - factors.first_span;
+        const auto own = [&](int64_t i, const V(&pre)[n], const V*)
+                             SPANBERT_INLINE { finish(c, count, shift + i, pre); };
+        if (call.heads == 1) {
+          group<n, true>(g, c, count, own);
+        } else {
+          group<n, false>(g, c, count, own);
+        }
+      }
+    });
+  }
+};
+
+// One tile of columns of the backward. `Loss` gives the gradients of pre-activations, and is told when a group ends:
+//   loss.gradient(output row, column of the tile, lanes in use, pre-activations [N], gradients [N]), loss.end_group().
+template <class A, class Loss>
+struct BackwardWalk {
+  using V = Vector<A>;
+
+  const ProjectedCall& call;
+  const Factors<A>& factors;
+  const ProjectedGrads& grads;
+  Loss& loss;
+  const int64_t tile, left, width;  // the tile's columns are left .. left + width - 1
+  const ForwardWalk<A> way_there{call, factors};
+  const std::unique_ptr<A[]> gradients{new A[(factors.widest_group + 1) * kProjectedTile]};
+  const std::unique_ptr<V[]> dots{new V[factors.widest_group * call.heads + 1]};  // lanes to be added up, as of scores
+  const std::unique_ptr<V[]> scores{new V[call.tokens * call.heads + 1]};
+
+  BackwardWalk(const ProjectedCall& call, const Factors<A>& factors, const ProjectedGrads& grads, Loss& loss,
+               int64_t tile)
+      : call(call),
+        factors(factors),
+        grads(grads),
+        loss(loss),
+        tile(tile),
+        left(tile * kProjectedTile),
+        width(call.columns - left < kProjectedTile ? call.columns - left : kProjectedTile) {}
+
+  A* grad_block(Part part, int64_t head = 0) const {
+    if (!call.has(part)) return nullptr;
+    return static_cast<A*>(grads.projected) + (call.block[part] + head) * call.columns + left;
+  }
+
+  template <int N>
+  [[gnu::always_inline]] static void add(A* to, const V* values, int used) {
+    for (int v = 0; v < N; ++v) {
+      A* here = to + v * lanes<A>;
+      store_up_to(here, load_up_to(here, used) + values[v], used);
+    }
+  }
+
+  // Gradients of the pre-activations of a group, and what each pooled head times them adds up to.
+  template <int N, bool OneHead>
+  void there(int64_t group, int64_t c, int count) {
+    const auto* own = factors.spans_of(call.groups, group);
+    const int64_t heads = call.heads;
+    A* const to = gradients.get() + c;
+    V* const dot = dots.get();
+    way_there.template group<N, OneHead>(group, left + c, count,
+                                         [&](int64_t i, const V(&pre)[N], const V* outs) SPANBERT_INLINE {
+                                           V g[N];
+                                           loss.gradient(own[i].row, c, N == 1 ? count : lanes<A>, pre, g);
+                                           for (int v = 0; v < N; ++v)
+                                             store(to + i * kProjectedTile + v * lanes<A>, g[v]);
+                                           for (int64_t k = 0; k < (OneHead ? 1 : heads); ++k) {
+                                             V product{};
+                                             for (int v = 0; v < N; ++v) product += g[v] * outs[k * N + v];
+                                             dot[i * heads + k] = c == 0 ? product : dot[i * heads + k] + product;
+                                           }
+                                         });
+  }
+
+  // From the widest span down, all parts but the attention.
+  template <int N>
+  void back(int64_t group, int64_t c, int count) const {
+    const int used = N == 1 ? count : lanes<A>;
+    const int64_t start = call.groups.start[group], stride = call.blocks * call.columns, columns = call.columns;
+    const auto* own = factors.spans_of(call.groups, group);
+    const auto column = [&](A* to) { return to ? to + c : nullptr; };
+    A* const end = column(grad_block(kEnd));
+    A* const sum = column(grad_block(kSum));
+    A* const mean = column(grad_block(kMean));
+    A* const table = call.table ? static_cast<A*>(grads.table) + left + c : nullptr;
+    const A* const from = gradients.get() + c;
+    V sums[N] = {}, means[N] = {};
+    int64_t i = call.groups.first[group + 1] - call.groups.first[group] - 1;
+    for (int64_t t = own[i].end - 1; t >= start; --t) {
+      for (; i >= 0 && own[i].end - 1 == t; --i) {
+        V g[N];
+        for (int v = 0; v < N; ++v) {
+          g[v] = load(from + i * kProjectedTile + v * lanes<A>);
+          sums[v] += g[v];
+        }
+        if (end) add<N>(end + t * stride, g, used);
+        if (table) add<N>(table + own[i].table_row * columns, g, used);
+        if (mean) {
+          for (int v = 0; v < N; ++v) means[v] += g[v] * own[i].inverse_width;
+        }
+      }
+      if (sum) add<N>(sum + t * stride, sums, used);
+      if (mean) add<N>(mean + t * stride, means, used);
+      if (!sum && !mean) {
+        if (i < 0) break;
+        t = own[i].end;  // nothing to do between two ends
+      }
+    }
+    if (A* to = column(grad_block(kStart))) add<N>(to + start * stride, sums, used);
+    if (grads.bias) add<N>(static_cast<A*>(grads.bias) + left + c, sums, used);
+  }
+
+  template <int N>
+  void back_attention(int64_t group, int64_t head, int64_t c, int count) const {
+    const int used = N == 1 ? count : lanes<A>;
+    const int64_t start = call.groups.start[group], heads = call.heads;
+    const int64_t stride = call.projected_stride, grad_stride = call.blocks * call.columns;
+    const auto* own = factors.spans_of(call.groups, group);
+    const auto* pool = factors.pools_of(call.groups, group) + head;
+    const auto* step = factors.steps_of(group) + head;
+    const A* const rows = way_there.block(kAttention, head) + left + c;
+    A* const to = grad_block(kAttention, head) + c;
+    V* const grad_scores = scores.get() + head;
+    const A* const from = gradients.get() + c;
+    const V* const own_dots = dots.get() + head;
+    V gathered[N] = {};
+    V dot{};
+    int64_t i = call.groups.first[group + 1] - call.groups.first[group] - 1;
+    for (int64_t t = own[i].end - 1; t >= start; --t) {
+      for (; i >= 0 && own[i].end - 1 == t; --i) {
+        const A release = pool[i * heads].release, inverse_total = pool[i * heads].inverse_total;
+        for (int v = 0; v < N; ++v) {
+          gathered[v] = gathered[v] * release + load(from + i * kProjectedTile + v * lanes<A>) * inverse_total;
+        }
+        if (c == 0) dot = dot * release + own_dots[i * heads] * inverse_total;  // of the whole tile
+      }
+      const A weight = step[(t - start) * heads].gathered;
+      V product{}, weighted[N];
+      for (int v = 0; v < N; ++v) {
+        weighted[v] = gathered[v] * weight;
+        product += gathered[v] * load_up_to(rows + t * stride + v * lanes<A>, used);
+      }
+      add<N>(to + t * grad_stride, weighted, used);
+      grad_scores[t * heads] += weight * (product - dot);
+    }
+  }
+
+  // The groups of the factors; the spans without tokens where there is none.
+  void run() {
+    if (factors.first == factors.last) return run_empty();
+    const int64_t count = call.tokens * call.heads;
+    for (int64_t i = 0; i < count; ++i) scores[i] = V{};
+    for (int64_t group = factors.first; group < factors.last; ++group) {
+      each_block<A>(width, [&](auto n, int64_t c, int used) {
+        call.heads == 1 ? there<n, true>(group, c, used) : there<n, false>(group, c, used);
+      });
+      loss.end_group();
+      each_block<A>(width, [&](auto n, int64_t c, int used) {
+        back<n>(group, c, used);
+        for (int64_t k = 0; k < call.heads; ++k) back_attention<n>(group, k, c, used);
+      });
+    }
+    A* const grad_scores = static_cast<A*>(grads.scores) + tile * count;
+    for (int64_t i = 0; i < count; ++i) grad_scores[i] += sum_of<A>(scores[i]);
+  }
+
+  void run_empty() {
+    each_block<A>(width, [&](auto n, int64_t c, int count) {
+      V sums[n] = {};
+      way_there.template empty<n>(left + c, count, [&](int64_t i, const V(&pre)[n]) {
+        V g[n];
+        loss.gradient(call.empty[i], c, n == 1 ? count : lanes<A>, pre, g);
+        for (int v = 0; v < n; ++v) sums[v] += g[v];
+      });
+      if (grads.bias) add<n>(static_cast<A*>(grads.bias) + left + c, sums, n == 1 ? count : lanes<A>);
+    });
+    loss.end_group();
+  }
+};
+
+}  // namespace SPANBERT_LEVEL
+}  // namespace spanbert

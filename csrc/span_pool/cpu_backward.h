@@ -1,0 +1,214 @@
+// The backward on a CPU: cpu_kernels.cpp says how it works. Only for kernel files.
+#pragma once
+
+#include <memory>
+
+#include "common/vector.h"
+#include "span_pool/cpu_softmax.h"
+#include "span_pool/kernels.h"
+
+namespace spanbert {
+namespace SPANBERT_LEVEL {
+namespace {
+
+constexpr int64_t kAhead = 2;  // spans
+
+template <class S>
+struct Backward {
+  using A = typename Accumulator<S>::type;
+  using V = Vector<A>;
+
+  const SpanPoolCall& call;
+  const SpanPoolGrads& grads;
+  const int64_t tile, left, width, pad;  // the tile's columns are left .. left + width - 1
+  A* const grad_hidden;
+  // Rows of the tile, each `pad` long.
+  std::unique_ptr<A[]> linear{new A[pad]};
+  std::unique_ptr<A[]> pooled{call.has(kAttention) ? new A[pad * call.heads] : nullptr};
+  std::unique_ptr<A[]> maxima{call.has(kMax) ? new A[pad] : nullptr};
+  std::unique_ptr<A[]> gathered{call.has(kMax) ? new A[pad] : nullptr};
+  std::unique_ptr<int64_t[]> winner{call.has(kMax) ? new int64_t[pad] : nullptr};
+  std::unique_ptr<RunningSoftmax<A>[]> softmax{call.has(kAttention) ? new RunningSoftmax<A>[call.max_width] : nullptr};
+
+  Backward(const SpanPoolCall& call, const SpanPoolGrads& grads, int64_t tile)
+      : call(call),
+        grads(grads),
+        tile(tile),
+        left(tile * kTileColumns),
+        width(call.columns - left < kTileColumns ? call.columns - left : kTileColumns),
+        pad(padded<A>(kTileColumns)),
+        grad_hidden(static_cast<A*>(grads.hidden) + left) {}
+
+  const S* token(int64_t t) const { return static_cast<const S*>(call.hidden) + t * call.hidden_stride + left; }
+  A* grad_token(int64_t t) const { return grad_hidden + t * call.columns; }
+  const S* grad_row(int64_t row, int64_t offset) const {
+    return static_cast<const S*>(grads.output) + row * grads.output_stride + offset + left;
+  }
+
+  // A tile's share of a row is a few cache lines, and the next row is pages away: too far for the processor to foresee.
+  void prefetch(const SpanGroups& groups, int64_t i, int64_t offset) const {
+    if (i < 0) return;
+    const char* row = reinterpret_cast<const char*>(grad_row(groups.row(i), offset));
+    for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(S)); byte += 64) __builtin_prefetch(row + byte);
+  }
+
+  // f(column, lanes in use) for every vector of the tile.
+  template <class F>
+  void each(const F& f) const {
+    for (int64_t c = 0; c < width; c += lanes<A>) f(c, static_cast<int>(width - c < lanes<A> ? width - c : lanes<A>));
+  }
+
+  void add_to_token(int64_t t, const S* grad) const {
+    A* to = grad_token(t);
+    each([&](int64_t c, int n) { store_up_to(to + c, load_up_to(to + c, n) + load_up_to(grad + c, n), n); });
+  }
+
+  // Sum, mean and the ends: from the widest span down, `linear` holds the suffix sum.
+  void walk_linear(int64_t group) {
+    const SpanGroups& groups = call.groups;
+    const int64_t start = groups.start[group];
+    const bool inner = call.has(kMean) || call.has(kSum);
+    if (inner) each([&](int64_t c, int) { store(linear.get() + c, V{}); });
+    int64_t i = groups.first[group + 1] - 1;
+    const int64_t begin = groups.first[group];
+    for (int64_t t = groups.end(group, i) - 1; i >= begin || (inner && t >= start); --t) {
+      for (; i >= begin && groups.end(group, i) - 1 == t; --i) {
+        const int64_t row = groups.row(i);
+        for (const Part part : {kStart, kEnd, kSum, kMean}) {
+          if (call.has(part)) prefetch(groups, i - kAhead, call.offset[part]);
+        }
+        if (call.has(kStart)) add_to_token(start, grad_row(row, call.offset[kStart]));
+        if (call.has(kEnd)) add_to_token(t, grad_row(row, call.offset[kEnd]));
+        if (call.has(kSum)) {
+          const S* grad = grad_row(row, call.offset[kSum]);
+          each([&](int64_t c, int n) { store(linear.get() + c, load(linear.get() + c) + load_up_to(grad + c, n)); });
+        }
+        if (call.has(kMean)) {
+          const S* grad = grad_row(row, call.offset[kMean]);
+          const A tokens = static_cast<A>(t + 1 - start);
+          each([&](int64_t c, int n) {
+            store(linear.get() + c, load(linear.get() + c) + load_up_to(grad + c, n) / tokens);
+          });
+        }
+      }
+      if (inner) {
+        A* to = grad_token(t);
+        each([&](int64_t c, int n) { store_up_to(to + c, load_up_to(to + c, n) + load(linear.get() + c), n); });
+      } else if (i >= begin) {
+        t = groups.end(group, i);  // nothing to do between two ends
+      }
+    }
+  }
+
+  void walk_attention(int64_t group) {
+    const SpanGroups& groups = call.groups;
+    const int64_t start = groups.start[group], begin = groups.first[group], heads = call.heads;
+    const int64_t stop = groups.end(group, groups.first[group + 1] - 1);
+    const A* scores = static_cast<const A*>(call.scores);
+    A* grad_scores = static_cast<A*>(grads.scores) + tile * call.tokens * heads;
+    for (int64_t k = 0; k < heads; ++k) {
+      RunningSoftmax<A> running;
+      for (int64_t t = start; t < stop; ++t) {
+        A rescale, weight;
+        running.add(scores[t * heads + k], &rescale, &weight);
+        softmax[t - start] = running;
+      }
+      A* sums = pooled.get() + k * pad;
+      each([&](int64_t c, int) { store(sums + c, V{}); });
+      A pivot = running.maximum, dots = 0;
+      int64_t i = groups.first[group + 1] - 1;
+      for (int64_t t = stop - 1; t >= start; --t) {
+        for (; i >= begin && groups.end(group, i) - 1 == t; --i) {
+          const int64_t row = groups.row(i), offset = call.offset[kAttention] + k * call.columns;
+          prefetch(groups, i - kAhead, offset);
+          const auto [narrower, total] = softmax[t - start];
+          const A rescale = narrower == pivot ? A(1) : std::exp(narrower - pivot);
+          pivot = narrower;
+          const S* grad = grad_row(row, offset);
+          const S* out = static_cast<const S*>(call.output) + row * call.output_columns + offset + left;
+          if (i >= kAhead) {
+            const S* next =
+                static_cast<const S*>(call.output) + groups.row(i - kAhead) * call.output_columns + offset + left;
+            for (int64_t c = 0; c < width; c += 64 / sizeof(S)) __builtin_prefetch(next + c);
+          }
+          V dot{};
+          each([&](int64_t c, int n) {
+            const V g = load_up_to(grad + c, n);
+            store(sums + c, load(sums + c) * rescale + g / total);
+            dot += g * load_up_to(out + c, n);
+          });
+          dots = dots * rescale + sum_of<A>(dot) / total;
+        }
+        const A weight = std::exp(scores[t * heads + k] - pivot);
+        A* to = grad_token(t);
+        const S* x = token(t);
+        V dot{};
+        each([&](int64_t c, int n) {
+          const V sum = load(sums + c);
+          store_up_to(to + c, load_up_to(to + c, n) + weight * sum, n);
+          dot += sum * load_up_to(x + c, n);
+        });
+        grad_scores[t * heads + k] += weight * (sum_of<A>(dot) - dots);
+      }
+    }
+  }
+
+  void walk_max(int64_t group) {
+    const SpanGroups& groups = call.groups;
+    const int64_t start = groups.start[group];
+    each([&](int64_t c, int) {
+      store(maxima.get() + c, broadcast<A>(-INFINITY));
+      store(gathered.get() + c, V{});
+    });
+    for (int64_t c = 0; c < width; ++c) winner[c] = start;
+    int64_t t = start;
+    for (int64_t i = groups.first[group]; i < groups.first[group + 1]; ++i) {
+      for (const int64_t end = groups.end(group, i); t < end; ++t) {
+        const S* x = token(t);
+        each([&](int64_t c, int n) {
+          const V value = load_up_to(x + c, n), before = load(maxima.get() + c);
+          const auto replaced = ((value > before) | (value != value)) & (before == before);
+          typename Simd<A>::Mask any = replaced;
+          bool some = false;
+          for (int v = 0; v < lanes<A>; ++v) some |= any[v] != 0;
+          if (!some) return;
+          for (int v = 0; v < n; ++v) {
+            if (!any[v]) continue;
+            grad_token(winner[c + v])[c + v] += gathered[c + v];
+            gathered[c + v] = 0;
+            winner[c + v] = t;
+          }
+          store(maxima.get() + c, replaced ? value : before);
+        });
+      }
+      const S* grad = grad_row(groups.row(i), call.offset[kMax]);
+      each([&](int64_t c, int n) { store(gathered.get() + c, load(gathered.get() + c) + load_up_to(grad + c, n)); });
+    }
+    for (int64_t c = 0; c < width; ++c) grad_token(winner[c])[c] += gathered[c];
+  }
+
+  void walk_table(A* grad_table) const {
+    const SpanGroups& groups = call.groups;
+    for (int64_t group = 0; group < groups.count; ++group) {
+      for (int64_t i = groups.first[group]; i < groups.first[group + 1]; ++i) {
+        const int64_t row = groups.row(i);
+        const S* grad = static_cast<const S*>(grads.output) + row * grads.output_stride + call.offset[kWidth];
+        A* to = grad_table + call.table_row(row, groups.end(group, i) - groups.start[group]) * call.table_columns;
+        for (int64_t c = 0; c < call.table_columns; ++c) to[c] += to_accumulator(grad[c]);
+      }
+    }
+  }
+
+  void run(int64_t first, int64_t last) {
+    const bool any_linear = call.has(kStart) || call.has(kEnd) || call.has(kMean) || call.has(kSum);
+    for (int64_t group = first; group < last; ++group) {
+      if (any_linear) walk_linear(group);
+      if (call.has(kAttention)) walk_attention(group);
+      if (call.has(kMax)) walk_max(group);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace SPANBERT_LEVEL
+}  // namespace spanbert

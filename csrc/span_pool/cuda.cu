@@ -1,0 +1,229 @@
+// The raw CUDA operations of span_pool: buffers and launches. No host code waits for the GPU.
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common/cuda_tensors.h"
+#include "span_pool/cuda_backward.cuh"
+#include "span_pool/cuda_enumerated.cuh"
+#include "span_pool/cuda_forward.cuh"
+
+namespace spanbert {
+namespace {
+
+using backward::PoolGrads;
+
+// A raw call with everything it points to kept alive.
+struct Prepared {
+  std::vector<Tensor> kept;
+  PoolWork work{};
+  int64_t element = 0;  // bytes
+};
+
+Prepared prepare(const Tensor& hidden, const OptionalTensor& starts, const OptionalTensor& ends,
+                 const OptionalTensor& rows, const OptionalTensor& first, const OptionalTensor& reach,
+                 int64_t num_spans, const OptionalTensor& scores, const OptionalTensor& table,
+                 const OptionalTensor& table_index, const std::vector<int64_t>& parts) {
+  STD_TORCH_CHECK(hidden.dim() == 2, "hidden must have shape [T, H]");
+  Prepared p;
+  PoolWork& work = p.work;
+  p.kept.push_back(with_aligned_rows(hidden));
+  p.element = hidden.element_size();
+  work.hidden = p.kept[0].const_data_ptr();
+  work.hidden_stride = p.kept[0].stride(0);
+  work.columns = hidden.size(1);
+  work.spans = sorted_spans(starts, ends, rows, first, reach, num_spans, hidden.size(0), p.kept);
+  if (scores) {
+    STD_TORCH_CHECK(
+        scores->dim() == 2 && scores->size(0) == work.spans.tokens && scores->scalar_type() == ScalarType::Float,
+        "scores must have shape [T, heads] and dtype float32");
+    p.kept.push_back(torch::stable::contiguous(*scores));
+    work.scores = p.kept.back().const_data_ptr<float>();
+    work.heads = scores->size(1);
+  }
+  if (table) {
+    STD_TORCH_CHECK(table->dim() == 2 && table->scalar_type() == hidden.scalar_type(),
+                    "width_embedding must have shape [R, E] and the dtype of hidden");
+    p.kept.push_back(torch::stable::contiguous(*table));
+    work.table = p.kept.back().const_data_ptr();
+    work.table_rows = table->size(0);
+    work.table_columns = table->size(1);
+  }
+  if (table_index) work.table_index = indices(table_index, num_spans, "width_index", p.kept);
+  std::fill(std::begin(work.offset), std::end(work.offset), -1);
+  int64_t asked = 0;
+  for (const int64_t part : parts) {
+    STD_TORCH_CHECK(part >= 0 && part < kParts && !(asked >> part & 1), "bad or repeated part ", part);
+    STD_TORCH_CHECK(part != kAttention || scores, "part attention needs scores");
+    STD_TORCH_CHECK(part != kWidth || table, "part width needs width_embedding");
+    asked |= int64_t{1} << part;
+    const int64_t size = part == kAttention ? work.columns * work.heads
+                         : part == kWidth   ? work.table_columns
+                                            : work.columns;
+    if (size > 0) work.offset[part] = work.output_columns;
+    work.output_columns += size;
+  }
+  return p;
+}
+
+// Whether every row of these parts, in a tensor of rows `stride` apart, can be read or written N columns at a time.
+bool parts_aligned(const Prepared& p, const void* pointer, int64_t stride, int64_t bytes) {
+  const PoolWork& work = p.work;
+  bool aligned = all_multiples(bytes, {address(pointer), stride * p.element, work.columns * p.element});
+  for (int part = 0; part < kParts; ++part) {
+    if (part != kWidth && work.offset[part] >= 0) aligned &= work.offset[part] * p.element % bytes == 0;
+  }
+  return aligned;
+}
+
+template <class S>
+void launch_forward(const Prepared& p, bool enumerated, const Stream& stream) {
+  const PoolWork& work = p.work;
+  const int64_t tiles = std::max<int64_t>(1, ceil_divide(work.columns, kLanes * forward::kColumns<S>));
+  const bool output_aligned = parts_aligned(p, work.output, work.output_columns, 16);
+  if (enumerated) {
+    const int64_t blocks = blocks_for(work.spans.tokens, forward::kWarps, tiles);
+    SPANBERT_LAUNCH(forward::enumerated<S>, blocks, forward::kThreads, stream, work, tiles, output_aligned);
+    return;
+  }
+  // Long runs share more groups, short ones fill the GPU: it has room for about a thousand blocks.
+  int64_t run = 128;
+  while (run > 16 && ceil_divide(work.spans.count, run) * tiles < 1024) run /= 2;
+  const int64_t blocks = blocks_for(work.spans.count, run, tiles);
+  const bool sums = work.offset[kSum] >= 0 || work.offset[kMean] >= 0;
+  const bool maximum = work.offset[kMax] >= 0, softmax = work.offset[kAttention] >= 0;
+  const auto kernel = sums + maximum + softmax > 1 ? forward::sorted<S, forward::kEverything>
+                      : softmax                    ? forward::sorted<S, forward::kSoftmax>
+                      : maximum                    ? forward::sorted<S, forward::kMaximum>
+                                                   : forward::sorted<S, forward::kSums>;
+  SPANBERT_LAUNCH(kernel, blocks, forward::kThreads, stream, work, run, tiles, output_aligned);
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_operator(const Tensor& hidden, const OptionalTensor& starts,
+                                                    const OptionalTensor& ends, const OptionalTensor& rows,
+                                                    const OptionalTensor& cu_seqlens, const OptionalTensor& first,
+                                                    const OptionalTensor& reach, int64_t num_spans, int64_t max_width,
+                                                    const OptionalTensor& scores, const OptionalTensor& table,
+                                                    const OptionalTensor& table_index,
+                                                    const std::vector<int64_t>& parts, bool keep) {
+  const Stream stream(hidden);
+  Prepared p = prepare(hidden, starts, ends, rows, first, reach, num_spans, scores, table, table_index, parts);
+  PoolWork& work = p.work;
+  const auto asked = [&](Part part) { return keep && std::find(parts.begin(), parts.end(), part) != parts.end(); };
+  const bool bytes = 0 < max_width && max_width <= 256;
+  Tensor winners = torch::stable::new_empty(hidden, {asked(kMax) ? num_spans : 0, asked(kMax) ? work.columns : 0},
+                                            bytes ? ScalarType::Byte : ScalarType::Int);
+  Tensor lse = torch::stable::new_empty(hidden, {asked(kAttention) ? num_spans : 0, asked(kAttention) ? work.heads : 0},
+                                        ScalarType::Float);
+  Tensor output = torch::stable::new_empty(hidden, {num_spans, work.output_columns});
+  work.output = output.mutable_data_ptr();
+  work.winners = asked(kMax) ? winners.mutable_data_ptr() : nullptr;
+  work.winner_bytes = bytes ? 1 : 4;
+  work.lse = asked(kAttention) ? lse.mutable_data_ptr<float>() : nullptr;
+  if (output.numel() > 0) {
+    with_gpu_storage(hidden, [&](auto s) { launch_forward<decltype(s)>(p, cu_seqlens.has_value(), stream); });
+  }
+  return {output, winners, lse};
+}
+
+template <class S>
+void launch_backward(const Prepared& p, PoolGrads grads, Tensor& grad_scores, Tensor& grad_table, const Tensor& hidden,
+                     const Stream& stream) {
+  const PoolWork& work = p.work;
+  constexpr int64_t kBytes = backward::kColumns * sizeof(S);
+  const bool attention = work.offset[kAttention] >= 0;
+  grads.aligned = parts_aligned(p, grads.output, grads.output_stride, kBytes) &&
+                  (!attention || parts_aligned(p, work.output, work.output_columns, kBytes));
+  grads.aligned_hidden = all_multiples(kBytes, {address(grads.hidden), work.columns * p.element});
+  const auto floats = [&](std::initializer_list<int64_t> sizes) {
+    return torch::stable::new_empty(hidden, std::vector<int64_t>(sizes), ScalarType::Float);
+  };
+
+  const int64_t tiles = ceil_divide(work.columns, kLanes * backward::kColumns), pairs = work.spans.count * work.heads;
+  Tensor softmaxes = floats({attention ? 3 : 0, pairs}), partial = grad_scores;
+  if (attention && pairs > 0) {
+    float* values = softmaxes.mutable_data_ptr<float>();
+    grads.pivot = values, grads.inverse = values + pairs, grads.dot = values + 2 * pairs;
+    const int64_t blocks = blocks_for(pairs, backward::kWarps, 1);
+    SPANBERT_LAUNCH(backward::softmaxes<S>, blocks, backward::kThreads, stream, work, grads, values, values + pairs,
+                    values + 2 * pairs);
+  }
+  if (attention && tiles > 1) partial = floats({tiles, work.spans.tokens, work.heads});
+  grads.scores = partial.numel() > 0 ? partial.mutable_data_ptr<float>() : nullptr;
+  if (work.spans.tokens > 0 && tiles > 0) {
+    const int64_t blocks = blocks_for(work.spans.tokens, backward::kWarps * backward::kGroup, tiles);
+    SPANBERT_LAUNCH(backward::tokens<S>, blocks, backward::kThreads, stream, work, grads, tiles);
+    if (attention && tiles > 1) {
+      const int64_t count = work.spans.tokens * work.heads;
+      SPANBERT_LAUNCH(backward::sum_parts<float>, blocks_for(count, 256, 1), 256, stream, grads.scores, tiles, count,
+                      grad_scores.mutable_data_ptr<float>());
+    }
+  }
+
+  const int64_t cells = work.table_rows * work.table_columns;
+  if (work.offset[kWidth] < 0 || cells == 0) return;
+  // Runs of 2048 spans, longer ones where the partial sums would take more than 16 MB.
+  const int64_t most = std::max<int64_t>(1, (int64_t{1} << 22) / cells);
+  const int64_t run = std::max<int64_t>(2048, ceil_divide(std::max<int64_t>(1, work.spans.count), most));
+  const int64_t runs = std::max<int64_t>(1, ceil_divide(work.spans.count, run));
+  Tensor sums = floats({runs, work.table_rows, work.table_columns});
+  const int64_t warps = runs * work.table_rows * ceil_divide(work.table_columns, kLanes);
+  SPANBERT_LAUNCH(backward::table_rows<S>, blocks_for(warps, backward::kWarps, 1), backward::kThreads, stream, work,
+                  grads, run, runs, sums.mutable_data_ptr<float>());
+  SPANBERT_LAUNCH(backward::sum_parts<S>, blocks_for(cells, 256, 1), 256, stream, sums.const_data_ptr<float>(), runs,
+                  cells, static_cast<S*>(grad_table.mutable_data_ptr()));
+}
+
+// The log-sum-exps that the forward kept are not read: their rounding would be in every weight. A span's maximum and
+// sum are computed again, at the price of reading its scores.
+std::tuple<Tensor, Tensor, Tensor> backward_operator(
+    const Tensor& grad_output, const Tensor& hidden, const Tensor& output, const Tensor& argmax, const Tensor& /*lse*/,
+    const OptionalTensor& starts, const OptionalTensor& ends, const OptionalTensor& rows,
+    const OptionalTensor& /*cu_seqlens*/, const OptionalTensor& first, const OptionalTensor& reach, int64_t num_spans,
+    int64_t /*max_width*/, const OptionalTensor& scores, const OptionalTensor& table, const OptionalTensor& table_index,
+    const std::vector<int64_t>& parts) {
+  const Stream stream(hidden);
+  Prepared p = prepare(hidden, starts, ends, rows, first, reach, num_spans, scores, table, table_index, parts);
+  PoolWork& work = p.work;
+  STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == num_spans &&
+                      grad_output.size(1) == work.output_columns && grad_output.scalar_type() == hidden.scalar_type(),
+                  "grad_output must have the output's shape and dtype");
+  const Tensor grad = with_dense_rows(grad_output), result = torch::stable::contiguous(output);
+  if (work.offset[kAttention] >= 0) {
+    STD_TORCH_CHECK(result.size(0) == num_spans && result.size(1) == work.output_columns, "output has the wrong shape");
+    work.output = const_cast<void*>(result.const_data_ptr());
+  }
+  const Tensor winners = torch::stable::contiguous(argmax);
+  if (work.offset[kMax] >= 0) {
+    STD_TORCH_CHECK(winners.size(0) == num_spans && winners.size(1) == work.columns,
+                    "argmax has the wrong shape: the forward did not keep it");
+    work.winners = const_cast<void*>(winners.const_data_ptr());
+    work.winner_bytes = static_cast<int>(winners.element_size());
+  }
+  const bool weighed = work.offset[kAttention] >= 0, widths = work.offset[kWidth] >= 0;
+  Tensor grad_hidden = torch::stable::new_empty(hidden, {work.spans.tokens, work.columns});
+  // Where no kernel writes them, they are zero.
+  Tensor grad_scores = !scores   ? torch::stable::new_empty(hidden, {0}, ScalarType::Float)
+                       : weighed ? torch::stable::new_empty(*scores, scores->sizes())
+                                 : torch::stable::new_zeros(*scores, scores->sizes());
+  Tensor grad_table = !table   ? torch::stable::new_empty(hidden, {0})
+                      : widths ? torch::stable::new_empty(*table, table->sizes())
+                               : torch::stable::new_zeros(*table, table->sizes());
+  PoolGrads grads{};
+  grads.output = grad.const_data_ptr();
+  grads.output_stride = grad.stride(0);
+  grads.hidden = grad_hidden.mutable_data_ptr();
+  with_gpu_storage(hidden,
+                   [&](auto s) { launch_backward<decltype(s)>(p, grads, grad_scores, grad_table, hidden, stream); });
+  return {grad_hidden, grad_scores, grad_table};
+}
+
+}  // namespace
+}  // namespace spanbert
+
+STABLE_TORCH_LIBRARY_IMPL(SPANBERT_NAMESPACE, SPANBERT_KEY, library) {
+  library.impl("span_pool_forward", TORCH_BOX(&spanbert::forward_operator));
+  library.impl("span_pool_backward", TORCH_BOX(&spanbert::backward_operator));
+}

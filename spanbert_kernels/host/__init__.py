@@ -1,0 +1,135 @@
+"""Span work on the host: numpy arrays in and out, without PyTorch.
+
+The functions are compiled (csrc/host) where the installation could build that, and release the interpreter's lock while
+they work; elsewhere the same functions run in numpy. `load()` says which. Spans are two arrays, `starts` and `ends`,
+int32 or int64 `[N]`: the first token and the token *after* the last. A span with `end <= start` has no token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from spanbert_kernels.host import checks, fallback, library
+from spanbert_kernels.host.checks import Indices
+from spanbert_kernels.host.library import load
+
+__all__ = ["first_and_reach", "load", "prune_spans", "sort_spans"]
+
+
+def prune_spans(
+    starts: NDArray[Any],
+    ends: NDArray[Any],
+    scores: NDArray[Any],
+    k: int | NDArray[Any],
+    non_crossing: bool = True,
+    *,
+    documents: NDArray[Any] | None = None,
+    compiled: bool | None = None,
+) -> Indices:
+    """The k best spans of which no two overlap in part: best score first, what crosses a span kept before is left out.
+
+    Args:
+        starts, ends: int32 or int64 `[N]`, first token and token after the last. Two spans cross if each has tokens
+            that the other lacks and they share some; nested and equal spans do not cross, nor do those without tokens.
+        scores: float16, float32 or float64 `[N]`; of equal scores the earlier span comes first. -inf ranks last.
+        k: how many spans to keep; with `documents` int32 or int64 `[D]`, how many of each document.
+        non_crossing: False keeps the k best whether they cross or not.
+        documents: int32 or int64 `[N]`, the document of each span; each document has a budget of its own.
+        compiled: True or False asks for one of the two ways; by default the compiled one where it was built.
+
+    Returns:
+        int64, indices of the spans kept, ordered by (start, end, index); fewer than k where no more can be kept.
+
+    Raises:
+        ValueError: shapes, a negative k, NaN among the scores (the first is named), or a span that starts before 0.
+        TypeError: dtypes, or arguments that are not numpy arrays.
+        RuntimeError: the compiled way was asked for, but was not built.
+
+    Source: ExtractSpans of Lee et al. 2018 and of Joshi et al. 2019 (coref_kernels.cc), which differs where fewer than
+    k are found: it repeats its first span.
+
+    Example:
+        >>> import numpy as np
+        >>> prune_spans(np.array([0, 1, 3]), np.array([2, 3, 4]), np.array([0.5, 2.0, 1.0]), k=3)
+        array([1, 2])
+    """
+    starts, ends, *values = checks.prunable(starts, ends, scores, k, documents)
+    kept: Indices = _way(compiled).prune_spans(*checks.near(starts, ends), *values, bool(non_crossing))
+    return kept
+
+
+def sort_spans(
+    starts: NDArray[Any], ends: NDArray[Any], num_tokens: int, *, compiled: bool | None = None
+) -> tuple[Indices, Indices, Indices]:
+    """Spans in the order in which kernels take them.
+
+    Args:
+        starts, ends: int32 or int64 `[N]`, first token and token after the last.
+        num_tokens: T, the tokens that the spans lie in.
+        compiled: True or False asks for one of the two ways; by default the compiled one where it was built.
+
+    Returns:
+        int64 `[N]` each: starts and ends by (start, end), equal spans in their order, those without tokens as (0, 0);
+        and the index that each came from. O(N + T) by counting where compiled.
+
+    Raises:
+        ValueError: shapes, or a span with tokens that leaves `0 .. T` (the first is named).
+        TypeError: dtypes, or arguments that are not numpy arrays.
+        RuntimeError: the compiled way was asked for, but was not built.
+
+    Example:
+        >>> import numpy as np
+        >>> starts, ends, rows = sort_spans(np.array([2, 0, 4]), np.array([4, 3, 1]), num_tokens=5)
+        >>> starts.tolist(), ends.tolist(), rows.tolist()
+        ([0, 0, 2], [0, 3, 4], [2, 1, 0])
+    """
+    starts = checks.indices("starts", starts)
+    ends = checks.indices("ends", ends, len(starts))
+    num_tokens = checks.count("num_tokens", num_tokens)
+    checks.inside(starts, ends, num_tokens)
+    result: tuple[Indices, Indices, Indices] = _way(compiled).sort_spans(starts, ends, num_tokens)
+    return result
+
+
+def first_and_reach(
+    starts: NDArray[Any], ends: NDArray[Any], num_tokens: int, *, compiled: bool | None = None
+) -> tuple[Indices, Indices]:
+    """The work lists that let a token find its spans: those that hold token t lie in `reach[t] : first[t + 1]`.
+
+    Args:
+        starts, ends: int32 or int64 `[N]`, as `sort_spans` returns them.
+        num_tokens: T, the tokens that the spans lie in.
+        compiled: True or False asks for one of the two ways; by default the compiled one where it was built.
+
+    Returns:
+        `first [T + 1]`, the number of spans that start before each token, and `reach [T]`, the index of the first span
+        that ends after it, N if none does; int64.
+
+    Raises:
+        ValueError: shapes, starts that do not ascend, or a span with tokens that leaves `0 .. T`.
+        TypeError: dtypes, or arguments that are not numpy arrays.
+        RuntimeError: the compiled way was asked for, but was not built.
+
+    Example:
+        >>> import numpy as np
+        >>> first, reach = first_and_reach(np.array([0, 0, 2]), np.array([1, 3, 3]), num_tokens=4)
+        >>> first.tolist(), reach.tolist()
+        ([0, 2, 2, 3, 3], [0, 1, 1, 3])
+    """
+    num_tokens = checks.count("num_tokens", num_tokens)
+    starts, ends = checks.ordered(starts, ends, num_tokens)
+    result: tuple[Indices, Indices] = _way(compiled).first_and_reach(starts, ends, num_tokens)
+    return result
+
+
+def _way(compiled: bool | None) -> Any:
+    if compiled is False:
+        return fallback
+    reason = load()
+    if reason is None:
+        return library.module()
+    if compiled:
+        raise RuntimeError(reason)
+    return fallback

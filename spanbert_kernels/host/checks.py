@@ -1,0 +1,111 @@
+"""Checks of the host functions' arguments. Each raises with the value seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+Scores = NDArray[np.float64]
+
+
+def indices(name: str, array: NDArray[Any], length: int | None = None) -> Indices:
+    """The array as dense int64."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
+    if array.dtype not in (np.int32, np.int64):
+        raise TypeError(f"{name} must be int32 or int64, got {array.dtype}")
+    _one_dimension(name, array, length)
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def scores(name: str, array: NDArray[Any], length: int) -> Scores:
+    """The array as dense float64, which holds every float16 and float32 exactly. NaN has no rank and is refused."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(f"{name} must be float16, float32 or float64, got {array.dtype}")
+    _one_dimension(name, array, length)
+    values = np.ascontiguousarray(array, dtype=np.float64)
+    nan = np.isnan(values)
+    if nan.any():
+        raise ValueError(f"{name}[{int(nan.argmax())}] is NaN: it has no rank")
+    return values
+
+
+def count(name: str, value: int) -> int:
+    """A number of things, at least 0."""
+    number = int(value)
+    if number != value or number < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {value}")
+    return number
+
+
+def inside(starts: Indices, ends: Indices, num_tokens: int | None) -> None:
+    """Raise for the first span that has tokens and reaches outside `0 .. num_tokens` (None: no limit)."""
+    bad = starts < 0
+    if num_tokens is not None:
+        bad |= ends > num_tokens
+    bad &= ends > starts
+    if bad.any():
+        row = int(bad.argmax())
+        there = "tokens start at 0" if num_tokens is None else f"there are {num_tokens} tokens (0 to {num_tokens - 1})"
+        raise ValueError(f"span {row} covers tokens {starts[row]} to {ends[row] - 1}, but {there}")
+
+
+def prunable(
+    starts: NDArray[Any],
+    ends: NDArray[Any],
+    score: NDArray[Any],
+    k: int | NDArray[Any],
+    documents: NDArray[Any] | None,
+) -> tuple[Indices, Indices, Scores, Indices, Indices]:
+    """The arguments of prune_spans as dense int64 and float64; without documents all spans are of one."""
+    starts = indices("starts", starts)
+    ends = indices("ends", ends, len(starts))
+    values = scores("scores", score, len(starts))
+    inside(starts, ends, None)
+    if documents is None:
+        if isinstance(k, np.ndarray):
+            raise ValueError("k as an array needs documents: one budget for each")
+        budget = np.array([min(count("k", k), len(starts))], dtype=np.int64)
+        return starts, ends, values, budget, np.zeros_like(starts)
+    documents = indices("documents", documents, len(starts))
+    if not isinstance(k, np.ndarray):
+        raise ValueError("documents need k as an array: one budget for each")
+    budgets = indices("k", k)
+    if (budgets < 0).any():
+        raise ValueError(f"k must be at least 0, got {budgets.min()}")
+    bad = (documents < 0) | (documents >= len(budgets))
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(f"documents[{row}] is {documents[row]}, but k has {len(budgets)} budgets")
+    return starts, ends, values, budgets, documents
+
+
+def near(starts: Indices, ends: Indices) -> tuple[Indices, Indices]:
+    """The positions themselves, or where they lie far apart their ranks: crossing and order depend on no more."""
+    if len(starts) == 0 or int(ends.max()) - int(starts.min()) <= 8 * len(starts) + 2**16:
+        return starts, ends
+    ranks = np.unique(np.concatenate([starts, ends]), return_inverse=True)[1].astype(np.int64)
+    return ranks[: len(starts)], ranks[len(starts) :]
+
+
+def ordered(starts: NDArray[Any], ends: NDArray[Any], num_tokens: int) -> tuple[Indices, Indices]:
+    """The arguments of first_and_reach: spans as sort_spans leaves them."""
+    starts = indices("starts", starts)
+    ends = indices("ends", ends, len(starts))
+    inside(starts, ends, num_tokens)
+    falls = np.flatnonzero(np.diff(starts) < 0)
+    if len(falls):
+        row = int(falls[0]) + 1
+        raise ValueError(f"starts must ascend, but starts[{row}] = {starts[row]} comes after {starts[row - 1]}")
+    return starts, ends
+
+
+def _one_dimension(name: str, array: NDArray[Any], length: int | None) -> None:
+    if array.ndim != 1 or (length is not None and len(array) != length):
+        expected = "one-dimensional" if length is None else f"of shape [{length}]"
+        raise ValueError(f"{name} must be {expected}, got {list(array.shape)}")

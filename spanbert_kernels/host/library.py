@@ -1,0 +1,40 @@
+"""The compiled host module: where it lies, and why it is missing where it is."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.machinery
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent / "_lib"
+
+
+@functools.cache
+def load() -> str | None:
+    """Import the compiled module once. Returns None when it works, else the reason why not."""
+    if not any((FOLDER / f"_host{suffix}").is_file() for suffix in importlib.machinery.EXTENSION_SUFFIXES):
+        return f"the host module was not built: {_reason()}"
+    try:
+        module()
+    except ImportError as error:
+        return f"the host module does not load: {error}"
+    return None
+
+
+def module() -> Any:
+    """The compiled module itself, for numpy arrays whose values were checked."""
+    return importlib.import_module("spanbert_kernels._lib._host")
+
+
+def _reason() -> str:
+    path = FOLDER / "build_info.json"
+    if not path.is_file():
+        return "the package was not installed by its setup.py (pip install builds it)"
+    info: dict[str, Any] = json.loads(path.read_text())
+    if info.get("host"):
+        there = "for another Python" if (FOLDER / info["host"]).is_file() else "which is gone"
+        return f"the installation built {info['host']}, {there}"
+    return str(info.get("host_reason", "no reason recorded"))

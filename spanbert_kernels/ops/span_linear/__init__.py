@@ -1,0 +1,161 @@
+"""A linear layer over pooled spans, computed as project, then pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spanbert_kernels.ops import library, plans
+from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.plans import SpanPlan
+from spanbert_kernels.ops.span_linear import projection, reference
+from spanbert_kernels.ops.span_linear.reference import ACTIVATIONS
+
+__all__ = ["ACTIVATIONS", "span_linear"]
+
+OPERATION = Operation("span_linear", ("triton", "cpu", "eager"))
+
+# projected `[T, B * O]`: the tokens times the weight's blocks, one H-wide block a part (one a head of `attention`), in
+#   the order of `parts`; `width` has none. Dense rows; B may be 0.
+# width_projected `[R, O]`: the width table times its columns of the weight; width_index `[N]` by output row, absent:
+#   row min(width, R) - 1.
+# addend `[N, O]`: added before the activation (the product of `max`, which is not linear). bias `[O]`.
+# All of these, scores `[T, K]`, the output `[N, O]` and every gradient: float32, float64 for a float64 hidden; the
+#   result is rounded outside (see projection.Call). Absent inputs have empty gradients `[0]`.
+# A span without tokens gives activation(bias + addend). activation: an index of ACTIVATIONS.
+_INPUTS = (
+    f"Tensor projected, {plans.SPANS_SCHEMA}, Tensor? scores, Tensor? width_projected, Tensor? width_index, "
+    "Tensor? bias, Tensor? addend, int[] parts, int activation"
+)
+_GRADS = (
+    "(Tensor grad_projected, Tensor grad_scores, Tensor grad_width_projected, Tensor grad_bias, Tensor grad_addend)"
+)
+
+
+def _forward_fake(
+    projected: Tensor,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    rows: Tensor | None,
+    cu_seqlens: Tensor | None,
+    first: Tensor | None,
+    reach: Tensor | None,
+    num_spans: int,
+    max_width: int,
+    scores: Tensor | None,
+    width_projected: Tensor | None,
+    width_index: Tensor | None,
+    bias: Tensor | None,
+    addend: Tensor | None,
+    parts: list[int],
+    activation: int,
+) -> Tensor:
+    return projected.new_empty(num_spans, projection.outputs_of(projected, scores, width_projected, addend, parts))
+
+
+def _backward_fake(
+    grad_output: Tensor,
+    projected: Tensor,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    rows: Tensor | None,
+    cu_seqlens: Tensor | None,
+    first: Tensor | None,
+    reach: Tensor | None,
+    num_spans: int,
+    max_width: int,
+    scores: Tensor | None,
+    width_projected: Tensor | None,
+    width_index: Tensor | None,
+    bias: Tensor | None,
+    addend: Tensor | None,
+    parts: list[int],
+    activation: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return projection.empty_gradients(projected, scores, width_projected, bias, addend)
+
+
+library.define("span_linear_forward", f"({_INPUTS}) -> Tensor", _forward_fake, ("triton", "cpu"))
+library.define(
+    "span_linear_backward", f"(Tensor grad_output, {_INPUTS}) -> {_GRADS}", _backward_fake, ("triton", "cpu")
+)
+
+
+def span_linear(
+    hidden: Tensor,
+    spans: Tensor | SpanPlan,
+    parts: Sequence[str],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    scores: Tensor | None = None,
+    width_embedding: Tensor | None = None,
+    *,
+    activation: str = "none",
+    width_rows: Callable[[Tensor], Tensor] | None = None,
+    end_inclusive: bool = True,
+    validate: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """`activation(span_pool(hidden, spans, parts, ...) weight^T + bias)`, without the pooled vectors.
+
+    The weight's blocks are applied to the T tokens once, and spans gather and add projected rows: N / T times fewer
+    multiplications. Where there are fewer spans than tokens (N < T) that would be more, and pooled spans are multiplied
+    instead. `max` is not linear: its block is always applied to pooled spans.
+
+    Args:
+        hidden: `[T, H]`, packed tokens; float32, bfloat16, float16 or float64.
+        spans: int32 or int64 `[N, 2]` packed positions, or a plan (`plan_spans`, `enumerate_spans`): faster.
+        parts: as `span_pool` has them: any of `start`, `end`, `mean`, `sum`, `max`, `attention`, `width`.
+        weight: `[O, D]`, D the columns of that `span_pool`: a Linear's weight.
+        bias: `[O]`.
+        scores: `[T]`, or `[T, K]` for K heads (K * H columns), for `attention`.
+        width_embedding: `[R, E]`, for `width`; a span of w tokens takes row `min(w, R) - 1`.
+        activation: `none`, `relu` or `gelu` (the exact one).
+        width_rows: another way from widths (int64 `[N]`) to rows (int64 `[N]`): buckets.
+        end_inclusive: the end of a span tensor is its last token (default), or the one after it.
+        validate: check the range on any device (on a CPU it is always checked).
+        backend: the backend to use; by default the best one here.
+
+    Returns:
+        `[N, O]` in the dtype of `hidden`, computed in float32 (float64) and rounded once. A span without tokens has a
+        pooled vector of zeros: it gives `activation(bias)`.
+
+    Gradients reach `hidden`, `weight`, `bias`, `scores` and `width_embedding`. A second derivative is there on `eager`.
+
+    Raises:
+        ValueError: shapes, an unknown or repeated part, a missing input, an unknown activation, a span outside the
+            tokens (named).
+        TypeError: dtypes or devices.
+        RuntimeError: a second derivative on another backend than `eager`.
+
+    Source: a linear layer over a concatenation is a sum of products, one a part; Kirstain et al. 2021 score mentions so
+    from their endpoints. Here it holds for every part that is linear in the tokens.
+
+    Example:
+        >>> hidden = torch.tensor([[1.0, 5.0], [3.0, 2.0], [0.0, 9.0]])
+        >>> weight = torch.tensor([[1.0, 0.0, 0.0, 2.0]])
+        >>> span_linear(hidden, torch.tensor([[0, 1], [1, 2], [0, 2]]), ["start", "mean"], weight).tolist()
+        [[8.0], [14.0], [11.666666984558105]]
+    """
+    call = projection.check_call(
+        OPERATION, hidden, spans, parts, weight, bias, scores, width_embedding, activation, width_rows, end_inclusive,
+        validate, backend,
+    )  # fmt: skip
+    # Autocast would take the products out of float32.
+    with torch.autocast(hidden.device.type, enabled=False):
+        if call.backend == "eager":
+            return projection.eager(call, _definition).to(hidden.dtype)
+        if call.fewer_products_over_spans():
+            call = projection.over_pooled_spans(call)
+        addend, column = None, call.columns.maximum
+        if column is not None:
+            addend = F.linear(projection.pool(call, ["max"]), call.weight[:, column : column + hidden.shape[1]])
+        return projection.pool_projected(call, "span_linear", addend).to(hidden.dtype)
+
+
+def _definition(*inputs: Any) -> Tensor:
+    return reference.span_linear(*inputs[:-1])  # the last are the output rows, which only dropout asks for

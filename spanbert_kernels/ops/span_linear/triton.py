@@ -1,0 +1,207 @@
+"""span_linear in Triton: its launches, and what they compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from spanbert_kernels.ops.aot import AotConfiguration
+from spanbert_kernels.ops.span_linear import projection
+from spanbert_kernels.ops.span_linear.triton_backward import attention_deltas, product_backward
+from spanbert_kernels.ops.span_linear.triton_call import (
+    SOFTMAX_OPTIONS,
+    TABLE_TILE,
+    Call,
+    add_gradients,
+    new_call,
+    on,
+    product_options,
+    with_dense_rows,
+)
+from spanbert_kernels.ops.span_linear.triton_forward import linear_forward, softmax_of_spans
+
+
+def _launch_forward(
+    call: Call, addend: Tensor | None, grad_output: Tensor | None, output: Tensor, activation: int
+) -> None:
+    addend = None if addend is None else with_dense_rows(addend)
+    linear_forward[(triton.cdiv(len(call), call.tile()) * call.column_blocks(),)](
+        **call.inputs(),
+        addend=addend,
+        grad_output=grad_output,
+        output=output,
+        addend_stride=0 if addend is None else addend.stride(0),
+        grad_stride=0 if grad_output is None else grad_output.stride(0),
+        ACTIVATION=activation,
+    )
+
+
+def forward(
+    projected: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    rows: Tensor | None,
+    cu_seqlens: Tensor | None,
+    first: Tensor,
+    reach: Tensor,
+    num_spans: int,
+    max_width: int,
+    scores: Tensor | None,
+    width_projected: Tensor | None,
+    width_index: Tensor | None,
+    bias: Tensor | None,
+    addend: Tensor | None,
+    parts: list[int],
+    activation: int,
+) -> Tensor:
+    outputs = projection.outputs_of(projected, scores, width_projected, addend, parts)
+    output = projected.new_empty(num_spans, outputs)
+    if output.numel() == 0:
+        return output
+    call = new_call(
+        projected, starts, ends, rows, first, reach, scores, width_projected, width_index, bias, parts, outputs
+    )
+    with on(projected.device):
+        _launch_forward(call.with_softmax(), addend, None, output, activation)
+    return output
+
+
+def backward(
+    grad_output: Tensor,
+    projected: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    rows: Tensor | None,
+    cu_seqlens: Tensor | None,
+    first: Tensor,
+    reach: Tensor,
+    num_spans: int,
+    max_width: int,
+    scores: Tensor | None,
+    width_projected: Tensor | None,
+    width_index: Tensor | None,
+    bias: Tensor | None,
+    addend: Tensor | None,
+    parts: list[int],
+    activation: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    outputs = grad_output.shape[1]
+    if grad_output.numel() == 0:
+        zeros = [
+            projected.new_zeros(0) if t is None else t.new_zeros(t.shape)
+            for t in (projected, scores, width_projected, bias, addend)
+        ]
+        return (*zeros,)  # type: ignore[return-value]
+    call = new_call(
+        projected, starts, ends, rows, first, reach, scores, width_projected, width_index, bias, parts, outputs
+    )
+    grad_output = with_dense_rows(grad_output)
+    with on(projected.device):
+        call = call.with_softmax()
+        grad = grad_output
+        if activation:
+            grad = projected.new_empty(num_spans, outputs)
+            _launch_forward(call, addend, grad_output, grad, activation)
+        sums = call.new_sums(accumulate=False)
+        add_gradients(call, grad, call.rows, sums)
+        absent = projected.new_empty(0)
+        grad_bias = absent if bias is None else grad.sum(0, dtype=torch.float32).to(bias.dtype)
+        grad_addend = absent.clone() if addend is None else grad.clone() if grad is grad_output else grad
+    return (*call.gradients(sums), grad_bias, grad_addend)
+
+
+torch.library.impl("spanbert_kernels::span_linear_forward_triton", ("cuda", "cpu"), forward)
+torch.library.impl("spanbert_kernels::span_linear_backward_triton", ("cuda", "cpu"), backward)
+
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SIZES = ("tokens", "spans", "outputs", "heads")
+BLOCKS = tuple(f"{name}_block" for name in ("start", "end", "mean", "sum", "attention"))
+STATISTICS = ("scores", "peaks", "scales")
+DIVISIBLE = ("outputs", "projected_stride", "addend_stride", "grad_stride", "target_stride")
+
+
+def aot(
+    name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, Any]
+) -> AotConfiguration:
+    """`types` of the arguments that are not constants; the launch's `options` hold constants, too."""
+    values = {**constants, **options}
+    warps, stages = values.pop("num_warps"), values.pop("num_stages")
+    divisible = tuple(name for name in DIVISIBLE if name in types)
+    return AotConfiguration(
+        name, kernel, {**types, **dict.fromkeys(values, "constexpr")}, values, warps, stages, divisible
+    )
+
+
+def input_types(dtype: str, *more: str) -> dict[str, str]:
+    """Of `Call.inputs`, with everything that a call may have, and of `more` tensors in the dtype of hidden."""
+    return {
+        **dict.fromkeys(("projected", "width_projected", "bias", *more), f"*{dtype}"),
+        **dict.fromkeys(("starts", "ends", "rows", "width_index"), "*i64"),
+        **dict.fromkeys(STATISTICS, "*fp32"),
+        **dict.fromkeys((*SIZES, "table_rows", "projected_stride", *BLOCKS), "i32"),
+    }
+
+
+def aot_forward(dtype: str, what: str) -> AotConfiguration:
+    types = input_types(dtype, "addend", "grad_output", "output") | dict.fromkeys(
+        ("addend_stride", "grad_stride"), "i32"
+    )
+    constants: dict[str, Any] = {"ACTIVATION": 2, "BANDED": what != "gathers", "ATTENTION": what != "gathers"}
+    absent = () if what == "gradient" else ("grad_output",) if what == "forward" else ("grad_output", *STATISTICS)
+    types = {name: kind for name, kind in types.items() if name not in absent}
+    options = product_options(DTYPES[dtype], 1024, forward=True)
+    name = f"forward {dtype}, {what}" if what != "gradient" else f"before activation {dtype}"
+    return aot(name, linear_forward, types, {**constants, **dict.fromkeys(absent)}, options)
+
+
+def aot_backward(dtype: str, what: str, target: str) -> AotConfiguration:
+    types = {
+        **dict.fromkeys(("grad", "projected"), f"*{dtype}"),
+        **dict.fromkeys(("starts", "ends", "rows", "first", "reach"), "*i64"),
+        **dict.fromkeys((*STATISTICS, "deltas", "partial_scores"), "*fp32"),
+        "target": f"*{target}",
+        **dict.fromkeys((*SIZES, "share", "grad_stride", "projected_stride", "target_stride", "kinds", *BLOCKS), "i32"),
+    }
+    absent: tuple[str, ...] = () if what == "weighed" else (*STATISTICS, "deltas", "partial_scores")
+    if what == "table":
+        absent = (*absent, "first", "reach")
+    types = {name: kind for name, kind in types.items() if name not in absent}
+    constants = {
+        **dict.fromkeys(absent),
+        "WEIGHED": what == "weighed",
+        "ATTENTION": what == "weighed",
+        "ACCUMULATE": target != dtype and what != "table",
+    }
+    added = ", added up" if constants["ACCUMULATE"] else ""
+    options = product_options(DTYPES[dtype], 1024, forward=False)
+    if what == "table":
+        options["BLOCK_T"] = TABLE_TILE
+    return aot(f"backward {dtype}, {what}{added}", product_backward, types, constants, options)
+
+
+def aot_deltas(dtype: str) -> AotConfiguration:
+    types = {
+        **dict.fromkeys(("grad", "projected"), f"*{dtype}"),
+        **dict.fromkeys(("starts", "ends", "rows"), "*i64"),
+        **dict.fromkeys((*STATISTICS, "deltas"), "*fp32"),
+        **dict.fromkeys((*SIZES, "grad_stride", "projected_stride", "attention_block"), "i32"),
+    }
+    return aot(f"deltas {dtype}", attention_deltas, types, {}, product_options(DTYPES[dtype], 1024, forward=True))
+
+
+def aot_configurations() -> list[AotConfiguration]:
+    """Every class of configuration that a launch can choose, with all that its kernel may be given."""
+    types = dict.fromkeys(("starts", "ends"), "*i64") | dict.fromkeys(STATISTICS, "*fp32")
+    types |= dict.fromkeys(("tokens", "spans", "heads"), "i32")
+    return [
+        aot("softmax", softmax_of_spans, types, {}, SOFTMAX_OPTIONS),
+        aot_forward("bf16", "gathers"),
+        *(aot_forward(dtype, "gradient") for dtype in DTYPES),
+        *(aot_deltas(dtype) for dtype in ("bf16", "fp32")),
+        *(aot_backward(dtype, what, dtype) for dtype in ("bf16", "fp32") for what in ("exact", "weighed")),
+        *(aot_backward(dtype, "table", "fp32") for dtype in ("bf16", "fp32")),
+    ]

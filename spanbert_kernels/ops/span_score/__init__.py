@@ -1,0 +1,187 @@
+"""A scorer of two layers over pooled spans that never forms the layer between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from spanbert_kernels.ops import checks, library, plans
+from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.document_attention import check_dropout
+from spanbert_kernels.ops.plans import SpanPlan
+from spanbert_kernels.ops.span_linear import projection
+from spanbert_kernels.ops.span_score import reference
+
+__all__ = ["span_score"]
+
+OPERATION = Operation("span_score", ("triton", "cpu", "eager"))
+
+# As the raw operators of span_linear, and: out_weight `[S, O]`, the output `[N, S]`.
+# Dropout: entry (row, column) of the layer between, row a span's output row, is kept and divided by 1 - dropout_p, or
+#   0, by Philox of (seed, 0, row, column) (ops/philox.py: head 0, query = row, key = column); seed `[1]`, absent where
+#   dropout_p is 0.
+_INPUTS = (
+    f"Tensor projected, {plans.SPANS_SCHEMA}, Tensor? scores, Tensor? width_projected, Tensor? width_index, "
+    "Tensor? bias, Tensor out_weight, int[] parts, int activation, float dropout_p, Tensor? seed"
+)
+_GRADS = (
+    "(Tensor grad_projected, Tensor grad_scores, Tensor grad_width_projected, Tensor grad_bias, Tensor grad_out_weight)"
+)
+
+
+def _forward_fake(
+    projected: Tensor,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    rows: Tensor | None,
+    cu_seqlens: Tensor | None,
+    first: Tensor | None,
+    reach: Tensor | None,
+    num_spans: int,
+    max_width: int,
+    scores: Tensor | None,
+    width_projected: Tensor | None,
+    width_index: Tensor | None,
+    bias: Tensor | None,
+    out_weight: Tensor,
+    parts: list[int],
+    activation: int,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    return projected.new_empty(num_spans, out_weight.shape[0])
+
+
+def _backward_fake(
+    grad_output: Tensor,
+    projected: Tensor,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    rows: Tensor | None,
+    cu_seqlens: Tensor | None,
+    first: Tensor | None,
+    reach: Tensor | None,
+    num_spans: int,
+    max_width: int,
+    scores: Tensor | None,
+    width_projected: Tensor | None,
+    width_index: Tensor | None,
+    bias: Tensor | None,
+    out_weight: Tensor,
+    parts: list[int],
+    activation: int,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return projection.empty_gradients(projected, scores, width_projected, bias, out_weight)
+
+
+library.define("span_score_forward", f"({_INPUTS}) -> Tensor", _forward_fake, ("triton", "cpu"))
+library.define("span_score_backward", f"(Tensor grad_output, {_INPUTS}) -> {_GRADS}", _backward_fake, ("triton", "cpu"))
+
+
+def span_score(
+    hidden: Tensor,
+    spans: Tensor | SpanPlan,
+    parts: Sequence[str],
+    weight: Tensor,
+    bias: Tensor | None,
+    out_weight: Tensor,
+    out_bias: Tensor | None = None,
+    scores: Tensor | None = None,
+    width_embedding: Tensor | None = None,
+    *,
+    activation: str = "relu",
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    width_rows: Callable[[Tensor], Tensor] | None = None,
+    end_inclusive: bool = True,
+    validate: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """`Linear -> activation -> dropout -> Linear` over pooled spans: the mention scorer of coreference models.
+
+    The first layer is computed as `span_linear` does it. Its result, `[N, O]`, is never formed: tiles of it are
+    reduced against `out_weight` as they arise, and recomputed in the backward. Memory: `[T, B * O]` for B parts.
+
+    Args:
+        hidden: `[T, H]`, packed tokens; float32, bfloat16, float16 or float64.
+        spans: int32 or int64 `[N, 2]` packed positions, or a plan (`plan_spans`, `enumerate_spans`): faster.
+        parts: as `span_pool` has them, without `max`: any of `start`, `end`, `mean`, `sum`, `attention`, `width`.
+        weight: `[O, D]` of the first layer, D the columns of that `span_pool`.
+        bias: `[O]` of the first layer or None.
+        out_weight: `[S, O]` of the second layer, or `[O]`.
+        out_bias: `[S]`, or one number for an `out_weight [O]`.
+        scores: `[T]`, or `[T, K]` for K heads (K * H columns), for `attention`.
+        width_embedding: `[R, E]`, for `width`; a span of w tokens takes row `min(w, R) - 1`.
+        activation: `none`, `relu` or `gelu` (the exact one).
+        dropout_p: share of the entries between the layers that is dropped, in [0, 1).
+        seed: int64 tensor with one number; by default drawn from torch's generator, once per call.
+        width_rows: another way from widths (int64 `[N]`) to rows (int64 `[N]`): buckets.
+        end_inclusive: the end of a span tensor is its last token (default), or the one after it.
+        validate: check the range on any device (on a CPU it is always checked).
+        backend: the backend to use; by default the best one here.
+
+    Returns:
+        `[N, S]`, or `[N]` for an `out_weight [O]`, in the dtype of `hidden`, computed in float32 (float64) and rounded
+        once. A span without tokens has a pooled vector of zeros: what the layers make of it.
+
+    Gradients reach `hidden`, both weights and biases, `scores` and `width_embedding`. A second derivative is there on
+    `eager`.
+
+    Raises:
+        ValueError: shapes, an unknown or repeated part, `max`, a missing input, an unknown activation, a dropout
+            outside [0, 1), a span outside the tokens (named).
+        TypeError: dtypes or devices.
+        RuntimeError: a second derivative on another backend than `eager`.
+
+    Source: the mention scorer of Lee et al. 2017. Dropout: `ops/philox.py`, keyed by output row and column.
+
+    Example:
+        >>> hidden = torch.tensor([[1.0, 5.0], [3.0, 2.0], [0.0, 9.0]])
+        >>> weight, out_weight = torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([10.0, 1.0])
+        >>> span_score(hidden, torch.tensor([[0, 0], [1, 2], [0, 2]]), ["start"], weight, None, out_weight).tolist()
+        [6.0, 15.0, 6.0]
+    """
+    if "max" in parts and not isinstance(parts, str):
+        raise ValueError(
+            "span_score takes no part 'max': it is not linear, so its layer cannot be pooled after the projection; "
+            "use span_linear(..., activation=...) and a second linear layer"
+        )
+    call = projection.check_call(
+        OPERATION, hidden, spans, parts, weight, bias, scores, width_embedding, activation, width_rows, end_inclusive,
+        validate, backend,
+    )  # fmt: skip
+    rows, offset = _check_second_layer(out_weight, out_bias, call)
+    seed = check_dropout(dropout_p, seed, hidden)
+    # Autocast would take the products out of float32.
+    with torch.autocast(hidden.device.type, enabled=False):
+        if call.backend == "eager":
+            scored = projection.eager(call, reference.span_score, dropout_p, seed, rows, offset, sources=(rows, offset))
+        else:
+            if call.fewer_products_over_spans():
+                call = projection.over_pooled_spans(call)
+            scored = projection.pool_projected(call, "span_score", rows, (dropout_p, seed))
+            scored = scored if offset is None else scored + offset
+    scored = scored.to(hidden.dtype)
+    return scored.squeeze(1) if out_weight.dim() == 1 else scored
+
+
+def _check_second_layer(
+    out_weight: Tensor, out_bias: Tensor | None, call: projection.Call
+) -> tuple[Tensor, Tensor | None]:
+    """`out_weight` as `[S, O]` and `out_bias` as `[S]`."""
+    hidden, inner = call.hidden, call.weight.shape[0]
+    dims = 1 if isinstance(out_weight, Tensor) and out_weight.dim() == 1 else 2
+    checks.check_floating("out_weight", out_weight, dims, "[S, O] or [O]")
+    checks.check_device("out_weight", out_weight, "hidden", hidden)
+    if out_weight.shape[-1] != inner:
+        raise ValueError(
+            f"out_weight must have shape [S, O] or [O], O = {inner}, the rows of weight, got {list(out_weight.shape)}"
+        )
+    rows = (out_weight[None] if dims == 1 else out_weight).to(hidden.dtype)  # call.hidden has been widened
+    if out_bias is not None and out_bias.dim() == 0 and dims == 1:
+        out_bias = out_bias[None]
+    return rows, projection.check_vector("out_bias", out_bias, len(rows), hidden)

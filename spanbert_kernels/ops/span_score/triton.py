@@ -1,0 +1,162 @@
+"""span_score in Triton: its launches, and what they compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from spanbert_kernels.ops import philox
+from spanbert_kernels.ops.aot import AotConfiguration
+from spanbert_kernels.ops.span_linear.triton import DTYPES, aot, aot_backward, input_types
+from spanbert_kernels.ops.span_linear.triton_call import Call, add_gradients, new_call, on, product_options
+from spanbert_kernels.ops.span_linear.triton_call import with_dense_rows as dense
+from spanbert_kernels.ops.span_score.triton_kernels import score_backward, score_forward
+
+CHUNK_BYTES = 2**26  # of the layer between that the backward holds at a time
+SCORES = 8  # of a program, at most
+
+
+def _dropout(dropout_p: float, seed: Tensor | None) -> dict[str, Any]:
+    return {"seed": seed, "threshold": philox.threshold(dropout_p), "kept_share": 1.0 - dropout_p}
+
+
+def forward(
+    projected: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    rows: Tensor | None,
+    cu_seqlens: Tensor | None,
+    first: Tensor,
+    reach: Tensor,
+    num_spans: int,
+    max_width: int,
+    scores: Tensor | None,
+    width_projected: Tensor | None,
+    width_index: Tensor | None,
+    bias: Tensor | None,
+    out_weight: Tensor,
+    parts: list[int],
+    activation: int,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    num_scores, outputs = out_weight.shape
+    output = projected.new_empty(num_spans, num_scores)
+    if output.numel() == 0 or outputs == 0:
+        return output.zero_()
+    call = new_call(
+        projected, starts, ends, rows, first, reach, scores, width_projected, width_index, bias, parts, outputs
+    )
+    group = min(SCORES, triton.next_power_of_2(num_scores))
+    with on(projected.device):
+        score_forward[(triton.cdiv(num_spans, call.tile()), triton.cdiv(num_scores, group))](
+            **call.with_softmax().inputs(),
+            **_dropout(dropout_p, seed),
+            out_weight=out_weight.contiguous(),
+            output=output,
+            num_scores=num_scores,
+            ACTIVATION=activation,
+            SCORES=group,
+        )
+    return output
+
+
+def backward(
+    grad_output: Tensor,
+    projected: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    rows: Tensor | None,
+    cu_seqlens: Tensor | None,
+    first: Tensor,
+    reach: Tensor,
+    num_spans: int,
+    max_width: int,
+    scores: Tensor | None,
+    width_projected: Tensor | None,
+    width_index: Tensor | None,
+    bias: Tensor | None,
+    out_weight: Tensor,
+    parts: list[int],
+    activation: int,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    num_scores, outputs = out_weight.shape
+    if num_spans == 0 or outputs == 0:
+        zeros = [
+            projected.new_zeros(0) if t is None else t.new_zeros(t.shape)
+            for t in (projected, scores, width_projected, bias, out_weight)
+        ]
+        return (*zeros,)  # type: ignore[return-value]
+    call = new_call(
+        projected, starts, ends, rows, first, reach, scores, width_projected, width_index, bias, parts, outputs
+    )
+    grad_output, out_weight = dense(grad_output), out_weight.contiguous()
+    chunk = max(1, CHUNK_BYTES // (outputs * projected.element_size()))
+    chunked = num_spans > chunk
+    with on(projected.device):
+        sums = call.new_sums(accumulate=chunked)
+        grad_bias = projected.new_zeros(outputs, dtype=torch.float32)
+        grad_weight = projected.new_zeros(num_scores, outputs, dtype=torch.float32)
+        for low in range(0, num_spans, chunk):
+            part = (call.chunk(low, min(low + chunk, num_spans)) if chunked else call).with_softmax()
+            grad, partial_weight = _before_activation(part, grad_output, out_weight, activation, dropout_p, seed)
+            add_gradients(part, grad, None, sums)
+            grad_bias += grad.sum(0, dtype=torch.float32)
+            grad_weight += partial_weight.sum(0)
+        absent = projected.new_empty(0)
+        return (
+            *call.gradients(sums),
+            absent if bias is None else grad_bias.to(bias.dtype),
+            grad_weight.to(out_weight.dtype),
+        )
+
+
+def _before_activation(
+    call: Call, grad_output: Tensor, out_weight: Tensor, activation: int, dropout_p: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The gradient before the activation `[N, O]`, and that of `out_weight` by tiles of spans."""
+    tiles = triton.cdiv(len(call), call.tile())
+    grad = call.projected.new_empty(len(call), call.outputs)
+    partial_weight = grad.new_empty(tiles, *out_weight.shape, dtype=torch.float32)
+    score_backward[(tiles * call.column_blocks(),)](
+        **call.inputs(),
+        **_dropout(dropout_p, seed),
+        out_weight=out_weight,
+        grad_output=grad_output,
+        grad=grad,
+        partial_weight=partial_weight,
+        num_scores=len(out_weight),
+        grad_stride=grad_output.stride(0),
+        ACTIVATION=activation,
+    )
+    return grad, partial_weight
+
+
+torch.library.impl("spanbert_kernels::span_score_forward_triton", ("cuda", "cpu"), forward)
+torch.library.impl("spanbert_kernels::span_score_backward_triton", ("cuda", "cpu"), backward)
+
+
+def aot_kernel(dtype: str, what: str) -> AotConfiguration:
+    types = input_types(dtype, "out_weight", "output") | {"seed": "*i64", "threshold": "i64", "kept_share": "fp32"}
+    types["num_scores"] = "i32"
+    constants: dict[str, Any] = {"ACTIVATION": 2, "BANDED": True, "ATTENTION": True}
+    if what == "forward":
+        constants["SCORES"] = SCORES
+    else:
+        del types["output"]
+        types |= {"grad_output": f"*{dtype}", "grad": f"*{dtype}", "partial_weight": "*fp32", "grad_stride": "i32"}
+    kernel = score_forward if what == "forward" else score_backward
+    return aot(f"{what} {dtype}", kernel, types, constants, product_options(DTYPES[dtype], 1024, forward=True))
+
+
+def aot_configurations() -> list[AotConfiguration]:
+    """Every class of configuration that a launch can choose, with all that its kernel may be given."""
+    return [
+        *(aot_kernel(dtype, what) for dtype in ("bf16", "fp32") for what in ("forward", "backward")),
+        *(aot_backward("bf16", what, "fp32") for what in ("exact", "weighed")),
+    ]

@@ -1,0 +1,116 @@
+"""Compiles the Triton kernels ahead of time, without a GPU, and says what each needs.
+
+    python tests/aot/compile_triton.py [--print] [module ...]
+
+By default every configuration of every `spanbert_kernels/ops/<op>/triton.py`, for each of the architectures. Writes
+JSON, or with --print a table. Not under TRITON_INTERPRET=1, which leaves nothing to compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ARCHITECTURES = (80, 90, 100)
+PROCESSES = 2
+USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
+
+
+def operation_modules() -> list[str]:
+    """The modules of all operations that have Triton kernels."""
+    files = sorted((ROOT / "spanbert_kernels" / "ops").glob("*/triton.py"))
+    return [f"spanbert_kernels.ops.{file.parent.name}.triton" for file in files]
+
+
+def names_of(module: str) -> list[str]:
+    return [configuration.name for configuration in importlib.import_module(module).aot_configurations()]
+
+
+def compile_one(module: str, index: int, architecture: int) -> dict[str, Any]:
+    """Compile one configuration; what it needs, or the error."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    configuration = importlib.import_module(module).aot_configurations()[index]
+    found: dict[str, Any] = {"module": module, "name": configuration.name, "architecture": architecture}
+    order = configuration.kernel.arg_names
+    signature = {name: configuration.signature[name] for name in order}
+    source = ASTSource(
+        configuration.kernel,
+        signature=signature,
+        constexprs={(order.index(name),): value for name, value in configuration.constexprs.items()},
+        attrs={(order.index(name),): [["tt.divisibility", 16]] for name in configuration.aligned()},
+    )
+    options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
+    try:
+        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    except Exception as error:  # whatever the compiler raises is the result
+        return {**found, "error": f"{type(error).__name__}: {error}"}
+    registers, stack, local = resource_usage(compiled.asm["cubin"])
+    # Triton asks for all its shared memory at the launch; what cuobjdump counts is what the driver keeps.
+    return {**found, "registers": registers, "stack": stack, "local": local, "shared": compiled.metadata.shared}
+
+
+def resource_usage(cubin: bytes) -> tuple[int, ...]:
+    """Registers, stack and local memory of the one kernel in `cubin`."""
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    match = USAGE.search(done.stdout)
+    if match is None:
+        raise RuntimeError(f"cuobjdump says nothing of the kernel's resources: {done.stdout}")
+    return tuple(map(int, match.groups()))
+
+
+def compile_all(modules: Sequence[str]) -> list[dict[str, Any]]:
+    # Spawned, not forked: the parent may run threads.
+    with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
+        names = list(pool.map(names_of, modules))
+        jobs = [
+            (module, index, architecture)
+            for module, its_names in zip(modules, names, strict=True)
+            for index in range(len(its_names))
+            for architecture in ARCHITECTURES
+        ]
+        return list(pool.map(compile_one, *zip(*jobs, strict=True))) if jobs else []
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    lines = [f"{'operation':<28}{'configuration':<40}{'sm':>4}{'registers':>11}{'stack':>7}{'local':>7}{'shared':>8}"]
+    for one in results:
+        operation = one["module"].removeprefix("spanbert_kernels.ops.").removesuffix(".triton")
+        line = f"{operation:<28}{one['name']:<40}{one['architecture']:>4}"
+        if "error" in one:
+            line += f"  {one['error'].splitlines()[0]}"
+        else:
+            line += f"{one['registers']:>11}{one['stack']:>7}{one['local']:>7}{one['shared']:>8}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", help="modules with aot_configurations(); by default all operations'")
+    parser.add_argument("--print", action="store_true", help="a table instead of JSON")
+    arguments = parser.parse_args()
+    results = compile_all(arguments.modules or operation_modules())
+    print(table(results) if arguments.print else json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

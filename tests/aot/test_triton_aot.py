@@ -1,0 +1,78 @@
+"""Every configuration of every Triton kernel compiles for the GPUs at hand, without spills and within shared memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spanbert_kernels.ops  # noqa: F401  (fills the registry)
+from spanbert_kernels.ops import backends
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+FOLDER = Path(__file__).resolve().parent
+# Bytes of shared memory that one block may use.
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+OPERATIONS = sorted(name for name, names in backends._registry.items() if "triton" in names)
+
+
+def compile_modules(*modules: str) -> list[dict[str, Any]]:
+    """What compile_triton.py says, run without the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, str(FOLDER / "compile_triton.py"), *modules]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results: list[dict[str, Any]] = json.loads(done.stdout)
+    return results
+
+
+def complaint(result: dict[str, Any]) -> str | None:
+    """What is wrong with a configuration, if anything."""
+    limit = SHARED[result["architecture"]]
+    if "error" in result:
+        return f"does not compile: {result['error']}"
+    if result["stack"] or result["local"]:
+        return f"spills: {result['stack']} bytes of stack, {result['local']} of local memory"
+    if result["shared"] > limit:
+        return f"wants {result['shared']} bytes of shared memory, there are {limit}"
+    return None
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[dict[str, Any]]:
+    from compile_triton import table
+
+    results = compile_modules()
+    print(f"\n{table(results)}")
+    return results
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_configuration_fits(operation: str, compiled: list[dict[str, Any]]) -> None:
+    own = [result for result in compiled if result["module"] == f"spanbert_kernels.ops.{operation}.triton"]
+    found = [(result["name"], result["architecture"]) for result in own]
+    assert len(set(found)) == len(found), "two configurations of one name"
+    assert {architecture for _, architecture in found} == set(SHARED)
+    wrong = {(r["name"], r["architecture"]): complaint(r) for r in own if complaint(r) is not None}
+    assert wrong == {}
+
+
+def test_no_module_is_left_out(compiled: list[dict[str, Any]]) -> None:
+    """An operation with Triton kernels names the backend, and the other way round."""
+    assert {result["module"].split(".")[-2] for result in compiled} == set(OPERATIONS)
+
+
+def test_what_does_not_fit_is_seen() -> None:
+    results = compile_modules("oversized_kernels")
+    complaints = {(r["name"], r["architecture"]): complaint(r) or "" for r in results}
+    for architecture in SHARED:
+        assert complaints["fits", architecture] == ""
+        assert complaints["spills", architecture].startswith("spills: ")
+        assert "shared memory" in complaints["shared", architecture]

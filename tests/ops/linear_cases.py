@@ -1,0 +1,226 @@
+"""The rows of span_linear's and span_score's tables, and the loops that they are compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from op_checks import (
+    Case,
+    OpChecks,
+    RecordRawCalls,
+    Setting,
+    Tensors,
+    check_identical,
+    run_setting,
+    unchanged,
+)
+from pool_cases import (
+    buckets,
+    documents,
+    enumerated_by_loop,
+    pool_by_loop,
+    pool_inputs,
+    score_terms,
+    with_enumeration,
+    with_plan,
+    without_spans,
+    without_tokens,
+)
+from torch import Tensor
+
+from spanbert_kernels.ops import philox, span_linear, span_score
+
+MENTION = ["start", "end", "attention", "width"]
+LINEAR = ["width", "start", "attention", "mean", "end", "sum"]
+EVERY = [*LINEAR[:2], "max", *LINEAR[2:]]
+
+
+def activate_by_formula(values: Tensor, activation: str) -> Tensor:
+    if activation == "relu":
+        return torch.where(values > 0, values, 0)
+    return values * 0.5 * (1 + torch.erf(values / math.sqrt(2))) if activation == "gelu" else values
+
+
+def linear_by_loop(weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", **pooling: Any) -> Tensor:
+    """The pooled vectors, span by span, and the layer over them."""
+    values = pool_by_loop(**pooling) @ weight.T
+    return activate_by_formula(values if bias is None else values + bias, activation)
+
+
+def score_by_loop(
+    out_weight: Tensor,
+    out_bias: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    activation: str = "relu",
+    dropout_p: float = 0.0,
+    **layer: Any,
+) -> Tensor:
+    inner = linear_by_loop(activation=activation, **layer)
+    if dropout_p:
+        assert seed is not None
+        zero, columns = torch.zeros(1, dtype=torch.int64), torch.arange(inner.shape[1])
+        kept = [philox.keep(seed, dropout_p, zero, torch.tensor([row]), columns) for row in range(len(inner))]
+        inner = inner * torch.stack(kept) / (1 - dropout_p)
+    scores = inner @ out_weight.T
+    return scores if out_bias is None else scores + out_bias
+
+
+def columns_of(tensors: Tensors, parts: list[str]) -> int:
+    hidden = tensors["hidden"]
+    scores, table = tensors.get("scores"), tensors.get("width_embedding")
+    heads = 1 if scores is None or scores.dim() == 1 else scores.shape[1]
+    sizes = {"attention": heads * hidden.shape[1], "width": 0 if table is None else table.shape[1]}
+    return sum(sizes.get(part, hidden.shape[1]) for part in parts)
+
+
+def layer_inputs(
+    size: int,
+    inputs: Callable[[int], Tensors],
+    parts: list[str],
+    outputs: int = 7,
+    bias: bool = True,
+    scores: int | None = None,
+    seed: int | None = None,
+) -> Tensors:
+    """`inputs`, and the layers' weights: one layer, or two with `scores` (0: an `out_weight [O]`)."""
+    tensors = inputs(size)
+    generator = torch.Generator().manual_seed(10 + size)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    columns = columns_of(tensors, parts)
+    tensors["weight"] = randn(outputs, columns) / max(columns, 1) ** 0.5
+    if bias:
+        tensors["bias"] = 0.5 * randn(outputs)
+    if scores is not None:
+        tensors["out_weight"] = randn(*([scores] if scores else []), outputs) / outputs**0.5
+        tensors["out_bias"] = randn(scores or 1)
+    if seed is not None:
+        tensors["seed"] = torch.tensor([seed])
+    return tensors
+
+
+many = partial(pool_inputs, spans=13)  # more spans than tokens
+few = partial(pool_inputs, spans=6)
+
+
+def row(
+    name: str,
+    parts: list[str],
+    inputs: Callable[[int], Tensors],
+    *,
+    arguments: Callable[[Tensors], dict[str, Any]] = unchanged,
+    compiled: tuple[str, ...] = (),
+    large: bool = False,
+    outputs: int = 7,
+    bias: bool = True,
+    scores: int | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> Case:
+    """A case of span_linear; with `scores` one of span_score."""
+    options["parts"] = parts
+    made = partial(layer_inputs, inputs=inputs, parts=parts, outputs=outputs, bias=bias, scores=scores, seed=seed)
+    call: Callable[..., Tensor] = partial(span_linear, **options)
+    oracle: Callable[..., Tensor] = partial(linear_by_loop, **options)
+    if scores is not None:
+        call, oracle = (
+            partial(span_score, **options, **({} if bias else {"bias": None})),
+            partial(score_by_loop, **options),
+        )
+
+    def with_spans(tensors: Tensors) -> Tensors:
+        rest = {name: t for name, t in tensors.items() if name != "cu_seqlens"}
+        return rest if "spans" in rest else {**rest, "spans": enumerated_by_loop(tensors["cu_seqlens"], 3)}
+
+    def by_loop(**tensors: Tensor) -> Tensor:
+        result: Tensor = oracle(**with_spans(tensors))
+        return result
+
+    def terms(tensors: Tensors, gradients: Tensors, incoming: list[Tensor]) -> dict[str, float]:
+        """The gradients of a bias and of the second weight are sums of as many signed numbers as there are spans."""
+        found = score_terms(tensors, gradients, incoming) if "attention" in parts else {}
+        if "bias" in tensors and incoming:
+            own = incoming[0].abs()
+            inner = own if scores is None else own @ tensors["out_weight"].abs()
+            found["bias"] = float(inner.sum(0).max()) if len(inner) else 0.0
+        if scores is not None and incoming:
+            second = ("out_weight", "out_bias", "seed")
+            layer = {name: t for name, t in with_spans(tensors).items() if name not in second}
+            plain = {name: option for name, option in options.items() if name != "dropout_p"}
+            inner = linear_by_loop(**{"activation": "relu", **plain}, **layer).abs()
+            sums = incoming[0].abs().view(len(inner), -1).T @ inner
+            found["out_weight"] = float(sums.max()) if sums.numel() else 0.0
+        return found
+
+    return Case(name, made, call, by_loop, arguments, ("eager",), terms, compiled, large)
+
+
+LINEAR_CASES = (
+    row("all parts", LINEAR, partial(many, heads=2, table=3), activation="gelu", compiled=("cpu",)),
+    row("mention", MENTION, partial(many, heads=1, table=3), activation="relu", compiled=("eager",)),
+    row("no bias", ["end", "sum"], many, bias=False),
+    row("width alone", ["width"], partial(many, table=4), width_rows=buckets),
+    row("half-open plan", ["mean", "width"], partial(many, table=4), arguments=partial(with_plan, end_inclusive=False),
+        end_inclusive=False, activation="gelu"),
+    row("enumerated", LINEAR, documents, arguments=with_enumeration, activation="relu", compiled=("cpu",)),
+    row("no tokens", LINEAR, without_tokens, activation="gelu"),
+    # A block of columns, vectors and a rest after it; several ranges of groups.
+    row("large", LINEAR, partial(pool_inputs, tokens=150, columns=19, spans=400, heads=2, table=5), outputs=83,
+        activation="gelu", large=True),
+    row("large mention", MENTION, partial(pool_inputs, tokens=120, columns=19, spans=500, heads=1, table=5), outputs=71,
+        activation="relu", arguments=with_plan, large=True),
+)  # fmt: skip
+# Where pooled spans are multiplied: fewer spans than tokens, and the maximum.
+POOLED_FIRST_CASES = (
+    row("fewer spans", EVERY, partial(few, heads=2, table=3), activation="gelu", compiled=("cpu",)),
+    row("fewer spans, plan", MENTION, partial(few, heads=1, table=3), activation="relu", arguments=with_plan),
+    row("no spans", LINEAR, without_spans),
+    row("with max", EVERY, partial(many, heads=2, table=3), activation="gelu", compiled=("cpu",)),
+    row("max alone", ["max"], many, activation="relu", bias=False),
+)
+SCORE_CASES = (
+    row("all parts", LINEAR, partial(many, heads=2, table=3), scores=3, activation="gelu", compiled=("cpu",)),
+    row("mention", MENTION, partial(many, heads=1, table=3), scores=1),
+    row("dropout", MENTION, partial(many, heads=1, table=3), scores=2, seed=-(2**62) - 3, dropout_p=0.4,
+        compiled=("cpu", "eager")),
+    row("no bias", ["end", "sum"], many, scores=2, bias=False, activation="none"),
+    row("enumerated", LINEAR, documents, arguments=with_enumeration, scores=1, seed=5, dropout_p=0.2),
+    row("no tokens", LINEAR, without_tokens, scores=2),
+    row("large", LINEAR, partial(pool_inputs, tokens=150, columns=19, spans=400, heads=2, table=5), outputs=83,
+        scores=5, seed=9, dropout_p=0.3, activation="gelu", large=True),
+    row("large mention", MENTION, partial(pool_inputs, tokens=120, columns=19, spans=500, heads=1, table=5), outputs=71,
+        scores=1, arguments=with_plan, large=True),
+)  # fmt: skip
+SCORE_POOLED_FIRST_CASES = (
+    row("fewer spans", LINEAR, partial(few, heads=2, table=3), scores=2, seed=3, dropout_p=0.3, compiled=("cpu",)),
+    row("no spans", LINEAR, without_spans, scores=2),
+)
+
+
+class ProjectedChecks(OpChecks):
+    """The shared checks of operations around whose kernels PyTorch multiplies."""
+
+    def test_same_bits_every_time(self, case: Case, backend: str) -> None:
+        """The whole call run again, and its kernels with any number of threads: PyTorch's products depend on it."""
+        setting = Setting(case)
+        with RecordRawCalls() as record:
+            first = run_setting(setting, backend)
+        check_identical(first, run_setting(setting, backend), "in another run")
+        calls = [call for call in record.calls if call[0].name().endswith(("_forward", "_backward"))]
+        assert calls or backend != "cpu"
+        for func, args, kwargs in calls:
+            results = []
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                result = func(*args, **kwargs)
+                results.append(result if isinstance(result, tuple) else (result,))
+            for other in results[1:]:
+                for a, b in zip(results[0], other, strict=True):
+                    assert torch.equal(a, b), f"{func.name()} depends on the number of threads"
