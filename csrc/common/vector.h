@@ -162,29 +162,22 @@ inline void store_up_to(S* to, Vector<typename Accumulator<S>::type> x, int coun
 }
 
 // Whole vectors past the caches, for results larger than those: the memory is then written without being read first.
-// Addresses are multiples of a vector's size in memory. End with `streamed()` before another thread reads.
+// Addresses are multiples of kStreamBytes. End with `streamed()` before another thread reads.
 #if defined(__x86_64__)
-template <class S>
-constexpr int64_t stream_bytes = lanes<typename Accumulator<S>::type> * sizeof(S);
+constexpr int64_t kStreamBytes = 16;
 inline void stream_bits(void* to, const void* from, int64_t bytes) {
-#if defined(SPANBERT_LEVEL_AVX512)
-  if (bytes == 64) return _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
-#endif
-#if defined(SPANBERT_LEVEL_AVX512) || defined(SPANBERT_LEVEL_AVX2)
-  if (bytes == 32) {
-    return _mm256_stream_si256(static_cast<__m256i*>(to), _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+  if (bytes < kStreamBytes) {
+    std::memcpy(to, from, bytes);
+    return;
   }
-#endif
-  if (bytes == 16)
-    return _mm_stream_si128(static_cast<__m128i*>(to), _mm_loadu_si128(static_cast<const __m128i*>(from)));
-  long long bits;
-  std::memcpy(&bits, from, sizeof(bits));
-  _mm_stream_si64(static_cast<long long*>(to), bits);
+  for (int64_t byte = 0; byte < bytes; byte += kStreamBytes) {
+    const auto* piece = reinterpret_cast<const __m128i*>(static_cast<const char*>(from) + byte);
+    _mm_stream_si128(reinterpret_cast<__m128i*>(static_cast<char*>(to) + byte), _mm_loadu_si128(piece));
+  }
 }
 inline void streamed() { _mm_sfence(); }
 #else
-template <class S>
-constexpr int64_t stream_bytes = 0;  // no such instruction
+constexpr int64_t kStreamBytes = 0;  // no such instruction
 inline void stream_bits(void*, const void*, int64_t) {}
 inline void streamed() {}
 #endif

@@ -52,12 +52,10 @@ struct Forward {
   explicit Forward(const SpanPoolCall& call) : call(call) {}
 
   bool can_stream() const {
-    constexpr int64_t bytes = stream_bytes<S>;
-    if (bytes == 0 || !call.output_exceeds_caches || reinterpret_cast<uintptr_t>(call.output) % bytes != 0)
-      return false;
-    bool aligned = call.output_columns * sizeof(S) % bytes == 0;
-    for (const int64_t offset : call.offset) aligned &= offset < 0 || offset * sizeof(S) % bytes == 0;
-    return aligned;
+    if (kStreamBytes == 0 || !call.output_exceeds_caches) return false;
+    uint64_t places = reinterpret_cast<uintptr_t>(call.output) | call.output_columns * sizeof(S);
+    for (const int64_t offset : call.offset) places |= offset < 0 ? 0 : offset * sizeof(S);
+    return places % (kStreamBytes ? kStreamBytes : 1) == 0;
   }
 
   void write(S* to, V x, int count) const {

@@ -75,13 +75,17 @@ class SpanPlan:
     ends: Tensor | None = None
     rows: Tensor | None = None
     cu_seqlens: Tensor | None = None
-    _lists: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _lists: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.num_spans
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """First token and token after the last of every span, int64 `[N]` each, in the order of the output rows."""
+        found: tuple[Tensor, Tensor] = self._once("bounds", self._make_bounds)
+        return found
+
+    def _make_bounds(self) -> tuple[Tensor, Tensor]:
         if self.cu_seqlens is not None:
             return _enumerate(self.cu_seqlens, self.num_tokens, self.max_width, self.num_spans)
         assert self.starts is not None
@@ -93,19 +97,24 @@ class SpanPlan:
 
     def device_work(self) -> SpanWork:
         """The work lists of the GPU kernels: made at the first call, the same tensors for every later one."""
-        if "work" not in self._lists:
-            if self.cu_seqlens is None:
-                assert self.starts is not None
-                assert self.ends is not None
-                first, reach = first_and_reach(self.starts, self.ends, self.num_tokens)
-                bounds = self.starts, self.ends, self.rows
-            else:
-                start, end = self.bounds()
-                first, reach = first_and_reach(start, end, self.num_tokens)
-                bounds = start, end, None
-            self._lists["work"] = SpanWork(*bounds, self.cu_seqlens, first, reach, self.num_spans, self.max_width)
-        work: SpanWork = self._lists["work"]
+        work: SpanWork = self._once("work", self._make_work)
         return work
+
+    def _make_work(self) -> SpanWork:
+        start, end, rows = self.starts, self.ends, self.rows
+        if start is None or end is None:
+            start, end = self.bounds()
+        first, reach = first_and_reach(start, end, self.num_tokens)
+        return SpanWork(start, end, rows, self.cu_seqlens, first, reach, self.num_spans, self.max_width)
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once: not inside a graph, and fit for autograd wherever that first call stands."""
+        if torch.compiler.is_compiling():
+            return make()
+        if name not in self._lists:
+            with torch.inference_mode(False):
+                self._lists[name] = make()
+        return self._lists[name]
 
     def pairs(self) -> Tensor:
         """The spans as an int64 tensor `[N, 2]` of (start, end), end inclusive, in the order of the output rows.

@@ -144,19 +144,30 @@ def row(
         return result
 
     def terms(tensors: Tensors, gradients: Tensors, incoming: list[Tensor]) -> dict[str, float]:
-        """The gradients of a bias and of the second weight are sums of as many signed numbers as there are spans."""
+        """The gradients of biases, of the second weight and of the width table sum signed numbers of many spans."""
         found = score_terms(tensors, gradients, incoming) if "attention" in parts else {}
-        if "bias" in tensors and incoming:
-            own = incoming[0].abs()
-            inner = own if scores is None else own @ tensors["out_weight"].abs()
-            found["bias"] = float(inner.sum(0).max()) if len(inner) else 0.0
-        if scores is not None and incoming:
+        if not incoming or not len(incoming[0]):
+            return found
+        inner = incoming[0].abs() if scores is None else incoming[0].abs() @ tensors["out_weight"].abs()
+        if scores is not None and tensors["out_weight"].dim() == 1:
+            inner = incoming[0].abs()[:, None] * tensors["out_weight"].abs()
+        found["bias"] = float(inner.sum(0).max())
+        table = tensors.get("width_embedding")
+        if table is not None and "width" in parts:
+            rows = {"width_embedding": torch.eye(len(table), dtype=table.dtype), "parts": ["width"]}
+            pooling = {n: option for n, option in options.items() if n in ("width_rows", "end_inclusive")}
+            given = with_spans(tensors)
+            taken = pool_by_loop(given["hidden"], given["spans"], **rows, **pooling)  # [N, table rows]
+            first = columns_of(tensors, parts[: parts.index("width")])
+            weight = tensors["weight"][:, first : first + table.shape[1]].abs()
+            found["width_embedding"] = float((taken.T @ (inner @ weight)).max())
+        if scores is not None:
             second = ("out_weight", "out_bias", "seed")
             layer = {name: t for name, t in with_spans(tensors).items() if name not in second}
             plain = {name: option for name, option in options.items() if name != "dropout_p"}
             inner = linear_by_loop(**{"activation": "relu", **plain}, **layer).abs()
-            sums = incoming[0].abs().view(len(inner), -1).T @ inner
-            found["out_weight"] = float(sums.max()) if sums.numel() else 0.0
+            sums = incoming[0].abs().reshape(len(inner), max(scores, 1)).T @ inner
+            found["out_weight"] = float(sums.max())
         return found
 
     return Case(name, made, call, by_loop, arguments, ("eager",), terms, compiled, large)

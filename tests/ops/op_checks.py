@@ -59,13 +59,17 @@ PLACES = (
 )
 
 
-def place_parameters(names: tuple[str, ...], places: tuple[Place, ...] = PLACES) -> list[Any]:
+def place_parameters(
+    names: tuple[str, ...], places: tuple[Place, ...] = PLACES, emulated_slow: bool = False
+) -> list[Any]:
     """The places of an operation's backends, as parameters of the fixture `backend`."""
-    return [
-        pytest.param(place, id=str(place), marks=[pytest.mark.gpu] if place.device == "cuda" else [])
-        for place in places
-        if place.backend in names
-    ]
+
+    def marks(place: Place) -> list[pytest.MarkDecorator]:
+        if place.device == "cuda":
+            return [pytest.mark.gpu]
+        return [pytest.mark.slow] if place.emulated and emulated_slow else []
+
+    return [pytest.param(place, id=str(place), marks=marks(place)) for place in places if place.backend in names]
 
 
 def every_backend(operation: str) -> pytest.MarkDecorator:
@@ -310,6 +314,10 @@ class RecordRawCalls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+# What every test run checks of the emulated places, which are slow; the slow tests check the rest of them.
+EVERYDAY = ("test_values_and_gradients", "test_input_layouts", "test_second_derivative")
+
+
 class OpChecks:
     """The checks. `backend` runs over the operation's backends, the CPU kernels at every instruction-set level."""
 
@@ -326,10 +334,11 @@ class OpChecks:
             metafunc.parametrize("case", cases, ids=lambda c: c.name)
         names = backends._registry[metafunc.cls.operation]
         if "backend" in metafunc.fixturenames:
-            metafunc.parametrize("backend", place_parameters(names), indirect=True)
+            slow = metafunc.function.__name__ not in EVERYDAY
+            metafunc.parametrize("backend", place_parameters(names, emulated_slow=slow), indirect=True)
         if "best_backend" in metafunc.fixturenames:
             best = (Place("cpu"), *(place for place in PLACES if place.backend != "cpu" and place.kind != "fibers"))
-            metafunc.parametrize("best_backend", place_parameters(names, best), indirect=True)
+            metafunc.parametrize("best_backend", place_parameters(names, best, emulated_slow=True), indirect=True)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
     def test_values_and_gradients(self, case: Case, backend: str, dtype: torch.dtype) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from pool_cases import buckets, enumerated_by_loop
 
 from spanbert_kernels.ops import enumerate_spans, plan_spans
-from spanbert_kernels.ops.plans import width_index
+from spanbert_kernels.ops.plans import width_index, work_for
 
 small = settings(deadline=None, derandomize=True, max_examples=50)
 pairs = st.lists(st.tuples(st.integers(0, 9), st.integers(-1, 9)), max_size=12)
@@ -123,3 +124,30 @@ def test_width_index() -> None:
     widths = torch.tensor([0, 1, 2, 3, 9])
     assert width_index(widths, 3, None).tolist() == [0, 0, 1, 2, 2]
     assert width_index(widths, 4, buckets).tolist() == [0, 0, 1, 2, 3]
+
+
+def test_lists_made_under_inference_serve_training_and_a_changed_plan_makes_its_own() -> None:
+    for plan in (plan_spans(torch.tensor([[2, 3], [0, 1]])), enumerate_spans(torch.tensor([0, 4]), 2)):
+        with torch.inference_mode():
+            work, bounds = plan.device_work(), plan.bounds()
+        assert plan.device_work() is work
+        assert plan.bounds() is bounds
+        assert not any(tensor.is_inference() for tensor in (*work[:6], *bounds) if tensor is not None)
+    changed = dataclasses.replace(plan, cu_seqlens=torch.tensor([0, 1, 4]), num_spans=6)
+    assert changed.bounds()[0].tolist() == [0, 1, 1, 2, 2, 3]
+
+
+def test_work_lists_find_the_spans_of_every_token() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randint(0, 20, (60,), generator=generator)
+    end = (start + torch.randint(0, 7, (60,), generator=generator)).clamp(max=20)
+    for spans in (plan_spans(torch.stack([start, end], 1), num_tokens=20, end_inclusive=False), (start, end)):
+        work = work_for(spans, "triton", 20)
+        assert work.starts is not None
+        assert work.ends is not None
+        assert work.first is not None
+        assert work.reach is not None
+        for token in range(20):
+            held = ((work.starts <= token) & (token < work.ends)).nonzero()[:, 0].tolist()
+            assert all(int(work.reach[token]) <= i < int(work.first[token + 1]) for i in held)
+            assert not held or held[0] == int(work.reach[token])

@@ -81,7 +81,7 @@ def test_no_product_has_a_row_a_span(backend: str) -> None:
     tensors = make(LINEAR, spans=50)
     with RecordAll() as record:
         span_linear(**tensors, parts=LINEAR, backend=backend)
-    products = [args for name, args in record.calls if "mm" in name]
+    products = [args for name, args in record.calls if name in ("aten::mm", "aten::addmm", "aten::addmm_")]
     rows = {tensor.shape[0] for args in products for tensor in args[:1]}
     assert rows == {9, 3}
 
@@ -120,7 +120,9 @@ def test_a_span_depends_on_its_own_tokens_alone(backend: str, poison: float) -> 
     # The poisoned tokens have spans of their own, nested with clean ones.
     more = {**tensors, "spans": torch.cat([spans, torch.tensor([[0, 3], [9, 13]])])}
     output = span_linear(**more, parts=LINEAR, activation="gelu", backend=backend)
-    assert torch.equal(output[:21], expected)
+    # In Triton's interpreter a BLAS multiplies, whose sums depend on a row's place among the others.
+    tolerance = 1e-6 if backend == "triton" else 0.0
+    torch.testing.assert_close(output[:21], expected, rtol=tolerance, atol=tolerance)
     leaves = {n: tensors[n].requires_grad_() for n in ("hidden", "scores")}
     output = span_linear(**tensors, parts=LINEAR, activation="gelu", backend=backend)
     for grad in torch.autograd.grad(output.sum(), list(leaves.values())):

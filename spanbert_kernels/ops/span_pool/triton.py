@@ -217,7 +217,7 @@ def backward(
     lists = {**spans, "first": first.contiguous(), "reach": reach.contiguous()}
     sizes = {"tokens": tokens, "spans": num_spans, "grad_stride": grad_output.stride(0)}
     with on(hidden.device):
-        if width_embedding is not None and grad_table.numel():
+        if width_embedding is not None and offsets["width_column"] is not None and grad_table.numel():
             grad_table = _table_backward(grad_output, spans, sizes, width_embedding, width_index, offsets)
         linear = {f"{name}_column": offsets[f"{name}_column"] for name in ("start", "end", "mean", "sum")}
         stages = {
