@@ -5,6 +5,7 @@ TORCH_VERSION ?= 2.13.0
 # Empty: the CPU build of PyTorch where pip offers one, else the default build. Set it to choose, e.g. TORCH=torch==2.13.0
 TORCH ?=
 DOCUMENTS ?=
+SIDE_BY_SIDE ?= -n auto --maxprocesses 4
 RESULTS ?= benchmarks/results/latest.json
 # Where gpu-check writes its JSON.
 OUT ?= benchmarks/results
@@ -21,10 +22,10 @@ demo: $(VENV)/.installed
 	$(BIN)/spanbert-kernels demo $(DOCUMENTS)
 
 test: check
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(SIDE_BY_SIDE)
 
 test-all: check
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" $(SIDE_BY_SIDE)
 
 check: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -195,8 +195,9 @@ def exact(name: str) -> Tensor:
     case = CASES[name]
     hidden, spans, _, scores, table = inputs(case)
     tensors = [tensor.double() for tensor in (hidden, scores, table)]
-    by_name = alternatives(name, *tensors[:1], spans, *tensors[1:])
-    way = by_name["embedding_bag" if case.random else EAGER]
+    if name == "max":
+        return in_chunks(gather_and_max, tensors[0], spans)
+    way = alternatives(name, tensors[0], spans, *tensors[1:])["embedding_bag" if case.random else "dense product"]
     if not case.backward:
         return _without_gradients(way, *tensors)()
     leaves = [tensor.requires_grad_() for tensor in tensors]
@@ -217,6 +218,7 @@ def allowed_megabytes(name: str) -> float:
 
 @pytest.mark.parametrize("name", CASES)
 def test_spans(compare: Callable[..., None], name: str) -> None:
+    measured = peaks("bench_span_pool", name, ["ours", EAGER])  # while this process itself is small
     case, every = CASES[name], ways(name)
     mine, floor = every.pop("ours"), {FLOOR: every.pop(FLOOR)} if FLOOR in every else {}
     result, eager = mine(), every[EAGER]()
@@ -230,7 +232,7 @@ def test_spans(compare: Callable[..., None], name: str) -> None:
         error=error,
         goals=case.goals,
         floors=floor,
-        peak=Peak(peaks("bench_span_pool", name, ["ours", EAGER]), allowed_megabytes(name), asked),
+        peak=Peak(measured, allowed_megabytes(name), asked),
     )
 
 

@@ -85,9 +85,9 @@ struct Backward {
         }
         if (call.has(kMean)) {
           const S* grad = grad_row(row, call.offset[kMean]);
-          const A tokens = static_cast<A>(t + 1 - start);
+          const A part_of_width = 1 / static_cast<A>(t + 1 - start);
           each([&](int64_t c, int n) {
-            store(linear.get() + c, load(linear.get() + c) + load_up_to(grad + c, n) / tokens);
+            store(linear.get() + c, load(linear.get() + c) + load_up_to(grad + c, n) * part_of_width);
           });
         }
       }
@@ -121,7 +121,7 @@ struct Backward {
         for (; i >= begin && groups.end(group, i) - 1 == t; --i) {
           const int64_t row = groups.row(i), offset = call.offset[kAttention] + k * call.columns;
           prefetch(groups, i - kAhead, offset);
-          const auto [narrower, total] = softmax[t - start];
+          const A narrower = softmax[t - start].maximum, scale = 1 / softmax[t - start].total;
           const A rescale = narrower == pivot ? A(1) : std::exp(narrower - pivot);
           pivot = narrower;
           const S* grad = grad_row(row, offset);
@@ -134,10 +134,10 @@ struct Backward {
           V dot{};
           each([&](int64_t c, int n) {
             const V g = load_up_to(grad + c, n);
-            store(sums + c, load(sums + c) * rescale + g / total);
+            store(sums + c, load(sums + c) * rescale + g * scale);
             dot += g * load_up_to(out + c, n);
           });
-          dots = dots * rescale + sum_of<A>(dot) / total;
+          dots = dots * rescale + sum_of<A>(dot) * scale;
         }
         const A weight = std::exp(scores[t * heads + k] - pivot);
         A* to = grad_token(t);

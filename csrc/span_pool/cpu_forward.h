@@ -78,7 +78,7 @@ struct Forward {
   // Columns of the block at c: adds tokens from .. end - 1 to the running values (afresh with `fresh`) and writes the
   // parts of a span of `width` tokens.
   template <int N>
-  void block(int64_t c, int count, int64_t from, int64_t end, bool fresh, A width, S* out) {
+  void block(int64_t c, int count, int64_t from, int64_t end, bool fresh, A part_of_width, S* out) {
     const int last = N == 1 ? count : lanes<A>;
     const auto column = [&](int v) { return c + v * lanes<A>; };
     V state[N];
@@ -90,7 +90,7 @@ struct Forward {
       for (int v = 0; v < N; ++v) {
         store(sums.get() + column(v), state[v]);
         if (call.has(kSum)) write(out + call.offset[kSum] + column(v), state[v], last);
-        if (call.has(kMean)) write(out + call.offset[kMean] + column(v), state[v] / width, last);
+        if (call.has(kMean)) write(out + call.offset[kMean] + column(v), state[v] * part_of_width, last);
       }
     }
     if (maxima) {
@@ -112,10 +112,10 @@ struct Forward {
           state[v] = state[v] * factor[0] + factor[1] * load_up_to(token(t) + column(v), last);
         }
       }
-      const A total = softmax[k].total;
+      const A scale = 1 / softmax[k].total;
       for (int v = 0; v < N; ++v) {
         store(memory + column(v), state[v]);
-        write(out + call.offset[kAttention] + k * call.columns + column(v), state[v] / total, last);
+        write(out + call.offset[kAttention] + k * call.columns + column(v), state[v] * scale, last);
       }
     }
   }
@@ -132,13 +132,13 @@ struct Forward {
     }
     if (sums || maxima || softmax) {
       int64_t c = 0;
-      const A width = static_cast<A>(end - start);
+      const A part_of_width = 1 / static_cast<A>(end - start);
       for (; c + kBlock * lanes<A> <= call.columns; c += kBlock * lanes<A>) {
-        block<kBlock>(c, lanes<A>, from, end, fresh, width, out);
+        block<kBlock>(c, lanes<A>, from, end, fresh, part_of_width, out);
       }
       for (; c < call.columns; c += lanes<A>) {
         const int count = static_cast<int>(call.columns - c < lanes<A> ? call.columns - c : lanes<A>);
-        block<1>(c, count, from, end, fresh, width, out);
+        block<1>(c, count, from, end, fresh, part_of_width, out);
       }
     }
     if (call.has(kStart)) copy(out + call.offset[kStart], token(start), call.columns);
@@ -200,7 +200,7 @@ struct Forward {
       if (call.has(Op::whole)) write(out + call.offset[Op::whole] + to, value[v], last);
       if constexpr (Op::scaled != kParts) {
         if (call.has(Op::scaled)) {
-          write(out + call.offset[Op::scaled] + to, value[v] / static_cast<A>(end - start), last);
+          write(out + call.offset[Op::scaled] + to, value[v] * (1 / static_cast<A>(end - start)), last);
         }
       }
     }
