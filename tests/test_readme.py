@@ -22,10 +22,19 @@ def test_examples(example: str) -> None:
 
 
 def test_table_of_operations_and_backends() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|.*?\|(.*?)\|(.*?)\|(.*?)\|$", README, re.MULTILINE)
-    table = {name: {"eager": eager.strip(), "cpu": cpu.strip()} for name, eager, cpu, _ in rows}
-    has = {name: {each: "yes" * (each in backends) for each in ("eager", "cpu")} for name, backends in registry()}
-    assert table == has
+    """Each cell says yes, or who serves the call and, in a note, why."""
+    columns = ("cuda", "triton", "cpu", "eager")
+    rows = re.findall(r"^\| `(\w+)` \|.*?\|(.*?)\|(.*?)\|(.*?)\|(.*?)\|$", README, re.MULTILINE)
+    table = {name: dict(zip(columns, (cell.strip() for cell in cells), strict=True)) for name, *cells in rows}
+    assert set(table) == {name for name, _ in registry()}
+    for name, backends in registry():
+        for column, cell in table[name].items():
+            if column in backends:
+                assert cell == "yes", (name, column)
+            else:
+                server, note = re.fullmatch(r"`(\w+)` (\[\w\])", cell).groups()  # type: ignore[union-attr]
+                assert server in backends, (name, column)
+                assert f"{note} " in README.split("Where another backend is named")[1]
 
 
 def registry() -> list[tuple[str, tuple[str, ...]]]:

@@ -18,7 +18,7 @@ from spanbert_kernels.ops import checks, library, plans
 from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_linear.reference import ACTIVATIONS
-from spanbert_kernels.ops.span_pool import PARTS, SpanPool, _check_parts, _check_scores, _check_table
+from spanbert_kernels.ops.span_pool import PARTS, SpanPool, check_parts, check_scores, check_table
 
 # Without gradients the eager backend works in chunks of this many gathered elements, to stay small in memory.
 EAGER_CHUNK = 2**26
@@ -124,13 +124,13 @@ def check_call(
 ) -> Call:
     """Everything that both operations check, and the backend of the call."""
     checks.check_floating("hidden", hidden, 2, "[T, H]")
-    codes = _check_parts(parts)
+    codes = check_parts(parts)
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; there are {', '.join(ACTIVATIONS)}")
     resolved = plans.resolve(spans, hidden, end_inclusive, validate)
     chosen = operation.choose(hidden, backend)
-    scores = _check_scores(scores, hidden, parts)
-    table = _check_table(width_embedding, hidden, parts)
+    scores = check_scores(scores, hidden, parts)
+    table = check_table(width_embedding, hidden, parts)
     heads, table_columns = 1 if scores is None else scores.shape[1], 0 if table is None else table.shape[1]
     columns = columns_of(parts, hidden.shape[1], heads, table_columns)
     checks.check_floating("weight", weight, 2, "[O, D]")

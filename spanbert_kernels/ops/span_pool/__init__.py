@@ -153,11 +153,11 @@ def span_pool(
         [[2.0, 3.5, 3.0, 5.0], [1.5, 5.5, 3.0, 9.0]]
     """
     checks.check_floating("hidden", hidden, 2, "[T, H]")
-    codes = _check_parts(parts)
+    codes = check_parts(parts)
     resolved = plans.resolve(spans, hidden, end_inclusive, validate)
     chosen = OPERATION.choose(hidden, backend)
-    scores = _check_scores(scores, hidden, parts)
-    width_embedding = _check_table(width_embedding, hidden, parts)
+    scores = check_scores(scores, hidden, parts)
+    width_embedding = check_table(width_embedding, hidden, parts)
     if chosen == "eager":
         start, end = resolved.bounds() if isinstance(resolved, SpanPlan) else resolved
         index = None if width_embedding is None else plans.width_index(end - start, len(width_embedding), width_rows)
@@ -174,7 +174,7 @@ def span_pool(
     return output
 
 
-def _check_parts(parts: Sequence[str]) -> list[int]:
+def check_parts(parts: Sequence[str]) -> list[int]:
     if isinstance(parts, str):
         raise TypeError(f"parts must be a sequence of names, got the string {parts!r}")
     if not parts:
@@ -187,7 +187,7 @@ def _check_parts(parts: Sequence[str]) -> list[int]:
     return [PARTS.index(part) for part in parts]
 
 
-def _check_scores(scores: Tensor | None, hidden: Tensor, parts: Sequence[str]) -> Tensor | None:
+def check_scores(scores: Tensor | None, hidden: Tensor, parts: Sequence[str]) -> Tensor | None:
     """Scores as `[T, K]` in the dtype that the kernels accumulate in."""
     if "attention" not in parts:
         return None
@@ -206,7 +206,7 @@ def _check_scores(scores: Tensor | None, hidden: Tensor, parts: Sequence[str]) -
     return scores.to(torch.promote_types(hidden.dtype, torch.float32))
 
 
-def _check_table(width_embedding: Tensor | None, hidden: Tensor, parts: Sequence[str]) -> Tensor | None:
+def check_table(width_embedding: Tensor | None, hidden: Tensor, parts: Sequence[str]) -> Tensor | None:
     if "width" not in parts:
         return None
     if width_embedding is None:

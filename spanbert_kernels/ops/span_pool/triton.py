@@ -29,8 +29,6 @@ TABLE_SHARE = 4096  # spans whose gradients one program sums for one row of the 
 
 
 # A step costs the interpreter the same for any size of block, so it gets large ones.
-
-
 def product_options(dtype: torch.dtype) -> dict[str, Any]:
     """Constants and launch options of the matrix products; BLOCK: spans of a forward one, tokens of a backward one."""
     if INTERPRETED:
