@@ -129,7 +129,7 @@ def test_scorer(compare: Callable[..., None], name: str) -> None:
     exact = run(alternatives(all_spans(LENGTH, MAX_WIDTH))["project, add in chunks"], case, torch.float64)()
     error = assert_agrees(mine(), every[EAGER](), exact)
     for other, way in every.items():
-        torch.testing.assert_close(
-            way().double(), exact, rtol=1e-3, atol=1e-3, msg=lambda m, other=other: f"{other}: {m}"
-        )
+        # By their norm: where a unit is all but 0, rounding decides on which side of relu's kink it falls.
+        deviation = float((way().double() - exact).norm() / exact.norm())
+        assert deviation < 1e-3, f"{other} computes something else: {deviation:.2g} of the norm"
     compare(mine, every, error=error, goals=case.goals, peak=Peak(measured, fraction=0.1, fraction_of=EAGER))

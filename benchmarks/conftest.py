@@ -113,7 +113,7 @@ def pytest_configure(config: Any) -> None:
     except (OSError, AttributeError):
         return
     mallopt(no_mmap, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(trim_threshold, -1)  # never
 
 
 def _time(way: Callable[[], object]) -> float:
