@@ -14,6 +14,7 @@ import torch
 from memory import Peak
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -154,13 +155,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
         info = bench.extra_info
         others = {**info["baselines"], **{f"({name})": value for name, value in info["floors"].items()}}
         table.add_row(
-            bench.name,
+            escape(bench.name),
             f"{info['milliseconds']:.4g}",
             "\n".join(f"{name} {value:.4g}" for name, value in others.items()),
             f"{info['speedup']:.2f}",
             "\n".join(f"{name} {value:.4g}" for name, value in info["peak_megabytes"].items()),
             f"{info['largest_error']:.1e}",
-            "\n".join(info["goals"]),
+            escape("\n".join(info["goals"])),
             info["path"],
         )
     Console(width=220).print(table)
