@@ -158,14 +158,21 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   call.output = const_cast<void*>(result.const_data_ptr());
 
   const ScalarType wide = call.storage == Storage::float64 ? ScalarType::Double : ScalarType::Float;
-  const int64_t tiles = (call.columns + kTileColumns - 1) / kTileColumns;
-  const Tensor grad_hidden = torch::stable::new_zeros(hidden, {call.tokens, call.columns}, wide);
-  const Tensor partial_scores = torch::stable::new_zeros(hidden, {scores ? tiles : 0, call.tokens, call.heads}, wide);
-  const Tensor grad_table = torch::stable::new_zeros(hidden, {call.table_rows, call.table_columns}, wide);
-  const SpanPoolGrads grads{grad.const_data_ptr(), grad.stride(0), grad_hidden.mutable_data_ptr(),
-                            partial_scores.mutable_data_ptr(), grad_table.mutable_data_ptr()};
-
   const auto ranges = independent_ranges(p.spans);
+  const auto tiles_of = [&](int64_t tile_columns) { return (call.columns + tile_columns - 1) / tile_columns; };
+  const bool enough = static_cast<int64_t>(ranges.size()) * tiles_of(kWideTile) >= torch::stable::get_num_threads();
+  const int64_t tile_columns = enough ? kWideTile : kNarrowTile, tiles = tiles_of(tile_columns);
+  const Tensor grad_hidden = torch::stable::new_zeros(hidden, {call.tokens, call.columns}, wide);
+  const int64_t slices = (call.columns + kSliceColumns - 1) / kSliceColumns;
+  const Tensor partial_scores = torch::stable::new_zeros(hidden, {scores ? slices : 0, call.tokens, call.heads}, wide);
+  const Tensor grad_table = torch::stable::new_zeros(hidden, {call.table_rows, call.table_columns}, wide);
+  const SpanPoolGrads grads{grad.const_data_ptr(),
+                            grad.stride(0),
+                            tile_columns,
+                            grad_hidden.mutable_data_ptr(),
+                            partial_scores.mutable_data_ptr(),
+                            grad_table.mutable_data_ptr()};
+
   const int64_t walks = static_cast<int64_t>(ranges.size()) * tiles;
   const auto kernel = SPANBERT_KERNEL(span_pool_backward);
   const auto table_kernel = SPANBERT_KERNEL(span_pool_table_backward);
@@ -179,15 +186,15 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   if (scores) {
     grad_scores = torch::stable::new_zeros(*scores, scores->sizes());
     const int64_t count = grad_scores.numel();
-    const auto add_tiles = [&](auto* total, const auto* part) {
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        for (int64_t i = 0; i < count; ++i) total[i] += part[tile * count + i];
+    const auto add_slices = [&](auto* total, const auto* part) {
+      for (int64_t slice = 0; slice < slices; ++slice) {
+        for (int64_t i = 0; i < count; ++i) total[i] += part[slice * count + i];
       }
     };
     if (wide == ScalarType::Double) {
-      add_tiles(grad_scores.mutable_data_ptr<double>(), partial_scores.const_data_ptr<double>());
+      add_slices(grad_scores.mutable_data_ptr<double>(), partial_scores.const_data_ptr<double>());
     } else {
-      add_tiles(grad_scores.mutable_data_ptr<float>(), partial_scores.const_data_ptr<float>());
+      add_slices(grad_scores.mutable_data_ptr<float>(), partial_scores.const_data_ptr<float>());
     }
   }
   return {rounded_like(grad_hidden, hidden), grad_scores,

@@ -34,9 +34,9 @@ struct Backward {
       : call(call),
         grads(grads),
         tile(tile),
-        left(tile * kTileColumns),
-        width(call.columns - left < kTileColumns ? call.columns - left : kTileColumns),
-        pad(padded<A>(kTileColumns)),
+        left(tile * grads.tile_columns),
+        width(call.columns - left < grads.tile_columns ? call.columns - left : grads.tile_columns),
+        pad(padded<A>(grads.tile_columns)),
         grad_hidden(static_cast<A*>(grads.hidden) + left) {}
 
   const S* token(int64_t t) const { return static_cast<const S*>(call.hidden) + t * call.hidden_stride + left; }
@@ -55,7 +55,18 @@ struct Backward {
   // f(column, lanes in use) for every vector of the tile.
   template <class F>
   void each(const F& f) const {
-    for (int64_t c = 0; c < width; c += lanes<A>) f(c, static_cast<int>(width - c < lanes<A> ? width - c : lanes<A>));
+    between(0, width, f);
+  }
+  template <class F>
+  static void between(int64_t begin, int64_t end, const F& f) {
+    for (int64_t c = begin; c < end; c += lanes<A>) f(c, static_cast<int>(end - c < lanes<A> ? end - c : lanes<A>));
+  }
+  // f(slice, first column, end) for every slice of the tile.
+  template <class F>
+  void each_slice(const F& f) const {
+    for (int64_t slice = 0, begin = 0; begin < width; ++slice, begin += kSliceColumns) {
+      f(slice, begin, width - begin < kSliceColumns ? width : begin + kSliceColumns);
+    }
   }
 
   void add_to_token(int64_t t, const S* grad) const {
@@ -105,7 +116,7 @@ struct Backward {
     const int64_t start = groups.start[group], begin = groups.first[group], heads = call.heads;
     const int64_t stop = groups.end(group, groups.first[group + 1] - 1);
     const A* scores = static_cast<const A*>(call.scores);
-    A* grad_scores = static_cast<A*>(grads.scores) + tile * call.tokens * heads;
+    A* grad_scores = static_cast<A*>(grads.scores) + left / kSliceColumns * call.tokens * heads;
     for (int64_t k = 0; k < heads; ++k) {
       RunningSoftmax<A> running;
       for (int64_t t = start; t < stop; ++t) {
@@ -115,7 +126,7 @@ struct Backward {
       }
       A* sums = pooled.get() + k * pad;
       each([&](int64_t c, int) { store(sums + c, V{}); });
-      A pivot = running.maximum, dots = 0;
+      A pivot = running.maximum, dots[kSlicesPerTile] = {};
       int64_t i = groups.first[group + 1] - 1;
       for (int64_t t = stop - 1; t >= start; --t) {
         for (; i >= begin && groups.end(group, i) - 1 == t; --i) {
@@ -131,24 +142,28 @@ struct Backward {
                 static_cast<const S*>(call.output) + groups.row(i - kAhead) * call.output_columns + offset + left;
             for (int64_t c = 0; c < width; c += 64 / sizeof(S)) __builtin_prefetch(next + c);
           }
-          V dot{};
-          each([&](int64_t c, int n) {
-            const V g = load_up_to(grad + c, n);
-            store(sums + c, load(sums + c) * rescale + g * scale);
-            dot += g * load_up_to(out + c, n);
+          each_slice([&](int64_t slice, int64_t low, int64_t high) {
+            V dot{};
+            between(low, high, [&](int64_t c, int n) {
+              const V g = load_up_to(grad + c, n);
+              store(sums + c, load(sums + c) * rescale + g * scale);
+              dot += g * load_up_to(out + c, n);
+            });
+            dots[slice] = dots[slice] * rescale + sum_of<A>(dot) * scale;
           });
-          dots = dots * rescale + sum_of<A>(dot) * scale;
         }
         const A weight = std::exp(scores[t * heads + k] - pivot);
         A* to = grad_token(t);
         const S* x = token(t);
-        V dot{};
-        each([&](int64_t c, int n) {
-          const V sum = load(sums + c);
-          store_up_to(to + c, load_up_to(to + c, n) + weight * sum, n);
-          dot += sum * load_up_to(x + c, n);
+        each_slice([&](int64_t slice, int64_t low, int64_t high) {
+          V dot{};
+          between(low, high, [&](int64_t c, int n) {
+            const V sum = load(sums + c);
+            store_up_to(to + c, load_up_to(to + c, n) + weight * sum, n);
+            dot += sum * load_up_to(x + c, n);
+          });
+          grad_scores[(slice * call.tokens + t) * heads + k] += weight * (sum_of<A>(dot) - dots[slice]);
         });
-        grad_scores[t * heads + k] += weight * (sum_of<A>(dot) - dots);
       }
     }
   }

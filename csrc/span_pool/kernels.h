@@ -10,8 +10,10 @@ namespace spanbert {
 
 enum Part : int { kStart, kEnd, kMean, kSum, kMax, kAttention, kWidth, kParts };
 
-// Columns that one backward task works on; its sums are ordered the same for any number of threads.
-constexpr int64_t kTileColumns = 128;
+// Columns that one backward task works on: wide tiles, which touch fewer pages, where that leaves every thread a task.
+constexpr int64_t kWideTile = 384, kNarrowTile = 128;
+// Columns of one partial sum: no result depends on the tiles, and so on the number of threads.
+constexpr int64_t kSliceColumns = kNarrowTile, kSlicesPerTile = kWideTile / kSliceColumns;
 
 // Spans with tokens, sorted by (first token, width) and grouped by first token. Span i of group g has
 // first <= i < next group's first, covers tokens start .. end(i) - 1 and belongs to output row row(i).
@@ -51,8 +53,9 @@ struct SpanPoolCall {
 struct SpanPoolGrads {
   const void* output;  // gradient of the output, dense rows
   int64_t output_stride;
+  int64_t tile_columns;
   void* hidden;  // [T, H], accumulator type, zero on entry
-  void* scores;  // [tiles, T, heads], accumulator type, zero on entry: one slice per tile of columns
+  void* scores;  // [slices, T, heads], accumulator type, zero on entry: partial sums over kSliceColumns columns
   void* table;   // [table_rows, table_columns], accumulator type, zero on entry
 };
 
