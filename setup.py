@@ -42,12 +42,21 @@ LEVELS = {
         "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mbmi2"],
     },
 }
-OPERATIONS = ["span_gather", "span_pool", "span_linear", "span_score", "document_attention", "packed_linear"]
+OPERATIONS = [
+    "span_gather",
+    "span_pool",
+    "span_linear",
+    "span_score",
+    "document_attention",
+    "cross_document_attention",
+    "packed_linear",
+]
 KERNELS = [f"csrc/{operation}/cpu_kernels.cpp" for operation in OPERATIONS]
 BINDINGS = [
     "csrc/common/levels.cpp",
     "csrc/span_pool/groups.cpp",
     "csrc/span_linear/prepare.cpp",
+    "csrc/document_attention/neighbourhoods.cpp",
     *(f"csrc/{operation}/cpu.cpp" for operation in OPERATIONS),
 ]
 HOST = ["csrc/host/module.cpp", "csrc/host/prune_spans.cpp", "csrc/host/work_lists.cpp"]

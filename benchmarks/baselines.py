@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -120,3 +121,34 @@ def attention_per_document(q: Tensor, k: Tensor, v: Tensor, offsets: list[int]) 
 def attention_padded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """PyTorch's fused attention on the padded batch `[B, heads, L, head_dim]` with a mask `[B, L]`."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+
+
+def attention_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """PyTorch's fused attention over the packed stream with a dense mask `[T, T]`; `[T, heads, head_dim]`."""
+    parts = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(*parts, attn_mask=mask)[0].transpose(0, 1)
+
+
+def attention_per_cluster(q: Tensor, k: Tensor, v: Tensor, offsets: list[int], masks: list[Tensor]) -> Tensor:
+    """The same, one call and one mask a cluster."""
+    parts = zip(itertools.pairwise(offsets), masks, strict=True)
+    return torch.cat([attention_masked(q[a:b], k[a:b], v[a:b], mask) for (a, b), mask in parts])
+
+
+class CompiledFlexAttention:
+    """FlexAttention under torch.compile over the packed stream; the block mask is made beforehand."""
+
+    def __init__(self, document: Tensor, visible: Callable[[Tensor, Tensor], Tensor]) -> None:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return visible(query, key)
+
+        tokens = len(document)
+        self.block_mask = create_block_mask(sees, None, None, tokens, tokens, device=document.device)
+        self.attend = torch.compile(flex_attention, dynamic=False)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = (x.transpose(0, 1)[None].contiguous() for x in (q, k, v))
+        result: Tensor = self.attend(*parts, block_mask=self.block_mask)
+        return result[0].transpose(0, 1)

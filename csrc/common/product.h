@@ -70,24 +70,25 @@ inline void product(int64_t rows, int64_t columns, int64_t depth, const A* a, in
   }
 }
 
-// Rows of `from` (dense, `stride` apart) as panels [rows, kPanel] over the columns, zeros beyond the last column.
-template <class S, class A>
-inline void pack(const S* from, int64_t stride, int64_t rows, int64_t columns, A* to) {
+// Rows `row(0)`, `row(1)`, ... (pointers to dense rows) as panels [rows, kPanel] over the columns, zeros beyond the
+// last column.
+template <class A, class Row>
+inline void pack(const Row& row, int64_t rows, int64_t columns, A* to) {
   for (int64_t panel = 0; panel < panels<A>(columns); ++panel) {
     for (int64_t r = 0; r < rows; ++r, to += kPanel<A>) {
-      const S* row = from + r * stride;
+      const auto* from = row(r);
       for (int v = 0; v < kVectors; ++v) {
         const int64_t c = panel * kPanel<A> + v * lanes<A>;
         const int64_t count = columns - c < 0 ? 0 : columns - c < lanes<A> ? columns - c : lanes<A>;
-        store(to + v * lanes<A>, load_up_to(row + (count ? c : 0), static_cast<int>(count)));
+        store(to + v * lanes<A>, load_up_to(from + (count ? c : 0), static_cast<int>(count)));
       }
     }
   }
 }
 
 // The same of the transpose: panels [columns, kPanel] over the rows, zeros beyond the last row.
-template <class S, class A>
-inline void pack_transposed(const S* from, int64_t stride, int64_t rows, int64_t columns, A* to) {
+template <class A, class Row>
+inline void pack_transposed(const Row& row, int64_t rows, int64_t columns, A* to) {
   constexpr int kLanes = lanes<A>;
   for (int64_t panel = 0; panel < panels<A>(rows); ++panel, to += columns * kPanel<A>) {
     for (int v = 0; v < kVectors; ++v) {
@@ -96,7 +97,7 @@ inline void pack_transposed(const S* from, int64_t stride, int64_t rows, int64_t
         const int count = static_cast<int>(columns - c < kLanes ? columns - c : kLanes);
         Vector<A> block[kLanes];
         for (int r = 0; r < kLanes; ++r) {
-          block[r] = first + r < rows ? load_up_to(from + (first + r) * stride + c, count) : Vector<A>{};
+          block[r] = first + r < rows ? load_up_to(row(first + r) + c, count) : Vector<A>{};
         }
         transpose<A>(block);
         for (int column = 0; column < count; ++column) store(to + (c + column) * kPanel<A> + v * kLanes, block[column]);

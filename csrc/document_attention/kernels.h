@@ -1,4 +1,4 @@
-// What the document_attention binding hands to the kernels of each instruction-set level.
+// What the attention bindings hand to the kernels of each instruction-set level.
 #pragma once
 
 #include <cstdint>
@@ -15,24 +15,40 @@ struct Rows {
   int64_t row, head;  // strides
 };
 
+struct Range {
+  int64_t begin, end;
+};
+
+// Documents that see some of the same keys. Its queries and its keys are counted from 0 here; the tables say which rows
+// of the tensors they are. What a document sees are ranges of those keys, ascending, apart and not empty.
+struct Neighbourhood {
+  int64_t documents, queries, keys;
+  const int64_t* query_first;  // [documents + 1], the queries of each document
+  const int64_t* query_rows;   // [queries]
+  const int64_t* key_rows;     // [keys]
+  const int64_t* range_first;  // [documents + 1], the ranges of each document
+  const Range* ranges;
+  bool nearly_all;  // each document sees all keys but for its own
+};
+
 struct AttentionCall {
   Storage storage;
-  int64_t tokens, heads, head_dim;
+  int64_t query_rows, heads, head_dim;
   double scale;
   Dropout dropout;
   Rows q, k, v, output;
-  void* lse;  // [heads, tokens], accumulator type
+  void* lse;  // [heads, query_rows], accumulator type
 };
 
 struct AttentionGrads {
   Rows output, q, k, v;
 };
 
-// Queries first .. last - 1 of the document at tokens begin .. end - 1, one head.
-SPANBERT_DECLARE(void document_attention_forward(const AttentionCall& call, int64_t head, int64_t begin, int64_t end,
+// Queries first .. last - 1 of the neighbourhood, one head.
+SPANBERT_DECLARE(void document_attention_forward(const AttentionCall& call, const Neighbourhood& near, int64_t head,
                                                  int64_t first, int64_t last))
-// A whole document, one head.
-SPANBERT_DECLARE(void document_attention_backward(const AttentionCall& call, const AttentionGrads& grads, int64_t head,
-                                                  int64_t begin, int64_t end))
+// All of its queries and keys, one head.
+SPANBERT_DECLARE(void document_attention_backward(const AttentionCall& call, const AttentionGrads& grads,
+                                                  const Neighbourhood& near, int64_t head))
 
 }  // namespace spanbert

@@ -22,9 +22,7 @@ def run_layer(parts: LayerParts, weights: LayerWeights, linears: Linears, hidden
     attention = parts.attention
     fused = linears.linear(hidden, weights.qkv, _fused_bias(parts))
     query, key, value = fused.view(-1, 3, attention.num_attention_heads, attention.attention_head_size).unbind(1)
-    context = ops.document_attention(
-        query, key, value, packing.cu_seqlens, scale=attention.scaling, max_seqlen=packing.max_seqlen
-    )
+    context = ops.document_attention(query, key, value, packing.documents, scale=attention.scaling)
     assert isinstance(context, Tensor)
     attended = linears.linear_add(context.flatten(1), hidden, weights.dense, parts.attention_dense.bias)
     attended = _layer_norm(parts.attention_norm, attended)

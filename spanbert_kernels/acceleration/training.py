@@ -27,10 +27,9 @@ def _compute(parts: LayerParts, packing: Packing, hidden: Tensor) -> Tensor:
         parts.query(hidden).view(heads),
         parts.key(hidden).view(heads),
         parts.value(hidden).view(heads),
-        packing.cu_seqlens,
+        packing.documents,
         dropout_p=parts.attention_dropout.p if attention.training else 0.0,
         scale=attention.scaling,
-        max_seqlen=packing.max_seqlen,
     )
     assert isinstance(context, Tensor)
     attended = layer.attention.output(context.flatten(1), hidden)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from spanbert_kernels import ops
+from spanbert_kernels.nn.cross_document_mixer import CrossDocumentMixer
 from spanbert_kernels.nn.packing import Packing
 
 
@@ -20,6 +22,7 @@ class ClusteredDocuments:
         cu_clusters: int32 `[D + 1]`, offsets of the clusters in the documents; clusters beyond the last are empty.
         packed_rows: int64 `[T]`, where each token of that order lies in the packed batch `[T]`.
         padded_rows: int64 `[T]`, where it lies in the flattened padded batch `[B * L]`.
+        max_seqlen: tokens of the longest document.
 
     Example:
         >>> packing = Packing.from_mask(None, 3, 2, "cpu")
@@ -32,6 +35,18 @@ class ClusteredDocuments:
     cu_clusters: Tensor
     packed_rows: Tensor
     padded_rows: Tensor
+    max_seqlen: int
+    _plans: dict[tuple[str, str, bool], ops.AttentionPlan] = field(default_factory=dict, init=False, repr=False)
+
+    def plan(self, mixer: CrossDocumentMixer) -> ops.AttentionPlan:
+        """Who attends to whom, worked out once for all layers."""
+        sight = (mixer.queries, mixer.keys, mixer.include_self)
+        if sight not in self._plans:
+            tokens = self.packed_rows.shape[0]
+            self._plans[sight] = ops.AttentionPlan(
+                self.cu_seqlens, self.cu_clusters, *sight, None, tokens, self.max_seqlen, 0
+            )
+        return self._plans[sight]
 
     @classmethod
     def from_ids(cls, cluster_ids: Tensor, packing: Packing) -> ClusteredDocuments:
@@ -50,7 +65,8 @@ class ClusteredDocuments:
         packed_rows = torch.arange(packing.num_tokens, device=offsets.device)
         packed_rows += shift.repeat_interleave(lengths, output_size=packing.num_tokens)
         padded_rows = packed_rows if packing.indices is None else packing.indices.index_select(0, packed_rows)
-        return cls(cu_seqlens, _offsets(_cluster_sizes(sorted_ids)), packed_rows, padded_rows)
+        cu_clusters = _offsets(_cluster_sizes(sorted_ids))
+        return cls(cu_seqlens, cu_clusters, packed_rows, padded_rows, packing.max_seqlen)
 
 
 def _cluster_sizes(sorted_ids: Tensor) -> Tensor:

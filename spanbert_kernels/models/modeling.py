@@ -82,7 +82,8 @@ class SpanBERTLayer(BertLayer):
             return hidden_states
         context = cross_document_context
         rows = hidden_states.flatten(0, 1)
-        mixed = self.cross_document(rows, context.cu_seqlens, context.cu_clusters, rows=context.padded_rows)
+        plan, inplace = context.plan(self.cross_document), not torch.is_grad_enabled()
+        mixed = self.cross_document(rows, plan, rows=context.padded_rows, inplace=inplace)
         return mixed.view_as(hidden_states)
 
 
@@ -207,7 +208,8 @@ class SpanBERTModel(SpanBERTPreTrainedModel, BertModel):
             return hidden
         if hidden.shape[0] != packing.num_tokens:
             raise ValueError(f"hidden must have {packing.num_tokens} rows, one per real token, got {hidden.shape[0]}")
-        return mixer.forward(hidden, context.cu_seqlens, context.cu_clusters, rows=context.packed_rows)
+        inplace = not torch.is_grad_enabled()  # the layer has just made `hidden`
+        return mixer.forward(hidden, context.plan(mixer), rows=context.packed_rows, inplace=inplace)
 
     def pooled_positions(self, packing: Packing) -> Tensor:
         """The position in the flattened padded batch `[B * L]` that the pooler reads for each row: int64 `[B]`.

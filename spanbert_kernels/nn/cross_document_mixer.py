@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -88,11 +88,12 @@ class CrossDocumentMixer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        cu_seqlens: Tensor,
-        cu_clusters: Tensor,
+        cu_seqlens: Tensor | ops.AttentionPlan,
+        cu_clusters: Tensor | None = None,
         links: tuple[Tensor, Tensor] | None = ...,
         *,
         rows: Tensor | None = ...,
+        inplace: bool = ...,
         return_weights: Literal[False] = ...,
     ) -> Tensor: ...
 
@@ -100,36 +101,40 @@ class CrossDocumentMixer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        cu_seqlens: Tensor,
-        cu_clusters: Tensor,
+        cu_seqlens: Tensor | ops.AttentionPlan,
+        cu_clusters: Tensor | None = None,
         links: tuple[Tensor, Tensor] | None = ...,
         *,
         rows: Tensor | None = ...,
+        inplace: bool = ...,
         return_weights: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...
 
     def forward(
         self,
         hidden: Tensor,
-        cu_seqlens: Tensor,
-        cu_clusters: Tensor,
+        cu_seqlens: Tensor | ops.AttentionPlan,
+        cu_clusters: Tensor | None = None,
         links: tuple[Tensor, Tensor] | None = None,
         *,
         rows: Tensor | None = None,
+        inplace: bool = False,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Mixes the documents of each cluster.
 
         Args:
             hidden: `[T, H]` packed tokens; with `rows`, any `[R, H]` that holds them.
-            cu_seqlens: `[D + 1]` offsets of the documents in the packed tokens.
+            cu_seqlens: `[D + 1]` offsets of the documents in the packed tokens, or a plan by `ops.plan_attention` of
+                the mixer's queries, keys and `include_self`, which has clusters and links in it.
             cu_clusters: `[C + 1]` offsets of the clusters in the documents.
             links: CSR `(indptr [D + 1], indices)`: the documents that each document may see; None: its whole cluster.
             rows: int64 `[T]`, the row of `hidden` that holds each packed token; None: they lie there in order.
+            inplace: add to `hidden` itself and return it, where no gradient is wanted of what it was.
             return_weights: also return how much each query looked at each document.
 
         Returns:
-            A new tensor shaped like `hidden`; with `return_weights` also the document weights
+            A new tensor shaped like `hidden`, or that one; with `return_weights` also the document weights
             `[query rows, heads, documents of the largest cluster]`, fp32, not differentiable.
 
         Raises:
@@ -139,33 +144,50 @@ class CrossDocumentMixer(nn.Module):
         if hidden.dim() != 2 or hidden.shape[1] != hidden_size:
             raise ValueError(f"hidden must be [T, {hidden_size}], got {list(hidden.shape)}")
         num_tokens = hidden.shape[0] if rows is None else rows.shape[0]
-        checks.check_offsets("cu_seqlens", cu_seqlens, num_tokens, "tokens")
-        query_rows, queries, keys = self._normalized(hidden, cu_seqlens, rows)
+        if isinstance(cu_seqlens, ops.AttentionPlan):
+            sight = self._sight_of(cu_seqlens, cu_clusters, links)
+            offsets = cu_seqlens.cu_seqlens
+        else:
+            offsets = cu_seqlens
+            sight = {
+                "cu_seqlens": cu_seqlens,
+                "cu_clusters": cu_clusters,
+                "queries": self.queries,
+                "keys": self.keys,
+                "include_self": self.include_self,
+                "links": links,
+            }
+        checks.check_offsets("cu_seqlens", offsets, num_tokens, "tokens")
+        query_rows, queries, keys = self._normalized(hidden, offsets, rows)
         key, value = self.key_value(keys).chunk(2, dim=-1)
         result = ops.cross_document_attention(
             self._heads(self.query(queries)),
             self._heads(key),
             self._heads(value),
-            cu_seqlens,
-            cu_clusters,
-            self.queries,
-            self.keys,
-            include_self=self.include_self,
-            links=links,
+            **sight,
             normalize=self.normalize,
             dropout_p=self.attention_dropout if self.training else 0.0,
             return_weights=return_weights,
         )
         attended, weights = result if isinstance(result, tuple) else (result, None)
         update = torch.tanh(self.gate) * self.dropout(self.output(attended.flatten(1)))
-        if hidden.shape[0] == 0:
-            mixed = hidden.clone()
-        elif query_rows is None:
-            mixed = hidden + update.to(hidden.dtype)
-        else:
+        mixed = hidden if inplace else hidden.clone()
+        if query_rows is None:
+            mixed += update.to(hidden.dtype)
+        elif hidden.shape[0] > 0:
             # an empty document's update is 0 and falls on row 0
-            mixed = hidden.index_add(0, query_rows, update.to(hidden.dtype))
+            mixed.index_add_(0, query_rows, update.to(hidden.dtype))
         return mixed if weights is None else (mixed, weights)
+
+    def _sight_of(
+        self, plan: ops.AttentionPlan, cu_clusters: Tensor | None, links: tuple[Tensor, Tensor] | None
+    ) -> dict[str, Any]:
+        if (plan.queries, plan.keys, plan.include_self) != (self.queries, self.keys, self.include_self):
+            raise ValueError(
+                f"the plan is one of {plan.queries} x {plan.keys} with include_self={plan.include_self}, "
+                f"the mixer of {self.queries} x {self.keys} with include_self={self.include_self}"
+            )
+        return {"cu_seqlens": plan, "cu_clusters": cu_clusters, "links": links}
 
     def _normalized(
         self, hidden: Tensor, cu_seqlens: Tensor, rows: Tensor | None

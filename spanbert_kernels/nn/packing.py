@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from spanbert_kernels import ops
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,13 @@ class Packing:
     def num_tokens(self) -> int:
         """T, the number of real tokens."""
         return self.batch * self.length if self.indices is None else self.indices.shape[0]
+
+    @cached_property
+    def documents(self) -> ops.AttentionPlan:
+        """The plan of attention of the documents with themselves, one for all layers."""
+        return ops.AttentionPlan(
+            self.cu_seqlens, None, "tokens", "tokens", True, None, self.num_tokens, self.max_seqlen, 1
+        )
 
     def pack(self, padded: Tensor) -> Tensor:
         """`[B, L, ...]` -> `[T, ...]`; a view where nothing is padding and the memory allows it."""

@@ -1,6 +1,7 @@
 """The operations. Each is one name: a function here, a folder of the same name below, a kernel per backend."""
 
 from spanbert_kernels.ops import backends
+from spanbert_kernels.ops.attention_plans import AttentionPlan, plan_attention
 from spanbert_kernels.ops.banded_span_scores import banded_span_scores
 from spanbert_kernels.ops.cross_document_attention import cross_document_attention
 from spanbert_kernels.ops.document_attention import document_attention
@@ -14,6 +15,7 @@ from spanbert_kernels.ops.span_pool import span_pool
 from spanbert_kernels.ops.span_score import span_score
 
 __all__ = [
+    "AttentionPlan",
     "PackedWeight",
     "SpanPlan",
     "anchor_indices",
@@ -24,6 +26,7 @@ __all__ = [
     "enumerate_spans",
     "pack_weight",
     "packed_linear",
+    "plan_attention",
     "plan_spans",
     "prune_spans",
     "span_gather",

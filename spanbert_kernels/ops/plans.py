@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -112,7 +113,7 @@ class SpanPlan:
         if torch.compiler.is_compiling():
             return make()
         if name not in self._lists:
-            with torch.inference_mode(False):
+            with _fit_for_autograd():
                 self._lists[name] = make()
         return self._lists[name]
 
@@ -125,6 +126,11 @@ class SpanPlan:
         """
         start, end = self.bounds()
         return torch.stack([start, end - 1], dim=1)
+
+
+def _fit_for_autograd() -> AbstractContextManager[Any]:
+    """New tensors inside can be saved for a backward, under torch.inference_mode() too: a plan outlives that."""
+    return nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False)
 
 
 def _enumerate(cu_seqlens: Tensor, num_tokens: int, max_width: int, num_spans: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +174,8 @@ def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
         count += width * length - width * (width - 1) // 2
         # Of width w there are length + 1 - w.
         total_width += (length + 1) * width * (width + 1) // 2 - width * (width + 1) * (2 * width + 1) // 6
-    own = torch.tensor(offsets, dtype=torch.int64, device=cu_seqlens.device)  # the plan outlives what the caller does
+    with _fit_for_autograd():  # the plan outlives what the caller does
+        own = torch.tensor(offsets, dtype=torch.int64, device=cu_seqlens.device)
     return SpanPlan(count, offsets[-1], widest, total_width, cu_seqlens.device, cu_seqlens=own)
 
 
@@ -193,11 +200,17 @@ def plan_spans(spans: Tensor, *, num_tokens: int | None = None, end_inclusive: b
         >>> plan.starts.tolist(), plan.rows.tolist(), plan.max_width
         ([0, 2], [1, 0], 2)
     """
-    start, end = span_bounds(spans, end_inclusive)
     if num_tokens is not None and num_tokens < 0:
         raise ValueError(f"num_tokens must be at least 0, got {num_tokens}")
+    with _fit_for_autograd():
+        return _plan_bounds(*span_bounds(spans, end_inclusive), num_tokens)
+
+
+def _plan_bounds(start: Tensor, end: Tensor, num_tokens: int | None) -> SpanPlan:
+    device = start.device
     if len(start) == 0:
-        return SpanPlan(0, num_tokens or 0, 0, 0, spans.device, start, end, torch.arange(0, device=spans.device))
+        none = torch.zeros(0, dtype=torch.int64, device=device)  # `start` may be a view of what the caller has
+        return SpanPlan(0, num_tokens or 0, 0, 0, device, none, none, none)
     reach = int(end.max())
     total = max(reach, 0) if num_tokens is None else num_tokens
     check_range(start, end, total)
@@ -206,7 +219,7 @@ def plan_spans(spans: Tensor, *, num_tokens: int | None = None, end_inclusive: b
     start, end = start.masked_fill(empty, 0), end.masked_fill(empty, 0)
     start, end, rows = _sort(start, end, total)
     widest, total_width = torch.stack([(end - start).max(), (end - start).sum()]).tolist()
-    return SpanPlan(len(start), total, widest, total_width, spans.device, start, end, rows)
+    return SpanPlan(len(start), total, widest, total_width, device, start, end, rows)
 
 
 def span_bounds(spans: Tensor, end_inclusive: bool) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +23,19 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 OPERATIONS = sorted(name for name, names in backends._registry.items() if "triton" in names)
 
 
-def compile_modules(*modules: str) -> list[dict[str, Any]]:
-    """What compile_triton.py says, run without the interpreter."""
+def run_script(script: str, *arguments: str) -> Any:
+    """What a script of this folder prints, run without the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, str(FOLDER / "compile_triton.py"), *modules]
+    command = [sys.executable, str(FOLDER / script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    results: list[dict[str, Any]] = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def compile_modules(*modules: str) -> list[dict[str, Any]]:
+    """What compile_triton.py says."""
+    results: list[dict[str, Any]] = run_script("compile_triton.py", *modules)
     return results
 
 
@@ -67,6 +73,28 @@ def test_every_configuration_fits(operation: str, compiled: list[dict[str, Any]]
 def test_no_module_is_left_out(compiled: list[dict[str, Any]]) -> None:
     """An operation with Triton kernels names the backend, and the other way round."""
     assert {result["module"].split(".")[-2] for result in compiled} == set(OPERATIONS)
+
+
+# What the lists lack and only test_every_launch_fits compiles: sums over chunks in float32, and buckets of widths.
+LEFT_OUT = (
+    r"product_backward: \{'ATTENTION': (False|True), 'ACCUMULATE': True\} of .*'bf16x6'",
+    r"walk_forward: table_index",
+)
+
+
+def test_what_is_launched_is_listed() -> None:
+    found = run_script("launches.py")
+    assert found["launches"] > 100
+    assert set(found["kernels"]) == set(found["listed kernels"])
+    assert [text for text in found["left out"] if not any(re.match(each, text) for each in LEFT_OUT)] == []
+    assert [each for each in LEFT_OUT if not any(re.match(each, text) for text in found["left out"])] == []
+
+
+@pytest.mark.slow
+def test_every_launch_fits() -> None:
+    results = compile_modules("launches")
+    wrong = {(r["name"], r["architecture"]): complaint(r) for r in results if complaint(r) is not None}
+    assert wrong == {}
 
 
 def test_what_does_not_fit_is_seen() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,6 +77,42 @@ def score_terms(tensors: dict[str, Tensor], incoming: list[Tensor], scale: float
     return sizes
 
 
+class Seen(NamedTuple):
+    """A query row and the documents that it sees: their places in the cluster, and their key rows."""
+
+    row: int
+    places: list[int]
+    groups: list[Tensor]
+
+
+def each_query(
+    cu_seqlens: Tensor,
+    cu_clusters: Tensor,
+    indptr: Tensor | None,
+    indices: Tensor | None,
+    queries: str,
+    keys: str,
+    include_self: bool,
+) -> Iterator[Seen]:
+    """The query rows that see anything, with the documents listed one by one."""
+    tokens, clusters = cu_seqlens.tolist(), cu_clusters.tolist()
+
+    def rows_of(kind: str, document: int) -> list[int]:
+        begin, end = tokens[document], tokens[document + 1]
+        if kind == "anchors":
+            return [document] if end > begin else []
+        return list(range(begin, end))
+
+    def linked(i: int, j: int) -> bool:
+        return indptr is None or indices is None or j in indices[indptr[i] : indptr[i + 1]].tolist()
+
+    for first, last in itertools.pairwise(clusters):
+        for i in range(first, last):
+            seen = [j for j in range(first, last) if (j != i or include_self) and linked(i, j) and rows_of(keys, j)]
+            groups = [torch.tensor(rows_of(keys, j)) for j in seen]
+            yield from (Seen(row, [j - first for j in seen], groups) for row in rows_of(queries, i) if seen)
+
+
 def cross_document_attention_by_loop(
     q: Tensor,
     k: Tensor,
@@ -94,39 +132,59 @@ def cross_document_attention_by_loop(
     return_lse: bool = False,
     return_weights: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Query row by query row, with the documents that it sees listed one by one."""
+    """Query row by query row."""
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    tokens, clusters = cu_seqlens.tolist(), cu_clusters.tolist()
-    heads, largest = q.shape[1], max((b - a for a, b in itertools.pairwise(clusters)), default=0)
-
-    def rows_of(kind: str, document: int) -> list[int]:
-        begin, end = tokens[document], tokens[document + 1]
-        if kind == "anchors":
-            return [document] if end > begin else []
-        return list(range(begin, end))
-
-    def linked(i: int, j: int) -> bool:
-        return indptr is None or indices is None or j in indices[indptr[i] : indptr[i + 1]].tolist()
-
+    heads, largest = q.shape[1], max(cu_clusters.diff().tolist(), default=0)
     output = [q.new_zeros(heads, q.shape[2]) for _ in q]
     lse = torch.full((heads, len(q)), -torch.inf, dtype=q.dtype)
     weights = torch.zeros(len(q), heads, largest, dtype=q.dtype)
-    for first, last in itertools.pairwise(clusters):
-        for i in range(first, last):
-            seen = [j for j in range(first, last) if (j != i or include_self) and linked(i, j) and rows_of(keys, j)]
-            groups = [torch.tensor(rows_of(keys, j)) for j in seen]
-            for r in rows_of(queries, i) if seen else []:
-                scores = [torch.einsum("nhd,hd->hn", k[group], q[r]) * scale for group in groups]
-                together = torch.cat(scores, 1)
-                lse[:, r] = together.detach().logsumexp(1)
-                if normalize == "joint":
-                    shares = list(together.softmax(1).split([len(group) for group in groups], 1))
-                else:
-                    shares = [s.softmax(1) / len(seen) for s in scores]
-                for j, group, share in zip(seen, groups, shares, strict=True):
-                    weights[r, :, j - first] = share.detach().sum(1)
-                    keep = kept_share(seed, dropout_p, heads, torch.tensor([r]), group, q.dtype)[:, 0]
-                    output[r] = output[r] + torch.einsum("hn,nhd->hd", share * keep, v[group])
+    for row, places, groups in each_query(cu_seqlens, cu_clusters, indptr, indices, queries, keys, include_self):
+        scores = [torch.einsum("nhd,hd->hn", k[group], q[row]) * scale for group in groups]
+        together = torch.cat(scores, 1)
+        lse[:, row] = together.detach().logsumexp(1)
+        if normalize == "joint":
+            shares = list(together.softmax(1).split([len(group) for group in groups], 1))
+        else:
+            shares = [s.softmax(1) / len(groups) for s in scores]
+        for place, group, share in zip(places, groups, shares, strict=True):
+            weights[row, :, place] = share.detach().sum(1)
+            keep = kept_share(seed, dropout_p, heads, torch.tensor([row]), group, q.dtype)[:, 0]
+            output[row] = output[row] + torch.einsum("hn,nhd->hd", share * keep, v[group])
     stacked = torch.stack(output) if output else torch.zeros_like(q)
     extras = [extra for extra, asked in ((lse, return_lse), (weights, return_weights)) if asked]
     return (stacked + 0 * (q.sum() + k.sum() + v.sum()), *extras)
+
+
+def cross_score_terms(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    cu_clusters: Tensor,
+    seed: Tensor | None = None,
+    indptr: Tensor | None = None,
+    indices: Tensor | None = None,
+    *,
+    queries: str,
+    keys: str,
+    grad: Tensor,
+    include_self: bool = False,
+    normalize: str = "joint",
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+) -> dict[str, float]:
+    """What `score_terms` says, for attention between documents."""
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    sums = {"q": torch.zeros_like(q), "k": torch.zeros_like(k), "v": torch.zeros_like(v)}
+    for row, _, groups in each_query(cu_seqlens, cu_clusters, indptr, indices, queries, keys, include_self):
+        share = 1 / len(groups) if normalize == "pairwise" else 1.0
+        for group in groups if normalize == "pairwise" else [torch.cat(groups)]:
+            scores = torch.einsum("nhd,hd->hn", k[group], q[row]) * scale
+            weights = scores.softmax(1)
+            slopes = torch.einsum("nhd,hd->hn", v[group], grad[row]).abs() / (1 - dropout_p)
+            terms = share * scale * weights * (slopes + (weights * slopes).sum(1, keepdim=True))
+            exponents = share * weights * scores.logsumexp(1, keepdim=True).abs().clamp(min=1) / (1 - dropout_p)
+            sums["q"][row] += torch.einsum("hn,nhd->hd", terms, k[group].abs())
+            sums["k"][group] += torch.einsum("hn,hd->nhd", terms, q[row].abs())
+            sums["v"][group] += torch.einsum("hn,hd->nhd", exponents, grad[row].abs())
+    return {name: float(total.max()) if total.numel() else 0.0 for name, total in sums.items()}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from op_checks import (
     Case,
@@ -213,6 +214,27 @@ SCORE_POOLED_FIRST_CASES = (
     row("fewer spans", LINEAR, partial(few, heads=2, table=3), scores=2, seed=3, dropout_p=0.3, compiled=("cpu",)),
     row("no spans", LINEAR, without_spans, scores=2),
 )
+
+
+def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's blocks, for its interpreter so large that they hold a small case, hold a part of it."""
+    from spanbert_kernels.ops.span_linear import triton_call
+
+    def product_options(dtype: torch.dtype, outputs: int, *, forward: bool) -> dict[str, Any]:
+        block = "BLOCK_N" if forward else "BLOCK_T"
+        return {block: 8, "BLOCK_K": 8, "C": 8, "PRECISION": "ieee", "INTERPRETED": True}
+
+    monkeypatch.setattr(triton_call, "product_options", product_options)
+    monkeypatch.setitem(triton_call.SOFTMAX_OPTIONS, "BLOCK_N", 8)
+    monkeypatch.setitem(triton_call.SOFTMAX_OPTIONS, "BLOCK_K", 8)
+    monkeypatch.setattr(triton_call, "TABLE_TILE", 2)
+    monkeypatch.setattr(triton_call, "TABLE_SHARE", 8)
+
+
+blocked = partial(pool_inputs, tokens=20, spans=30, width=12, heads=2, table=5)
+# For `use_small_blocks`: of everything several blocks and a rest.
+LINEAR_BLOCKS = row("blocks", LINEAR, blocked, outputs=19, activation="gelu")
+SCORE_BLOCKS = row("blocks", LINEAR, blocked, outputs=19, scores=3, seed=7, dropout_p=0.3, activation="gelu")
 
 
 class ProjectedChecks(OpChecks):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_loops import cross_document_attention_by_loop
+from attention_loops import cross_document_attention_by_loop, cross_score_terms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import Case, OpChecks, Tensors
@@ -67,7 +67,22 @@ def row(
     options = {"return_lse": options.get("normalize") != "pairwise", "return_weights": True, **sides, **options}
     inputs = partial(cross_inputs, **sides, **(build or {}))
     call, oracle = partial(cross_document_attention, **options), partial(cross_document_attention_by_loop, **options)
-    return Case(name, inputs, call, oracle, with_links, compiled=("eager",) if compiled else ())
+
+    def terms(tensors: Tensors, _: Tensors, incoming: list[Tensor]) -> dict[str, float]:
+        kept = {name: options[name] for name in ("normalize", "include_self", "dropout_p", "scale") if name in options}
+        return cross_score_terms(**tensors, **sides, **kept, grad=incoming[0])
+
+    name_of = (
+        "cross_document_attention_pairwise_{}" if options.get("normalize") == "pairwise" else "document_attention_{}"
+    )
+    weighed = options["return_weights"] and options.get("normalize") != "pairwise"
+    operators = (
+        name_of.format("forward"),
+        *["cross_document_attention_weights"] * weighed,
+        name_of.format("backward"),
+    )
+    compilers = ("cpu", "eager") if compiled else ()
+    return Case(name, inputs, call, oracle, with_links, terms=terms, operators=operators, compiled=compilers)
 
 
 MODES = [
@@ -284,7 +299,11 @@ def csr(*rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
             cu_clusters=torch.tensor([0, 5]),
         ),
         bad(ValueError, "cu_clusters must start with 0, got 1", cu_clusters=torch.tensor([1, 6])),
-        bad(TypeError, "cu_clusters is on meta, but q is on cpu", cu_clusters=torch.zeros(2, device="meta").long()),
+        bad(
+            TypeError,
+            "cu_clusters is on meta, but cu_seqlens is on cpu",
+            cu_clusters=torch.zeros(2, device="meta").long(),
+        ),
         bad(ValueError, "document 0 links to document 6, but there are 6", links=csr((6,), (), (), (), (), ())),
         bad(ValueError, "document 1 links to document -1", links=csr((), (-1,), (), (), (), ())),
         bad(
@@ -303,11 +322,11 @@ def csr(*rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         ),
         bad(
             TypeError,
-            r"links\[0\] is on meta, but q is on cpu",
+            r"links\[0\] is on meta, but cu_seqlens is on cpu",
             links=(torch.zeros(7, device="meta").long(), torch.zeros(0).long()),
         ),
         bad(ValueError, r"dropout_p must be in \[0, 1\), got 2", dropout_p=2),
-        bad(ValueError, "cross_document_attention has no backend 'cpu'; it has eager", backend="cpu"),
+        bad(ValueError, "cross_document_attention has no backend 'gpu'; it has ", backend="gpu"),
     ],
 )
 def test_bad_arguments(error: type[Exception], text: str, changes: dict[str, Any]) -> None:

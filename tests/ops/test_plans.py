@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool_cases import buckets, enumerated_by_loop
 
-from spanbert_kernels.ops import enumerate_spans, plan_spans
+from spanbert_kernels.ops import (
+    SpanPlan,
+    backends,
+    enumerate_spans,
+    plan_spans,
+    span_gather,
+    span_linear,
+    span_pool,
+    span_score,
+)
 from spanbert_kernels.ops.plans import width_index, work_for
 
 small = settings(deadline=None, derandomize=True, max_examples=50)
@@ -135,6 +144,35 @@ def test_lists_made_under_inference_serve_training_and_a_changed_plan_makes_its_
         assert not any(tensor.is_inference() for tensor in (*work[:6], *bounds) if tensor is not None)
     changed = dataclasses.replace(plan, cu_seqlens=torch.tensor([0, 1, 4]), num_spans=6)
     assert changed.bounds()[0].tolist() == [0, 1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_a_plan_made_under_inference_serves_training(backend: str) -> None:
+    """Also one of spans that are inference tensors themselves, and one of none."""
+    if backends.refusal(backend, "cpu", torch.float32) is not None:
+        pytest.skip("no compiled kernels here")
+
+    def make() -> list[SpanPlan]:
+        spans, none = torch.tensor([[2, 3], [0, 1], [1, 0]]), torch.zeros(0, 2, dtype=torch.int64)
+        return [plan_spans(spans), enumerate_spans(torch.tensor([0, 4]), 2), plan_spans(none, num_tokens=4)]
+
+    with torch.inference_mode():
+        plans = make()
+    for plan, expected in zip(plans, make(), strict=True):
+        held = [tensor for tensor in vars(plan).values() if isinstance(tensor, torch.Tensor)]
+        assert held
+        assert not any(tensor.is_inference() for tensor in held)
+        grads = []
+        for each in (plan, expected):
+            hidden, scores = torch.ones(4, 2, requires_grad=True), torch.zeros(4, requires_grad=True)
+            pooled = span_pool(hidden, each, ["max", "mean", "attention"], scores=scores, backend=backend)
+            gathered, _ = span_gather(hidden, each, backend=backend)
+            linear = span_linear(hidden, each, ["mean"], torch.ones(3, 2), backend=backend)
+            scored = span_score(hidden, each, ["end"], torch.ones(3, 2), None, torch.ones(3), backend=backend)
+            (pooled.sum() + gathered.sum() + linear.sum() + scored.sum()).backward()
+            assert hidden.grad is not None
+            grads.append(hidden.grad)
+        assert torch.equal(*grads)
 
 
 def test_work_lists_find_the_spans_of_every_token() -> None:

@@ -12,19 +12,23 @@ from hypothesis import strategies as st
 from linear_cases import (
     EVERY,
     LINEAR,
+    LINEAR_BLOCKS,
     LINEAR_CASES,
     MENTION,
     POOLED_FIRST_CASES,
     ProjectedChecks,
     layer_inputs,
     linear_by_loop,
+    use_small_blocks,
 )
 from op_checks import (
     Case,
+    Place,
     RecordRawCalls,
     Setting,
     Tensors,
     cast,
+    check_result,
     every_backend,
     run_setting,
 )
@@ -131,6 +135,24 @@ def test_a_span_depends_on_its_own_tokens_alone(backend: str, poison: float) -> 
 
 
 @everywhere
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_a_bad_gradient_stays_with_its_tokens(backend: str, poison: float) -> None:
+    """Also where other spans hold them too: those hand their tokens beside them clean gradients."""
+    tensors = make(LINEAR, outputs=45, tokens=18)
+    tensors["spans"] = torch.tensor([[3, 6], [1, 4], [2, 2], [5, 9], [7, 7], [3, 4], [3, 9], [10, 12]] * 3)
+    leaves = {n: tensors[n].requires_grad_() for n in ("hidden", "scores")}
+    output = span_linear(**tensors, parts=LINEAR, activation="gelu", backend=backend)
+    incoming = torch.ones_like(output)
+    expected = torch.autograd.grad(output, list(leaves.values()), incoming, retain_graph=True)
+    incoming[0] = poison
+    held = torch.zeros(18, dtype=torch.bool)
+    held[3:7] = True
+    for grad, clean in zip(torch.autograd.grad(output, list(leaves.values()), incoming), expected, strict=True):
+        assert torch.equal(grad.isfinite().flatten(1).all(1), ~held)
+        torch.testing.assert_close(grad[~held], clean[~held])
+
+
+@everywhere
 def test_relu_of_nan_is_nan(backend: str) -> None:
     hidden = torch.tensor([[torch.nan], [1.0]])
     output = span_linear(hidden, torch.tensor([[0, 0], [1, 1]]), ["start"], torch.ones(1, 1), activation="relu",
@@ -211,6 +233,13 @@ def test_any_spans(
         results.append((output, *torch.autograd.grad(output, sources, grad, materialize_grads=True, allow_unused=True)))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", [Place("triton", "interpreter")], indirect=True, ids=str)
+def test_triton_in_several_blocks(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_blocks(monkeypatch)
+    setting = Setting(LINEAR_BLOCKS)
+    check_result(setting, backend, run_setting(setting, backend))
 
 
 def bad(error: type[Exception], text: str, **changes: Any) -> Any:

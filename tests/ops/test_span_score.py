@@ -12,13 +12,29 @@ from hypothesis import strategies as st
 from linear_cases import (
     LINEAR,
     MENTION,
+    SCORE_BLOCKS,
     SCORE_CASES,
     SCORE_POOLED_FIRST_CASES,
     ProjectedChecks,
     layer_inputs,
     score_by_loop,
+    use_small_blocks,
 )
-from op_checks import Case, RecordRawCalls, Setting, Tensors, cast, every_backend, run_setting
+from op_checks import (
+    Case,
+    Place,
+    RecordRawCalls,
+    Setting,
+    Tensors,
+    cast,
+    check_error,
+    check_result,
+    every_backend,
+    place_parameters,
+    run_setting,
+    sizes_of_terms,
+    yardsticks,
+)
 from pool_cases import pool_inputs, with_plan
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -117,6 +133,46 @@ def test_eager_works_in_chunks_without_gradients(monkeypatch: pytest.MonkeyPatch
     assert largest.elements < 300 * 64
 
 
+@pytest.mark.parametrize("backend", [Place("triton", "interpreter")], indirect=True, ids=str)
+def test_triton_in_several_blocks(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_blocks(monkeypatch)
+    setting = Setting(SCORE_BLOCKS)
+    check_result(setting, backend, run_setting(setting, backend))
+
+
+@pytest.mark.parametrize("backend", place_parameters(("triton",)), indirect=True)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=[pytest.mark.slow] if c.large else []) for c in SCORE_CASES]
+)
+def test_triton_goes_back_in_chunks(backend: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the rule of the shared checks, against the definition and against all spans at once."""
+    from spanbert_kernels.ops.span_score import triton as launches
+
+    setting, chunks = Setting(case), []
+    before_activation = launches._before_activation
+
+    def counting(part: Any, *rest: Any) -> tuple[Tensor, Tensor]:
+        chunks.append(len(part))
+        return before_activation(part, *rest)
+
+    monkeypatch.setattr(launches, "_before_activation", counting)
+    whole = run_setting(setting, backend)
+    (spans,) = chunks
+    chunks.clear()
+    outputs = setting.tensors()["weight"].shape[0]
+    monkeypatch.setattr(launches, "CHUNK_BYTES", max(1, spans // 3) * outputs * 4 + 3)
+    found = run_setting(setting, backend)
+    assert len(chunks) > 1
+    assert chunks == [*[max(1, spans // 3)] * (len(chunks) - 1), chunks[-1]]
+    assert sum(chunks) == spans
+
+    check_result(setting, backend, found)
+    assert torch.equal(found.outputs[0], whole.outputs[0])
+    for name, grad in found.grads.items():
+        others = [other.grads[name] for other in yardsticks(setting, backend)]
+        check_error(f"gradient of {name}", grad, whole.grads[name], others, sizes_of_terms(setting).get(name))
+
+
 def kept_by_scores(backend: str, rows: int, columns: int, p: float, seed: int) -> Tensor:
     """Which entries of a layer of ones are kept: each column is a score of its own."""
     hidden = torch.zeros(1, 1, dtype=torch.float32)
@@ -175,16 +231,19 @@ def test_the_seed_is_drawn_from_torch_and_kept_for_the_backward(backend: str) ->
 
 
 @everywhere
-def test_what_is_dropped_may_be_infinite(backend: str) -> None:
+@pytest.mark.parametrize("enumerated", [False, True], ids=["tensor", "enumerated"])
+def test_what_is_dropped_may_be_infinite(backend: str, enumerated: bool) -> None:
+    """Also where a kernel's tile has room behind the last span, for rows that would keep it."""
     columns, seed = 40, torch.tensor([11])
     kept = philox.keep(seed, 0.5, *(torch.zeros(1, dtype=torch.int64),) * 2, torch.arange(columns))
-    bias = torch.where(kept, 1.0, torch.inf)
-    call = partial(span_score, torch.zeros(1, 1), torch.zeros(1, 2, dtype=torch.int64), ["start"],
-                   torch.zeros(columns, 1), dropout_p=0.5, seed=seed, backend=backend)  # fmt: skip
-    output = call(bias.requires_grad_(), torch.ones(columns))
+    bias = torch.where(kept, 1.0, torch.inf).requires_grad_()
+    spans = enumerate_spans(torch.tensor([0, 1]), 1) if enumerated else torch.zeros(1, 2, dtype=torch.int64)
+    out_weight = torch.ones(columns, requires_grad=True)
+    output = span_score(torch.zeros(1, 1), spans, ["start"], torch.zeros(columns, 1), bias, out_weight,
+                        dropout_p=0.5, seed=seed, backend=backend)  # fmt: skip
     assert output.item() == 2 * int(kept.sum())
-    (grad,) = torch.autograd.grad(output.sum(), bias)
-    assert torch.equal(grad, 2.0 * kept)
+    for grad in torch.autograd.grad(output.sum(), [bias, out_weight]):
+        assert torch.equal(grad, 2.0 * kept)
 
 
 @everywhere

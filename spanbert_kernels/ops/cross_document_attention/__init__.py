@@ -7,24 +7,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import checks
+from spanbert_kernels.ops import attention_plans, checks, library
+from spanbert_kernels.ops.attention_plans import AttentionPlan, AttentionWork
 from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.cross_document_attention import reference
-from spanbert_kernels.ops.document_attention import check_dropout, check_heads
+from spanbert_kernels.ops.document_attention import WORK_TENSORS, DocumentAttention, check_dropout, check_heads
 
 __all__ = ["cross_document_attention"]
 
-OPERATION = Operation("cross_document_attention", ("eager",))
-SIDES = ("anchors", "tokens")
+OPERATION = Operation("cross_document_attention", ("cpu", "eager"))
 NORMALIZATIONS = ("joint", "pairwise")
+
+# The joint softmax is document_attention's operator, which takes any work. These are what is special here.
+#
+# The softmax mass on each document of a query's cluster, before dropout, from the log-sum-exp of the forward:
+# float32 `[query rows, heads, places]`, places = documents of the largest cluster; 0 where nothing is seen.
+_WEIGHTS = f"(Tensor q, Tensor k, Tensor lse, {attention_plans.WORK_SCHEMA}, SymInt places, float scale) -> Tensor"
+# A softmax for each document that a query sees, averaged over those that have keys -> output like q, and the
+# log-sum-exps `[heads, query rows, places]`, natural, -inf where a document is not seen or has no key.
+_CALL = f"{attention_plans.WORK_SCHEMA}, SymInt places, float scale, float dropout_p, Tensor? seed"
+_FORWARD = f"(Tensor q, Tensor k, Tensor v, {_CALL}) -> (Tensor, Tensor)"
+_BACKWARD = f"(Tensor grad_output, Tensor q, Tensor k, Tensor v, Tensor lse, {_CALL}) -> (Tensor, Tensor, Tensor)"
+
+
+def _weights_fake(q: Tensor, k: Tensor, lse: Tensor, *call: Any) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[1], call[-2], dtype=torch.float32)
+
+
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], call[-4], dtype=dtype)
+
+
+def _backward_fake(
+    grad_output: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, *call: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+library.define("cross_document_attention_weights", _WEIGHTS, _weights_fake, ("cpu", "triton"))
+library.define("cross_document_attention_pairwise_forward", _FORWARD, _forward_fake, ("cpu", "triton"))
+library.define("cross_document_attention_pairwise_backward", _BACKWARD, _backward_fake, ("cpu", "triton"))
 
 
 def cross_document_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens: Tensor,
-    cu_clusters: Tensor,
+    cu_seqlens: Tensor | AttentionPlan,
+    cu_clusters: Tensor | None = None,
     queries: str = "anchors",
     keys: str = "anchors",
     *,
@@ -46,7 +77,9 @@ def cross_document_attention(
     Args:
         q: `[D, heads, head_dim]` for anchor queries (one row per document), `[T, heads, head_dim]` for token queries.
         k, v: likewise for the keys.
-        cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents in the packed tokens.
+        cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents in the packed tokens. Or a plan made by
+            `plan_attention`, which serves all layers of a batch and has the clusters, `queries`, `keys`,
+            `include_self` and `links` in it: they are not given again.
         cu_clusters: int32 or int64 `[C + 1]`, offsets of the clusters in the documents.
         queries, keys: `"anchors"` or `"tokens"`. An empty document has no anchor: its row is ignored.
         include_self: a document sees itself as well.
@@ -75,36 +108,136 @@ def cross_document_attention(
         >>> cross_document_attention(q, k, v, cu_seqlens, cu_clusters).view(3, 2).tolist()
         [[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
     """
-    for name, value in (("queries", queries), ("keys", keys)):
-        if value not in SIDES:
-            raise ValueError(f'{name} must be "anchors" or "tokens", got {value!r}')
     if normalize not in NORMALIZATIONS:
         raise ValueError(f'normalize must be "joint" or "pairwise", got {normalize!r}')
     if return_lse and normalize != "joint":
         raise ValueError(f'return_lse needs normalize="joint", got {normalize!r}')
     check_heads(q, k, v, "rows")
-    checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
-    documents = len(cu_seqlens) - 1
-    checks.check_offsets("cu_clusters", cu_clusters, documents, "documents")
-    for name, offsets in (("cu_seqlens", cu_seqlens), ("cu_clusters", cu_clusters)):
-        checks.check_device(name, offsets, "q", q)
-    _check_rows("q", q, queries, cu_seqlens)
-    _check_rows("k", k, keys, cu_seqlens)
-    if links is not None:
-        _check_links(links, cu_clusters, documents)
-        for place, part in enumerate(links):
-            checks.check_device(f"links[{place}]", part, "q", q)
+    if isinstance(cu_seqlens, AttentionPlan):
+        plan = _check_plan(cu_seqlens, cu_clusters, queries, keys, include_self, links)
+    else:
+        checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
+        if cu_clusters is None:
+            raise ValueError("cu_clusters is needed beside cu_seqlens, got None")
+        attention_plans.check_who_sees_whom(cu_seqlens, cu_clusters, queries, keys, links)
+        tokens = q.shape[0] if queries == "tokens" else k.shape[0] if keys == "tokens" else 0
+        plan = AttentionPlan(cu_seqlens, cu_clusters, queries, keys, include_self, links, tokens, 0, 0)
+    checks.check_device("cu_seqlens", plan.cu_seqlens, "q", q)
+    _check_rows("q", q, plan.queries, plan.cu_seqlens)
+    _check_rows("k", k, plan.keys, plan.cu_seqlens)
     seed = check_dropout(dropout_p, seed, q)
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    OPERATION.choose(q, backend)
-    q, k, v = (DifferentiableOnce.apply(x) if x.requires_grad else x for x in (q, k, v))
+    backend = OPERATION.choose(q, backend)
+    weights: Tensor | None
+    if backend == "eager":
+        output, lse, weights = _eager(q, k, v, plan, normalize, scale, dropout_p, seed)
+    else:
+        output, lse, weights = _kernels(
+            q, k, v, plan, normalize, scale, dropout_p, seed, backend=backend, weighed=return_weights
+        )
+    extras = [extra for extra, asked in ((lse, return_lse), (weights, return_weights)) if asked and extra is not None]
+    return (output, *extras) if extras else output
+
+
+def _eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    normalize: str,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert plan.cu_clusters is not None
+    sight = (plan.cu_seqlens, plan.cu_clusters, plan.queries, plan.keys, plan.include_self, plan.links)
     # Autocast would take the products out of float32, on this backend alone.
     with torch.autocast(q.device.type, enabled=False):
-        output, lse, weights = reference.cross_document_attention(
-            q, k, v, cu_seqlens, cu_clusters, queries, keys, include_self, links, normalize, scale, dropout_p, seed
+        once = [DifferentiableOnce.apply(tensor) if tensor.requires_grad else tensor for tensor in (q, k, v)]
+        return reference.cross_document_attention(once[0], once[1], once[2], *sight, normalize, scale, dropout_p, seed)
+
+
+def _kernels(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    normalize: str,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    *,
+    backend: str,
+    weighed: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    assert plan.cu_clusters is not None
+    work = plan.work(backend != "cpu")
+    places = 0
+    if weighed or normalize == "pairwise":
+        places = plan.max_documents or attention_plans.largest(plan.cu_clusters)
+    weights = None
+    if normalize == "joint":
+        output, lse = DocumentAttention.apply(q, k, v, OPERATION.name, backend, scale, dropout_p, seed, *work)
+        if weighed:
+            weigh = library.raw("cross_document_attention_weights", backend)
+            weights = weigh(q.detach(), k.detach(), lse, *work, places, scale)
+            total = weights.sum(2, keepdim=True)  # 1 but for the rounding of lse
+            weights = torch.where(total > 0, weights / total, weights)
+        return output, lse, weights
+    output, lse = PairwiseAttention.apply(q, k, v, backend, places, scale, dropout_p, seed, *work)
+    if weighed:
+        seen = (lse != -torch.inf).float().permute(1, 0, 2)
+        weights = seen / seen.sum(2, keepdim=True).clamp(min=1)
+    return output, lse, weights
+
+
+class PairwiseAttention(torch.autograd.Function):
+    """The compiled kernels under autograd. A second derivative raises."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        backend: str,
+        places: int,
+        scale: float,
+        dropout_p: float,
+        seed: Tensor | None,
+        *work: Any,
+    ) -> tuple[Tensor, Tensor]:
+        found = AttentionWork(*work)
+        forward = library.raw("cross_document_attention_pairwise_forward", backend)
+        output, lse = forward(q, k, v, *work, places, scale, dropout_p, seed)
+        ctx.save_for_backward(q, k, v, lse, seed, *found[:WORK_TENSORS])
+        ctx.call = (backend, places, scale, dropout_p, found[WORK_TENSORS:])
+        ctx.mark_non_differentiable(lse)
+        return output, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grads = PairwiseAttentionBackward.apply(grad_output, *ctx.saved_tensors, *ctx.call)
+        return (*grads, *[None] * (5 + len(AttentionWork._fields)))
+
+
+class PairwiseAttentionBackward(torch.autograd.Function):
+    """The gradient; its own derivative raises."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad_output: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, seed: Tensor | None, *rest: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        backend, places, scale, dropout_p, sizes = rest[WORK_TENSORS:]
+        backward = library.raw("cross_document_attention_pairwise_backward", backend)
+        grads: tuple[Tensor, Tensor, Tensor] = backward(
+            grad_output, q, k, v, lse, *rest[:WORK_TENSORS], *sizes, places, scale, dropout_p, seed
         )
-    extras = [extra for extra, asked in ((lse, return_lse), (weights, return_weights)) if asked]
-    return (output, *extras) if extras else output
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError("cross_document_attention has no second derivative")
 
 
 class DifferentiableOnce(torch.autograd.Function):
@@ -140,24 +273,16 @@ def _check_rows(name: str, tensor: Tensor, side: str, cu_seqlens: Tensor) -> Non
         raise ValueError(f"{name} must have one row per token ({int(cu_seqlens[-1])}), got {tensor.shape[0]}")
 
 
-def _check_links(links: tuple[Tensor, Tensor], cu_clusters: Tensor, documents: int) -> None:
-    indptr, indices = links
-    checks.check_index("links[1]", indices, 1, "[links]")
-    checks.check_offsets("links[0]", indptr, len(indices), "links")
-    if len(indptr) != documents + 1:
-        raise ValueError(
-            f"links[0] must have one offset per document and one more ({documents + 1}), got {len(indptr)}"
-        )
-    if {indptr.device.type, indices.device.type} != {"cpu"} or torch.compiler.is_compiling():
-        return
-    cluster_of = [cluster for cluster, size in enumerate(cu_clusters.diff().tolist()) for _ in range(size)]
-    offsets, targets = indptr.tolist(), indices.tolist()
-    for query in range(documents):
-        for target in targets[offsets[query] : offsets[query + 1]]:
-            if not 0 <= target < documents:
-                raise ValueError(f"document {query} links to document {target}, but there are {documents} documents")
-            if cluster_of[target] != cluster_of[query]:
-                raise ValueError(
-                    f"document {query} of cluster {cluster_of[query]} links to document {target} "
-                    f"of cluster {cluster_of[target]}: links must stay inside a cluster"
-                )
+def _check_plan(
+    plan: AttentionPlan,
+    cu_clusters: Tensor | None,
+    queries: str,
+    keys: str,
+    include_self: bool,
+    links: tuple[Tensor, Tensor] | None,
+) -> AttentionPlan:
+    if plan.cu_clusters is None:
+        raise ValueError("this plan is one of documents alone: give plan_attention the clusters, cu_clusters")
+    if (cu_clusters, queries, keys, include_self, links) != (None, "anchors", "anchors", False, None):
+        raise ValueError("a plan has cu_clusters, queries, keys, include_self and links in it: do not give them again")
+    return plan

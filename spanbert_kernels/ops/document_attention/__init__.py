@@ -7,20 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import checks, philox
+from spanbert_kernels.ops import attention_plans, checks, library, philox
+from spanbert_kernels.ops.attention_plans import AttentionPlan, AttentionWork
 from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.document_attention import reference
 
 __all__ = ["document_attention"]
 
 OPERATION = Operation("document_attention", ("cpu", "eager"))
+WORK_TENSORS = 7  # the first fields of AttentionWork
 
-_INPUTS = "Tensor q, Tensor k, Tensor v"
-_CALL = "Tensor cu_seqlens, float scale, float dropout_p, Tensor? seed"
-torch.library.define("spanbert_kernels::document_attention_forward", f"({_INPUTS}, {_CALL}) -> (Tensor, Tensor)")
-torch.library.define(
-    "spanbert_kernels::document_attention_backward",
-    f"(Tensor grad_output, {_INPUTS}, Tensor output, Tensor lse, {_CALL}) -> (Tensor, Tensor, Tensor)",
+# Softmax attention over all keys that a query sees, `softmax(q k^T scale) v`, for any work: cross_document_attention
+# calls the same operators. `q [query rows, heads, d]`, `k`, `v [key rows, heads, d]` -> output like q, log-sum-exp
+# `[heads, query rows]`, natural, float32 (float64 for float64). A query row without a key, or of no document, gives 0
+# and -inf, and its gradient is 0, as is that of a key row that nobody sees. Dropout: `ops/philox.py`, by row numbers.
+_CALL = f"{attention_plans.WORK_SCHEMA}, float scale, float dropout_p, Tensor? seed"
+_FORWARD = f"(Tensor q, Tensor k, Tensor v, {_CALL}) -> (Tensor, Tensor)"
+_BACKWARD = (
+    f"(Tensor grad_output, Tensor q, Tensor k, Tensor v, Tensor output, Tensor lse, {_CALL})"
+    " -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -29,27 +34,18 @@ def lse_like(q: Tensor) -> Tensor:
     return q.new_empty(q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-@torch.library.register_fake("spanbert_kernels::document_attention_forward")
-def _forward_fake(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, dropout_p: float, seed: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), lse_like(q)
 
 
-@torch.library.register_fake("spanbert_kernels::document_attention_backward")
 def _backward_fake(
-    grad_output: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    cu_seqlens: Tensor,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
+    grad_output: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor, *call: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+library.define("document_attention_forward", _FORWARD, _forward_fake, ("cpu", "triton"))
+library.define("document_attention_backward", _BACKWARD, _backward_fake, ("cpu", "triton"))
 
 
 def check_heads(q: Tensor, k: Tensor, v: Tensor, rows: str) -> None:
@@ -85,7 +81,7 @@ def document_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens: Tensor,
+    cu_seqlens: Tensor | AttentionPlan,
     *,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
@@ -99,7 +95,8 @@ def document_attention(
     Args:
         q, k, v: `[T, heads, head_dim]`, float32, bfloat16, float16 or float64; any strides, so views of one fused
             `[T, 3 * heads * head_dim]` projection are taken as they are.
-        cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents; empty documents are fine.
+        cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents; empty documents are fine. Or the plan made of it
+            by `plan_attention`, which serves all layers of a batch.
         dropout_p: share of the attention entries dropped, in [0, 1).
         seed: int64 tensor with one number; by default drawn from torch's generator, once per call.
         scale: by default `head_dim ** -0.5`.
@@ -124,18 +121,33 @@ def document_attention(
     check_heads(q, k, v, "T")
     if q.shape[0] != k.shape[0]:
         raise ValueError(f"q and k must have the same number of tokens, got {q.shape[0]} and {k.shape[0]}")
-    checks.check_offsets("cu_seqlens", cu_seqlens, q.shape[0], "tokens")
-    checks.check_device("cu_seqlens", cu_seqlens, "q", q)
-    _check_max_seqlen(max_seqlen, cu_seqlens)
+    if isinstance(cu_seqlens, AttentionPlan):
+        plan = _check_plan(cu_seqlens, q)
+    else:
+        checks.check_offsets("cu_seqlens", cu_seqlens, q.shape[0], "tokens")
+        _check_max_seqlen(max_seqlen, cu_seqlens)
+        plan = AttentionPlan(cu_seqlens, None, "tokens", "tokens", True, None, q.shape[0], max_seqlen or 0, 1)
+    checks.check_device("cu_seqlens", plan.cu_seqlens, "q", q)
     seed = check_dropout(dropout_p, seed, q)
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    if OPERATION.choose(q, backend) == "eager":
+    backend = OPERATION.choose(q, backend)
+    if backend == "eager":
+        known = max(plan.max_seqlen, 1) if plan is cu_seqlens else max_seqlen
         # Autocast would take the products out of float32, on this backend alone.
         with torch.autocast(q.device.type, enabled=False):
-            output, lse = reference.document_attention(q, k, v, cu_seqlens, scale, dropout_p, seed, max_seqlen)
+            output, lse = reference.document_attention(q, k, v, plan.cu_seqlens, scale, dropout_p, seed, known)
     else:
-        output, lse = DocumentAttention.apply(q, k, v, cu_seqlens, scale, dropout_p, seed)
+        call = (OPERATION.name, backend, scale, dropout_p, seed)
+        output, lse = DocumentAttention.apply(q, k, v, *call, *plan.work(backend != "cpu"))
     return (output, lse) if return_lse else output
+
+
+def _check_plan(plan: AttentionPlan, q: Tensor) -> AttentionPlan:
+    if plan.cu_clusters is not None:
+        raise ValueError("this plan is one of clusters, for cross_document_attention: make it of cu_seqlens alone")
+    if plan.num_tokens != q.shape[0]:
+        raise ValueError(f"the plan was made for {plan.num_tokens} tokens, but q has {q.shape[0]}")
+    return plan
 
 
 def _check_max_seqlen(max_seqlen: int | None, cu_seqlens: Tensor) -> None:
@@ -155,21 +167,24 @@ class DocumentAttention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        cu_seqlens: Tensor,
+        operation: str,
+        backend: str,
         scale: float,
         dropout_p: float,
         seed: Tensor | None,
+        *work: Any,
     ) -> tuple[Tensor, Tensor]:
-        output, lse = torch.ops.spanbert_kernels.document_attention_forward(q, k, v, cu_seqlens, scale, dropout_p, seed)
-        ctx.save_for_backward(q, k, v, output, lse, cu_seqlens, seed)
-        ctx.scale, ctx.dropout_p = scale, dropout_p
+        output, lse = library.raw("document_attention_forward", backend)(q, k, v, *work, scale, dropout_p, seed)
+        found = AttentionWork(*work)
+        ctx.save_for_backward(q, k, v, output, lse, seed, *found[:WORK_TENSORS])
+        ctx.call = (operation, backend, scale, dropout_p, found[WORK_TENSORS:])
         ctx.mark_non_differentiable(lse)
         return output, lse
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grads = DocumentAttentionBackward.apply(grad_output, *ctx.saved_tensors, ctx.scale, ctx.dropout_p)
-        return (*grads, None, None, None, None)
+        grads = DocumentAttentionBackward.apply(grad_output, *ctx.saved_tensors, *ctx.call)
+        return (*grads, *[None] * (5 + len(AttentionWork._fields)))
 
 
 class DocumentAttentionBackward(torch.autograd.Function):
@@ -184,16 +199,16 @@ class DocumentAttentionBackward(torch.autograd.Function):
         v: Tensor,
         output: Tensor,
         lse: Tensor,
-        cu_seqlens: Tensor,
         seed: Tensor | None,
-        scale: float,
-        dropout_p: float,
+        *rest: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.spanbert_kernels.document_attention_backward(
-            grad_output, q, k, v, output, lse, cu_seqlens, scale, dropout_p, seed
+        operation, backend, scale, dropout_p, sizes = rest[WORK_TENSORS:]
+        ctx.operation = operation
+        grads: tuple[Tensor, Tensor, Tensor] = library.raw("document_attention_backward", backend)(
+            grad_output, q, k, v, output, lse, *rest[:WORK_TENSORS], *sizes, scale, dropout_p, seed
         )
         return grads
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError('document_attention has a second derivative on backend="eager" only')
+        raise RuntimeError(f'{ctx.operation} has no second derivative, but document_attention on backend="eager"')

@@ -1,0 +1,101 @@
+// The raw CPU operations of cross_document_attention: document weights and the pairwise softmax.
+
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "common/parallel.h"
+#include "cross_document_attention/kernels.h"
+#include "document_attention/neighbourhoods.h"
+
+namespace spanbert {
+namespace {
+
+Tensor weights(const Tensor& q_any, const Tensor& k_any, const Tensor& lse_any, const Tensor& documents,
+               const OptionalTensor& link_offsets, const OptionalTensor& links, const OptionalTensor& /*back_offsets*/,
+               const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
+               const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
+               bool anchor_queries, bool anchor_keys, int64_t places, double scale) {
+  const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), lse = torch::stable::contiguous(lse_any);
+  AttentionCall call = attention_call(q, k, k, scale, 0, std::nullopt);
+  STD_TORCH_CHECK(lse.scalar_type() == accumulator_of(q) && lse.numel() == call.heads * call.query_rows,
+                  "lse must be the forward's");
+  call.lse = const_cast<void*>(lse.const_data_ptr());
+  const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
+                            k.size(0), false);
+  const Tensor result = torch::stable::new_zeros(q, {call.query_rows, call.heads, places}, ScalarType::Float);
+  for (const auto& cluster : near.clusters) STD_TORCH_CHECK(cluster.documents <= places, "too few places: ", places);
+  float* to = result.mutable_data_ptr<float>();
+  const auto kernel = SPANBERT_KERNEL(cross_document_attention_weights);
+  parallel_tasks(static_cast<int64_t>(near.clusters.size()) * call.heads, [&](int64_t task) {
+    const auto& cluster = near.clusters[task / call.heads];
+    kernel(call, near.all[cluster.first], near.key_first(cluster), task % call.heads, places, to);
+  });
+  return result;
+}
+
+// The documents of a cluster that have keys.
+Pairs pairs_of(const Neighbourhoods& near, const Neighbourhoods::Cluster& cluster) {
+  return {near.all.data() + cluster.first, near.places.data() + cluster.first, cluster.count};
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
+                                   const Tensor& documents, const OptionalTensor& link_offsets,
+                                   const OptionalTensor& links, const OptionalTensor& /*back_offsets*/,
+                                   const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
+                                   const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/,
+                                   bool include_self, bool anchor_queries, bool anchor_keys, int64_t places,
+                                   double scale, double dropout_p, const OptionalTensor& seed) {
+  const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
+  AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
+  const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
+                            k.size(0), true);
+  for (const auto& cluster : near.clusters) STD_TORCH_CHECK(cluster.documents <= places, "too few places: ", places);
+  const Tensor output = torch::stable::new_zeros(q, q.sizes());
+  Tensor lse = torch::stable::new_empty(q, {call.heads, call.query_rows, places}, accumulator_of(q));
+  lse = torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
+  call.output = rows_of(output);
+  call.lse = lse.mutable_data_ptr();
+  const auto kernel = SPANBERT_KERNEL(cross_document_attention_pairwise_forward);
+  parallel_tasks(static_cast<int64_t>(near.clusters.size()) * call.heads, [&](int64_t task) {
+    const auto& cluster = near.clusters[task / call.heads];
+    if (cluster.count > 0) kernel(call, pairs_of(near, cluster), task % call.heads, places);
+  });
+  return {output, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any, const Tensor& v_any, const Tensor& lse_any,
+    const Tensor& documents, const OptionalTensor& link_offsets, const OptionalTensor& links,
+    const OptionalTensor& /*back_offsets*/, const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
+    const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
+    bool anchor_queries, bool anchor_keys, int64_t places, double scale, double dropout_p, const OptionalTensor& seed) {
+  const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
+  const Tensor grad = with_dense_rows(grad_any), lse = torch::stable::contiguous(lse_any);
+  AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
+  STD_TORCH_CHECK(grad.scalar_type() == q.scalar_type() && lse.scalar_type() == accumulator_of(q),
+                  "grad_output and lse must have the forward's dtypes");
+  STD_TORCH_CHECK(grad.numel() == q.numel() && lse.numel() == call.heads * call.query_rows * places,
+                  "grad_output and lse must have the forward's shapes");
+  call.lse = const_cast<void*>(lse.const_data_ptr());
+  const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
+                            k.size(0), true);
+  const Tensor grad_q = torch::stable::new_zeros(q, q.sizes()), grad_k = torch::stable::new_zeros(k, k.sizes());
+  const Tensor grad_v = torch::stable::new_zeros(v, v.sizes());
+  const AttentionGrads grads{rows_of(grad), rows_of(grad_q), rows_of(grad_k), rows_of(grad_v)};
+  const auto kernel = SPANBERT_KERNEL(cross_document_attention_pairwise_backward);
+  parallel_tasks(static_cast<int64_t>(near.clusters.size()) * call.heads, [&](int64_t task) {
+    const auto& cluster = near.clusters[task / call.heads];
+    if (cluster.count > 0) kernel(call, grads, pairs_of(near, cluster), task % call.heads, places);
+  });
+  return {grad_q, grad_k, grad_v};
+}
+
+}  // namespace
+}  // namespace spanbert
+
+STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CPU, library) {
+  library.impl("cross_document_attention_weights", TORCH_BOX(&spanbert::weights));
+  library.impl("cross_document_attention_pairwise_forward", TORCH_BOX(&spanbert::forward));
+  library.impl("cross_document_attention_pairwise_backward", TORCH_BOX(&spanbert::backward));
+}

@@ -1,0 +1,383 @@
+// Attention of one neighbourhood and head on a CPU. Only for kernel files.
+//
+// Forward: queries in blocks, keys in blocks that stay in the cache; one pass with a running maximum and sum (online
+// softmax, Milakov and Gimelshein 2018; Rabe and Staats 2021). Up to kKeys keys are one block: no rescaling. Backward:
+// P is computed again from the log-sum-exp (Dao et al. 2022), five products a block:
+//   dV = P' dO,   dP = dO V',   dS = P * (dP - delta) with delta = rowsum(dO * O),   dQ = dS K scale,   dK = dS' Q
+//   scale
+// With dropout, the factors (0 or 1 / (1 - p)) multiply P in dV and dP in dS. One task owns a neighbourhood and head,
+// so every sum has one order.
+//
+// A block of queries is of one document, and its products run over the ranges that this one sees: what it does not see
+// may hold Inf or NaN. Where each document sees all keys but its own and all numbers are finite, a block of short
+// documents holds rows of several: its products run over all keys, and what a row does not see has weight 0.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "common/product.h"
+#include "document_attention/kernels.h"
+
+namespace spanbert {
+namespace SPANBERT_LEVEL {
+namespace {
+
+constexpr int64_t kQueries = 48;  // a multiple of kRows: 8 tiles of 6
+constexpr int64_t kKeys = 512;
+
+struct QueryBlock {
+  int64_t first, count, document;
+  bool mixed;  // rows of several documents
+};
+
+template <class S>
+struct Attention {
+  using A = typename Accumulator<S>::type;
+  using V = Vector<A>;
+
+  const AttentionCall& call;
+  const Neighbourhood& near;
+  const int64_t head, dim = call.head_dim, wide = panels<A>(dim) * kPanel<A>;  // head_dim in whole panels
+  const int64_t key_block = near.keys < kKeys ? near.keys : kKeys, key_columns = panels<A>(key_block) * kPanel<A>;
+  // Scores are scaled in float, at the end, so that they are rounded once; -inf must stay -inf, so a scale that is not
+  // positive goes to the queries.
+  const A query_factor = call.scale > 0 ? A(1) : static_cast<A>(call.scale);
+  const A score_factor = call.scale > 0 ? static_cast<A>(call.scale) : A(1);
+  bool mixable;
+  std::vector<Range> spans;  // the columns of a block's scores that are computed: whole panels
+
+  Attention(const AttentionCall& call, const Neighbourhood& near, int64_t head, const AttentionGrads* grads = nullptr)
+      : call(call), near(near), head(head) {
+    mixable = near.documents > 1 && near.nearly_all && near.queries < near.documents * kQueries &&
+              finite(call.q, near.query_rows, near.queries) && finite(call.k, near.key_rows, near.keys) &&
+              finite(call.v, near.key_rows, near.keys) &&
+              (grads == nullptr || finite(grads->output, near.query_rows, near.queries));
+  }
+
+  static std::unique_ptr<A[]> buffer(int64_t size) { return std::unique_ptr<A[]>(new A[size]); }
+  static std::unique_ptr<A[]> zeros(int64_t size) { return std::unique_ptr<A[]>(new A[size]()); }
+
+  S* row(const Rows& rows, int64_t index) const {
+    return static_cast<S*>(rows.data) + index * rows.row + head * rows.head;
+  }
+  // Row by row: queries or keys from `first` on.
+  auto query(const Rows& rows, int64_t first) const {
+    return [this, &rows, first](int64_t r) { return row(rows, near.query_rows[first + r]); };
+  }
+  auto key(const Rows& rows, int64_t first) const {
+    return [this, &rows, first](int64_t r) { return row(rows, near.key_rows[first + r]); };
+  }
+  int lanes_at(int64_t column) const {
+    const int64_t left = dim - column;
+    return static_cast<int>(left < 0 ? 0 : left < lanes<A> ? left : lanes<A>);
+  }
+
+  bool finite(const Rows& rows, const int64_t* indices, int64_t count) const {
+    V zero{};
+    for (int64_t r = 0; r < count; ++r) {
+      const S* from = row(rows, indices[r]);
+      for (int64_t c = 0; c < dim; c += lanes<A>) {
+        const V x = load_up_to(from + c, lanes_at(c));
+        zero += x - x;
+      }
+    }
+    return sum_of<A>(zero) == 0;
+  }
+
+  // Rows as plain accumulator rows [count, wide], zeros beyond head_dim.
+  template <class Row>
+  void widen(const Row& from, int64_t count, A factor, A* to) const {
+    for (int64_t r = 0; r < count; ++r) {
+      const S* values = from(r);
+      for (int64_t c = 0; c < wide; c += lanes<A>) {
+        const int n = lanes_at(c);
+        store(to + r * wide + c, load_up_to(values + (n ? c : 0), n) * factor);
+      }
+    }
+  }
+  void narrow(const A* from, A factor, S* to) const {
+    for (int64_t c = 0; c < dim; c += lanes<A>) store_up_to(to + c, load(from + c) * factor, lanes_at(c));
+  }
+
+  QueryBlock block_at(int64_t first, int64_t last, int64_t document) const {
+    while (near.query_first[document + 1] <= first) ++document;
+    const int64_t end = near.query_first[document + 1] < last ? near.query_first[document + 1] : last;
+    const int64_t full = first + kQueries < last ? first + kQueries : last;
+    if (mixable && end - first < kQueries / 2 && full > end) return {first, full - first, document, true};
+    return {first, (end < full ? end : full) - first, document, false};
+  }
+
+  // f(begin, end) for every range that a document sees of the keys first .. first + count - 1, counted from `first`.
+  template <class F>
+  void each_range(int64_t document, int64_t first, int64_t count, const F& f) const {
+    for (int64_t i = near.range_first[document]; i < near.range_first[document + 1]; ++i) {
+      const int64_t begin = near.ranges[i].begin - first, end = near.ranges[i].end - first;
+      if (begin < count && end > 0) f(begin > 0 ? begin : 0, end < count ? end : count);
+    }
+  }
+  // The ranges over which a block's products run.
+  template <class F>
+  void each_depth(const QueryBlock& block, int64_t first, int64_t count, const F& f) const {
+    if (block.mixed) {
+      f(int64_t{0}, count);
+    } else {
+      each_range(block.document, first, count, f);
+    }
+  }
+
+  void find_spans(const QueryBlock& block, int64_t first, int64_t count) {
+    constexpr int64_t P = kPanel<A>;
+    spans.clear();
+    each_depth(block, first, count, [&](int64_t begin, int64_t end) {
+      const int64_t from = begin / P * P, to = (end + P - 1) / P * P;
+      if (!spans.empty() && from <= spans.back().end) {
+        spans.back().end = to;
+      } else {
+        spans.push_back({from, to});
+      }
+    });
+  }
+
+  // Columns of the spans: rows [rows, wide] times packed columns of [dim, keys].
+  void multiply(int64_t rows, const A* from, const A* packed, A* to) const {
+    for (const Range& span : spans) {
+      product<A>(rows, span.end - span.begin, dim, from, wide, 1, packed + span.begin * dim, dim * kPanel<A>,
+                 to + span.begin, key_columns, false);
+    }
+  }
+
+  // What a document does not see takes no part.
+  void fill_gaps(A* columns, int64_t document, int64_t first, int64_t count, A value) const {
+    auto span = spans.begin();
+    int64_t at = spans.empty() ? 0 : span->begin;
+    const auto fill = [&](int64_t end) {
+      for (; at < end; ++at) columns[at] = value;
+    };
+    each_range(document, first, count, [&](int64_t begin, int64_t end) {
+      for (; begin >= span->end; at = span->begin) {
+        fill(span->end);
+        ++span;
+      }
+      fill(begin);
+      at = end;
+    });
+    while (span != spans.end()) {
+      fill(span->end);
+      if (++span != spans.end()) at = span->begin;
+    }
+  }
+
+  // Dropout's factors for the keys that a document sees.
+  void find_factors(int64_t document, int64_t query, int64_t first, int64_t count, A* factor) const {
+    each_range(document, first, count, [&](int64_t begin, int64_t end) {
+      const int64_t* rows = near.key_rows + first;
+      for (int64_t j = begin, run; j < end; j = run) {
+        for (run = j + 1; run < end && rows[run] == rows[run - 1] + 1;) ++run;
+        call.dropout.factors(head, near.query_rows[query], rows[j], run - j, factor + j);
+      }
+    });
+  }
+
+  // emit(query, sums [wide], maximum, total, whether it sees any key): the output is sums / total.
+  template <class Emit>
+  void forward(int64_t first, int64_t last, const Emit& emit) {
+    const auto keys = buffer(key_columns * dim), values = buffer(wide * key_block);
+    const auto queries = buffer(kQueries * wide), scores = buffer(kQueries * key_columns);
+    const int64_t blocks = near.keys > 0 ? (near.keys + key_block - 1) / key_block : 1;
+    const int64_t kept = blocks > 1 ? last - first : kQueries;  // with several key blocks all the task's sums wait
+    const auto sums = buffer(kept * wide), maxima = buffer(kept), totals = buffer(kept);
+
+    for (int64_t part = 0; part < blocks; ++part) {
+      const int64_t from = part * key_block, n = near.keys - from < key_block ? near.keys - from : key_block;
+      pack_transposed<A>(key(call.k, from), n, dim, keys.get());
+      pack<A>(key(call.v, from), n, dim, values.get());
+      QueryBlock block{};
+      for (int64_t q = first; q < last; q += block.count) {
+        block = block_at(q, last, block.document);
+        const int64_t place = blocks > 1 ? q - first : 0;
+        A *sum = sums.get() + place * wide, *maximum = maxima.get() + place, *total = totals.get() + place;
+        find_spans(block, from, n);
+        widen(query(call.q, q), block.count, query_factor, queries.get());
+        multiply(block.count, queries.get(), keys.get(), scores.get());
+        for (int64_t r = 0, document = block.document; r < block.count; ++r) {
+          while (near.query_first[document + 1] <= q + r) ++document;
+          A* columns = scores.get() + r * key_columns;
+          fill_gaps(columns, document, from, n, -INFINITY);
+          soften(columns, part == 0, maximum + r, total + r, sum + r * wide);
+          if (call.dropout.active) drop(columns, document, q + r, from, n);
+        }
+        bool add = part > 0;
+        each_depth(block, from, n, [&](int64_t begin, int64_t end) {
+          product<A>(block.count, dim, end - begin, scores.get() + begin, key_columns, 1,
+                     values.get() + begin * kPanel<A>, n * kPanel<A>, sum, wide, add);
+          add = true;
+        });
+        if (!add) std::fill(sum, sum + block.count * wide, A(0));
+        if (part + 1 < blocks) continue;
+        for (int64_t r = 0, document = block.document; r < block.count; ++r) {
+          while (near.query_first[document + 1] <= q + r) ++document;
+          const bool any = near.range_first[document] < near.range_first[document + 1];
+          emit(q + r, sum + r * wide, maximum[r], total[r], any);
+        }
+      }
+    }
+  }
+
+  // f(query, scores, first, count) for the scores of every query with the keys first .. first + count - 1, -inf where a
+  // key is not seen, before they are multiplied by score_factor; only the columns of `spans` are there.
+  template <class F>
+  void each_scores(const F& f) {
+    const auto keys = buffer(key_columns * dim);
+    const auto queries = buffer(kQueries * wide), scores = buffer(kQueries * key_columns);
+    for (int64_t from = 0; from < near.keys; from += key_block) {
+      const int64_t n = near.keys - from < key_block ? near.keys - from : key_block;
+      pack_transposed<A>(key(call.k, from), n, dim, keys.get());
+      QueryBlock block{};
+      for (int64_t q = 0; q < near.queries; q += block.count) {
+        block = block_at(q, near.queries, block.document);
+        find_spans(block, from, n);
+        widen(query(call.q, q), block.count, query_factor, queries.get());
+        multiply(block.count, queries.get(), keys.get(), scores.get());
+        for (int64_t r = 0, document = block.document; r < block.count; ++r) {
+          while (near.query_first[document + 1] <= q + r) ++document;
+          fill_gaps(scores.get() + r * key_columns, document, from, n, -INFINITY);
+          f(q + r, scores.get() + r * key_columns, from, n);
+        }
+      }
+    }
+  }
+
+  // One row of scores becomes weights relative to the running maximum; what was summed before is rescaled to it.
+  void soften(A* scores, bool fresh, A* maximum, A* total, A* sum) const {
+    V largest = broadcast<A>(-INFINITY);
+    for (const Range& span : spans) {
+      for (int64_t j = span.begin; j < span.end; j += lanes<A>)
+        largest = larger(largest, load(scores + j) * score_factor);
+    }
+    A now = largest_of<A>(largest);
+    if (!fresh && *maximum > now) now = *maximum;
+    // Scores that are all -inf have no maximum to subtract; 0 leaves their weights 0.
+    const A pivot = now == -INFINITY ? A(0) : now;
+    V added{};
+    for (const Range& span : spans) {
+      for (int64_t j = span.begin; j < span.end; j += lanes<A>) {
+        const V weight = exponential(load(scores + j) * score_factor - pivot);
+        added += weight;
+        store(scores + j, weight);
+      }
+    }
+    A rescale = 0;
+    if (!fresh) {
+      rescale = std::exp(*maximum - pivot);
+      for (int64_t c = 0; c < wide; c += lanes<A>) store(sum + c, load(sum + c) * rescale);
+    }
+    *total = (fresh ? A(0) : *total * rescale) + sum_of<A>(added);
+    *maximum = now;
+  }
+
+  void drop(A* weights, int64_t document, int64_t query, int64_t first, int64_t count) const {
+    A factor[kKeys];
+    find_factors(document, query, first, count, factor);
+    each_range(document, first, count, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) weights[j] *= factor[j];
+    });
+  }
+
+  // For every query its log-sum-exp, delta and what multiplies its incoming gradient. Adds to `grad_queries`
+  // [queries, wide], which is not yet multiplied by the scale, and writes the gradients of all keys and values.
+  void backward(const AttentionGrads& grads, const A* lse, const A* delta, const A* share, A* grad_queries) {
+    const auto keys = buffer(key_columns * dim), values = buffer(key_columns * dim);  // transposed panels
+    const auto key_panels = buffer(wide * key_block);
+    const auto queries = buffer(kQueries * wide), incoming = buffer(kQueries * wide);
+    const auto query_panels = buffer(kQueries * wide), grad_panels = buffer(kQueries * wide);
+    const auto weights = buffer(kQueries * key_columns), slopes = buffer(kQueries * key_columns);
+    const auto grad_keys = buffer(key_columns * wide), grad_values = buffer(key_columns * wide);
+
+    for (int64_t from = 0; from < near.keys; from += key_block) {
+      const int64_t n = near.keys - from < key_block ? near.keys - from : key_block;
+      pack_transposed<A>(key(call.k, from), n, dim, keys.get());
+      pack_transposed<A>(key(call.v, from), n, dim, values.get());
+      pack<A>(key(call.k, from), n, dim, key_panels.get());
+      std::fill(grad_keys.get(), grad_keys.get() + n * wide, A(0));
+      std::fill(grad_values.get(), grad_values.get() + n * wide, A(0));
+      QueryBlock block{};
+      for (int64_t q = 0; q < near.queries; q += block.count) {
+        block = block_at(q, near.queries, block.document);
+        const int64_t rows = block.count;
+        find_spans(block, from, n);
+        if (spans.empty()) continue;
+        widen(query(call.q, q), rows, query_factor, queries.get());
+        widen(query(grads.output, q), rows, 1, incoming.get());
+        for (int64_t r = 0; share && r < rows; ++r) {
+          for (int64_t c = 0; c < wide; ++c) incoming[r * wide + c] *= share[q + r];
+        }
+        pack<A>([&](int64_t r) { return queries.get() + r * wide; }, rows, dim, query_panels.get());
+        pack<A>([&](int64_t r) { return incoming.get() + r * wide; }, rows, dim, grad_panels.get());
+        multiply(rows, queries.get(), keys.get(), weights.get());
+        multiply(rows, incoming.get(), values.get(), slopes.get());
+        for (int64_t r = 0, document = block.document; r < rows; ++r) {
+          while (near.query_first[document + 1] <= q + r) ++document;
+          A *row_weights = weights.get() + r * key_columns, *row_slopes = slopes.get() + r * key_columns;
+          fill_gaps(row_weights, document, from, n, -INFINITY);
+          slope(row_weights, row_slopes, document, q + r, from, n, lse[q + r], delta[q + r]);
+          fill_gaps(row_slopes, document, from, n, 0);
+        }
+        each_depth(block, from, n, [&](int64_t begin, int64_t end) {
+          const int64_t depth = end - begin;
+          product<A>(depth, dim, rows, weights.get() + begin, 1, key_columns, grad_panels.get(), rows * kPanel<A>,
+                     grad_values.get() + begin * wide, wide, true);
+          product<A>(depth, dim, rows, slopes.get() + begin, 1, key_columns, query_panels.get(), rows * kPanel<A>,
+                     grad_keys.get() + begin * wide, wide, true);
+          product<A>(rows, dim, depth, slopes.get() + begin, key_columns, 1, key_panels.get() + begin * kPanel<A>,
+                     n * kPanel<A>, grad_queries + q * wide, wide, true);
+        });
+      }
+      for (int64_t j = 0; j < n; ++j) {
+        narrow(grad_keys.get() + j * wide, score_factor, row(grads.k, near.key_rows[from + j]));
+        narrow(grad_values.get() + j * wide, 1, row(grads.v, near.key_rows[from + j]));
+      }
+    }
+  }
+
+  // One row: scores become the weights that multiplied V, dP becomes dS.
+  void slope(A* scores, A* slopes, int64_t document, int64_t query, int64_t first, int64_t count, A lse,
+             A delta) const {
+    const A pivot = lse == -INFINITY ? A(0) : lse;
+    A factor[kKeys + kPanel<A>];
+    if (call.dropout.active) {
+      for (const Range& span : spans) std::fill(factor + span.begin, factor + span.end, A(1));
+      find_factors(document, query, first, count, factor);
+    }
+    for (const Range& span : spans) {
+      for (int64_t j = span.begin; j < span.end; j += lanes<A>) {
+        const V weight = exponential(load(scores + j) * score_factor - pivot);
+        if (call.dropout.active) {
+          store(scores + j, weight * load(factor + j));
+          store(slopes + j, weight * (load(slopes + j) * load(factor + j) - delta));
+        } else {
+          store(scores + j, weight);
+          store(slopes + j, weight * (load(slopes + j) - delta));
+        }
+      }
+    }
+    // A softmax over one key is 1 whatever its score.
+    const int64_t range = near.range_first[document];
+    if (near.range_first[document + 1] == range + 1 && near.ranges[range].end == near.ranges[range].begin + 1) {
+      for (const Range& span : spans) std::fill(slopes + span.begin, slopes + span.end, A(0));
+    }
+  }
+
+  A dot(const S* first, const S* second) const {
+    V sum{};
+    for (int64_t c = 0; c < dim; c += lanes<A>) {
+      sum += load_up_to(first + c, lanes_at(c)) * load_up_to(second + c, lanes_at(c));
+    }
+    return sum_of<A>(sum);
+  }
+};
+
+}  // namespace
+}  // namespace SPANBERT_LEVEL
+}  // namespace spanbert

@@ -1,0 +1,284 @@
+"""Who attends to whom: a plan works that out once and serves every layer, head and call of a batch.
+
+Both attention operations are one picture. Document d has query rows and key rows; it belongs to a cluster, a run of
+documents; and its queries see the keys of the documents of that cluster, or of those that it links to, with or without
+its own. Attention of documents with themselves is the case of clusters of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spanbert_kernels.ops import checks
+
+SIDES = ("anchors", "tokens")
+TILE_ROWS = 64
+Links = tuple[Tensor | None, Tensor | None]
+
+WORK_SCHEMA = (
+    "Tensor documents, Tensor? link_offsets, Tensor? links, Tensor? back_offsets, Tensor? back_links, "
+    "Tensor? query_tiles, Tensor? key_tiles, SymInt most_queries, SymInt most_keys, bool include_self, "
+    "bool anchor_queries, bool anchor_keys"
+)
+
+
+class AttentionWork(NamedTuple):
+    """Who attends to whom, in the form that raw operators take, after WORK_SCHEMA.
+
+    Attributes:
+        documents: int64 `[6, D]`: first query row of each document and the one after its last, the same of the key
+            rows, first document of its cluster and the one after the last. A side of anchors has row d for document d,
+            and no row (first = last = d) where the document is empty: such rows lie between those of the cluster and
+            are passed over. The query rows that see a document are those of its cluster, or linked to it, too.
+        link_offsets, links: int64 `[D + 1]` and `[links]`, the documents that each one sees, ascending; -1 stands for
+            a link to be passed over. Absent: the whole cluster, its own document only with `include_self`.
+        back_offsets, back_links: the same the other way round, the documents that see each one.
+        query_tiles, key_tiles: int32 `[tiles, 2]`, for kernels on a GPU: pieces of up to TILE_ROWS rows of one document
+            as (document, first row counted from the document's), longest documents first; (-1, 0) is no piece.
+        most_queries, most_keys: rows of the longest document on either side, 0 where that is not known.
+        include_self: a document sees itself as well; links have that in them already.
+        anchor_queries, anchor_keys: the side is one of anchors.
+    """
+
+    documents: Tensor
+    link_offsets: Tensor | None
+    links: Tensor | None
+    back_offsets: Tensor | None
+    back_links: Tensor | None
+    query_tiles: Tensor | None
+    key_tiles: Tensor | None
+    most_queries: int
+    most_keys: int
+    include_self: bool
+    anchor_queries: bool
+    anchor_keys: bool
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Documents, their clusters and who sees whom. Made by `plan_attention`.
+
+    Attributes:
+        cu_seqlens: `[D + 1]`, offsets of the documents in the packed tokens.
+        cu_clusters: `[C + 1]`, offsets of the clusters in the documents; None: each document sees itself alone.
+        queries, keys: `"anchors"` or `"tokens"`.
+        include_self, links: as in `cross_document_attention`.
+        num_tokens: T.
+        max_seqlen: tokens of the longest document.
+        max_documents: documents of the largest cluster.
+    """
+
+    cu_seqlens: Tensor
+    cu_clusters: Tensor | None
+    queries: str
+    keys: str
+    include_self: bool
+    links: tuple[Tensor, Tensor] | None
+    num_tokens: int
+    max_seqlen: int
+    max_documents: int
+    _works: dict[bool, AttentionWork] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def num_documents(self) -> int:
+        return self.cu_seqlens.shape[0] - 1
+
+    def work(self, tiled: bool) -> AttentionWork:
+        """What raw operators take, with tiles for a GPU's kernels: made at the first call, not inside a graph."""
+        if torch.compiler.is_compiling():
+            return self._make_work(tiled)
+        if tiled not in self._works:
+            with torch.inference_mode(False):  # a plan outlives it, and a backward saves these tensors
+                self._works[tiled] = self._make_work(tiled)
+        return self._works[tiled]
+
+    def _make_work(self, tiled: bool) -> AttentionWork:
+        return make_work(
+            self.cu_seqlens,
+            self.cu_clusters,
+            self.queries,
+            self.keys,
+            self.include_self,
+            self.links,
+            self.num_tokens,
+            self.max_seqlen,
+            tiled,
+        )
+
+
+def plan_attention(
+    cu_seqlens: Tensor,
+    cu_clusters: Tensor | None = None,
+    queries: str = "anchors",
+    keys: str = "anchors",
+    *,
+    include_self: bool = False,
+    links: tuple[Tensor, Tensor] | None = None,
+) -> AttentionPlan:
+    """Work out once who attends to whom, for all layers and calls of a batch.
+
+    Args:
+        cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents in the packed tokens.
+        cu_clusters: int32 or int64 `[C + 1]`, offsets of the clusters in the documents, for `cross_document_attention`;
+            without it the plan is one for `document_attention`, and the other arguments mean nothing.
+        queries, keys, include_self, links: as in `cross_document_attention`.
+
+    On a GPU the sizes are read once, here, and no call that gets the plan waits for the GPU.
+
+    Raises:
+        ValueError: offsets, options, links that cross clusters; the value seen is named.
+        TypeError: dtypes or devices.
+
+    Example:
+        >>> plan = plan_attention(torch.tensor([0, 3, 5, 6]), torch.tensor([0, 2, 3]), keys="tokens")
+        >>> plan.num_documents, plan.max_seqlen, plan.max_documents
+        (3, 3, 2)
+    """
+    checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
+    documents = len(cu_seqlens) - 1
+    if cu_clusters is None:
+        queries = keys = "tokens"
+        include_self, links, max_documents = True, None, 1
+    else:
+        check_who_sees_whom(cu_seqlens, cu_clusters, queries, keys, links)
+        max_documents = largest(cu_clusters)
+    tokens = int(cu_seqlens[-1])
+    if documents == 0 and tokens:
+        raise ValueError(f"cu_seqlens must start with 0, got {tokens}")
+    return AttentionPlan(
+        cu_seqlens, cu_clusters, queries, keys, include_self, links, tokens, largest(cu_seqlens), max_documents
+    )
+
+
+def largest(offsets: Tensor) -> int:
+    """The longest of the runs between offsets, 0 where there is none; waits for a GPU."""
+    return int(offsets.diff().max()) if len(offsets) > 1 else 0
+
+
+def check_who_sees_whom(
+    cu_seqlens: Tensor, cu_clusters: Tensor, queries: str, keys: str, links: tuple[Tensor, Tensor] | None
+) -> None:
+    """Clusters, sides and links fit each other. Values are looked at on a CPU only: no synchronisation."""
+    for name, value in (("queries", queries), ("keys", keys)):
+        if value not in SIDES:
+            raise ValueError(f'{name} must be "anchors" or "tokens", got {value!r}')
+    documents = len(cu_seqlens) - 1
+    checks.check_offsets("cu_clusters", cu_clusters, documents, "documents")
+    checks.check_device("cu_clusters", cu_clusters, "cu_seqlens", cu_seqlens)
+    if links is not None:
+        check_links(links, cu_clusters, documents)
+        for place, part in enumerate(links):
+            checks.check_device(f"links[{place}]", part, "cu_seqlens", cu_seqlens)
+
+
+def check_links(links: tuple[Tensor, Tensor], cu_clusters: Tensor, documents: int) -> None:
+    indptr, indices = links
+    checks.check_index("links[1]", indices, 1, "[links]")
+    checks.check_offsets("links[0]", indptr, len(indices), "links")
+    if len(indptr) != documents + 1:
+        raise ValueError(
+            f"links[0] must have one offset per document and one more ({documents + 1}), got {len(indptr)}"
+        )
+    if {indptr.device.type, indices.device.type} != {"cpu"} or torch.compiler.is_compiling():
+        return
+    cluster_of = [cluster for cluster, size in enumerate(cu_clusters.diff().tolist()) for _ in range(size)]
+    offsets, targets = indptr.tolist(), indices.tolist()
+    for query in range(documents):
+        for target in targets[offsets[query] : offsets[query + 1]]:
+            if not 0 <= target < documents:
+                raise ValueError(f"document {query} links to document {target}, but there are {documents} documents")
+            if cluster_of[target] != cluster_of[query]:
+                raise ValueError(
+                    f"document {query} of cluster {cluster_of[query]} links to document {target} "
+                    f"of cluster {cluster_of[target]}: links must stay inside a cluster"
+                )
+
+
+def make_work(
+    cu_seqlens: Tensor,
+    cu_clusters: Tensor | None,
+    queries: str,
+    keys: str,
+    include_self: bool,
+    links: tuple[Tensor, Tensor] | None,
+    num_tokens: int,
+    max_seqlen: int,
+    tiled: bool,
+) -> AttentionWork:
+    """Nothing here waits for a GPU. `max_seqlen` is 0 where it is not known."""
+    count = cu_seqlens.shape[0] - 1
+    offsets = cu_seqlens.long()
+    if "tokens" in (queries, keys):  # offsets on a GPU are not checked: whatever they are, no row beyond T is read
+        offsets = offsets.clamp(0, num_tokens)
+    begin, end = offsets[:-1], torch.maximum(offsets[:-1], offsets[1:])
+    index = torch.arange(count, device=offsets.device)
+    anchors = (index, index + (end > begin))
+    bounds = [anchors if side == "anchors" else (begin, end) for side in (queries, keys)]
+    first, last = index, index + 1
+    if cu_clusters is not None:
+        clusters = cu_clusters.long().clamp(0, count)
+        cluster = torch.searchsorted(clusters[1:].contiguous(), index, right=True)
+        cluster = cluster.clamp(max=max(len(clusters) - 2, 0))
+        first, last = clusters[cluster], clusters[cluster + 1]
+    documents = torch.stack([*bounds[0], *bounds[1], first, last])
+    forth: Links = (None, None)
+    back: Links = (None, None)
+    if links is not None:
+        forth, back = _sorted_links(links, first, last, include_self)
+    query_tiles = key_tiles = None
+    if tiled:
+        query_tiles, key_tiles = (
+            _tiles(*bounds[place], num_tokens if side == "tokens" else 0) for place, side in enumerate((queries, keys))
+        )
+    most_queries, most_keys = (min(max_seqlen, 1) if side == "anchors" else max_seqlen for side in (queries, keys))
+    return AttentionWork(
+        documents,
+        *forth,
+        *back,
+        query_tiles,
+        key_tiles,
+        most_queries,
+        most_keys,
+        include_self,
+        queries == "anchors",
+        keys == "anchors",
+    )
+
+
+def _sorted_links(links: tuple[Tensor, Tensor], first: Tensor, last: Tensor, include_self: bool) -> tuple[Links, Links]:
+    """Offsets and targets by query document and by key document; -1 for what is twice there or must not be seen."""
+    count, (offsets, indices) = first.shape[0], (part.long() for part in links)
+    # A link's query document; on a GPU nothing is known about the offsets, so they are looked up, not repeated.
+    place = torch.arange(indices.shape[0], device=first.device)
+    query = torch.searchsorted(offsets[1:].contiguous(), place, right=True).clamp(max=max(count - 1, 0))
+    inside = (indices >= first[query]) & (indices < last[query])
+    if not include_self:
+        inside = inside & (indices != query)
+    query, target = torch.where(inside, query, count), torch.where(inside, indices, count)
+
+    def ordered(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        key = (rows * (count + 1) + columns).sort().values
+        repeated = torch.cat([key.new_zeros(1, dtype=torch.bool), key[1:] == key[:-1]])[: key.shape[0]]
+        row_offsets = torch.searchsorted(key, torch.arange(count + 1, device=key.device) * (count + 1))
+        return row_offsets, torch.where(repeated, -1, key % (count + 1))
+
+    return ordered(query, target), ordered(target, query)
+
+
+def _tiles(begin: Tensor, end: Tensor, rows: int) -> Tensor:
+    """Pieces of TILE_ROWS rows, int32 `[D + rows / TILE_ROWS, 2]`: as many as there can be, whatever the lengths."""
+    most = begin.shape[0] + rows // TILE_ROWS
+    order = (end - begin).argsort(descending=True, stable=True)
+    pieces = ((end - begin)[order] + TILE_ROWS - 1) // TILE_ROWS
+    after = pieces.cumsum(0)  # [D]: tiles of this document and all before it
+    tile = torch.arange(most, device=begin.device)
+    place = torch.searchsorted(after, tile, right=True)
+    real = place < begin.shape[0]
+    place = torch.where(real, place, 0)
+    piece = tile - (after - pieces)[place] if begin.shape[0] else tile
+    document = order[place] if begin.shape[0] else tile
+    return torch.stack([torch.where(real, document, -1), torch.where(real, piece * TILE_ROWS, 0)], 1).int()
