@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "common/product.h"
@@ -26,6 +27,21 @@ namespace {
 
 constexpr int64_t kQueries = 48;  // a multiple of kRows: 8 tiles of 6
 constexpr int64_t kKeys = 512;
+
+// Arrays of the given sizes, in one piece of memory: short documents are over in microseconds.
+template <class A, int N>
+struct Arrays {
+  std::unique_ptr<A[]> memory;
+  A* array[N];
+
+  explicit Arrays(const int64_t (&sizes)[N]) {
+    int64_t total = 0;
+    for (const int64_t size : sizes) total += size;
+    memory.reset(new A[total]);
+    A* next = memory.get();
+    for (int i = 0; i < N; ++i) array[i] = next, next += sizes[i];
+  }
+};
 
 struct QueryBlock {
   int64_t first, count, document;
@@ -69,19 +85,22 @@ struct Attention {
   auto key(const Rows& rows, int64_t first) const {
     return [this, &rows, first](int64_t r) { return row(rows, near.key_rows[first + r]); };
   }
-  int lanes_at(int64_t column) const {
-    const int64_t left = dim - column;
-    return static_cast<int>(left < 0 ? 0 : left < lanes<A> ? left : lanes<A>);
+  // f(column, lanes in use) for every vector of a row; whole vectors are known to be whole when this is compiled.
+  template <class F>
+  void each_vector(const F& f) const {
+    int64_t c = 0;
+    for (; c + lanes<A> <= dim; c += lanes<A>) f(c, std::integral_constant<int, lanes<A>>{});
+    if (c < dim) f(c, static_cast<int>(dim - c));
   }
 
   bool finite(const Rows& rows, const int64_t* indices, int64_t count) const {
     V zero{};
     for (int64_t r = 0; r < count; ++r) {
       const S* from = row(rows, indices[r]);
-      for (int64_t c = 0; c < dim; c += lanes<A>) {
-        const V x = load_up_to(from + c, lanes_at(c));
+      each_vector([&](int64_t c, auto n) {
+        const V x = load_up_to(from + c, n);
         zero += x - x;
-      }
+      });
     }
     return sum_of<A>(zero) == 0;
   }
@@ -91,14 +110,13 @@ struct Attention {
   void widen(const Row& from, int64_t count, A factor, A* to) const {
     for (int64_t r = 0; r < count; ++r) {
       const S* values = from(r);
-      for (int64_t c = 0; c < wide; c += lanes<A>) {
-        const int n = lanes_at(c);
-        store(to + r * wide + c, load_up_to(values + (n ? c : 0), n) * factor);
-      }
+      each_vector([&](int64_t c, auto n) { store(to + r * wide + c, load_up_to(values + c, n) * factor); });
+      for (int64_t c = (dim + lanes<A> - 1) / lanes<A> * lanes<A>; c < wide; c += lanes<A>)
+        store(to + r * wide + c, V{});
     }
   }
   void narrow(const A* from, A factor, S* to) const {
-    for (int64_t c = 0; c < dim; c += lanes<A>) store_up_to(to + c, load(from + c) * factor, lanes_at(c));
+    each_vector([&](int64_t c, auto n) { store_up_to(to + c, load(from + c) * factor, n); });
   }
 
   QueryBlock block_at(int64_t first, int64_t last, int64_t document) const {
@@ -183,35 +201,36 @@ struct Attention {
   // emit(query, sums [wide], maximum, total, whether it sees any key): the output is sums / total.
   template <class Emit>
   void forward(int64_t first, int64_t last, const Emit& emit) {
-    const auto keys = buffer(key_columns * dim), values = buffer(wide * key_block);
-    const auto queries = buffer(kQueries * wide), scores = buffer(kQueries * key_columns);
+    const int64_t block_rows = last - first < kQueries ? last - first : kQueries;
     const int64_t blocks = near.keys > 0 ? (near.keys + key_block - 1) / key_block : 1;
-    const int64_t kept = blocks > 1 ? last - first : kQueries;  // with several key blocks all the task's sums wait
-    const auto sums = buffer(kept * wide), maxima = buffer(kept), totals = buffer(kept);
+    const int64_t kept = blocks > 1 ? last - first : block_rows;  // with several key blocks all the task's sums wait
+    const Arrays<A, 7> arrays(
+        {key_columns * dim, wide * key_block, block_rows * wide, block_rows * key_columns, kept * wide, kept, kept});
+    const auto [keys, values, queries, scores, sums, maxima, totals] = arrays.array;
 
     for (int64_t part = 0; part < blocks; ++part) {
       const int64_t from = part * key_block, n = near.keys - from < key_block ? near.keys - from : key_block;
-      pack_transposed<A>(key(call.k, from), n, dim, keys.get());
-      pack<A>(key(call.v, from), n, dim, values.get());
+      pack_transposed<A>(key(call.k, from), n, dim, keys);
+      pack<A>(key(call.v, from), n, dim, values);
       QueryBlock block{};
       for (int64_t q = first; q < last; q += block.count) {
         block = block_at(q, last, block.document);
         const int64_t place = blocks > 1 ? q - first : 0;
-        A *sum = sums.get() + place * wide, *maximum = maxima.get() + place, *total = totals.get() + place;
+        A *sum = sums + place * wide, *maximum = maxima + place, *total = totals + place;
         find_spans(block, from, n);
-        widen(query(call.q, q), block.count, query_factor, queries.get());
-        multiply(block.count, queries.get(), keys.get(), scores.get());
+        widen(query(call.q, q), block.count, query_factor, queries);
+        multiply(block.count, queries, keys, scores);
         for (int64_t r = 0, document = block.document; r < block.count; ++r) {
           while (near.query_first[document + 1] <= q + r) ++document;
-          A* columns = scores.get() + r * key_columns;
+          A* columns = scores + r * key_columns;
           fill_gaps(columns, document, from, n, -INFINITY);
           soften(columns, part == 0, maximum + r, total + r, sum + r * wide);
           if (call.dropout.active) drop(columns, document, q + r, from, n);
         }
         bool add = part > 0;
         each_depth(block, from, n, [&](int64_t begin, int64_t end) {
-          product<A>(block.count, dim, end - begin, scores.get() + begin, key_columns, 1,
-                     values.get() + begin * kPanel<A>, n * kPanel<A>, sum, wide, add);
+          product<A>(block.count, dim, end - begin, scores + begin, key_columns, 1, values + begin * kPanel<A>,
+                     n * kPanel<A>, sum, wide, add);
           add = true;
         });
         if (!add) std::fill(sum, sum + block.count * wide, A(0));
@@ -288,55 +307,56 @@ struct Attention {
   // For every query its log-sum-exp, delta and what multiplies its incoming gradient. Adds to `grad_queries`
   // [queries, wide], which is not yet multiplied by the scale, and writes the gradients of all keys and values.
   void backward(const AttentionGrads& grads, const A* lse, const A* delta, const A* share, A* grad_queries) {
-    const auto keys = buffer(key_columns * dim), values = buffer(key_columns * dim);  // transposed panels
-    const auto key_panels = buffer(wide * key_block);
-    const auto queries = buffer(kQueries * wide), incoming = buffer(kQueries * wide);
-    const auto query_panels = buffer(kQueries * wide), grad_panels = buffer(kQueries * wide);
-    const auto weights = buffer(kQueries * key_columns), slopes = buffer(kQueries * key_columns);
-    const auto grad_keys = buffer(key_columns * wide), grad_values = buffer(key_columns * wide);
+    const int64_t block_rows = near.queries < kQueries ? near.queries : kQueries, row_size = block_rows * wide;
+    const int64_t packed = key_columns * dim, columns = block_rows * key_columns, key_size = key_block * wide;
+    // Keys and values are panels of the transpose, the other panels are of the rows as they are.
+    const Arrays<A, 11> arrays(
+        {packed, packed, key_size, row_size, row_size, row_size, row_size, columns, columns, key_size, key_size});
+    const auto [keys, values, key_panels, queries, incoming, query_panels, grad_panels, weights, slopes, grad_keys,
+                grad_values] = arrays.array;
 
     for (int64_t from = 0; from < near.keys; from += key_block) {
       const int64_t n = near.keys - from < key_block ? near.keys - from : key_block;
-      pack_transposed<A>(key(call.k, from), n, dim, keys.get());
-      pack_transposed<A>(key(call.v, from), n, dim, values.get());
-      pack<A>(key(call.k, from), n, dim, key_panels.get());
-      std::fill(grad_keys.get(), grad_keys.get() + n * wide, A(0));
-      std::fill(grad_values.get(), grad_values.get() + n * wide, A(0));
+      pack_transposed<A>(key(call.k, from), n, dim, keys);
+      pack_transposed<A>(key(call.v, from), n, dim, values);
+      pack<A>(key(call.k, from), n, dim, key_panels);
+      std::fill(grad_keys, grad_keys + n * wide, A(0));
+      std::fill(grad_values, grad_values + n * wide, A(0));
       QueryBlock block{};
       for (int64_t q = 0; q < near.queries; q += block.count) {
         block = block_at(q, near.queries, block.document);
         const int64_t rows = block.count;
         find_spans(block, from, n);
         if (spans.empty()) continue;
-        widen(query(call.q, q), rows, query_factor, queries.get());
-        widen(query(grads.output, q), rows, 1, incoming.get());
+        widen(query(call.q, q), rows, query_factor, queries);
+        widen(query(grads.output, q), rows, 1, incoming);
         for (int64_t r = 0; share && r < rows; ++r) {
           for (int64_t c = 0; c < wide; ++c) incoming[r * wide + c] *= share[q + r];
         }
-        pack<A>([&](int64_t r) { return queries.get() + r * wide; }, rows, dim, query_panels.get());
-        pack<A>([&](int64_t r) { return incoming.get() + r * wide; }, rows, dim, grad_panels.get());
-        multiply(rows, queries.get(), keys.get(), weights.get());
-        multiply(rows, incoming.get(), values.get(), slopes.get());
+        pack<A>([&](int64_t r) { return queries + r * wide; }, rows, dim, query_panels);
+        pack<A>([&](int64_t r) { return incoming + r * wide; }, rows, dim, grad_panels);
+        multiply(rows, queries, keys, weights);
+        multiply(rows, incoming, values, slopes);
         for (int64_t r = 0, document = block.document; r < rows; ++r) {
           while (near.query_first[document + 1] <= q + r) ++document;
-          A *row_weights = weights.get() + r * key_columns, *row_slopes = slopes.get() + r * key_columns;
+          A *row_weights = weights + r * key_columns, *row_slopes = slopes + r * key_columns;
           fill_gaps(row_weights, document, from, n, -INFINITY);
           slope(row_weights, row_slopes, document, q + r, from, n, lse[q + r], delta[q + r]);
           fill_gaps(row_slopes, document, from, n, 0);
         }
         each_depth(block, from, n, [&](int64_t begin, int64_t end) {
           const int64_t depth = end - begin;
-          product<A>(depth, dim, rows, weights.get() + begin, 1, key_columns, grad_panels.get(), rows * kPanel<A>,
-                     grad_values.get() + begin * wide, wide, true);
-          product<A>(depth, dim, rows, slopes.get() + begin, 1, key_columns, query_panels.get(), rows * kPanel<A>,
-                     grad_keys.get() + begin * wide, wide, true);
-          product<A>(rows, dim, depth, slopes.get() + begin, key_columns, 1, key_panels.get() + begin * kPanel<A>,
-                     n * kPanel<A>, grad_queries + q * wide, wide, true);
+          product<A>(depth, dim, rows, weights + begin, 1, key_columns, grad_panels, rows * kPanel<A>,
+                     grad_values + begin * wide, wide, true);
+          product<A>(depth, dim, rows, slopes + begin, 1, key_columns, query_panels, rows * kPanel<A>,
+                     grad_keys + begin * wide, wide, true);
+          product<A>(rows, dim, depth, slopes + begin, key_columns, 1, key_panels + begin * kPanel<A>, n * kPanel<A>,
+                     grad_queries + q * wide, wide, true);
         });
       }
       for (int64_t j = 0; j < n; ++j) {
-        narrow(grad_keys.get() + j * wide, score_factor, row(grads.k, near.key_rows[from + j]));
-        narrow(grad_values.get() + j * wide, 1, row(grads.v, near.key_rows[from + j]));
+        narrow(grad_keys + j * wide, score_factor, row(grads.k, near.key_rows[from + j]));
+        narrow(grad_values + j * wide, 1, row(grads.v, near.key_rows[from + j]));
       }
     }
   }
@@ -371,9 +391,7 @@ struct Attention {
 
   A dot(const S* first, const S* second) const {
     V sum{};
-    for (int64_t c = 0; c < dim; c += lanes<A>) {
-      sum += load_up_to(first + c, lanes_at(c)) * load_up_to(second + c, lanes_at(c));
-    }
+    each_vector([&](int64_t c, auto n) { sum += load_up_to(first + c, n) * load_up_to(second + c, n); });
     return sum_of<A>(sum);
   }
 };
