@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spanbert_kernels import nn, ops
     from spanbert_kernels.acceleration import accelerate, restore
+    from spanbert_kernels.integrations import register_attention
     from spanbert_kernels.models import (
         SpanBERTConfig,
         SpanBERTForMaskedLM,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "accelerate": "acceleration",
     "restore": "acceleration",
+    "register_attention": "integrations",
     "SpanBERTConfig": "models",
     "SpanBERTModel": "models",
     "SpanBERTForMaskedLM": "models",
@@ -46,6 +48,7 @@ __all__ = [
     "accelerate",
     "nn",
     "ops",
+    "register_attention",
     "restore",
 ]
 

@@ -15,7 +15,7 @@ Tensor weights(const Tensor& q_any, const Tensor& k_any, const Tensor& lse_any, 
                const OptionalTensor& link_offsets, const OptionalTensor& links, const OptionalTensor& /*back_offsets*/,
                const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
                const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
-               bool anchor_queries, bool anchor_keys, int64_t places, double scale) {
+               bool anchor_queries, bool anchor_keys, bool /*clustered*/, int64_t places, double scale) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), lse = torch::stable::contiguous(lse_any);
   AttentionCall call = attention_call(q, k, k, scale, 0, std::nullopt);
   STD_TORCH_CHECK(lse.scalar_type() == accumulator_of(q) && lse.numel() == call.heads * call.query_rows,
@@ -44,8 +44,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
                                    const OptionalTensor& links, const OptionalTensor& /*back_offsets*/,
                                    const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
                                    const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/,
-                                   bool include_self, bool anchor_queries, bool anchor_keys, int64_t places,
-                                   double scale, double dropout_p, const OptionalTensor& seed) {
+                                   bool include_self, bool anchor_queries, bool anchor_keys, bool /*clustered*/,
+                                   int64_t places, double scale, double dropout_p, const OptionalTensor& seed) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
   AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
   const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
@@ -64,12 +64,15 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
   return {output, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any, const Tensor& v_any, const Tensor& lse_any,
-    const Tensor& documents, const OptionalTensor& link_offsets, const OptionalTensor& links,
-    const OptionalTensor& /*back_offsets*/, const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
-    const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
-    bool anchor_queries, bool anchor_keys, int64_t places, double scale, double dropout_p, const OptionalTensor& seed) {
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any,
+                                            const Tensor& v_any, const Tensor& lse_any, const Tensor& documents,
+                                            const OptionalTensor& link_offsets, const OptionalTensor& links,
+                                            const OptionalTensor& /*back_offsets*/,
+                                            const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
+                                            const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/,
+                                            int64_t /*most_keys*/, bool include_self, bool anchor_queries,
+                                            bool anchor_keys, bool /*clustered*/, int64_t places, double scale,
+                                            double dropout_p, const OptionalTensor& seed) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
   const Tensor grad = with_dense_rows(grad_any), lse = torch::stable::contiguous(lse_any);
   AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);

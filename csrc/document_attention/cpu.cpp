@@ -48,8 +48,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
                                    const OptionalTensor& links, const OptionalTensor& /*back_offsets*/,
                                    const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
                                    const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/,
-                                   bool include_self, bool anchor_queries, bool anchor_keys, double scale,
-                                   double dropout_p, const OptionalTensor& seed) {
+                                   bool include_self, bool anchor_queries, bool anchor_keys, bool /*clustered*/,
+                                   double scale, double dropout_p, const OptionalTensor& seed) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
   AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
   const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
@@ -70,12 +70,15 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
   return {output, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any, const Tensor& v_any, const Tensor& output_any,
-    const Tensor& lse_any, const Tensor& documents, const OptionalTensor& link_offsets, const OptionalTensor& links,
-    const OptionalTensor& /*back_offsets*/, const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
-    const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
-    bool anchor_queries, bool anchor_keys, double scale, double dropout_p, const OptionalTensor& seed) {
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any,
+                                            const Tensor& v_any, const Tensor& output_any, const Tensor& lse_any,
+                                            const Tensor& documents, const OptionalTensor& link_offsets,
+                                            const OptionalTensor& links, const OptionalTensor& /*back_offsets*/,
+                                            const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
+                                            const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/,
+                                            int64_t /*most_keys*/, bool include_self, bool anchor_queries,
+                                            bool anchor_keys, bool /*clustered*/, double scale, double dropout_p,
+                                            const OptionalTensor& seed) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
   const Tensor grad = with_dense_rows(grad_any), output = with_dense_rows(output_any);
   const Tensor lse = torch::stable::contiguous(lse_any);

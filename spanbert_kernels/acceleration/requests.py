@@ -12,7 +12,15 @@ from torch import Tensor
 from spanbert_kernels.acceleration.families import Family, mixes_documents
 
 # Other names for the same attention; anything else was registered by the user and may compute something else.
-_SAME_ATTENTION = {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"}
+_SAME_ATTENTION = {
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+    "spanbert_kernels",  # integrations/transformers_attention.py
+}
 _UNDERSTOOD = {
     "input_ids",
     "attention_mask",

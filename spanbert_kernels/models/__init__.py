@@ -10,6 +10,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from spanbert_kernels.integrations import register_attention
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.heads import (
     SpanBERTForMaskedLM,
@@ -30,6 +31,7 @@ for auto, model in (
     (AutoModelForTokenClassification, SpanBERTForTokenClassification),
 ):
     auto.register(SpanBERTConfig, model, exist_ok=True)
+register_attention()
 
 __all__ = [
     "SpanBERTConfig",

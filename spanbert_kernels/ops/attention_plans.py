@@ -22,7 +22,7 @@ Links = tuple[Tensor | None, Tensor | None]
 WORK_SCHEMA = (
     "Tensor documents, Tensor? link_offsets, Tensor? links, Tensor? back_offsets, Tensor? back_links, "
     "Tensor? query_tiles, Tensor? key_tiles, SymInt most_queries, SymInt most_keys, bool include_self, "
-    "bool anchor_queries, bool anchor_keys"
+    "bool anchor_queries, bool anchor_keys, bool clustered"
 )
 
 
@@ -42,6 +42,7 @@ class AttentionWork(NamedTuple):
         most_queries, most_keys: rows of the longest document on either side, 0 where that is not known.
         include_self: a document sees itself as well; links have that in them already.
         anchor_queries, anchor_keys: the side is one of anchors.
+        clustered: there are clusters; else each document sees itself alone.
     """
 
     documents: Tensor
@@ -56,6 +57,7 @@ class AttentionWork(NamedTuple):
     include_self: bool
     anchor_queries: bool
     anchor_keys: bool
+    clustered: bool
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,7 @@ def make_work(
         include_self,
         queries == "anchors",
         keys == "anchors",
+        cu_clusters is not None,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from typing import Any
 
 import op_checks
 import pytest
@@ -10,6 +12,34 @@ import torch
 from op_checks import LEVELS, Place
 
 from spanbert_kernels.ops import backends, library
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Checks at emulated places of cases that their class does not name (`emulated`) are slow."""
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        case, places = parameters.get("case", parameters.get("logic")), parameters.values()
+        names = getattr(getattr(item, "cls", None), "emulated", ())
+        if names and case and case.name not in names and any(isinstance(p, Place) and p.emulated for p in places):
+            item.add_marker(pytest.mark.slow)
+
+
+@functools.cache
+def patch_the_language_once() -> None:
+    """Triton's interpreter patches the language again, a millisecond, at every call of a device function."""
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_once(function: Any) -> Any:
+        used = [lang for lang in (language, language.core) if lang in function.__globals__.values()]
+        if any(language.core.is_builtin(lang.load) for lang in used):
+            return patch(function)
+        return interpreter._LangPatchScope()
+
+    interpreter._patch_lang = patch_once
 
 
 @pytest.fixture
@@ -20,6 +50,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("there is no CUDA GPU here")
     if place.kind == "interpreter" and not library.interpreted():
         pytest.skip("Triton's interpreter is not switched on (TRITON_INTERPRET=1)")
+    if place.kind == "interpreter":
+        patch_the_language_once()
     if place.kind == "fibers":
         request.getfixturevalue("cuda_on_cpu")
     reason = backends.refusal(place.backend, place.device, torch.float32)

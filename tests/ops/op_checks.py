@@ -325,6 +325,7 @@ class OpChecks:
 
     operation: ClassVar[str]
     cases: ClassVar[tuple[Case, ...]]
+    emulated: ClassVar[tuple[str, ...]] = ()  # if any: cases that every test run checks at emulated places
     once_only: ClassVar[str] = ""  # who says that there is no second derivative, if not the operation: a pattern
 
     @classmethod

@@ -61,6 +61,7 @@ def row(
     compiled: bool = False,
     queries: str = "anchors",
     keys: str = "anchors",
+    large: bool = False,
     **options: Any,
 ) -> Case:
     sides = {"queries": queries, "keys": keys}
@@ -82,7 +83,9 @@ def row(
         name_of.format("backward"),
     )
     compilers = ("cpu", "eager") if compiled else ()
-    return Case(name, inputs, call, oracle, with_links, terms=terms, operators=operators, compiled=compilers)
+    return Case(
+        name, inputs, call, oracle, with_links, terms=terms, operators=operators, compiled=compilers, large=large
+    )
 
 
 MODES = [
@@ -101,8 +104,12 @@ MODES = [
 LINKS = ((2, 0), (0, 2), (0,), (3,), (), (4, 5))  # self-links, links to the empty document 1 and from it, no link
 
 
+TILES = {"lengths": (66, 0, 3, 129), "clusters": (0, 4), "seed": 8}  # documents of two and three tiles
+
+
 class TestShared(OpChecks):
     operation = "cross_document_attention"
+    emulated = ("anchors x tokens, joint", "tokens x anchors, pairwise", "links, tokens")
     cases = (
         *MODES,
         row("links", build={"links": LINKS}),
@@ -118,6 +125,24 @@ class TestShared(OpChecks):
             normalize="pairwise",
         ),
         row("scale, output alone", scale=0.3, return_lse=False, return_weights=False, include_self=True),
+        row("tiles", build=TILES, large=True, queries="tokens", keys="tokens", dropout_p=0.2),
+        row(
+            "tiles, links",
+            build={**TILES, "links": ((3, 2), (), (3,), (0, 3))},
+            large=True,
+            queries="tokens",
+            keys="tokens",
+            dropout_p=0.2,
+        ),
+        row(
+            "tiles, pairwise",
+            build=TILES,
+            large=True,
+            queries="tokens",
+            keys="tokens",
+            dropout_p=0.2,
+            normalize="pairwise",
+        ),
         row("no documents", build={"lengths": (), "clusters": (0,)}, keys="tokens"),
         row("empty documents", build={"lengths": (0, 0, 0), "clusters": (0, 2, 3)}, queries="tokens", keys="tokens"),
     )

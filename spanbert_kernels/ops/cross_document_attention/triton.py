@@ -1,0 +1,133 @@
+"""cross_document_attention in Triton, beyond the joint softmax, which is document_attention's: its launches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spanbert_kernels.ops.aot import AotConfiguration
+from spanbert_kernels.ops.attention_plans import AttentionWork
+from spanbert_kernels.ops.cross_document_attention.triton_backward import pairwise_backward
+from spanbert_kernels.ops.cross_document_attention.triton_forward import pairwise_forward, weights_forward
+from spanbert_kernels.ops.document_attention.triton import (
+    KEY_BACKWARD,
+    Loops,
+    aot_loops,
+    key_backward,
+    loop_options,
+    new_rows,
+    shared_arguments,
+    strided,
+    tiled,
+    towards_keys,
+    towards_queries,
+)
+
+# As in document_attention.
+LOOPS: Loops = {
+    (16, 64, False): (64, 32, 8, 1),
+    (16, 64, True): (64, 32, 8, 1),
+    (32, 64, False): (16, 32, 8, 1),
+    (32, 64, True): (16, 16, 8, 1),
+}
+
+
+def _towards_documents(work: AttentionWork) -> dict[str, Any]:
+    return {name: value for name, value in towards_keys(work).items() if name != "anchors"}
+
+
+def weigh(q: Tensor, k: Tensor, lse: Tensor, *call: Any) -> Tensor:
+    *fields, places, scale = call
+    work = AttentionWork(*fields)
+    weights = q.new_zeros(q.shape[0], q.shape[1], places, dtype=torch.float32)
+    if weights.numel() == 0:
+        return weights
+    options = loop_options(q, LOOPS)
+    tiles, (programs, _) = tiled(q, work.query_tiles, work.anchor_queries, options["Q"], options["C"])
+    shared = shared_arguments(q, work, 0.0, None)
+    with torch.cuda.device_of(q):
+        weights_forward[(programs,)](
+            **strided(q=q, k=k),
+            lse=lse,
+            weights=weights,
+            **{name: shared[name] for name in ("work", "query_rows", "documents", "heads", "head_dim")},
+            **_towards_documents(work),
+            **tiles,
+            places=places,
+            scale=scale,
+            **options,
+        )
+    return weights
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
+    *fields, places, scale, dropout_p, seed = call
+    work = AttentionWork(*fields)
+    output = new_rows(q, work.anchor_queries)
+    lse = q.new_full((q.shape[1], q.shape[0], places), -torch.inf, dtype=torch.float32)
+    if output.numel() == 0:
+        return output, lse
+    options = loop_options(q, LOOPS)
+    tiles, grid = tiled(q, work.query_tiles, work.anchor_queries, options["Q"], options["C"])
+    with torch.cuda.device_of(q):
+        pairwise_forward[grid](
+            **strided(q=q, k=k, v=v),
+            output=output,
+            lse=lse,
+            **shared_arguments(q, work, dropout_p, seed),
+            **_towards_documents(work),
+            **tiles,
+            places=places,
+            scale=scale,
+            **options,
+        )
+    return output, lse
+
+
+def backward(
+    grad_output: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, *call: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, places, scale, dropout_p, seed = call
+    work = AttentionWork(*fields)
+    grad_q, grad_k, grad_v = (
+        new_rows(tensor, anchors)
+        for tensor, anchors in ((q, work.anchor_queries), (k, work.anchor_keys), (v, work.anchor_keys))
+    )
+    if q.numel() == 0 or k.numel() == 0:
+        return grad_q.zero_(), grad_k.zero_(), grad_v.zero_()
+    shared = {
+        **strided(grad_output=grad_output, q=q, k=k, v=v),
+        **shared_arguments(q, work, dropout_p, seed),
+        "scale": scale,
+        "places": places,
+    }
+    raised, delta = (lse.new_empty(q.shape[1], places, q.shape[0]) for _ in range(2))
+    with torch.cuda.device_of(q):
+        options = loop_options(q, LOOPS)
+        tiles, grid = tiled(q, work.query_tiles, work.anchor_queries, options["Q"], options["C"])
+        pairwise_backward[grid](
+            **shared, lse=lse, raised=raised, delta=delta, grad_q=grad_q, **_towards_documents(work), **tiles, **options
+        )
+        options = loop_options(q, KEY_BACKWARD, anchor_keys=work.anchor_keys)
+        tiles, grid = tiled(q, work.key_tiles, work.anchor_keys, options["K"], options["C"])
+        key_backward[grid](
+            **shared, lse=raised, delta=delta, grad_k=grad_k, grad_v=grad_v, **towards_queries(work), **tiles, **options
+        )
+    if work.anchor_keys:  # a softmax over one key is 1, whatever its score
+        grad_q.zero_()
+        grad_k.zero_()
+    return grad_q, grad_k, grad_v
+
+
+_PAIRWISE = "spanbert_kernels::cross_document_attention_pairwise"
+torch.library.impl("spanbert_kernels::cross_document_attention_weights_triton", ("cuda", "cpu"), weigh)
+torch.library.impl(f"{_PAIRWISE}_forward_triton", ("cuda", "cpu"), forward)
+torch.library.impl(f"{_PAIRWISE}_backward_triton", ("cuda", "cpu"), backward)
+
+
+def aot_configurations() -> list[AotConfiguration]:
+    """Every class of configuration that a launch can choose, with all that its kernel may be given."""
+    kernels = {"weights": weights_forward, "pairwise forward": pairwise_forward, "pairwise backward": pairwise_backward}
+    return [each for name, kernel in kernels.items() for each in aot_loops(name, kernel, LOOPS)]
