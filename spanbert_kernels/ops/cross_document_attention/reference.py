@@ -63,6 +63,57 @@ def pairwise_attention(
     return output.to(q.dtype), (seen / number[..., None])[:, :, None].expand(-1, -1, q.shape[2], -1)
 
 
+def document_by_document(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    cu_clusters: Tensor,
+    queries: str,
+    keys: str,
+    include_self: bool,
+    links: tuple[Tensor, Tensor] | None,
+    largest: int,
+    normalize: str,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, with only those keys in a product that a document sees: 0 times Inf or NaN would be NaN."""
+    documents = torch.arange(len(cu_seqlens) - 1, device=q.device)
+    filled = cu_seqlens[1:] > cu_seqlens[:-1]
+    cluster = torch.searchsorted(cu_clusters[1:].long().contiguous(), documents, right=True)
+    seen = (cluster[:, None] == cluster) & filled[:, None] & filled
+    if links is not None:
+        seen = seen & link_matrix(links, len(documents))
+    if not include_self:
+        seen = seen & (documents[:, None] != documents)
+    q_document = rows_of_clusters(queries, cu_seqlens, cu_clusters, q.shape[0])[2]
+    k_document = rows_of_clusters(keys, cu_seqlens, cu_clusters, k.shape[0])[2]
+    places = k_document - cu_clusters.long()[cluster[k_document]]
+
+    output = torch.zeros_like(q)
+    lse = q.new_full((q.shape[1], q.shape[0]), -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32))
+    share = lse.new_zeros(q.shape[0], q.shape[1], largest)
+    for document in documents.tolist():
+        mine, others = (q_document == document).nonzero()[:, 0], seen[document][k_document].nonzero()[:, 0]
+        if not len(mine) or not len(others):
+            continue
+        visible = seen.new_ones(1, len(mine), len(others))
+        place = (torch.arange(largest, device=q.device) == places[others, None])[None]
+        call = (q[mine][None], k[others][None], v[others][None], visible)
+        options = (scale, dropout_p, seed, mine[None], others[None])
+        if normalize == "joint":
+            part, sums, weights = masked_attention(*call, *options)
+            lse[:, mine] = sums[0]
+            share[mine] = torch.einsum("hqk,kj->qhj", weights[0].detach(), place[0].to(weights.dtype))
+        else:
+            part, shares = pairwise_attention(*call, place, *options)
+            share[mine] = shares[0].to(share.dtype)
+        output = output.index_put((mine,), part[0])
+    return output, lse, share.float()
+
+
 def cross_document_attention(
     q: Tensor,
     k: Tensor,
@@ -87,6 +138,10 @@ def cross_document_attention(
         lse = q.new_zeros(q.shape[1], 0, dtype=torch.promote_types(q.dtype, torch.float32))
         return output, lse, lse.new_zeros(0, q.shape[1], 0, dtype=torch.float32)
     largest = longest(cu_clusters.diff())
+
+    if not torch.compiler.is_compiling() and not (q.isfinite().all() & k.isfinite().all() & v.isfinite().all()):
+        sight = (cu_seqlens, cu_clusters, queries, keys, include_self, links)
+        return document_by_document(q, k, v, *sight, largest, normalize, scale, dropout_p, seed)
 
     q_begin, q_count, q_document = rows_of_clusters(queries, cu_seqlens, cu_clusters, q.shape[0])
     k_begin, k_count, k_document = rows_of_clusters(keys, cu_seqlens, cu_clusters, k.shape[0])
