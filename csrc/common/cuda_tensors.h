@@ -25,6 +25,17 @@
     kernel<<<static_cast<unsigned>(blocks), threads, 0, stream.handle>>>(__VA_ARGS__); \
     STD_CUDA_KERNEL_LAUNCH_CHECK();                                                    \
   } while (0)
+// Of a kernel whose asked_memory is a `layout`.
+#define SPANBERT_LAUNCH_SHARED(kernel, layout, blocks, threads, stream, ...)                             \
+  do {                                                                                                   \
+    constexpr int spanbert_bytes = sizeof(layout);                                                       \
+    if (spanbert_bytes > 48 * 1024) {                                                                    \
+      STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),                         \
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize, spanbert_bytes)); \
+    }                                                                                                    \
+    kernel<<<static_cast<unsigned>(blocks), threads, spanbert_bytes, stream.handle>>>(__VA_ARGS__);      \
+    STD_CUDA_KERNEL_LAUNCH_CHECK();                                                                      \
+  } while (0)
 #endif
 
 namespace spanbert {

@@ -24,6 +24,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 SPANBERT_DEVICE float shuffle(float value, int lane) { return __shfl_sync(kAllLanes, value, lane); }
 SPANBERT_DEVICE int shuffle(int value, int lane) { return __shfl_sync(kAllLanes, value, lane); }
 SPANBERT_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask); }
+SPANBERT_DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask); }
 SPANBERT_DEVICE long long shuffle_xor(long long value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask); }
 SPANBERT_DEVICE unsigned ballot(bool value) { return __ballot_sync(kAllLanes, value); }
 SPANBERT_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
@@ -66,6 +67,58 @@ SPANBERT_DEVICE Layout& shared_memory() {
   static_assert(sizeof(Layout) <= 48 * 1024, "more than every GPU gives without being asked");
   __shared__ __align__(16) unsigned char bytes[sizeof(Layout)];
   return reinterpret_cast<Layout&>(bytes);
+}
+
+// The same, of any size: the launch asks for it (SPANBERT_LAUNCH_SHARED).
+template <class Layout>
+SPANBERT_DEVICE Layout& asked_memory() {
+  extern __shared__ __align__(16) unsigned char asked_bytes[];
+  return reinterpret_cast<Layout&>(asked_bytes);
+}
+
+// The lanes of a warp wait for each other and see what each has written.
+SPANBERT_DEVICE void warp_barrier() { __syncwarp(); }
+
+// The number with the 10 bits of fraction that a tensor core reads, rounded to nearest.
+SPANBERT_DEVICE uint32_t to_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
+// c += a b by a warp's tensor cores, 16 x 16 by 16 x 8; which lane holds what stands in cuda_matrix.h.
+SPANBERT_DEVICE void multiply_halves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bfloat16) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+SPANBERT_DEVICE void multiply_halves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float16) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// The same of numbers from to_tf32, 16 x 8 by 8 x 8.
+SPANBERT_DEVICE void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Four matrices of 8 x 8 numbers of 16 bits in shared memory, straight or transposed: lane 8 i + r names row r of
+// matrix i, 16 aligned bytes; lane 4 g + t gets numbers 2 t and 2 t + 1 of row g of each.
+SPANBERT_DEVICE void load_matrices(const void* row, uint32_t (&words)[4]) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(address));
+}
+SPANBERT_DEVICE void load_matrices_transposed(const void* row, uint32_t (&words)[4]) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(address));
 }
 
 }  // namespace spanbert

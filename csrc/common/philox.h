@@ -9,13 +9,19 @@
 #endif
 
 // Everything here is inlined always: a copy made with one instruction set must not serve another.
+#ifdef __CUDACC__
+#define SPANBERT_ALWAYS_INLINE __host__ __device__ __forceinline__
+#else
+#define SPANBERT_ALWAYS_INLINE [[gnu::always_inline]] inline
+#endif
+
 namespace spanbert {
 
 struct Words {
   uint32_t word[4];
 };
 
-[[gnu::always_inline]] inline Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t seed) {
+SPANBERT_ALWAYS_INLINE Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t seed) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53} * c0, b = uint64_t{0xCD9E8D57} * c2;

@@ -74,9 +74,11 @@ def given_packing(cu_seqlens: Tensor, max_seqlen: int | None, length: int) -> Pa
 def packing_in_graph(real: Tensor) -> Packing:
     """The packing of a mask `[B, L]` for a traced graph: no size depends on the mask's values.
 
-    The real tokens come first; behind the last document stands the padding, rows of no document, which yield 0.
+    In each row the real tokens come first, as one document, and the padding follows as another, whose values mean
+    nothing.
     """
     batch, length = real.shape
-    cu_seqlens = pad(real.sum(1, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
-    order = (~real).flatten().to(torch.uint8).argsort(stable=True)
-    return Packing(order, cu_seqlens, length, batch, length)
+    begin = torch.arange(batch, device=real.device)[:, None] * length  # [B, 1]
+    ends = torch.cat([begin + real.sum(1, keepdim=True), begin + length], 1)  # [B, 2]
+    order = (~real).to(torch.uint8).argsort(dim=1, stable=True) + begin
+    return Packing(order.flatten(), pad(ends.flatten(), (1, 0)), length, batch, length)

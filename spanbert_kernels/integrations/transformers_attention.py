@@ -123,11 +123,12 @@ def packed_attention(
     q, k, v = (packing.pack(part.transpose(1, 2)) for part in (query, key, value))  # [T, heads, head_dim]
     # A graph has no use for the plan, which waits behind a lock until Python 3.12.
     documents = packing.cu_seqlens if torch.compiler.is_compiling() else packing.documents
-    output = ops.document_attention(
-        q, k, v, documents, dropout_p=dropout, scale=scaling, max_seqlen=packing.max_seqlen
-    )
+    output = ops.document_attention(q, k, v, documents, dropout_p=dropout, scale=scaling, max_seqlen=packing.max_seqlen)
     assert isinstance(output, Tensor)
-    return packing.pad(output), None
+    padded = packing.pad(output)
+    if isinstance(attention_mask, Tensor) and torch.compiler.is_compiling():
+        padded = padded.masked_fill(~attention_mask.bool()[:, :, None, None], 0)
+    return padded, None
 
 
 def _check_call(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
@@ -152,7 +153,9 @@ def _check_call(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str,
 def _packing_of(query: Tensor, mask: PaddingMask | Tensor | None, kwargs: dict[str, Any]) -> Packing:
     batch, _, length, _ = query.shape
     if isinstance(mask, Tensor) and mask.dim() != 2:
-        raise _cannot(f"a mask of {mask.dim()} dimensions ({list(mask.shape)}), not one of padding [{batch}, {length}],")
+        raise _cannot(
+            f"a mask of {mask.dim()} dimensions ({list(mask.shape)}), not one of padding [{batch}, {length}],"
+        )
     compiling = torch.compiler.is_compiling()
     if not isinstance(mask, PaddingMask) and not compiling:
         # A layer was called by itself, or behind a graph that was compiled.

@@ -27,6 +27,8 @@
 #define __launch_bounds__(...)
 #define SPANBERT_LAUNCH(kernel, blocks, threads, stream, ...) \
   fibers::launch(blocks, threads, [=] { kernel(__VA_ARGS__); })
+#define SPANBERT_LAUNCH_SHARED(kernel, layout, blocks, threads, stream, ...) \
+  fibers::launch(blocks, threads, [=] { kernel(__VA_ARGS__); }, sizeof(layout))
 
 namespace fibers {
 
@@ -48,13 +50,16 @@ struct Fiber {
 
 constexpr int kWarp = 32;
 constexpr size_t kStack = 128 * 1024, kSharedBytes = 48 * 1024, kGuard = 4096;
+// What a launch may ask for: of the architectures that are shipped, every GPU has it.
+constexpr size_t kMostSharedBytes = 99 * 1024;
+constexpr size_t kSlot = 32;  // bytes that a lane can give at once
 constexpr unsigned char kPoison = 0xff, kGuardByte = 0xa5;
 
 struct Machine {
   std::vector<Fiber> fibers;
-  std::vector<uint64_t> slots;  // [2][threads]: what the lanes of a warp exchange
+  std::vector<unsigned char> slots;  // [2][threads][kSlot]: what the lanes of a warp exchange
   std::vector<unsigned char> shared;
-  size_t shared_bytes = 0;
+  size_t shared_bytes = 0, asked_bytes = 0;
   const std::function<void()>* kernel = nullptr;
   std::jmp_buf scheduler;
   unsigned thread = 0, block = 0, threads = 0;
@@ -98,7 +103,7 @@ struct Machine {
 
   void run_block(std::vector<unsigned>& order, std::mt19937* random) {
     std::fill(shared.begin(), shared.end(), kPoison);
-    std::fill(slots.begin(), slots.end(), ~uint64_t{0});
+    std::fill(slots.begin(), slots.end(), kPoison);
     shared_bytes = 0;
     for (Fiber& fiber : fibers) {
       fiber.started = fiber.ended = false;
@@ -134,18 +139,21 @@ struct Machine {
   }
 };
 
-inline void launch(int64_t blocks, int threads, const std::function<void()>& kernel) {
+inline void launch(int64_t blocks, int threads, const std::function<void()>& kernel, size_t asked_bytes = 0) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   if (blocks <= 0 || blocks >= int64_t{1} << 31)
     throw std::runtime_error("a launch of " + std::to_string(blocks) + " blocks");
   if (threads % kWarp != 0 || threads > 1024)
     throw std::runtime_error("a launch of blocks of " + std::to_string(threads));
+  if (asked_bytes > kMostSharedBytes)
+    throw std::runtime_error("a launch with " + std::to_string(asked_bytes) + " bytes of shared memory");
   Machine& machine = Machine::get();
   machine.kernel = &kernel;
   machine.threads = static_cast<unsigned>(threads);
-  machine.slots.resize(2 * threads);
-  machine.shared.resize(kSharedBytes + kGuard);
+  machine.asked_bytes = asked_bytes;
+  machine.slots.resize(2 * threads * kSlot);
+  machine.shared.resize(kMostSharedBytes + kGuard);
   machine.fibers.resize(threads);
   for (Fiber& fiber : machine.fibers) {
     if (fiber.stack) continue;
@@ -164,17 +172,23 @@ inline void launch(int64_t blocks, int threads, const std::function<void()>& ker
   }
 }
 
-// Every lane of a warp gives a value and, when all have, reads that of `from`.
+// Every lane of a warp gives a value and, when all have, reads those of all: the first lane's slot, kSlot bytes each.
 template <class T>
-T exchange(T value, int from, int place) {
-  static_assert(sizeof(T) <= 8);
+const unsigned char* exchange_all(const T& value, int place) {
+  static_assert(sizeof(T) <= kSlot);
   Machine& machine = Machine::get();
   // Two sets of slots: a lane may come to its next exchange before others have read the last.
-  uint64_t* slots = machine.slots.data() + (machine.fibers[machine.thread].exchange++ % 2) * machine.threads;
-  std::memcpy(slots + machine.thread, &value, sizeof(T));
+  unsigned char* slots =
+      machine.slots.data() + (machine.fibers[machine.thread].exchange++ % 2) * machine.threads * kSlot;
+  std::memcpy(slots + machine.thread * kSlot, &value, sizeof(T));
   machine.wait(Wait::warp, place);
+  return slots + machine.thread / kWarp * kWarp * kSlot;
+}
+
+template <class T>
+T exchange(T value, int from, int place) {
   T result;
-  std::memcpy(&result, slots + machine.thread / kWarp * kWarp + from, sizeof(T));
+  std::memcpy(&result, exchange_all(value, place) + from * kSlot, sizeof(T));
   return result;
 }
 
@@ -197,6 +211,9 @@ inline float shuffle(float value, int lane, int place = __builtin_LINE()) {
 }
 inline int shuffle(int value, int lane, int place = __builtin_LINE()) { return fibers::exchange(value, lane, place); }
 inline float shuffle_xor(float value, int mask, int place = __builtin_LINE()) {
+  return fibers::exchange(value, static_cast<int>(threadIdx.x % 32) ^ mask, place);
+}
+inline int shuffle_xor(int value, int mask, int place = __builtin_LINE()) {
   return fibers::exchange(value, static_cast<int>(threadIdx.x % 32) ^ mask, place);
 }
 inline long long shuffle_xor(long long value, int mask, int place = __builtin_LINE()) {
@@ -270,4 +287,23 @@ inline Layout& shared_memory() {
   return *reinterpret_cast<Layout*>(machine.shared.data());
 }
 
+template <class Layout>
+inline Layout& asked_memory() {
+  static_assert(sizeof(Layout) <= fibers::kMostSharedBytes);
+  fibers::Machine& machine = fibers::Machine::get();
+  if (machine.asked_bytes != sizeof(Layout)) {
+    std::fprintf(stderr, "%zu bytes of shared memory, asked for were %zu\n", sizeof(Layout), machine.asked_bytes);
+    std::abort();
+  }
+  if (machine.shared_bytes == 0) {
+    machine.shared_bytes = sizeof(Layout);
+    std::memset(machine.shared.data() + sizeof(Layout), fibers::kGuardByte, fibers::kGuard);
+  }
+  return *reinterpret_cast<Layout*>(machine.shared.data());
+}
+
+inline void warp_barrier(int place = __builtin_LINE()) { fibers::exchange_all(0, place); }
+
 }  // namespace spanbert
+
+#include "fibers_matrix.h"

@@ -1,4 +1,4 @@
-"""Small cases of the span kernels on a GPU, forward and backward, for compute-sanitizer to watch.
+"""Small cases of the kernels on a GPU, forward and backward, for compute-sanitizer to watch.
 
     compute-sanitizer --tool memcheck --error-exitcode 1 python tests/gpu/sanitizer_cases.py
     compute-sanitizer --tool racecheck --error-exitcode 1 python tests/gpu/sanitizer_cases.py
@@ -9,6 +9,7 @@ roughly, and ends with status 1 if a result is wrong or no kernel ran at all.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,15 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import backends, enumerate_spans, plan_spans, span_gather, span_pool
+from spanbert_kernels.ops import (
+    backends,
+    cross_document_attention,
+    document_attention,
+    enumerate_spans,
+    plan_spans,
+    span_gather,
+    span_pool,
+)
 
 BACKENDS = ("cuda", "triton")
 PARTS = ["width", "max", "start", "attention", "mean", "end", "sum"]
@@ -67,6 +76,28 @@ def cases() -> Iterator[Case]:
                     yield name, gathered, {"hidden": hidden, "spans": given, "padded": padded}
 
 
+def attention_cases() -> Iterator[Case]:
+    """Tiles that end inside documents, a document alone, an empty one; heads of every size, and one too wide."""
+    lengths = torch.tensor([70, 0, 20, 3])
+    cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).cuda()
+    cu_clusters, rows = torch.tensor([0, 3, 4]).cuda(), {"anchors": 4, "tokens": 93}
+    dropout = {"dropout_p": 0.2, "seed": torch.tensor([5]).cuda()}
+    for dtype in (torch.float32, torch.bfloat16):
+        for dim in (20, 64, 96, 128, 130):
+            shape = f"heads of {dim}, {str(dtype).removeprefix('torch.')}"
+            tensors = {name: torch.randn(93, 2, dim).to("cuda", dtype) for name in "qkv"}
+            yield f"document_attention, {shape}", document_attention, {**tensors, "cu_seqlens": cu_seqlens, **dropout}
+            for queries, keys, normalize in itertools.product(rows, rows, ("joint", "pairwise")):
+                sides = {"queries": queries, "keys": keys, "normalize": normalize}
+                sized = {name: tensors[name][: rows[queries if name == "q" else keys]] for name in "qkv"}
+                given = {**sized, "cu_seqlens": cu_seqlens, "cu_clusters": cu_clusters, **sides, **dropout}
+                yield (
+                    f"cross_document_attention, {queries} x {keys}, {normalize}, {shape}",
+                    cross_document_attention,
+                    given,
+                )
+
+
 def run(call: Callable[..., Tensor], arguments: dict[str, Any], backend: str) -> list[Tensor]:
     leaves = {
         name: value.clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -88,7 +119,8 @@ def main() -> int:
         if reason is not None:
             print(f"{backend}: not run, {reason}")
             continue
-        for name, call, arguments in cases():
+        attends = backend in backends._registry["cross_document_attention"]
+        for name, call, arguments in itertools.chain(cases(), attention_cases() if attends else ()):
             with backends.record() as calls:
                 results = run(call, arguments, backend)
             assert {used for _, used in calls} == {backend}, f"asked for {backend}, but {calls} ran"

@@ -72,11 +72,11 @@ def place_parameters(
     return [pytest.param(place, id=str(place), marks=marks(place)) for place in places if place.backend in names]
 
 
-def every_backend(operation: str) -> pytest.MarkDecorator:
+def every_backend(operation: str, emulated_slow: bool = False) -> pytest.MarkDecorator:
     """Runs a test, which makes its tensors on a CPU, over the operation's backends, the CPU kernels at their best."""
     names = backends._registry[operation]
     places = (Place("cpu"), *(place for place in PLACES if place.backend != "cpu" and place.device == "cpu"))
-    return pytest.mark.parametrize("backend", place_parameters(names, places), indirect=True)
+    return pytest.mark.parametrize("backend", place_parameters(names, places, emulated_slow), indirect=True)
 
 
 # Set by the fixture `backend`: where tensors are made.

@@ -13,6 +13,7 @@ from torch import Tensor
 from spanbert_kernels.ops import cross_document_attention, document_attention, plan_attention
 
 everywhere = every_backend("cross_document_attention")
+everywhere_in_time = every_backend("cross_document_attention", emulated_slow=True)
 LENGTHS, CLUSTERS = (3, 1, 0, 2, 4, 2, 1), (0, 4, 6, 7)  # document 2 is empty, document 6 alone
 SIDES = [("anchors", "anchors"), ("tokens", "tokens"), ("anchors", "tokens"), ("tokens", "anchors")]
 sides = pytest.mark.parametrize(("queries", "keys"), SIDES, ids=[" x ".join(each) for each in SIDES])
@@ -103,7 +104,7 @@ def test_a_documents_own_keys_may_be_anything(queries: str, keys: str, backend: 
     assert not output[(batch.query_document == 1) | (batch.query_document == 3)].isfinite().any()
 
 
-@everywhere
+@everywhere_in_time
 @normalizations
 def test_documents_of_a_cluster_in_another_order(normalize: str, backend: str) -> None:
     batch, lengths, order = Batch(), list(LENGTHS), [3, 0, 2, 1, 5, 4, 6]
@@ -118,7 +119,7 @@ def test_documents_of_a_cluster_in_another_order(normalize: str, backend: str) -
         torch.testing.assert_close(grad, expected[rows], rtol=1e-5, atol=1e-6)
 
 
-@everywhere
+@everywhere_in_time
 @normalizations
 @sides
 def test_other_clusters_change_no_bit(queries: str, keys: str, normalize: str, backend: str) -> None:
@@ -133,7 +134,7 @@ def test_other_clusters_change_no_bit(queries: str, keys: str, normalize: str, b
         assert same(grad, whole[: len(grad)])
 
 
-@everywhere
+@everywhere_in_time
 @normalizations
 @sides
 def test_nothing_to_see_gives_exactly_zero(queries: str, keys: str, normalize: str, backend: str) -> None:
@@ -150,7 +151,7 @@ def test_nothing_to_see_gives_exactly_zero(queries: str, keys: str, normalize: s
         assert not result.any()
 
 
-@everywhere
+@everywhere_in_time
 @normalizations
 def test_logits_of_sixty_thousand(normalize: str, backend: str) -> None:
     """In float16 the products reach +-60,000, close to the largest number there is."""
@@ -204,7 +205,7 @@ def test_the_same_as_transformer_xh(backend: str) -> None:
     torch.testing.assert_close(found[1].double(), weights.permute(1, 0, 2), rtol=1e-5, atol=1e-6)
 
 
-@everywhere
+@everywhere_in_time
 @normalizations
 @sides
 def test_every_backend_drops_the_same(queries: str, keys: str, normalize: str, backend: str) -> None:
@@ -216,7 +217,7 @@ def test_every_backend_drops_the_same(queries: str, keys: str, normalize: str, b
         torch.testing.assert_close(grad, exact, rtol=1e-4, atol=1e-5)
 
 
-@everywhere
+@everywhere_in_time
 @sides
 def test_a_plan_gives_the_same_bits(queries: str, keys: str, backend: str) -> None:
     links = csr(((1, 3), (0,), (), (0, 1), (5,), (4,), ()))

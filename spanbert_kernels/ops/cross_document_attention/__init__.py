@@ -15,7 +15,7 @@ from spanbert_kernels.ops.document_attention import WORK_TENSORS, DocumentAttent
 
 __all__ = ["cross_document_attention"]
 
-OPERATION = Operation("cross_document_attention", ("triton", "cpu", "eager"))
+OPERATION = Operation("cross_document_attention", ("triton", "cuda", "cpu", "eager"))
 NORMALIZATIONS = ("joint", "pairwise")
 
 # The joint softmax is document_attention's operator, which takes any work. These are what is special here.

@@ -14,7 +14,7 @@ from spanbert_kernels.ops.document_attention import reference
 
 __all__ = ["document_attention"]
 
-OPERATION = Operation("document_attention", ("triton", "cpu", "eager"))
+OPERATION = Operation("document_attention", ("triton", "cuda", "cpu", "eager"))
 WORK_TENSORS = 7  # the first fields of AttentionWork
 
 # Softmax attention over all keys that a query sees, `softmax(q k^T scale) v`, for any work: cross_document_attention

@@ -18,9 +18,10 @@ from spanbert_kernels.ops import library, philox
 from spanbert_kernels.ops.aot import AotConfiguration
 from spanbert_kernels.ops.attention_plans import TILE_ROWS, AttentionWork
 from spanbert_kernels.ops.document_attention import lse_like
-from spanbert_kernels.ops.document_attention.triton_backward import key_backward, query_backward
+from spanbert_kernels.ops.document_attention.triton_backward import query_backward
 from spanbert_kernels.ops.document_attention.triton_forward import attention_forward
 from spanbert_kernels.ops.document_attention.triton_kernels import whole_backward
+from spanbert_kernels.ops.document_attention.triton_keys import key_backward
 
 INTERPRETED = library.interpreted()
 Options = dict[str, Any]
