@@ -79,13 +79,6 @@ SPANBERT_DEVICE Layout& asked_memory() {
 // The lanes of a warp wait for each other and see what each has written.
 SPANBERT_DEVICE void warp_barrier() { __syncwarp(); }
 
-// The number with the 10 bits of fraction that a tensor core reads, rounded to nearest.
-SPANBERT_DEVICE uint32_t to_tf32(float x) {
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return bits;
-}
-
 // c += a b by a warp's tensor cores, 16 x 16 by 16 x 8; which lane holds what stands in cuda_matrix.h.
 SPANBERT_DEVICE void multiply_halves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bfloat16) {
   asm volatile(
@@ -97,13 +90,6 @@ SPANBERT_DEVICE void multiply_halves(float (&c)[4], const uint32_t (&a)[4], cons
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-// The same of numbers from to_tf32, 16 x 8 by 8 x 8.
-SPANBERT_DEVICE void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // Four matrices of 8 x 8 numbers of 16 bits in shared memory, straight or transposed: lane 8 i + r names row r of

@@ -195,17 +195,29 @@ inline V larger(V first, V second) {
   return ((second > first) | (second != second)) ? second : first;
 }
 
-template <class A>
-inline A sum_of(Vector<A> x) {
-  A total = 0;
-  for (int i = 0; i < lanes<A>; ++i) total += x[i];
-  return total;
+// Lane i gets that of i with bit `Step` flipped.
+template <class A, int Step, std::size_t... Lane>
+inline Vector<A> swap_lanes(Vector<A> x, std::index_sequence<Lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, x, (Lane ^ Step)...);
+#else
+  const typename Simd<A>::Mask from = {(Lane ^ Step)...};
+  return __builtin_shuffle(x, from);
+#endif
 }
-template <class A>
+
+// Over the lanes, halves with halves.
+template <class A, int Step = lanes<A> / 2>
+inline A sum_of(Vector<A> x) {
+  x += swap_lanes<A, Step>(x, std::make_index_sequence<lanes<A>>());
+  if constexpr (Step > 1) return sum_of<A, Step / 2>(x);
+  return x[0];
+}
+template <class A, int Step = lanes<A> / 2>
 inline A largest_of(Vector<A> x) {
-  A largest = x[0];
-  for (int i = 1; i < lanes<A>; ++i) largest = (x[i] > largest || x[i] != x[i]) ? x[i] : largest;
-  return largest;
+  x = larger(x, swap_lanes<A, Step>(x, std::make_index_sequence<lanes<A>>()));
+  if constexpr (Step > 1) return largest_of<A, Step / 2>(x);
+  return x[0];
 }
 
 // Lanes of two vectors: those of `first` and, where bit `Step` of the lane is set, those of `second` moved up by Step;

@@ -13,34 +13,48 @@ namespace {
 
 // Queries of one forward task where a neighbourhood is shared out.
 constexpr int64_t kTaskQueries = 480;
+// Up to so many scores of one head, a task takes all heads: they lie side by side in memory.
+constexpr double kFewScores = 4096;
 
 struct Task {
   const Neighbourhood* near;
-  int64_t head, first, last;
+  int64_t head, heads, first, last;
 };
 
-// Largest first: the small ones fill the gaps at the end. A neighbourhood that would keep one thread busy for long
-// after the others is shared out, at the price of packing its keys several times.
-std::vector<Task> forward_tasks(const std::vector<Neighbourhood>& all, int64_t heads) {
+double scores_of(const Neighbourhood& near) { return static_cast<double>(near.queries) * near.keys; }
+
+// Largest first: the small ones fill the gaps at the end. With `share`, a neighbourhood that would keep one thread busy
+// for long after the others is cut into pieces, at the price of packing its keys several times.
+std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads, bool share) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const bool many = std::ssize(all) >= 8 * threads;
   double total = 0;
   std::vector<const Neighbourhood*> ordered;
-  const auto size = [](const Neighbourhood& near) { return static_cast<double>(near.queries) * near.keys; };
   for (const Neighbourhood& near : all) {
-    total += size(near) * heads;
-    if (near.queries > 0) ordered.push_back(&near);
+    total += scores_of(near) * heads;
+    ordered.push_back(&near);
   }
-  std::stable_sort(ordered.begin(), ordered.end(), [&](auto* a, auto* b) { return size(*a) > size(*b); });
+  std::stable_sort(ordered.begin(), ordered.end(), [&](auto* a, auto* b) { return scores_of(*a) > scores_of(*b); });
   std::vector<Task> tasks;
   for (const Neighbourhood* near : ordered) {
-    const bool shared = size(*near) * 8 * torch::stable::get_num_threads() > total;
-    const int64_t piece = shared ? kTaskQueries : near->queries;
-    for (int64_t head = 0; head < heads; ++head) {
-      for (int64_t first = 0; first < near->queries; first += piece) {
-        tasks.push_back({near, head, first, std::min(near->queries, first + piece)});
+    const bool cut = share && scores_of(*near) * 8 * threads > total;
+    const int64_t piece = cut ? kTaskQueries : std::max<int64_t>(1, near->queries);
+    const int64_t together = many && scores_of(*near) <= kFewScores ? heads : 1;
+    for (int64_t head = 0; head < heads; head += together) {
+      for (int64_t first = 0; first < std::max<int64_t>(1, near->queries); first += piece) {
+        tasks.push_back({near, head, together, first, std::min(near->queries, first + piece)});
       }
     }
   }
   return tasks;
+}
+
+// Calls f(task, head) for every head of every task.
+template <class F>
+void run(const std::vector<Task>& tasks, const F& f) {
+  parallel_tasks(std::ssize(tasks), [&](int64_t i) {
+    for (int64_t head = tasks[i].head; head < tasks[i].head + tasks[i].heads; ++head) f(tasks[i], head);
+  });
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
@@ -61,12 +75,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
   if (anchor_queries) lse = torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
   call.output = rows_of(output);
   call.lse = lse.mutable_data_ptr();
-  const auto tasks = forward_tasks(near.all, call.heads);
   const auto kernel = SPANBERT_KERNEL(document_attention_forward);
-  parallel_tasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
-    const Task& task = tasks[i];
-    kernel(call, *task.near, task.head, task.first, task.last);
-  });
+  run(tasks_of(near.all, call.heads, true),
+      [&](const Task& task, int64_t head) { kernel(call, *task.near, head, task.first, task.last); });
   return {output, lse};
 }
 
@@ -99,14 +110,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor
   const Tensor grad_q = gradient(q, anchor_queries), grad_k = gradient(k, anchor_keys);
   const Tensor grad_v = gradient(v, anchor_keys);
   const AttentionGrads grads{rows_of(grad), rows_of(grad_q), rows_of(grad_k), rows_of(grad_v)};
-  std::vector<const Neighbourhood*> ordered;
-  for (const Neighbourhood& each : near.all) ordered.push_back(&each);
-  std::stable_sort(ordered.begin(), ordered.end(), [](auto* a, auto* b) {
-    return static_cast<double>(a->queries) * a->keys > static_cast<double>(b->queries) * b->keys;
-  });
   const auto kernel = SPANBERT_KERNEL(document_attention_backward);
-  parallel_tasks(static_cast<int64_t>(ordered.size()) * call.heads,
-                 [&](int64_t task) { kernel(call, grads, *ordered[task / call.heads], task % call.heads); });
+  run(tasks_of(near.all, call.heads, false),
+      [&](const Task& task, int64_t head) { kernel(call, grads, *task.near, head); });
   return {grad_q, grad_k, grad_v};
 }
 

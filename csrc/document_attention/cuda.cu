@@ -23,12 +23,10 @@ void with_tile_columns(int dim, const F& f) {
   return f(std::integral_constant<int, 128>{});
 }
 
-// A side goes row by row where it is one of anchors, of which a tile would hold one, or where heads are too wide. In
-// float32 the other side does as well: two ways to compute a score would differ by more than its rounding, and what
-// differs between log-sum-exp and scores is in every weight of the backward.
-bool by_rows(const PreparedAttention& p, const Side& side) {
-  const bool anchors = p.work.queries.anchors || p.work.keys.anchors;
-  return side.anchors || p.work.dim > kWidestTile || (anchors && p.element == 4);
+// A side goes row by row where it is one of anchors, of which a tile would hold one, or where heads are too wide.
+template <class S>
+bool by_rows(const AttentionWork& work, const Side& side) {
+  return sizeof(S) == 4 || side.anchors || work.dim > kWidestTile;
 }
 
 // Tiles of a side. There is at least one: the first blocks also clear the rows of no document.
@@ -40,38 +38,42 @@ int64_t tile_blocks(const PreparedAttention& p, int64_t tiles) {
 template <class S>
 void launch_forward(const PreparedAttention& p, const Stream& stream) {
   const AttentionWork& work = p.work;
-  if (by_rows(p, work.queries)) {
+  if (by_rows<S>(work, work.queries)) {
     with_columns(work.dim, [&](auto n) {
       const auto kernel = rows::forward<S, decltype(n)::value>;
       SPANBERT_LAUNCH(kernel, row_blocks(work, work.queries), rows::kThreads, stream, work);
     });
     return;
   }
-  with_tile_columns(work.dim, [&](auto d) {
-    using Shared = forward::Tiles<S, decltype(d)::value>;
-    const auto kernel = forward::tiles<S, decltype(d)::value>;
-    SPANBERT_LAUNCH_SHARED(kernel, Shared, tile_blocks(p, p.query_tiles), forward::kThreads, stream, work);
-  });
+  if constexpr (sizeof(S) == 2) {
+    with_tile_columns(work.dim, [&](auto d) {
+      using Shared = forward::Tiles<S, decltype(d)::value>;
+      const auto kernel = forward::tiles<S, decltype(d)::value>;
+      SPANBERT_LAUNCH_SHARED(kernel, Shared, tile_blocks(p, p.query_tiles), forward::kThreads, stream, work);
+    });
+  }
 }
 
 template <class S, bool Keys>
 void launch_backward(const PreparedAttention& p, const Stream& stream) {
   const AttentionWork& work = p.work;
   const Side& side = Keys ? work.keys : work.queries;
-  if (by_rows(p, side)) {
+  if (by_rows<S>(work, side)) {
     with_columns(work.dim, [&](auto n) {
       const auto kernel = rows::backward<S, decltype(n)::value, Keys>;
       SPANBERT_LAUNCH(kernel, row_blocks(work, side), rows::kThreads, stream, work);
     });
     return;
   }
-  with_tile_columns(work.dim, [&](auto d) {
-    constexpr int D = decltype(d)::value;
-    using Shared = backward::Tiles<S, D>;
-    constexpr int threads = backward::kThreads<S, D, Keys>;
-    const auto kernel = backward::tiles<S, D, Keys>;
-    SPANBERT_LAUNCH_SHARED(kernel, Shared, tile_blocks(p, Keys ? p.key_tiles : p.query_tiles), threads, stream, work);
-  });
+  if constexpr (sizeof(S) == 2) {
+    with_tile_columns(work.dim, [&](auto d) {
+      constexpr int D = decltype(d)::value;
+      using Shared = backward::Tiles<S, D>;
+      constexpr int threads = backward::kThreads<D, Keys>;
+      const auto kernel = backward::tiles<S, D, Keys>;
+      SPANBERT_LAUNCH_SHARED(kernel, Shared, tile_blocks(p, Keys ? p.key_tiles : p.query_tiles), threads, stream, work);
+    });
+  }
 }
 
 std::tuple<Tensor, Tensor> forward_operator(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& documents,

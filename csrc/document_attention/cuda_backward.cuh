@@ -15,23 +15,15 @@
 namespace spanbert {
 namespace backward {
 
-// Rows that pass through shared memory at once.
-template <class S, int D>
-constexpr int kSeen = sizeof(S) == 2 || D <= 64 ? 64
-                      : D <= 96                 ? 32
-                                                : 16;
-// Of these, whose scores are in registers at once.
-template <class S, int D>
-constexpr int kChunk = sizeof(S) == 2 && D <= 64 ? 32 : 16;
-// Whether a document can be one tile on either side.
-template <class S, int D>
-constexpr bool kWhole = kSeen<S, D> == kTileRows;
+// Of the kTileRows rows that pass through shared memory at once, those whose scores are in registers at once.
+template <int D>
+constexpr int kChunk = D <= 64 ? 32 : 16;
 
 // Of the sums' columns; two warps with the same rows share them where one would run out of registers.
-template <class S, int D, bool Keys>
-constexpr int kGroups = Keys && D > (sizeof(S) == 4 ? 32 : 64) ? 2 : 1;
-template <class S, int D, bool Keys>
-constexpr int kThreads = kTileRows / kStep * kGroups<S, D, Keys> * kLanes;
+template <int D, bool Keys>
+constexpr int kGroups = Keys && D > 64 ? 2 : 1;
+template <int D, bool Keys>
+constexpr int kThreads = kTileRows / kStep * kGroups<D, Keys> * kLanes;
 // For the compiler: 12 warps of a multiprocessor at a time leave 168 registers a thread.
 constexpr int kBoundThreads = 384;
 
@@ -39,10 +31,10 @@ template <class S, int D>
 struct Tiles {
   static constexpr int kSlopeRow = kTileRows + kPad<S>;
 
-  alignas(16) S own[2][kTileRows * kStride<S, D>];                       // Q and dO, or K and V
-  alignas(16) S seen[2][kSeen<S, D> * kStride<S, D>];                    // K and V, or Q and dO
-  alignas(16) S slopes[kWhole<S, D> ? kTileRows * kSlopeRow : kPad<S>];  // dS' of a whole document
-  float lse[kTileRows], delta[kTileRows];                                // of the queries
+  alignas(16) S own[2][kTileRows * kStride<S, D>];   // Q and dO, or K and V
+  alignas(16) S seen[2][kTileRows * kStride<S, D>];  // K and V, or Q and dO
+  alignas(16) S slopes[kTileRows * kSlopeRow];       // dS' of a whole document
+  float lse[kTileRows], delta[kTileRows];            // of the queries
 };
 
 // Whether a document's rows, few enough on either side, see nothing but themselves and are seen by no other.
@@ -109,8 +101,8 @@ SPANBERT_DEVICE void write(const AttentionWork& work, const HeadRows& rows, int6
 
 template <class S, int D, bool Keys>
 __global__ void __launch_bounds__(kBoundThreads, 1) tiles(AttentionWork work) {
-  constexpr int kRow = kStride<S, D>, kRows = kSeen<S, D>, kPart = kChunk<S, D>, kBlock = kThreads<S, D, Keys>;
-  constexpr int kColumns = D / kGroups<S, D, Keys>;
+  constexpr int kRow = kStride<S, D>, kPart = kChunk<D>, kBlock = kThreads<D, Keys>;
+  constexpr int kColumns = D / kGroups<D, Keys>;
   const unsigned head = blockIdx.x % work.heads;
   const Side &own_side = work.side(Keys), &seen_side = work.side(!Keys);
   if (blockIdx.x < work.heads) {
@@ -119,7 +111,7 @@ __global__ void __launch_bounds__(kBoundThreads, 1) tiles(AttentionWork work) {
   }
   const Piece piece = work.piece(Keys, blockIdx.x / work.heads);
   if (piece.count == 0) return;
-  const bool alone = kWhole<S, D> && whole(work, piece.document);
+  const bool alone = whole(work, piece.document);
   if (!Keys && alone) return;
 
   auto& shared = asked_memory<Tiles<S, D>>();
@@ -149,8 +141,8 @@ __global__ void __launch_bounds__(kBoundThreads, 1) tiles(AttentionWork work) {
 
   Ranges ranges(work, !Keys, piece.document);
   while (ranges.next()) {
-    for (int64_t first = ranges.begin; first < ranges.end; first += kRows) {
-      const int count = ranges.end - first < kRows ? static_cast<int>(ranges.end - first) : kRows;
+    for (int64_t first = ranges.begin; first < ranges.end; first += kTileRows) {
+      const int count = ranges.end - first < kTileRows ? static_cast<int>(ranges.end - first) : kTileRows;
       __syncthreads();
       load_tile<S, D, kBlock>(work, Keys ? work.q : work.k, seen_side, head, first, count, shared.seen[0]);
       load_tile<S, D, kBlock>(work, Keys ? work.grad_output : work.v, seen_side, head, first, count, shared.seen[1]);

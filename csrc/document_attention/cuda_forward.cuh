@@ -2,7 +2,8 @@
 //
 // Online softmax (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022): keys and values pass through shared
 // memory in tiles, each row keeps the maximum so far, and what was summed under an older one is rescaled. Exponents are
-// in base 2. A document of up to one tile of keys is never rescaled.
+// in base 2. A document of up to one tile of keys is never rescaled. float32 goes row by row: split in two for tensor
+// cores, its operands do not fit the registers.
 #pragma once
 
 #include "document_attention/cuda_tiles.h"
@@ -14,7 +15,7 @@ constexpr int kWarps = kTileRows / kStep, kThreads = kWarps * kLanes;
 
 // Keys of a tile: fewer where registers or shared memory would not do.
 template <class S, int D>
-constexpr int kKeys = sizeof(S) == 4 || D > 96 ? 32 : 64;
+constexpr int kKeys = D > 96 ? 32 : 64;
 
 template <class S, int D>
 struct Tiles {

@@ -1,5 +1,5 @@
-// Attention of single rows, a warp for each row and head: for anchors, of which a tile would hold one, and for heads
-// wider than the matrix kernels take. The softmax and the gradients are those of cuda_forward.cuh and
+// Attention of single rows, a warp for each row and head: for anchors, of which a tile would hold one, for float32
+// and for heads wider than the matrix kernels take. The softmax and the gradients are those of cuda_forward.cuh and
 // cuda_backward.cuh, in base e.
 #pragma once
 

@@ -18,7 +18,7 @@ SPANBERT_DEVICE void load_tile(const AttentionWork& work, const HeadRows& rows, 
                                int64_t first, int count, S* tile) {
   constexpr int N = 16 / sizeof(S), kUnits = D / N;
   // Loads on their way from memory together, as registers allow.
-  [[maybe_unused]] constexpr int kTogether = D > (sizeof(S) == 4 ? 64 : 96) ? 2 : 4;
+  [[maybe_unused]] constexpr int kTogether = D > 96 ? 2 : 4;
   const int padded = (count + kStep - 1) / kStep * kStep;
 #pragma unroll kTogether
   for (int i = static_cast<int>(threadIdx.x); i < padded * kUnits; i += Threads) {

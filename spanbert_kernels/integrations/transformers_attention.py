@@ -75,7 +75,7 @@ def padding_mask(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> PaddingMask | Tensor | None:
-    """transformers' mask function under our name: `attention_mask [B, L]`, bool, or None, and no `[B, 1, L, L]` of it.
+    """Transformers' mask function under our name: `attention_mask [B, L]`, bool, or None, and no `[B, 1, L, L]` of it.
 
     Raises:
         ValueError: a mask that says more than which tokens are padding.
@@ -101,7 +101,7 @@ def packed_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function under our name.
+    """Transformers' attention function under our name.
 
     Args:
         module: the attention layer.
@@ -132,6 +132,8 @@ def packed_attention(
 
 
 def _check_call(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
+    if torch.jit.is_tracing():
+        raise _cannot("torch.jit.trace, which would keep the padding of this batch for all others,")
     is_causal = kwargs.get("is_causal")
     # As in transformers: the argument goes before the layer, and a layer that says nothing is causal.
     if getattr(module, "is_causal", True) if is_causal is None else is_causal:
@@ -146,8 +148,6 @@ def _check_call(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str,
         raise _cannot(f"cross-attention or a cache ({query.shape[2]} queries, {key.shape[2]} keys)")
     if query.shape[1] != key.shape[1]:
         raise _cannot(f"grouped-query attention ({query.shape[1]} query heads, {key.shape[1]} key heads)")
-    if torch.jit.is_tracing():
-        raise _cannot("torch.jit.trace, which would keep the padding of this batch for all others,")
 
 
 def _packing_of(query: Tensor, mask: PaddingMask | Tensor | None, kwargs: dict[str, Any]) -> Packing:

@@ -1,5 +1,5 @@
 // The tensor cores of fibers.h: what a warp's lanes hold follows the PTX ISA (sections "Matrix fragments for
-// mma.m16n8k16 with floating point type", "... mma.m16n8k8" and "ldmatrix"), not the headers under test.
+// mma.m16n8k16 with floating point type" and "ldmatrix"), not the headers under test.
 #pragma once
 
 // The emulation is most of a launch's work: optimised also where the kernels are not.
@@ -7,11 +7,6 @@
 #pragma GCC optimize("O2")
 
 namespace spanbert {
-
-inline uint32_t to_tf32(float x) {
-  const uint32_t bits = float_to_bits(x);
-  return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;
-}
 
 struct Operands {
   uint32_t a[4], b[2];
@@ -74,24 +69,6 @@ inline void multiply_halves(float (&c)[4], const uint32_t (&a)[4], const uint32_
           const unsigned row = t * 2 + (i & 1) + (i >= 2 ? 8 : 0);
           to[row][column] = value[operands.b[i / 2] >> 16 * (i % 2) & 0xffff];
         }
-      });
-}
-
-inline float cut_to_tf32(uint32_t bits) { return bits_to_float(bits & ~0x1fffu); }
-
-inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int place = __builtin_LINE()) {
-  const Operands mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const unsigned char* slots = fibers::exchange_all(mine, place);
-  emulate_product<8>(
-      c, slots,
-      [](const Operands& operands, unsigned t, float (&to)[2][8]) {
-        for (unsigned i = 0; i < 4; ++i) {
-          const unsigned lower_row = i == 1 || i == 3, column = t + (i >= 2 ? 4 : 0);
-          to[lower_row][column] = cut_to_tf32(operands.a[i]);
-        }
-      },
-      [](const Operands& operands, unsigned t, unsigned column, float (&to)[8][2]) {
-        for (unsigned i = 0; i < 2; ++i) to[t + 4 * i][column] = cut_to_tf32(operands.b[i]);
       });
 }
 

@@ -120,7 +120,9 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert len(calls) == 4
     # The name is not written down: the folder loads where this package is not.
     assert "spanbert_kernels" not in (tmp_path / "config.json").read_text()
-    torch.testing.assert_close(states(AutoModel.from_pretrained(tmp_path).eval(), batch)[MASK], states(eager, batch)[MASK])
+    torch.testing.assert_close(
+        states(AutoModel.from_pretrained(tmp_path).eval(), batch)[MASK], states(eager, batch)[MASK]
+    )
 
 
 def test_there_and_back() -> None:

@@ -78,9 +78,9 @@ def score_terms(tensors: dict[str, Tensor], incoming: list[Tensor], scale: float
 
 
 class Seen(NamedTuple):
-    """A query row and the documents that it sees: their places in the cluster, and their key rows."""
+    """A document's query rows and the documents that it sees: their places in the cluster, and their key rows."""
 
-    row: int
+    rows: Tensor
     places: list[int]
     groups: list[Tensor]
 
@@ -94,7 +94,7 @@ def each_query(
     keys: str,
     include_self: bool,
 ) -> Iterator[Seen]:
-    """The query rows that see anything, with the documents listed one by one."""
+    """The documents that see anything, with those that they see listed one by one."""
     tokens, clusters = cu_seqlens.tolist(), cu_clusters.tolist()
 
     def rows_of(kind: str, document: int) -> list[int]:
@@ -110,7 +110,9 @@ def each_query(
         for i in range(first, last):
             seen = [j for j in range(first, last) if (j != i or include_self) and linked(i, j) and rows_of(keys, j)]
             groups = [torch.tensor(rows_of(keys, j)) for j in seen]
-            yield from (Seen(row, [j - first for j in seen], groups) for row in rows_of(queries, i) if seen)
+            rows = rows_of(queries, i)
+            if seen and rows:
+                yield Seen(torch.tensor(rows), [j - first for j in seen], groups)
 
 
 def cross_document_attention_by_loop(
@@ -132,27 +134,26 @@ def cross_document_attention_by_loop(
     return_lse: bool = False,
     return_weights: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Query row by query row."""
+    """Document by document."""
     scale = q.shape[2] ** -0.5 if scale is None else scale
     heads, largest = q.shape[1], max(cu_clusters.diff().tolist(), default=0)
-    output = [q.new_zeros(heads, q.shape[2]) for _ in q]
+    output = torch.zeros_like(q)
     lse = torch.full((heads, len(q)), -torch.inf, dtype=q.dtype)
     weights = torch.zeros(len(q), heads, largest, dtype=q.dtype)
-    for row, places, groups in each_query(cu_seqlens, cu_clusters, indptr, indices, queries, keys, include_self):
-        scores = [torch.einsum("nhd,hd->hn", k[group], q[row]) * scale for group in groups]
-        together = torch.cat(scores, 1)
-        lse[:, row] = together.detach().logsumexp(1)
+    for rows, places, groups in each_query(cu_seqlens, cu_clusters, indptr, indices, queries, keys, include_self):
+        scores = [torch.einsum("rhd,nhd->hrn", q[rows], k[group]) * scale for group in groups]
+        together = torch.cat(scores, 2)
+        lse[:, rows] = together.detach().logsumexp(2)
         if normalize == "joint":
-            shares = list(together.softmax(1).split([len(group) for group in groups], 1))
+            shares = list(together.softmax(2).split([len(group) for group in groups], 2))
         else:
-            shares = [s.softmax(1) / len(groups) for s in scores]
+            shares = [s.softmax(2) / len(groups) for s in scores]
         for place, group, share in zip(places, groups, shares, strict=True):
-            weights[row, :, place] = share.detach().sum(1)
-            keep = kept_share(seed, dropout_p, heads, torch.tensor([row]), group, q.dtype)[:, 0]
-            output[row] = output[row] + torch.einsum("hn,nhd->hd", share * keep, v[group])
-    stacked = torch.stack(output) if output else torch.zeros_like(q)
+            weights[rows, :, place] = share.detach().sum(2).T
+            keep = kept_share(seed, dropout_p, heads, rows, group, q.dtype)
+            output = output.index_add(0, rows, torch.einsum("hrn,nhd->rhd", share * keep, v[group]))
     extras = [extra for extra, asked in ((lse, return_lse), (weights, return_weights)) if asked]
-    return (stacked + 0 * (q.sum() + k.sum() + v.sum()), *extras)
+    return (output + 0 * (q.sum() + k.sum() + v.sum()), *extras)
 
 
 def cross_score_terms(
@@ -176,15 +177,15 @@ def cross_score_terms(
     """What `score_terms` says, for attention between documents."""
     scale = q.shape[2] ** -0.5 if scale is None else scale
     sums = {"q": torch.zeros_like(q), "k": torch.zeros_like(k), "v": torch.zeros_like(v)}
-    for row, _, groups in each_query(cu_seqlens, cu_clusters, indptr, indices, queries, keys, include_self):
+    for rows, _, groups in each_query(cu_seqlens, cu_clusters, indptr, indices, queries, keys, include_self):
         share = 1 / len(groups) if normalize == "pairwise" else 1.0
         for group in groups if normalize == "pairwise" else [torch.cat(groups)]:
-            scores = torch.einsum("nhd,hd->hn", k[group], q[row]) * scale
-            weights = scores.softmax(1)
-            slopes = torch.einsum("nhd,hd->hn", v[group], grad[row]).abs() / (1 - dropout_p)
-            terms = share * scale * weights * (slopes + (weights * slopes).sum(1, keepdim=True))
-            exponents = share * weights * scores.logsumexp(1, keepdim=True).abs().clamp(min=1) / (1 - dropout_p)
-            sums["q"][row] += torch.einsum("hn,nhd->hd", terms, k[group].abs())
-            sums["k"][group] += torch.einsum("hn,hd->nhd", terms, q[row].abs())
-            sums["v"][group] += torch.einsum("hn,hd->nhd", exponents, grad[row].abs())
+            scores = torch.einsum("rhd,nhd->hrn", q[rows], k[group]) * scale
+            weights = scores.softmax(2)
+            slopes = torch.einsum("rhd,nhd->hrn", grad[rows], v[group]).abs() / (1 - dropout_p)
+            terms = share * scale * weights * (slopes + (weights * slopes).sum(2, keepdim=True))
+            exponents = share * weights * scores.logsumexp(2, keepdim=True).abs().clamp(min=1) / (1 - dropout_p)
+            sums["q"][rows] += torch.einsum("hrn,nhd->rhd", terms, k[group].abs())
+            sums["k"][group] += torch.einsum("hrn,rhd->nhd", terms, q[rows].abs())
+            sums["v"][group] += torch.einsum("hrn,rhd->nhd", exponents, grad[rows].abs())
     return {name: float(total.max()) if total.numel() else 0.0 for name, total in sums.items()}

@@ -109,7 +109,7 @@ TILES = {"lengths": (66, 0, 3, 129), "clusters": (0, 4), "seed": 8}  # documents
 
 class TestShared(OpChecks):
     operation = "cross_document_attention"
-    emulated = ("anchors x tokens, joint", "tokens x anchors, pairwise", "links, tokens")
+    emulated = ("anchors x anchors, joint", "links, tokens", "dropout, pairwise")
     cases = (
         *MODES,
         row("links", build={"links": LINKS}),
@@ -118,7 +118,7 @@ class TestShared(OpChecks):
         row("dropout", build={"seed": 2**61 + 5}, keys="tokens", dropout_p=0.3),
         row(
             "dropout, pairwise",
-            build={"seed": -9},
+            build={"seed": -9, "lengths": (2, 0, 3, 1), "clusters": (0, 3, 4)},
             queries="tokens",
             keys="tokens",
             dropout_p=0.3,

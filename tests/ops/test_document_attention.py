@@ -52,7 +52,7 @@ def row(
 
 class TestShared(OpChecks):
     operation = "document_attention"
-    emulated = ("documents", "dropout", "max_seqlen", "no documents", "no tokens", "tiles", "wide heads")
+    emulated = ("documents", "max_seqlen", "no documents", "no tokens", "tiles", "wide heads")
     cases = (
         row("documents"),
         row("scale", scale=0.7, return_lse=False),
@@ -235,7 +235,7 @@ def bad(error: type[Exception], text: str, **changes: Any) -> Any:
         bad(TypeError, "seed must be one int64 number .* torch.int32", dropout_p=0.1, seed=torch.zeros(1).int()),
         bad(TypeError, r"seed must be one int64 number .* \[2\]", dropout_p=0.1, seed=torch.zeros(2).long()),
         bad(TypeError, "seed is on meta", dropout_p=0.1, seed=torch.zeros(1, device="meta").long()),
-        bad(ValueError, "document_attention has no backend 'gpu'; it has triton, cpu, eager", backend="gpu"),
+        bad(ValueError, "document_attention has no backend 'gpu'; it has triton, cuda, cpu, eager", backend="gpu"),
     ],
 )
 def test_bad_arguments(error: type[Exception], text: str, changes: dict[str, Any]) -> None:

@@ -102,13 +102,13 @@ def document_by_document(
         visible = seen.new_ones(1, len(mine), len(others))
         place = (torch.arange(largest, device=q.device) == places[others, None])[None]
         call = (q[mine][None], k[others][None], v[others][None], visible)
-        options = (scale, dropout_p, seed, mine[None], others[None])
+        rows = (mine[None], others[None])
         if normalize == "joint":
-            part, sums, weights = masked_attention(*call, *options)
+            part, sums, weights = masked_attention(*call, scale, dropout_p, seed, *rows)
             lse[:, mine] = sums[0]
             share[mine] = torch.einsum("hqk,kj->qhj", weights[0].detach(), place[0].to(weights.dtype))
         else:
-            part, shares = pairwise_attention(*call, place, *options)
+            part, shares = pairwise_attention(*call, place, scale, dropout_p, seed, *rows)
             share[mine] = shares[0].to(share.dtype)
         output = output.index_put((mine,), part[0])
     return output, lse, share.float()

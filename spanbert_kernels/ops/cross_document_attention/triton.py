@@ -15,7 +15,6 @@ from spanbert_kernels.ops.document_attention.triton import (
     KEY_BACKWARD,
     Loops,
     aot_loops,
-    key_backward,
     loop_options,
     new_rows,
     shared_arguments,
@@ -24,13 +23,25 @@ from spanbert_kernels.ops.document_attention.triton import (
     towards_keys,
     towards_queries,
 )
+from spanbert_kernels.ops.document_attention.triton_kernels import key_backward
 
 # As in document_attention.
-LOOPS: Loops = {
+WEIGHTS: Loops = {
+    (16, 64, False): (64, 64, 8, 1),
+    (16, 64, True): (64, 32, 8, 1),
+    (32, 64, False): (16, 32, 8, 1),
+    (32, 64, True): (16, 32, 8, 1),
+}
+FORWARD: Loops = {
     (16, 64, False): (64, 32, 8, 1),
     (16, 64, True): (64, 32, 8, 1),
     (32, 64, False): (16, 32, 8, 1),
-    (32, 64, True): (16, 16, 8, 1),
+    (32, 32, True): (16, 16, 8, 1),
+}
+BACKWARD: Loops = {
+    (16, 64, False): (32, 32, 8, 1),
+    (16, 64, True): (32, 64, 8, 1),
+    (32, 32, True): (16, 32, 8, 1),  # of narrower heads, too: all their columns at once spill
 }
 
 
@@ -44,7 +55,7 @@ def weigh(q: Tensor, k: Tensor, lse: Tensor, *call: Any) -> Tensor:
     weights = q.new_zeros(q.shape[0], q.shape[1], places, dtype=torch.float32)
     if weights.numel() == 0:
         return weights
-    options = loop_options(q, LOOPS)
+    options = loop_options(q, WEIGHTS)
     tiles, (programs, _) = tiled(q, work.query_tiles, work.anchor_queries, options["Q"], options["C"])
     shared = shared_arguments(q, work, 0.0, None)
     with torch.cuda.device_of(q):
@@ -69,7 +80,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor
     lse = q.new_full((q.shape[1], q.shape[0], places), -torch.inf, dtype=torch.float32)
     if output.numel() == 0:
         return output, lse
-    options = loop_options(q, LOOPS)
+    options = loop_options(q, FORWARD)
     tiles, grid = tiled(q, work.query_tiles, work.anchor_queries, options["Q"], options["C"])
     with torch.cuda.device_of(q):
         pairwise_forward[grid](
@@ -105,7 +116,7 @@ def backward(
     }
     raised, delta = (lse.new_empty(q.shape[1], places, q.shape[0]) for _ in range(2))
     with torch.cuda.device_of(q):
-        options = loop_options(q, LOOPS)
+        options = loop_options(q, BACKWARD)
         tiles, grid = tiled(q, work.query_tiles, work.anchor_queries, options["Q"], options["C"])
         pairwise_backward[grid](
             **shared, lse=lse, raised=raised, delta=delta, grad_q=grad_q, **_towards_documents(work), **tiles, **options
@@ -129,5 +140,8 @@ torch.library.impl(f"{_PAIRWISE}_backward_triton", ("cuda", "cpu"), backward)
 
 def aot_configurations() -> list[AotConfiguration]:
     """Every class of configuration that a launch can choose, with all that its kernel may be given."""
-    kernels = {"weights": weights_forward, "pairwise forward": pairwise_forward, "pairwise backward": pairwise_backward}
-    return [each for name, kernel in kernels.items() for each in aot_loops(name, kernel, LOOPS)]
+    return [
+        *aot_loops("weights", weights_forward, WEIGHTS),
+        *aot_loops("pairwise forward", pairwise_forward, FORWARD),
+        *aot_loops("pairwise backward", pairwise_backward, BACKWARD),
+    ]

@@ -20,8 +20,7 @@ from spanbert_kernels.ops.attention_plans import TILE_ROWS, AttentionWork
 from spanbert_kernels.ops.document_attention import lse_like
 from spanbert_kernels.ops.document_attention.triton_backward import query_backward
 from spanbert_kernels.ops.document_attention.triton_forward import attention_forward
-from spanbert_kernels.ops.document_attention.triton_kernels import whole_backward
-from spanbert_kernels.ops.document_attention.triton_keys import key_backward
+from spanbert_kernels.ops.document_attention.triton_kernels import key_backward, whole_backward
 
 INTERPRETED = library.interpreted()
 Options = dict[str, Any]
@@ -39,30 +38,31 @@ FORWARD: Loops = {
     (32, 64, False): (16, 32, 4, 1),
     (32, 64, True): (16, 16, 4, 1),
 }
-FORWARD_WITH_DROPOUT: Loops = {**FORWARD, (16, 64, False): (64, 32, 8, 2)}
+FORWARD_WITH_DROPOUT: Loops = {**FORWARD, (16, 64, False): (64, 32, 8, 1)}
 QUERY_BACKWARD: Loops = {
     (16, 64, False): (32, 32, 4, 2),
-    (16, 128, False): (32, 32, 8, 1),
-    (16, 128, True): (32, 32, 4, 1),
+    (16, 128, False): (32, 64, 8, 1),
+    (16, 128, True): (32, 64, 8, 1),
     (32, 64, False): (16, 32, 8, 1),
-    (32, 64, True): (16, 32, 8, 1),
+    (32, 32, True): (16, 32, 8, 1),
 }
 KEY_BACKWARD: Loops = {
     (16, 64, False): (32, 32, 4, 2),
     (16, 128, False): (32, 32, 8, 1),
     (16, 128, True): (32, 32, 8, 1),
     (32, 64, False): (32, 16, 8, 1),
-    (32, 64, True): (16, 16, 8, 1),
+    (32, 32, True): (32, 16, 8, 1),
 }
+WIDEST = 128  # columns of a head that a program may hold
 ANCHOR_ROWS = 16  # of a block whose one row is an anchor: the fewest that a product takes
 
 
-def columns_of(q: Tensor, widths: Iterable[int]) -> tuple[int, bool]:
-    """The fewest columns of a program, of these, that a head fits in; else the most, and that it has more."""
+def columns_of(q: Tensor, shapes: Iterable[tuple[int, bool]]) -> tuple[int, bool]:
+    """The columns of a program, of these, and whether heads have more: the fewest that hold all, if any do."""
     if INTERPRETED:
-        return min(128, max(16, triton.next_power_of_2(q.shape[2]))), q.shape[2] > 128
-    widths = sorted(widths)
-    return next(((width, False) for width in widths if q.shape[2] <= width), (widths[-1], True))
+        return min(WIDEST, max(16, triton.next_power_of_2(q.shape[2]))), q.shape[2] > WIDEST
+    ordered = sorted(shapes, key=lambda shape: (shape[1], shape[0]))
+    return next((columns, chunked) for columns, chunked in ordered if chunked or q.shape[2] <= columns)
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -72,7 +72,7 @@ def precision_of(dtype: torch.dtype) -> str:
 def loop_options(q: Tensor, loops: Loops, *, anchor_queries: bool = False, anchor_keys: bool = False) -> Options:
     """Constants and launch options of a kernel with a loop; the anchors are those of its tiles."""
     bits = 8 * q.element_size()
-    columns, chunked = columns_of(q, (width for of_bits, width, _ in loops if of_bits == bits))
+    columns, chunked = columns_of(q, ((width, chunked) for of_bits, width, chunked in loops if of_bits == bits))
     if INTERPRETED:  # where a step costs the same for any size of block
         queries, keys, launch = TILE_ROWS, TILE_ROWS, {}
     else:
@@ -91,7 +91,7 @@ def loop_options(q: Tensor, loops: Loops, *, anchor_queries: bool = False, ancho
 
 def whole_options(q: Tensor, work: AttentionWork, table: dict[int, tuple[tuple[int, int, int], ...]]) -> Options | None:
     """The same of a kernel that has the whole row of a document's scores on chip, or None for a loop."""
-    columns, chunked = columns_of(q, table)
+    columns, chunked = columns_of(q, [*((columns, False) for columns in table), (0, True)])
     if work.clustered or work.most_keys == 0 or chunked:
         return None
     if INTERPRETED:
@@ -273,14 +273,19 @@ def aot(name: str, kernel: Any, dtype: str, options: Options) -> AotConfiguratio
 
 
 def aot_loops(name: str, kernel: Any, loops: Loops, side: str = "", **constants: Any) -> list[AotConfiguration]:
-    """A kernel with a loop in all shapes that `loop_options` chooses; `side` names the anchors of its tiles."""
+    """A kernel with a loop in all shapes that `loop_options` chooses, `side` naming the anchors of its tiles.
+
+    With links it has another loop than without, so there are both.
+    """
     found = {}
     for bits, columns, chunked in loops:
         dtype = {16: "bf16", 32: "fp32"}[bits]
-        q = torch.empty(1, 1, columns + chunked, dtype=DTYPES[dtype], device="meta")
+        q = torch.empty(1, 1, WIDEST + 1 if chunked else columns, dtype=DTYPES[dtype], device="meta")
         for anchors in ({}, {side: True}) if side else ({},):
-            one = aot(name, kernel, dtype, {**constants, **loop_options(q, loops, **anchors)})
-            found[one.name] = one
+            for links, absent in (("", dict.fromkeys(("link_offsets", "links"))), (" of links", {})):
+                options = {**constants, **absent, **loop_options(q, loops, **anchors)}
+                one = aot(f"{name}{links}", kernel, dtype, options)
+                found[one.name] = one
     return [*found.values()]
 
 

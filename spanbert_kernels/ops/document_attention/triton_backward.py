@@ -2,9 +2,7 @@
 
 With P the softmax weights, made again from the log-sum-exp, dP = dO V^T behind dropout and delta = rowsum(dO * O):
 dS = P (dP - delta), dQ = scale dS K, dK = scale dS^T Q, dV = P^T dO (FlashAttention-2, Dao 2023). `query_backward` is
-the loop of the forward, for dQ, and leaves delta; `key_backward` (`triton_keys.py`) takes a tile of one document's keys
-through the queries that see them. Where a short document sees itself alone, `whole_backward` (`triton_kernels.py`)
-makes all from one tile of scores.
+the loop of the forward, for dQ, and leaves delta. The kernels that go by keys: `triton_kernels.py`.
 
 The scale is kept out of dS, which is rounded to the dtype of the inputs. Letters of shapes: `triton_forward.py`.
 """

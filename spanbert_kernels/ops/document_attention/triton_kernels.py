@@ -1,6 +1,8 @@
-"""The backward of short documents that see themselves alone, in Triton: all gradients from one tile of scores.
+"""The backward kernels of attention that go by keys, in Triton: a tile of one document's keys through queries.
 
-The gradients are those of `triton_backward.py`, with five products in place of seven, and nothing is read twice.
+`key_backward` takes it through all queries that see it. `whole_backward` is for short documents that see themselves
+alone, whose scores are one tile: it makes all gradients from that, with five products in place of seven, and nothing is
+read twice. The formulas are those of `triton_backward.py`; letters of shapes: `triton_forward.py`.
 """
 
 from __future__ import annotations
@@ -10,12 +12,223 @@ import triton.language as tl
 
 from spanbert_kernels.ops.document_attention.triton_forward import (
     LOG2_E,
+    block_bounds,
     block_rows,
+    count_blocks,
     find_tile,
+    inner_products,
     kept_entries,
     load_rows,
+    next_block,
     product,
+    seen_rows,
 )
+
+
+@triton.jit
+def key_step(
+    total_k,  # [K, C]
+    total_v,  # [K, C]
+    keys,  # [K, C]
+    values,  # [K, C]
+    key,  # [K]
+    key_there,  # [K]
+    first_key,
+    first,
+    last,
+    grad_output,  # [1, C], as q, k and v: to row 0 of the head
+    q,
+    k,
+    v,
+    lse,  # of the head
+    delta,
+    anchors,
+    seed,
+    head,
+    documents,
+    head_dim,
+    grad_stride,
+    q_stride,
+    k_stride,
+    v_stride,
+    own,  # the first column of the results
+    inside,
+    factor,
+    threshold,
+    kept_share,
+    CHUNKED: tl.constexpr,
+    Q: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A block of queries more. Scores are `[K, Q]`, which makes them left sides of products as they are."""
+    row, there = block_rows(first, last, anchors, documents, None, Q)
+    queries = load_rows(q + own, row, there, q_stride, inside)
+    grads = load_rows(grad_output + own, row, there, grad_stride, inside)
+    sums = tl.load(lse + row, mask=there, other=float("inf")) * LOG2_E  # no weight where there is no query
+    deltas = tl.load(delta + row, mask=there, other=0.0)
+    scores = inner_products(
+        keys, queries, k, key, key_there, k_stride, q, row, there, q_stride, head_dim, CHUNKED, K, Q, C, PRECISION
+    )
+    weights = tl.exp2(scores * factor - sums[None, :])
+    if seed is not None:
+        # Less than 0 where it is dropped: one tile in place of two.
+        weights = tl.where(tl.trans(kept_entries(seed, threshold, row, first_key, head, Q, K)), weights, -weights)
+    total_v = product(tl.where(weights < 0, 0.0, weights), grads, total_v, PRECISION)
+    slopes = inner_products(
+        values, grads, v, key, key_there, v_stride, grad_output, row, there, grad_stride, head_dim,
+        CHUNKED, K, Q, C, PRECISION,
+    )  # fmt: skip
+    slopes = tl.where(weights < 0, 0.0, slopes / kept_share)
+    total_k = product(tl.abs(weights) * (slopes - deltas[None, :]), queries, total_k, PRECISION)
+    return total_k, total_v
+
+
+@triton.jit
+def key_ranges(
+    total_k,
+    total_v,
+    keys,
+    values,
+    key,
+    key_there,
+    first_key,
+    begin,
+    own_begin,
+    own_end,
+    end,
+    grad_output,
+    q,
+    k,
+    v,
+    lse,
+    delta,
+    anchors,
+    seed,
+    head,
+    documents,
+    head_dim,
+    grad_stride,
+    q_stride,
+    k_stride,
+    v_stride,
+    own,
+    inside,
+    factor,
+    threshold,
+    kept_share,
+    CHUNKED: tl.constexpr,
+    Q: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """All queries of two ranges."""
+    before = count_blocks(begin, own_begin, Q)
+    blocks = before + count_blocks(own_end, end, Q)
+    if PRECISION == "ieee":
+        block = 0
+        while block < blocks:
+            first, last = block_bounds(block, before, begin, own_begin, own_end, end, Q)
+            total_k, total_v = key_step(
+                total_k, total_v, keys, values, key, key_there, first_key, first, last, grad_output, q, k, v, lse,
+                delta, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own,
+                inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
+            )  # fmt: skip
+            block += 1
+    else:
+        for block in tl.range(0, blocks):
+            first, last = block_bounds(block, before, begin, own_begin, own_end, end, Q)
+            total_k, total_v = key_step(
+                total_k, total_v, keys, values, key, key_there, first_key, first, last, grad_output, q, k, v, lse,
+                delta, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own,
+                inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
+            )  # fmt: skip
+    return total_k, total_v
+
+
+@triton.jit(do_not_specialize=["query_rows", "documents", "heads", "parts", "places", "include_self", "threshold"])
+def key_backward(
+    grad_output,  # [query rows, heads, head_dim], like q, k and v of any row and head stride
+    q,
+    k,
+    v,
+    lse,  # [heads, places, query rows]
+    delta,  # [heads, places, query rows]
+    grad_k,  # [key rows, heads, head_dim]
+    grad_v,
+    work,  # [6, documents], AttentionWork.documents
+    link_offsets,  # [documents + 1] or None: the links back
+    links,
+    tiles,  # [tiles, 2] of keys
+    anchors,  # the bounds of the queries in `work`, where queries are anchors, else None
+    seed,  # [1], or None without dropout
+    query_rows,
+    documents,
+    heads,
+    head_dim,
+    parts,  # blocks of a tile
+    places,  # 1, or those of a cluster's documents, where each key document has a softmax of its own
+    grad_stride,
+    grad_head_stride,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    include_self,
+    scale,
+    threshold,
+    kept_share,
+    CHUNKED: tl.constexpr,
+    Q: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    document, head, first, last = find_tile(tiles, work + 2 * documents, documents, heads, parts, K)
+    if first >= last:
+        return
+    own = tl.program_id(1) * C
+    column = own + tl.arange(0, C)
+    inside = column < head_dim
+    key, there = block_rows(first, last, None, documents, seed, K)
+    grad_output += head * grad_head_stride + tl.arange(0, C)[None, :]
+    q += head * q_head_stride + tl.arange(0, C)[None, :]
+    k += head * k_head_stride + tl.arange(0, C)[None, :]
+    v += head * v_head_stride + tl.arange(0, C)[None, :]
+    keys = load_rows(k + own, key, there, k_stride, inside)
+    values = load_rows(v + own, key, there, v_stride, inside)
+    place = tl.minimum(document - tl.load(work + 4 * documents + document), places - 1)
+    lse += (head * places + place) * query_rows
+    delta += (head * places + place) * query_rows
+    factor = scale * LOG2_E
+    total_k = tl.zeros([K, C], tl.float32)
+    total_v = tl.zeros([K, C], tl.float32)
+    if links is None:
+        begin, own_begin, own_end, end = seen_rows(work, work, None, 0, document, documents, include_self)
+        total_k, total_v = key_ranges(
+            total_k, total_v, keys, values, key, there, first, begin, own_begin, own_end, end, grad_output, q, k, v,
+            lse, delta, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own,
+            inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
+        )  # fmt: skip
+    else:
+        place = tl.load(link_offsets + document)
+        done = place * 0
+        while place < tl.load(link_offsets + document + 1):
+            begin, _, _, end = seen_rows(work, work, links, place, document, documents, 0)
+            total_k, total_v = key_step(
+                total_k, total_v, keys, values, key, there, first, begin + done, end, grad_output, q, k, v, lse, delta,
+                anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own, inside,
+                factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
+            )  # fmt: skip
+            place, done = next_block(place, done, begin, end, Q)
+    target = (key[:, None] * heads + head) * head_dim + column[None, :]
+    mask = there[:, None] & inside[None, :]
+    tl.store(grad_k + target, (total_k * scale).to(grad_k.dtype.element_ty), mask=mask)
+    tl.store(grad_v + target, (total_v / kept_share).to(grad_v.dtype.element_ty), mask=mask)
 
 
 @triton.jit

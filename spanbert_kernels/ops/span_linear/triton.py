@@ -117,7 +117,6 @@ torch.library.impl("spanbert_kernels::span_linear_forward_triton", ("cuda", "cpu
 torch.library.impl("spanbert_kernels::span_linear_backward_triton", ("cuda", "cpu"), backward)
 
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SIZES = ("tokens", "spans", "outputs", "heads")
 BLOCKS = tuple(f"{name}_block" for name in ("start", "end", "mean", "sum", "attention"))
 STATISTICS = ("scores", "peaks", "scales")
@@ -136,34 +135,31 @@ def aot(
     )
 
 
-def input_types(dtype: str, *more: str) -> dict[str, str]:
-    """Of `Call.inputs`, with everything that a call may have, and of `more` tensors in the dtype of hidden."""
+def input_types(*more: str) -> dict[str, str]:
+    """Of `Call.inputs`, with everything that a call may have, and of `more` tensors."""
     return {
-        **dict.fromkeys(("projected", "width_projected", "bias", *more), f"*{dtype}"),
+        **dict.fromkeys(("projected", "width_projected", "bias", *more), "*fp32"),
         **dict.fromkeys(("starts", "ends", "rows", "width_index"), "*i64"),
         **dict.fromkeys(STATISTICS, "*fp32"),
         **dict.fromkeys((*SIZES, "table_rows", "projected_stride", *BLOCKS), "i32"),
     }
 
 
-def aot_forward(dtype: str, what: str) -> AotConfiguration:
-    types = input_types(dtype, "addend", "grad_output", "output") | dict.fromkeys(
-        ("addend_stride", "grad_stride"), "i32"
-    )
+def aot_forward(what: str) -> AotConfiguration:
+    types = input_types("addend", "grad_output", "output") | dict.fromkeys(("addend_stride", "grad_stride"), "i32")
     constants: dict[str, Any] = {"ACTIVATION": 2, "BANDED": what != "gathers", "ATTENTION": what != "gathers"}
-    absent = () if what == "gradient" else ("grad_output",) if what == "forward" else ("grad_output", *STATISTICS)
+    absent = () if what == "gradient" else ("grad_output", *STATISTICS)
     types = {name: kind for name, kind in types.items() if name not in absent}
-    options = product_options(DTYPES[dtype], 1024, forward=True)
-    name = f"forward {dtype}, {what}" if what != "gradient" else f"before activation {dtype}"
-    return aot(name, linear_forward, types, {**constants, **dict.fromkeys(absent)}, options)
+    name = f"forward, {what}" if what != "gradient" else "before activation"
+    constants |= dict.fromkeys(absent)
+    return aot(name, linear_forward, types, constants, product_options(1024, forward=True))
 
 
-def aot_backward(dtype: str, what: str, target: str) -> AotConfiguration:
+def aot_backward(what: str, *, accumulate: bool = False) -> AotConfiguration:
     types = {
-        **dict.fromkeys(("grad", "projected"), f"*{dtype}"),
+        **dict.fromkeys(("grad", "projected", "target"), "*fp32"),
         **dict.fromkeys(("starts", "ends", "rows", "first", "reach"), "*i64"),
         **dict.fromkeys((*STATISTICS, "deltas", "partial_scores"), "*fp32"),
-        "target": f"*{target}",
         **dict.fromkeys((*SIZES, "share", "grad_stride", "projected_stride", "target_stride", "kinds", *BLOCKS), "i32"),
     }
     absent: tuple[str, ...] = () if what == "weighed" else (*STATISTICS, "deltas", "partial_scores")
@@ -174,23 +170,21 @@ def aot_backward(dtype: str, what: str, target: str) -> AotConfiguration:
         **dict.fromkeys(absent),
         "WEIGHED": what == "weighed",
         "ATTENTION": what == "weighed",
-        "ACCUMULATE": target != dtype and what != "table",
+        "ACCUMULATE": accumulate,
     }
-    added = ", added up" if constants["ACCUMULATE"] else ""
-    options = product_options(DTYPES[dtype], 1024, forward=False)
+    options = product_options(1024, forward=False)
     if what == "table":
         options["BLOCK_T"] = TABLE_TILE
-    return aot(f"backward {dtype}, {what}{added}", product_backward, types, constants, options)
+    return aot(f"backward, {what}{', added up' * accumulate}", product_backward, types, constants, options)
 
 
-def aot_deltas(dtype: str) -> AotConfiguration:
+def aot_deltas() -> AotConfiguration:
     types = {
-        **dict.fromkeys(("grad", "projected"), f"*{dtype}"),
+        **dict.fromkeys(("grad", "projected", *STATISTICS, "deltas"), "*fp32"),
         **dict.fromkeys(("starts", "ends", "rows"), "*i64"),
-        **dict.fromkeys((*STATISTICS, "deltas"), "*fp32"),
         **dict.fromkeys((*SIZES, "grad_stride", "projected_stride", "attention_block"), "i32"),
     }
-    return aot(f"deltas {dtype}", attention_deltas, types, {}, product_options(DTYPES[dtype], 1024, forward=True))
+    return aot("deltas", attention_deltas, types, {}, product_options(1024, forward=True))
 
 
 def aot_configurations() -> list[AotConfiguration]:
@@ -199,9 +193,7 @@ def aot_configurations() -> list[AotConfiguration]:
     types |= dict.fromkeys(("tokens", "spans", "heads"), "i32")
     return [
         aot("softmax", softmax_of_spans, types, {}, SOFTMAX_OPTIONS),
-        aot_forward("bf16", "gathers"),
-        *(aot_forward(dtype, "gradient") for dtype in DTYPES),
-        *(aot_deltas(dtype) for dtype in ("bf16", "fp32")),
-        *(aot_backward(dtype, what, dtype) for dtype in ("bf16", "fp32") for what in ("exact", "weighed")),
-        *(aot_backward(dtype, "table", "fp32") for dtype in ("bf16", "fp32")),
+        *(aot_forward(what) for what in ("gathers", "gradient")),
+        aot_deltas(),
+        *(aot_backward(what) for what in ("exact", "weighed", "table")),
     ]

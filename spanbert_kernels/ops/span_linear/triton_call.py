@@ -27,19 +27,18 @@ if INTERPRETED:  # where a step costs the same for any size of block
 KINDS = ("start", "end", "sum")  # two bits each in the kernel
 
 
-def product_options(dtype: torch.dtype, outputs: int, *, forward: bool) -> dict[str, Any]:
-    """Constants and launch options of the matrix products: BLOCK_N spans by C columns forward, BLOCK_T tokens back."""
+def product_options(outputs: int, *, forward: bool) -> dict[str, Any]:
+    """Constants and launch options of the matrix products: BLOCK_N spans by C columns forward, BLOCK_T tokens back.
+
+    Of float32, which the projection is made in for hidden states of any dtype.
+    """
     block = "BLOCK_N" if forward else "BLOCK_T"
     if INTERPRETED:
         columns = min(256, triton.next_power_of_2(max(16, outputs)))
         return {block: 128, "BLOCK_K": 128, "C": columns, "PRECISION": "ieee", "INTERPRETED": True}
-    tile = 32 if forward else 64
-    if dtype == torch.float32 or not forward:
-        options: dict[str, Any] = {"C": 64, "num_warps": 8 if forward else 4}
-    else:
-        options = {"C": 128, "num_warps": 8}
-    precision = "bf16x6" if dtype == torch.float32 else "tf32"
-    return {**options, block: tile, "BLOCK_K": 32, "PRECISION": precision, "INTERPRETED": False, "num_stages": 2}
+    options: dict[str, Any] = {"BLOCK_K": 32, "C": 64, "PRECISION": "bf16x6", "INTERPRETED": False}
+    launch = {"num_warps": 8 if forward else 4, "num_stages": 2}
+    return {block: 32 if forward else 64, **options, **launch}
 
 
 def with_dense_rows(tensor: Tensor) -> Tensor:
@@ -102,7 +101,7 @@ class Call:
         return len(self.starts)
 
     def options(self, *, forward: bool) -> dict[str, Any]:
-        return product_options(self.projected.dtype, self.outputs, forward=forward)
+        return product_options(self.outputs, forward=forward)
 
     def tile(self) -> int:
         """Spans of a forward program."""

@@ -371,9 +371,7 @@ def aot_configurations() -> list[AotConfiguration]:
         for dtype in (rounded, single)
     ]
     found += [
-        _configuration(
-            "forward along spans", walk_forward, rounded, walk_options(False), ("first", "argmax", "lse", "table_index")
-        ),
+        _configuration("forward along spans", walk_forward, rounded, walk_options(False), ("first", "argmax", "lse")),
     ]
     for dtype in (rounded, single):
         options = product_options(dtype)

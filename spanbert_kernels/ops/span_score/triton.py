@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spanbert_kernels.ops import philox
 from spanbert_kernels.ops.aot import AotConfiguration
-from spanbert_kernels.ops.span_linear.triton import DTYPES, aot, aot_backward, input_types
+from spanbert_kernels.ops.span_linear.triton import aot, aot_backward, input_types
 from spanbert_kernels.ops.span_linear.triton_call import Call, add_gradients, new_call, on, product_options
 from spanbert_kernels.ops.span_linear.triton_call import with_dense_rows as dense
 from spanbert_kernels.ops.span_score.triton_kernels import score_backward, score_forward
@@ -141,22 +141,22 @@ torch.library.impl("spanbert_kernels::span_score_forward_triton", ("cuda", "cpu"
 torch.library.impl("spanbert_kernels::span_score_backward_triton", ("cuda", "cpu"), backward)
 
 
-def aot_kernel(dtype: str, what: str) -> AotConfiguration:
-    types = input_types(dtype, "out_weight", "output") | {"seed": "*i64", "threshold": "i64", "kept_share": "fp32"}
+def aot_kernel(what: str) -> AotConfiguration:
+    types = input_types("out_weight", "output") | {"seed": "*i64", "threshold": "i64", "kept_share": "fp32"}
     types["num_scores"] = "i32"
     constants: dict[str, Any] = {"ACTIVATION": 2, "BANDED": True, "ATTENTION": True}
     if what == "forward":
         constants["SCORES"] = SCORES
     else:
         del types["output"]
-        types |= {"grad_output": f"*{dtype}", "grad": f"*{dtype}", "partial_weight": "*fp32", "grad_stride": "i32"}
+        types |= dict.fromkeys(("grad_output", "grad", "partial_weight"), "*fp32") | {"grad_stride": "i32"}
     kernel = score_forward if what == "forward" else score_backward
-    return aot(f"{what} {dtype}", kernel, types, constants, product_options(DTYPES[dtype], 1024, forward=True))
+    return aot(what, kernel, types, constants, product_options(1024, forward=True))
 
 
 def aot_configurations() -> list[AotConfiguration]:
     """Every class of configuration that a launch can choose, with all that its kernel may be given."""
     return [
-        *(aot_kernel(dtype, what) for dtype in ("bf16", "fp32") for what in ("forward", "backward")),
-        *(aot_backward("bf16", what, "fp32") for what in ("exact", "weighed")),
+        *(aot_kernel(what) for what in ("forward", "backward")),
+        *(aot_backward(what, accumulate=True) for what in ("exact", "weighed")),
     ]
