@@ -1,9 +1,9 @@
 """Compiles the Triton kernels ahead of time, without a GPU, and says what each needs.
 
-    python tests/aot/compile_triton.py [--print] [module ...]
+    python tests/aot/compile_triton.py [--print] [--architecture NUMBER ...] [module ...]
 
-By default every configuration of every `spanbert_kernels/ops/<op>/triton.py`, for each of the architectures. Writes
-JSON, or with --print a table. Not under TRITON_INTERPRET=1, which leaves nothing to compile.
+By default every configuration of every `spanbert_kernels/ops/<op>/triton.py`, for all architectures. Writes JSON, or
+with --print a table. Not under TRITON_INTERPRET=1, which leaves nothing to compile.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def resource_usage(cubin: bytes) -> tuple[int, ...]:
     return tuple(map(int, match.groups()))
 
 
-def compile_all(modules: Sequence[str]) -> list[dict[str, Any]]:
+def compile_all(modules: Sequence[str], architectures: Sequence[int]) -> list[dict[str, Any]]:
     # Spawned, not forked: the parent may run threads.
     with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
         names = list(pool.map(names_of, modules))
@@ -85,7 +85,7 @@ def compile_all(modules: Sequence[str]) -> list[dict[str, Any]]:
             (module, index, architecture)
             for module, its_names in zip(modules, names, strict=True)
             for index in range(len(its_names))
-            for architecture in ARCHITECTURES
+            for architecture in architectures
         ]
         return list(pool.map(compile_one, *zip(*jobs, strict=True))) if jobs else []
 
@@ -107,8 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", help="modules with aot_configurations(); by default all operations'")
     parser.add_argument("--print", action="store_true", help="a table instead of JSON")
+    parser.add_argument(
+        "--architecture", type=int, action="append", help="such as 90; may be repeated"
+    )
     arguments = parser.parse_args()
-    results = compile_all(arguments.modules or operation_modules())
+    results = compile_all(arguments.modules or operation_modules(), arguments.architecture or ARCHITECTURES)
     print(table(results) if arguments.print else json.dumps(results))
 
 

@@ -61,7 +61,7 @@ def test_the_default_documents(run: Run, tmp_path: Path) -> None:
     for title in ("Encoder", "Spans up to 30 tokens", "Cross-document attention"):
         assert re.search(rf"^{title}\b", out, re.MULTILINE)
     assert "packed-inference" in out
-    assert "cross_document_attention on eager" in out
+    assert "cross_document_attention on cpu" in out
     assert "All stages are within the tolerance" in out
     assert out.endswith("Report: spanbert-report.html\n")
     assert max(map(len, out.splitlines())) <= 80

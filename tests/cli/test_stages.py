@@ -185,7 +185,7 @@ def test_cross_document_stage_groups_documents_by_label() -> None:
     labels = ["a", "b", "a", "a", "c"]
     result, weights = compare_cross_document(hidden, selection(LENGTHS), labels, heads=2, seed=0, effort=ONCE)
     assert result.agreement.holds
-    assert result.backends == [("cross_document_attention", "eager")]
+    assert result.backends == [("cross_document_attention", "cpu")]
     assert result.notes == ["2 documents alone in a cluster: nothing to see, output 0."]
     assert weights.names == ["d0", "d2", "d3", "d1", "d4"]
     assert weights.labels == ["a", "a", "a", "b", "c"]

@@ -161,8 +161,10 @@ def row(
     call, oracle = partial(span_pool, parts=parts, **options), partial(pool_by_loop, parts=parts, **options)
     arguments = with_plan if planned else unchanged
     terms = score_terms if "attention" in parts else no_terms
-    compiled = ("cpu", "eager") if name in ("all parts", "plan, linear") else ("cpu",)
-    return Case(name, inputs, call, oracle, arguments, twice, terms, compiled, large)
+    compiled = ("cpu",) if name in ("all parts", "plan, linear", "max") else ()
+    return Case(
+        name, inputs, call, oracle, arguments=arguments, twice=twice, terms=terms, compiled=compiled, large=large
+    )
 
 
 CASES = (
@@ -180,9 +182,9 @@ CASES = (
         documents,
         partial(span_pool, parts=ALL),
         enumerated_oracle,
-        with_enumeration,
-        ("eager",),
-        score_terms,
+        arguments=with_enumeration,
+        twice=("eager",),
+        terms=score_terms,
     ),
     row("no spans", ALL, without_spans),
     row("no tokens", ALL, without_tokens),

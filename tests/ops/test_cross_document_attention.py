@@ -82,9 +82,17 @@ def row(
         *["cross_document_attention_weights"] * weighed,
         name_of.format("backward"),
     )
-    compilers = ("cpu", "eager") if compiled else ()
+    compilers = ("cpu",) if compiled else ()
     return Case(
-        name, inputs, call, oracle, with_links, terms=terms, operators=operators, compiled=compilers, large=large
+        name,
+        inputs,
+        call,
+        oracle,
+        arguments=with_links,
+        terms=terms,
+        operators=operators,
+        compiled=compilers,
+        large=large,
     )
 
 

@@ -40,7 +40,7 @@ def with_packed(tensors: Tensors) -> dict[str, Any]:
 
 
 def row(name: str, *, large: bool = False, **shapes: Any) -> Case:
-    return Case(name, partial(inputs, **shapes), without_gradients, linear_by_rows, with_packed, large=large)
+    return Case(name, partial(inputs, **shapes), without_gradients, linear_by_rows, arguments=with_packed, large=large)
 
 
 class TestShared(OpChecks):

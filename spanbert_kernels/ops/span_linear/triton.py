@@ -172,7 +172,7 @@ def aot_backward(what: str, *, accumulate: bool = False) -> AotConfiguration:
         "ATTENTION": what == "weighed",
         "ACCUMULATE": accumulate,
     }
-    options = product_options(1024, forward=False)
+    options = product_options(1024, forward=False, accumulate=accumulate)
     if what == "table":
         options["BLOCK_T"] = TABLE_TILE
     return aot(f"backward, {what}{', added up' * accumulate}", product_backward, types, constants, options)
