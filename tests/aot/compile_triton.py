@@ -107,9 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", help="modules with aot_configurations(); by default all operations'")
     parser.add_argument("--print", action="store_true", help="a table instead of JSON")
-    parser.add_argument(
-        "--architecture", type=int, action="append", help="such as 90; may be repeated"
-    )
+    parser.add_argument("--architecture", type=int, action="append", help="such as 90; may be repeated")
     arguments = parser.parse_args()
     results = compile_all(arguments.modules or operation_modules(), arguments.architecture or ARCHITECTURES)
     print(table(results) if arguments.print else json.dumps(results))
