@@ -10,7 +10,9 @@
 //
 // A block of queries is of one document, and its products run over the ranges that this one sees: what it does not see
 // may hold Inf or NaN. Where each document sees all keys but its own and all numbers are finite, a block of short
-// documents holds rows of several: its products run over all keys, and what a row does not see has weight 0.
+// documents holds rows of several: its products run over all keys, and what a row does not see has weight 0. Only a
+// value that is not finite is seen through a weight of 0, and then the sums are not finite: a forward over one block of
+// keys makes such sums again, row by row.
 #pragma once
 
 #include <algorithm>
@@ -66,10 +68,20 @@ struct Attention {
 
   Attention(const AttentionCall& call, const Neighbourhood& near, int64_t head, const AttentionGrads* grads = nullptr)
       : call(call), near(near), head(head) {
-    mixable = near.documents > 1 && near.nearly_all && near.queries < near.documents * kQueries &&
-              finite(call.q, near.query_rows, near.queries) && finite(call.k, near.key_rows, near.keys) &&
-              finite(call.v, near.key_rows, near.keys) &&
-              (grads == nullptr || finite(grads->output, near.query_rows, near.queries));
+    mixable = near.documents > 1 && near.nearly_all && near.queries < near.documents * kQueries;
+    if (call.heads_in_turn && head == 0) {
+      prefetch<0>(call.k, near.key_rows, near.keys);
+      prefetch<0>(call.v, near.key_rows, near.keys);
+      prefetch<0>(call.q, near.query_rows, near.queries);
+      prefetch<1>(call.output, near.query_rows, near.queries);
+      if (grads != nullptr) prefetch<0>(grads->output, near.query_rows, near.queries);
+    }
+    // A forward over one block of keys looks at its results instead.
+    if (mixable && (grads != nullptr || near.keys > kKeys)) {
+      mixable = finite(call.q, near.query_rows, near.queries) && finite(call.k, near.key_rows, near.keys) &&
+                finite(call.v, near.key_rows, near.keys) &&
+                (grads == nullptr || finite(grads->output, near.query_rows, near.queries));
+    }
   }
 
   static std::unique_ptr<A[]> buffer(int64_t size) { return std::unique_ptr<A[]>(new A[size]); }
@@ -103,6 +115,19 @@ struct Attention {
       });
     }
     return sum_of<A>(zero) == 0;
+  }
+
+  // A head's share of a row is too short, and the next row too far away, for the processor to foresee what comes: all
+  // heads of the rows are asked for in the order in which they lie in memory.
+  template <int write>
+  void prefetch(const Rows& rows, const int64_t* indices, int64_t count) const {
+    constexpr int64_t kLine = 64 / sizeof(S);
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t h = 0; h < call.heads; ++h) {
+        const S* from = row(rows, indices[r]) + h * rows.head;
+        for (int64_t c = 0; c < dim; c += kLine) __builtin_prefetch(from + c, write, 2);
+      }
+    }
   }
 
   // Rows as plain accumulator rows [count, wide], zeros beyond head_dim.
@@ -234,6 +259,9 @@ struct Attention {
           add = true;
         });
         if (!add) std::fill(sum, sum + block.count * wide, A(0));
+        if (block.mixed && blocks == 1 && !all_finite(sum, block.count * wide)) {
+          multiply_apart(block, q, n, scores, values, sum);
+        }
         if (part + 1 < blocks) continue;
         for (int64_t r = 0, document = block.document; r < block.count; ++r) {
           while (near.query_first[document + 1] <= q + r) ++document;
@@ -241,6 +269,25 @@ struct Attention {
           emit(q + r, sum + r * wide, maximum[r], total[r], any);
         }
       }
+    }
+  }
+
+  static bool all_finite(const A* values, int64_t count) {
+    V zero{};
+    for (int64_t i = 0; i < count; i += lanes<A>) zero += load(values + i) - load(values + i);
+    return sum_of<A>(zero) == 0;
+  }
+
+  // The sums of a mixed block, each row's over what its own document sees.
+  void multiply_apart(const QueryBlock& block, int64_t first, int64_t keys, const A* weights, const A* values,
+                      A* sums) const {
+    std::fill(sums, sums + block.count * wide, A(0));
+    for (int64_t r = 0, document = block.document; r < block.count; ++r) {
+      while (near.query_first[document + 1] <= first + r) ++document;
+      each_range(document, 0, keys, [&](int64_t begin, int64_t end) {
+        product<A>(1, dim, end - begin, weights + r * key_columns + begin, key_columns, 1, values + begin * kPanel<A>,
+                   keys * kPanel<A>, sums + r * wide, wide, true);
+      });
     }
   }
 

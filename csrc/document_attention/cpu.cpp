@@ -49,12 +49,21 @@ std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads,
   return tasks;
 }
 
-// Calls f(task, head) for every head of every task.
+// Calls f(call, task, head) for every head of every task.
 template <class F>
-void run(const std::vector<Task>& tasks, const F& f) {
+void run(const AttentionCall& call, const std::vector<Task>& tasks, const F& f) {
+  AttentionCall in_turn = call;
+  in_turn.heads_in_turn = true;
   parallel_tasks(std::ssize(tasks), [&](int64_t i) {
-    for (int64_t head = tasks[i].head; head < tasks[i].head + tasks[i].heads; ++head) f(tasks[i], head);
+    const Task& task = tasks[i];
+    for (int64_t head = task.head; head < task.head + task.heads; ++head)
+      f(task.heads > 1 ? in_turn : call, task, head);
   });
+}
+
+// Rows that no task writes, anchors of empty documents, are zero.
+Tensor new_result(const Tensor& like, bool all_written) {
+  return all_written ? torch::stable::new_empty(like, like.sizes()) : torch::stable::new_zeros(like, like.sizes());
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
@@ -68,16 +77,15 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
   AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
   const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
                             k.size(0), false);
-  // Anchors of empty documents belong to no task.
-  const Tensor output =
-      anchor_queries ? torch::stable::new_zeros(q, q.sizes()) : torch::stable::new_empty(q, q.sizes());
+  const Tensor output = new_result(q, near.has_queries(q.size(0)));
   Tensor lse = torch::stable::new_empty(q, {call.heads, call.query_rows}, accumulator_of(q));
-  if (anchor_queries) lse = torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
+  if (!near.has_queries(q.size(0))) lse = torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
   call.output = rows_of(output);
   call.lse = lse.mutable_data_ptr();
   const auto kernel = SPANBERT_KERNEL(document_attention_forward);
-  run(tasks_of(near.all, call.heads, true),
-      [&](const Task& task, int64_t head) { kernel(call, *task.near, head, task.first, task.last); });
+  run(call, tasks_of(near.all, call.heads, true), [&](const AttentionCall& call, const Task& task, int64_t head) {
+    kernel(call, *task.near, head, task.first, task.last);
+  });
   return {output, lse};
 }
 
@@ -104,15 +112,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor
   call.lse = const_cast<void*>(lse.const_data_ptr());
   const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
                             k.size(0), false);
-  const auto gradient = [](const Tensor& like, bool anchors) {
-    return anchors ? torch::stable::new_zeros(like, like.sizes()) : torch::stable::new_empty(like, like.sizes());
-  };
-  const Tensor grad_q = gradient(q, anchor_queries), grad_k = gradient(k, anchor_keys);
-  const Tensor grad_v = gradient(v, anchor_keys);
+  const Tensor grad_q = new_result(q, near.has_queries(q.size(0)));
+  const Tensor grad_k = new_result(k, near.has_keys(k.size(0))), grad_v = new_result(v, near.has_keys(k.size(0)));
   const AttentionGrads grads{rows_of(grad), rows_of(grad_q), rows_of(grad_k), rows_of(grad_v)};
   const auto kernel = SPANBERT_KERNEL(document_attention_backward);
-  run(tasks_of(near.all, call.heads, false),
-      [&](const Task& task, int64_t head) { kernel(call, grads, *task.near, head); });
+  run(call, tasks_of(near.all, call.heads, false),
+      [&](const AttentionCall& call, const Task& task, int64_t head) { kernel(call, grads, *task.near, head); });
   return {grad_q, grad_k, grad_v};
 }
 

@@ -34,6 +34,7 @@ struct Neighbourhood {
 struct AttentionCall {
   Storage storage;
   int64_t query_rows, heads, head_dim;
+  bool heads_in_turn;  // a task goes through all heads
   double scale;
   Dropout dropout;
   Rows q, k, v, output;

@@ -35,6 +35,9 @@ class Neighbourhoods {
   std::vector<int64_t> places;  // of each neighbourhood in pairs: the place in the cluster of the document it is about
   // For weights: the first key of each document of a cluster, counted as a neighbourhood's keys are.
   const int64_t* key_first(const Cluster& cluster) const { return key_first_.data() + cluster_offset(cluster); }
+  // Whether all rows of tensors with so many belong to some document.
+  bool has_queries(int64_t rows) const { return std::ssize(query_rows_) == rows; }
+  bool has_keys(int64_t rows) const { return std::ssize(key_rows_) == rows; }
   // Whether document i of a cluster sees its document j.
   bool sees(const Cluster& cluster, int64_t i, int64_t j) const;
 
