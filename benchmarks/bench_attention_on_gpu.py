@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from baselines import CompiledFlexAttention, attention_padded
 from bench_spans_on_gpu import copy_rate, milliseconds
-from conftest import assert_agrees
+from measuring import assert_agrees
 from torch import Tensor
 
 from spanbert_kernels import ops
@@ -132,7 +132,7 @@ def test_attention_on_gpu(benchmark: Any, name: str, backward: bool) -> None:
         def run(backend: str = backend) -> Tensor:
             return case.result(lambda q, k, v: case.ours(q, k, v, backend), backward)
 
-        errors[backend] = assert_agrees(run(), eager, reference.double())
+        errors[backend], _ = assert_agrees(run(), eager, reference.double())
         times[backend], graphs[backend] = milliseconds(run), replayed(run)
     assert times, f"no backend of ours took the call: {refused}"
     baselines, reasons = {}, {}

@@ -1,68 +1,87 @@
-"""banded_span_scores for the spans of up to 30 tokens, H = 1024, float32, against the dense product and a mask."""
+"""banded_span_scores for the spans of up to 30 tokens, H = 1024, against the dense product and a mask."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
-from conftest import assert_agrees
+from registry import BOTH, Inputs, Prepared, Provider, Suite, Way, Work, Workload, register
 from torch import Tensor
 
 from spanbert_kernels import ops
 
 MAX_WIDTH, HIDDEN = 30, 1024
-Way = Callable[..., Tensor]
+DENSE = "dense product"
 
 
-def inputs(length: int, weighted: bool) -> list[Tensor | None]:
-    generator = torch.Generator().manual_seed(0)
-    start, end = torch.randn(2, length, HIDDEN, generator=generator)
-    weight = torch.randn(HIDDEN, HIDDEN, generator=generator) / HIDDEN**0.5
-    return [start, end, weight if weighted else None]
+def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
+    generator, length = torch.Generator().manual_seed(0), workload.options["length"]
+    start, end = torch.randn(2, length, HIDDEN, generator=generator).to(dtype)
+    weight = (torch.randn(HIDDEN, HIDDEN, generator=generator) / HIDDEN**0.5).to(dtype)
+    return Inputs((start, end, weight) if workload.options["weighted"] else (start, end))
 
 
-def banded(start: Tensor, end: Tensor, weight: Tensor | None) -> Tensor:
-    return ops.banded_span_scores(start, end, weight, MAX_WIDTH)
+def work(workload: Workload, inputs: Inputs) -> Work:
+    length, passes = workload.options["length"], 3 if workload.direction == BOTH else 1
+    products = 2 * length * HIDDEN * (MAX_WIDTH + (HIDDEN if workload.options["weighted"] else 0))
+    numbers = sum(leaf.numel() for leaf in inputs.leaves) + length * MAX_WIDTH
+    axes = {"tokens": length, "width": MAX_WIDTH}
+    return Work(axes, passes * numbers * inputs.leaves[0].element_size(), passes * products)
 
 
-def dense(start: Tensor, end: Tensor, weight: Tensor | None) -> Tensor:
-    """`[T, T]`, masked: what start-to-end coreference does."""
-    scores = (start if weight is None else start @ weight) @ end.T
-    token = torch.arange(len(start))
-    outside = (token < token[:, None]) | (token >= token[:, None] + MAX_WIDTH)
-    return scores.masked_fill(outside, -torch.inf)
+def finite(scores: Tensor) -> Tensor:
+    """Zeros outside the tokens, where the scores are -inf."""
+    return scores.masked_fill(scores == -torch.inf, 0)
+
+
+def ours(workload: Workload, inputs: Inputs) -> Way | Prepared:
+    def way(start: Tensor, end: Tensor, weight: Tensor | None = None) -> Tensor:
+        return ops.banded_span_scores(start, end, weight, MAX_WIDTH)
+
+    if workload.direction == BOTH:
+        return lambda *leaves: finite(way(*leaves))
+    return Prepared(way, inputs.leaves, finite)
 
 
 def band_of(scores: Tensor) -> Tensor:
-    """The dense scores inside the band, zeros outside the tokens, as `[T, W]`."""
+    """Dense scores inside the band, zeros outside the tokens, as `[T, W]`."""
     columns = torch.arange(len(scores))[:, None] + torch.arange(MAX_WIDTH)
     return scores.gather(1, columns.clamp(max=len(scores) - 1)).masked_fill(columns >= len(scores), 0)
 
 
-@pytest.mark.parametrize("weighted", [True, False], ids=["weight", "no weight"])
-@pytest.mark.parametrize("length", [512, 1536, 4096])
-@torch.inference_mode()
-def test_forward(compare: Callable[..., None], length: int, weighted: bool) -> None:
-    tensors = inputs(length, weighted)
-    exact = band_of(dense(*[t if t is None else t.double() for t in tensors]))
-    ours = banded(*tensors)
-    error = assert_agrees(ours.masked_fill(ours == -torch.inf, 0), band_of(dense(*tensors)), exact)
-    compare(lambda: banded(*tensors), {"dense product": lambda: dense(*tensors)}, error=error)
+def dense(workload: Workload, inputs: Inputs) -> Way | Prepared:
+    """`[T, T]`, masked: what start-to-end coreference does."""
+    token = torch.arange(workload.options["length"])
+    outside = (token < token[:, None]) | (token >= token[:, None] + MAX_WIDTH)
+
+    def way(start: Tensor, end: Tensor, weight: Tensor | None = None) -> Tensor:
+        scores = (start if weight is None else start @ weight) @ end.T
+        return scores.masked_fill(outside, -torch.inf)
+
+    if workload.direction == BOTH:
+        return lambda *leaves: band_of(way(*leaves))
+    return Prepared(way, inputs.leaves, band_of)
 
 
-@pytest.mark.parametrize("weighted", [True, False], ids=["weight", "no weight"])
-@pytest.mark.parametrize("length", [1536, 4096])
-def test_forward_and_backward(compare: Callable[..., None], length: int, weighted: bool) -> None:
-    tensors = inputs(length, weighted)
+def case(length: int, weighted: bool, direction: str = "forward", quick: bool = False) -> Workload:
+    name = f"{length} tokens, {'weight' if weighted else 'no weight'}"
+    return Workload(name, direction, options={"length": length, "weighted": weighted}, seconds=3.0, quick=quick)
 
-    def gradient(way: Way, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Of the logarithm of the sum of the exponents, as a loss over spans has it; by the last tokens."""
-        leaves = [t if t is None else t.to(dtype, copy=True).requires_grad_() for t in tensors]
-        (way(*leaves) / 32).flatten().logsumexp(0).backward()
-        found = leaves[1].grad if leaves[1] is not None else None
-        assert found is not None
-        return found
 
-    error = assert_agrees(gradient(banded), gradient(dense), gradient(dense, torch.float64))
-    compare(lambda: gradient(banded), {"dense product": lambda: gradient(dense)}, error=error)
+SUITE = register(
+    Suite(
+        "banded_span_scores",
+        (
+            *(case(length, weighted, quick=length == 512) for length in (512, 4096) for weighted in (True, False)),
+            *(case(4096, weighted, BOTH) for weighted in (True, False)),
+        ),
+        {"ours": Provider(ours, "ours"), DENSE: Provider(dense, "eager")},
+        inputs,
+        work,
+        reference=DENSE,
+    )
+)
+
+
+def test_row(record: Callable[..., None], workload: Workload) -> None:
+    record(workload)

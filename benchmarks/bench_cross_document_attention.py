@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from baselines import CompiledFlexAttention, attention_masked, attention_per_cluster
-from conftest import Goal, assert_agrees
 from torch import Tensor
+from turns import Goal, assert_agrees
 
 from spanbert_kernels import ops
 from spanbert_kernels.nn import CrossDocumentMixer

@@ -8,8 +8,8 @@ import pytest
 import torch
 from baselines import CompiledFlexAttention, attention_padded, attention_per_document
 from batches import document_lengths
-from conftest import Goal, assert_agrees
 from torch import Tensor
+from turns import Goal, assert_agrees
 
 from spanbert_kernels import ops
 from spanbert_kernels.ops.documents import document_of

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from batches import BATCHES, VOCABULARY
-from conftest import Goal, assert_agrees
 from torch import Tensor
 from transformers import BertConfig, BertModel
+from turns import Goal, assert_agrees
 
 from spanbert_kernels import accelerate
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from baselines import all_spans
+from registry import Inputs, Provider, Suite, Way, Work, Workload, register
 from torch import Tensor
 
 from spanbert_kernels import ops
@@ -49,15 +49,45 @@ def peaked_scores(spans: Tensor) -> Tensor:
     return random_scores(spans) - 0.02 * (middle - LENGTH / 2).abs()
 
 
-@pytest.mark.parametrize("make_scores", [random_scores, peaked_scores])
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-@torch.inference_mode()
-def test_pruning(compare: Callable[..., None], backend: str, make_scores: Callable[[Tensor], Tensor]) -> None:
+SCORES = {"random scores": random_scores, "peaked scores": peaked_scores}
+
+
+def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
     spans = all_spans(LENGTH, MAX_WIDTH)
-    scores = make_scores(spans)
-    assert torch.equal(ops.prune_spans(spans, scores, KEPT, backend=backend), pruned_by_loop(spans, scores, KEPT))
-    compare(
-        lambda: ops.prune_spans(spans, scores, KEPT, backend=backend),
-        {"Python loop": lambda: pruned_by_loop(spans, scores, KEPT)},
-        error=0.0,
+    return Inputs((SCORES[workload.options["scores"]](spans),), {"spans": spans})
+
+
+def work(workload: Workload, inputs: Inputs) -> Work:
+    """Spans and scores are read."""
+    spans = inputs.given["spans"]
+    return Work({"tokens": LENGTH, "spans": len(spans), "width": MAX_WIDTH}, spans.nbytes + inputs.leaves[0].nbytes)
+
+
+def ours(workload: Workload, inputs: Inputs) -> Way:
+    backend = workload.options["backend"]
+    return lambda scores: ops.prune_spans(inputs.given["spans"], scores, KEPT, backend=backend)
+
+
+def loop(workload: Workload, inputs: Inputs) -> Way:
+    return lambda scores: pruned_by_loop(inputs.given["spans"], scores, KEPT)
+
+
+SUITE = register(
+    Suite(
+        "prune_spans",
+        tuple(
+            Workload(f"{scores}, {backend}", options={"scores": scores, "backend": backend}, seconds=2.0,
+                     quick=backend == "cpu")
+            for scores in SCORES
+            for backend in ("cpu", "eager")
+        ),
+        {"ours": Provider(ours, "ours"), "Python loop": Provider(loop, "eager")},
+        inputs,
+        work,
+        reference="Python loop",
     )
+)  # fmt: skip
+
+
+def test_row(record: Callable[..., None], workload: Workload) -> None:
+    record(workload)

@@ -1,26 +1,37 @@
-"""span_gather, packed: 5 000 overlapping spans of up to 10 tokens out of 4096, H = 768, float32."""
+"""span_gather, packed: 5,000 overlapping spans of up to 10 tokens out of 4096, H = 768."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
-from conftest import Goal, assert_agrees
+from registry import BOTH, Goal, Inputs, Provider, Suite, Way, Work, Workload, register
 from torch import Tensor
 
 from spanbert_kernels import ops
 
 TOKENS, SPANS, MAX_WIDTH, HIDDEN = 4096, 5000, 10, 768
-FLOOR = "copy as many numbers"
+FLOOR, SLICES = "copy as many numbers", "slices and cat"
 
 
-def inputs() -> tuple[Tensor, Tensor]:
+def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(TOKENS, HIDDEN, generator=generator)
+    hidden = torch.randn(TOKENS, HIDDEN, generator=generator).to(dtype)
     start = torch.randint(0, TOKENS - MAX_WIDTH, (SPANS,), generator=generator)
-    width = torch.randint(0, MAX_WIDTH, (SPANS,), generator=generator)
-    return hidden, torch.stack([start, start + width], 1)
+    spans = torch.stack([start, start + torch.randint(0, MAX_WIDTH, (SPANS,), generator=generator)], 1)
+    plan = ops.plan_spans(spans, num_tokens=TOKENS)
+    return Inputs((hidden,), {"spans": spans, "plan": spans if workload.options.get("tensor") else plan})
+
+
+def rows_of(inputs: Inputs) -> int:
+    spans = inputs.given["spans"]
+    return int((spans[:, 1] + 1 - spans[:, 0]).sum())
+
+
+def work(workload: Workload, inputs: Inputs) -> Work:
+    """Gathered rows are read and written; the gradient likewise, and added up."""
+    moved = 2 * rows_of(inputs) * HIDDEN * (2 if workload.direction == BOTH else 1)
+    return Work({"tokens": TOKENS, "spans": SPANS, "width": MAX_WIDTH}, moved * inputs.leaves[0].element_size())
 
 
 def token_of_row(spans: Tensor) -> Tensor:
@@ -30,54 +41,50 @@ def token_of_row(spans: Tensor) -> Tensor:
     return torch.arange(len(span)) - first_row[span] + spans[span, 0]
 
 
-def slices(hidden: Tensor, spans: Tensor) -> Tensor:
-    return torch.cat([hidden[start : last + 1] for start, last in spans.tolist()])
+def ours(workload: Workload, inputs: Inputs) -> Way:
+    return lambda hidden: ops.span_gather(hidden, inputs.given["plan"])[0]
 
 
-WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "index_select": lambda hidden, spans: hidden.index_select(0, token_of_row(spans)),
-    "indexing": lambda hidden, spans: hidden[token_of_row(spans)],
-    "slices and cat": slices,
-}
+def selected(workload: Workload, inputs: Inputs) -> Way:
+    return lambda hidden: hidden.index_select(0, token_of_row(inputs.given["spans"]))
 
 
-@pytest.mark.parametrize("kind", ["plan", "tensor"])
-@torch.inference_mode()
-def test_forward(compare: Callable[..., None], kind: str) -> None:
-    hidden, spans = inputs()
-    work = spans if kind == "tensor" else ops.plan_spans(spans, num_tokens=TOKENS)
-    expected = slices(hidden, spans)
-    assert torch.equal(ops.span_gather(hidden, work)[0], expected)
-    baselines = {name: lambda way=way: way(hidden, spans) for name, way in WAYS.items()}
-    compare(
-        lambda: ops.span_gather(hidden, work),
-        baselines,
-        error=0.0,
-        floors={FLOOR: expected.clone},
-        goals=[Goal(at_most=1.5, against=FLOOR)],
+def indexed(workload: Workload, inputs: Inputs) -> Way:
+    return lambda hidden: hidden[token_of_row(inputs.given["spans"])]
+
+
+def sliced(workload: Workload, inputs: Inputs) -> Way:
+    spans = inputs.given["spans"].tolist()
+    return lambda hidden: torch.cat([hidden[start : last + 1] for start, last in spans])
+
+
+def copied(workload: Workload, inputs: Inputs) -> Way:
+    source = inputs.leaves[0].new_ones(rows_of(inputs), HIDDEN)
+    return lambda hidden: source.clone()
+
+
+SUITE = register(
+    Suite(
+        "span_gather",
+        (
+            Workload("planned", goals=(Goal(at_most=1.5, against=FLOOR),), quick=True),
+            Workload("a tensor", options={"tensor": True}, goals=(Goal(at_most=1.5, against=FLOOR),)),
+            Workload("planned", BOTH),
+        ),
+        {
+            "ours": Provider(ours, "ours"),
+            "index_select": Provider(selected, "eager"),
+            "indexing": Provider(indexed),
+            # The gradient of each slice is as large as hidden: minutes in all.
+            SLICES: Provider(sliced, backward=False),
+            FLOOR: Provider(copied, "floor"),
+        },
+        inputs,
+        work,
+        reference="index_select",
     )
+)
 
 
-def test_forward_and_backward(compare: Callable[..., None]) -> None:
-    hidden, spans = inputs()
-    plan = ops.plan_spans(spans, num_tokens=TOKENS)
-    grad = torch.randn(plan.total_width, HIDDEN, generator=torch.Generator().manual_seed(1))
-
-    def gradient(way: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
-        leaf = hidden.to(dtype, copy=True).requires_grad_()
-        way(leaf, spans).backward(grad.to(dtype))
-        assert leaf.grad is not None
-        return leaf.grad
-
-    def ours(hidden: Tensor, spans: Tensor) -> Tensor:
-        return ops.span_gather(hidden, plan)[0]
-
-    error = assert_agrees(gradient(ours), gradient(WAYS["index_select"]), gradient(WAYS["index_select"], torch.float64))
-    # Without the slices: the gradient of each is as large as hidden, minutes in all.
-    baselines = {name: lambda way=way: gradient(way) for name, way in WAYS.items() if way is not slices}
-    compare(
-        lambda: gradient(ours),
-        baselines,
-        error=error,
-        floors={"copy the gradient twice": lambda: (grad.clone(), grad.clone())},
-    )
+def test_row(record: Callable[..., None], workload: Workload) -> None:
+    record(workload)

@@ -1,15 +1,15 @@
-"""span_pool against everything that users take instead: H = 768, float32.
+"""span_pool against everything that users take instead: H = 768.
 
-All spans of up to 30 tokens of a document of 512 (14,925), and 100,000 random spans of up to 64 tokens in documents.
+All spans of up to 30 tokens of a document of 512 (14,925), 100,000 random spans of up to 64 tokens in documents, and
+curves over tokens, widths and spans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import pytest
 import torch
 from baselines import (
     RaggedTokens,
@@ -22,227 +22,218 @@ from baselines import (
     gather_and_mean,
     mask_and_max,
 )
-from conftest import Goal, assert_agrees
-from memory import Peak, peaks
+from registry import BOTH, Goal, Inputs, PeakGoal, Provider, Suite, Way, Work, Workload, register
 from torch import Tensor
 
 from spanbert_kernels import ops
 
 HIDDEN = 768
-EAGER, FLOOR = "gather and reduce", "copy one row to all"
-Ways = dict[str, Callable[[], Tensor]]
+EAGER, BAG, FLOOR = "gather and reduce", "embedding_bag", "copy one row to all"
+PARTS = {"coreference": ["start", "end", "attention", "width"]}
+MOST_GATHERED = 2**31  # bytes that eager gathers at a time
 
 
-@dataclass(frozen=True)
-class Case:
-    """A row of the table: what is pooled, and what is asked for."""
-
-    parts: list[str]
-    goals: Sequence[Goal]
-    backward: bool = False
-    random: bool = False
-    spare: float = 0.1  # of inputs, outputs and their gradients, the peak memory allowed beside them
-
-
-CASES = {
-    "max": Case(["max"], [Goal(400, against=EAGER), Goal(50), Goal(at_most=2.5, against=FLOOR)]),
-    "mean": Case(["mean"], [Goal(250, against=EAGER), Goal(6), Goal(at_most=2.5, against=FLOOR)]),
-    "attention": Case(["attention"], [Goal(150, against=EAGER), Goal(4), Goal(at_most=2.5, against=FLOOR)]),
-    "coreference": Case(["start", "end", "attention", "width"], [Goal(80, against=EAGER), Goal(4)], True, spare=0.25),
-    "random mean": Case(["mean"], [Goal(100, against=EAGER), Goal(4)], random=True),
-}
-
-
-def inputs(case: Case) -> tuple[Tensor, Tensor, ops.SpanPlan, Tensor, Tensor]:
-    """Hidden states, the spans as a tensor and as a plan, scores, a table of widths."""
+def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
+    """Hidden states, scores, a table of widths; the spans as a tensor and as what ours is given."""
+    options = workload.options
+    documents, length, max_width = options.get("documents", 1), options.get("length", 512), options.get("width", 30)
     generator = torch.Generator().manual_seed(0)
-    documents, length, max_width = (64, 512, 64) if case.random else (1, 512, 30)
-    tokens = documents * length
-    if case.random:
-        count = 100_000
+    tokens, count = documents * length, options.get("random", 0)
+    if count:
         width = torch.randint(1, max_width + 1, (count,), generator=generator)
         within = (torch.rand(count, generator=generator) * (length - width + 1)).long()
         start = torch.randint(documents, (count,), generator=generator) * length + within
         spans = torch.stack((start, start + width - 1), 1)
-        plan = ops.plan_spans(spans, num_tokens=tokens)
     else:
         spans = all_spans(length, max_width)
-        plan = ops.enumerate_spans(torch.tensor([0, length]), max_width)
+    kind = options.get("kind", "plan" if count else "all up to a width")
+    work: Any = spans
+    if kind == "plan":
+        work = ops.plan_spans(spans, num_tokens=tokens)
+    elif kind != "tensor":
+        work = ops.enumerate_spans(torch.tensor([0, length]), max_width)
 
     def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator).to(dtype)
 
-    return randn(tokens, HIDDEN), spans, plan, randn(tokens), randn(max_width, 20)
-
-
-def in_chunks(way: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, spans: Tensor, rows: int = 2000) -> Tensor:
-    """In chunks of spans whose tokens fit into memory."""
-    return torch.cat([way(hidden, chunk) for chunk in spans.split(rows)])
+    leaves = (randn(tokens, HIDDEN), randn(tokens), randn(max_width, 20))
+    return Inputs(leaves, {"spans": spans, "work": work, "length": length, "width": max_width})
 
 
-def per_document(hidden: Tensor, spans: Tensor) -> Tensor:
-    """The dense product, one a document."""
-    output = hidden.new_empty(len(spans), HIDDEN)
-    document = spans[:, 0] // 512
-    for d in range(len(hidden) // 512):
-        rows = (document == d).nonzero()[:, 0]
-        output[rows] = dense_mean(hidden[d * 512 : (d + 1) * 512], spans[rows] - d * 512)
-    return output
-
-
-def alternatives(name: str, hidden: Any, spans: Tensor, scores: Any, table: Any) -> dict[str, Callable[..., Tensor]]:
-    """Ways by name, of (hidden, scores, table); the first is eager PyTorch's."""
-    ragged = RaggedTokens(spans)
-
-    def coreference(pooled: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def way(h: Tensor, s: Tensor, t: Tensor) -> Tensor:
-            width = t[spans[:, 1] - spans[:, 0]]
-            return torch.cat((h[spans[:, 0]], h[spans[:, 1]], pooled(h, s), width), 1)
-
-        return way
-
-    if name == "max":
-        compiled = torch.compile(gather_and_max)
-        return {
-            EAGER: lambda h, s, t: gather_and_max(h, spans),
-            "mask and max": lambda h, s, t: mask_and_max(h, spans),
-            "embedding_bag": lambda h, s, t: ragged.bag(h, "max"),
-            "segment_reduce": lambda h, s, t: ragged.reduce(h, "max"),
-            "compiled gather": lambda h, s, t: compiled(h, spans),
-        }
-    if name == "mean":
-        compiled = torch.compile(gather_and_mean)
-        return {
-            EAGER: lambda h, s, t: gather_and_mean(h, spans),
-            "dense product": lambda h, s, t: dense_mean(h, spans),
-            "embedding_bag": lambda h, s, t: ragged.bag(h, "mean"),
-            "segment_reduce": lambda h, s, t: ragged.reduce(h, "mean"),
-            "compiled gather": lambda h, s, t: compiled(h, spans),
-        }
-    if name == "attention":
-        compiled, compiled_dense = torch.compile(gather_and_attend), torch.compile(dense_attention)
-        return {
-            EAGER: lambda h, s, t: gather_and_attend(h, spans, s),
-            "dense product": lambda h, s, t: dense_attention(h, spans, s),
-            "compiled dense product": lambda h, s, t: compiled_dense(h, spans, s),
-            "embedding_bag": lambda h, s, t: ragged.bag_weighted(h, s),
-            "compiled gather": lambda h, s, t: compiled(h, spans, s),
-        }
-    if name == "coreference":
-        return {
-            EAGER: lambda h, s, t: endpoints_and_attention(h, spans, s, t),
-            "dense product": coreference(lambda h, s: dense_attention(h, spans, s)),
-            "embedding_bag": coreference(ragged.bag_weighted),
-        }
-    return {
-        EAGER: lambda h, s, t: in_chunks(gather_and_mean, h, spans),
-        "dense product per document": lambda h, s, t: per_document(h, spans),
-        "embedding_bag": lambda h, s, t: ragged.bag(h, "mean"),
+def work(workload: Workload, inputs: Inputs) -> Work:
+    """Every input read and every output written once; a multiplication and an addition for a weighed number."""
+    spans, (hidden, scores, table) = inputs.given["spans"], inputs.leaves
+    coreference = workload.options["pooled"] == "coreference"
+    columns = 3 * HIDDEN + table.shape[1] if coreference else HIDDEN
+    passes = 2 if workload.direction == BOTH else 1
+    numbers = passes * (hidden.numel() + len(spans) * columns)
+    axes = {
+        "tokens": len(hidden),
+        "spans": len(spans),
+        "width": inputs.given["width"],
+        "documents": workload.options.get("documents", 1),
     }
+    return Work(axes, numbers * hidden.element_size(), 2 * passes * len(spans) * HIDDEN)
 
 
-def ours(case: Case, plan: ops.SpanPlan) -> Callable[..., Tensor]:
+def ours(workload: Workload, inputs: Inputs) -> Way:
+    parts = PARTS.get(workload.options["pooled"], [workload.options["pooled"]])
+
     def way(hidden: Tensor, scores: Tensor, table: Tensor) -> Tensor:
         return ops.span_pool(
             hidden,
-            plan,
-            case.parts,
-            scores=scores if "attention" in case.parts else None,
-            width_embedding=table if "width" in case.parts else None,
+            inputs.given["work"],
+            parts,
+            scores=scores if "attention" in parts else None,
+            width_embedding=table if "width" in parts else None,
         )
 
     return way
 
 
-def with_gradients(way: Callable[..., Tensor], leaves: Sequence[Tensor], grad: Tensor) -> Callable[[], Tensor]:
-    """Forward and backward; returns all gradients in a row."""
+def coreference(pooled: Callable[[Tensor, Tensor], Tensor], spans: Tensor) -> Way:
+    def way(hidden: Tensor, scores: Tensor, table: Tensor) -> Tensor:
+        width = table[spans[:, 1] - spans[:, 0]]
+        return torch.cat((hidden[spans[:, 0]], hidden[spans[:, 1]], pooled(hidden, scores), width), 1)
 
-    def run() -> Tensor:
-        for leaf in leaves:
-            leaf.grad = None
-        way(*leaves).backward(grad)
-        return torch.cat([leaf.grad.flatten() for leaf in leaves if leaf.grad is not None])
-
-    return run
+    return way
 
 
-def ways(name: str) -> Ways:
-    """Ours, the baselines and the floor of a case, ready to call."""
-    case = CASES[name]
-    hidden, spans, plan, scores, table = inputs(case)
-    found = {"ours": ours(case, plan), **alternatives(name, hidden, spans, scores, table)}
-    if case.backward:
-        leaves = [tensor.requires_grad_() for tensor in (hidden, scores, table)]
-        columns = 3 * HIDDEN + table.shape[1]
-        grad = torch.randn(len(spans), columns, generator=torch.Generator().manual_seed(1))
-        return {each: with_gradients(way, leaves, grad) for each, way in found.items()}
-    ready: Ways = {each: _without_gradients(way, hidden, scores, table) for each, way in found.items()}
-    row = hidden[0]
-    ready[FLOOR] = lambda: row.expand(len(spans), HIDDEN).contiguous()
-    return ready
+def in_chunks(way: Callable[..., Tensor], spans: Tensor, rows: int, hidden: Tensor, *rest: Tensor) -> Tensor:
+    """In chunks of spans whose tokens fit into memory."""
+    return torch.cat([way(hidden, chunk, *rest) for chunk in spans.split(rows)])
 
 
-def _without_gradients(way: Callable[..., Tensor], *tensors: Tensor) -> Callable[[], Tensor]:
-    def run() -> Tensor:
-        with torch.inference_mode():
-            return way(*tensors)
-
-    return run
-
-
-def exact(name: str) -> Tensor:
-    """The result in float64, by a way that is not ours and fits into memory."""
-    case = CASES[name]
-    hidden, spans, _, scores, table = inputs(case)
-    tensors = [tensor.double() for tensor in (hidden, scores, table)]
-    if name == "max":
-        return in_chunks(gather_and_max, tensors[0], spans)
-    way = alternatives(name, tensors[0], spans, *tensors[1:])["embedding_bag" if case.random else "dense product"]
-    if not case.backward:
-        return _without_gradients(way, *tensors)()
-    leaves = [tensor.requires_grad_() for tensor in tensors]
-    grad = torch.randn(len(spans), 3 * HIDDEN + table.shape[1], generator=torch.Generator().manual_seed(1))
-    return with_gradients(way, leaves, grad.double())()
+def eager(workload: Workload, inputs: Inputs) -> Way:
+    spans, pooled, hidden = inputs.given["spans"], workload.options["pooled"], inputs.leaves[0]
+    if pooled == "coreference":
+        return lambda h, s, t: endpoints_and_attention(h, spans, s, t)
+    rows = MOST_GATHERED // (inputs.given["width"] * HIDDEN * hidden.element_size())
+    if workload.options.get("random"):
+        rows = min(rows, 2000)
+    if pooled == "attention":
+        return lambda h, s, t: gather_and_attend(h, spans, s)
+    return lambda h, s, t: in_chunks({"max": gather_and_max, "mean": gather_and_mean}[pooled], spans, rows, h)
 
 
-def allowed_megabytes(name: str) -> float:
-    """Peak memory beside the inputs: outputs (and their gradients), and the spare part of all of these."""
-    case = CASES[name]
-    hidden, spans, _, scores, table = inputs(case)
-    read = hidden.numel() + scores.numel() + table.numel()
-    columns = 3 * HIDDEN + table.shape[1] if case.backward else HIDDEN
-    written = len(spans) * columns + (read if case.backward else 0)
-    given = read + (len(spans) * columns if case.backward else 0)  # the gradient of the output comes from outside
-    return (written + case.spare * (given + written)) * 4 / 1e6
+def dense(workload: Workload, inputs: Inputs) -> Way:
+    """Products with a dense matrix `[N, T]`; one a document."""
+    spans, pooled, length = inputs.given["spans"], workload.options["pooled"], inputs.given["length"]
+    if pooled == "coreference":
+        return coreference(lambda h, s: dense_attention(h, spans, s), spans)
+    if pooled == "attention":
+        return lambda h, s, t: dense_attention(h, spans, s)
+    document = spans[:, 0] // length
+
+    def per_document(hidden: Tensor, scores: Tensor, table: Tensor) -> Tensor:
+        if len(hidden) == length:
+            return dense_mean(hidden, spans)
+        output = hidden.new_empty(len(spans), HIDDEN)
+        for d in range(len(hidden) // length):
+            rows = (document == d).nonzero()[:, 0]
+            output[rows] = dense_mean(hidden[d * length : (d + 1) * length], spans[rows] - d * length)
+        return output
+
+    return per_document
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_spans(compare: Callable[..., None], name: str) -> None:
-    measured = peaks("bench_span_pool", name, ["ours", EAGER])  # while this process itself is small
-    case, every = CASES[name], ways(name)
-    mine, floor = every.pop("ours"), {FLOOR: every.pop(FLOOR)} if FLOOR in every else {}
-    result, eager = mine(), every[EAGER]()
-    error = assert_agrees(result, eager, exact(name))
-    for other, way in every.items():
-        torch.testing.assert_close(way(), eager, rtol=1e-3, atol=1e-3, msg=lambda text, other=other: f"{other}: {text}")
-    asked = f"results and {case.spare:.0%} of all"
-    compare(
-        mine,
-        every,
-        error=error,
-        goals=case.goals,
-        floors=floor,
-        peak=Peak(measured, allowed_megabytes(name), asked),
+def bag(workload: Workload, inputs: Inputs) -> Way:
+    spans, pooled = inputs.given["spans"], workload.options["pooled"]
+    ragged = RaggedTokens(spans)
+    if pooled == "coreference":
+        return coreference(ragged.bag_weighted, spans)
+    return lambda h, s, t: ragged.bag_weighted(h, s) if pooled == "attention" else ragged.bag(h, pooled)
+
+
+def segments(workload: Workload, inputs: Inputs) -> Way:
+    ragged = RaggedTokens(inputs.given["spans"])
+    return lambda h, s, t: ragged.reduce(h, workload.options["pooled"])
+
+
+def compiled(ways: dict[str, Callable[..., Tensor]], workload: Workload, inputs: Inputs) -> Way:
+    spans, pooled = inputs.given["spans"], workload.options["pooled"]
+    way = torch.compile(ways[pooled], dynamic=False)
+    return lambda h, s, t: way(h, spans, s) if pooled == "attention" else way(h, spans)
+
+
+def copied(workload: Workload, inputs: Inputs) -> Way:
+    spans = inputs.given["spans"]
+    return lambda h, s, t: h[0].expand(len(spans), HIDDEN).contiguous()
+
+
+def exact(workload: Workload, inputs: Inputs) -> Way:
+    """A way that fits into memory in float64."""
+    spans = inputs.given["spans"]
+    if workload.options["pooled"] == "max":
+        return lambda h, s, t: in_chunks(gather_and_max, spans, 2000, h)
+    return bag(workload, inputs)
+
+
+GATHERS = {"max": gather_and_max, "mean": gather_and_mean, "attention": gather_and_attend}
+PROVIDERS = {
+    "ours": Provider(ours, "ours"),
+    EAGER: Provider(eager, "eager"),
+    "mask and max": Provider(lambda w, i: lambda h, s, t: mask_and_max(h, i.given["spans"])),
+    "dense product": Provider(dense),
+    "compiled dense product": Provider(partial(compiled, {"attention": dense_attention})),
+    BAG: Provider(bag),
+    "segment_reduce": Provider(segments),
+    "compiled gather": Provider(partial(compiled, GATHERS)),
+    FLOOR: Provider(copied, "floor"),
+    "in float64": Provider(exact),
+}
+MAX = ("ours", EAGER, "mask and max", BAG, "segment_reduce", "compiled gather", FLOOR)
+MEAN = ("ours", EAGER, "dense product", BAG, "segment_reduce", "compiled gather", FLOOR)
+ATTENTION = ("ours", EAGER, "dense product", "compiled dense product", BAG, "compiled gather", FLOOR)
+COREFERENCE = RANDOM = ("ours", EAGER, "dense product", BAG)
+CURVE = ("ours", EAGER, "dense product", BAG)
+ALL = "all spans up to 30 of 512"
+WRITTEN = Goal(at_most=2.5, against=FLOOR)
+PEAKS = ("ours", EAGER)
+
+
+def row(name: str, providers: tuple[str, ...], *goals: Goal, **fields: Any) -> Workload:
+    pooled = name.split(",")[0]
+    fields["options"] = {"pooled": pooled, "providers": providers, **fields.get("options", {})}
+    return Workload(name, goals=goals, **fields)
+
+
+def point(axis: str, value: int, **options: int) -> Workload:
+    """Of a curve: the mean of all spans of one document, or of random ones."""
+    names = {"tokens": "length", "spans": "random"}
+    options = {"documents": 1, "length": 512, "width": 30, **options, names.get(axis, axis): value}
+    curve = f"mean over {axis}"
+    return row(f"mean, {value:,} {axis}", CURVE, options=options, seconds=1.5, curve=curve, scaling=axis,
+               peaks=CURVE if axis == "tokens" else (), memory_limit=3000.0)  # fmt: skip
+
+
+SPARE = PeakGoal(spare=0.1)
+SUITE = register(
+    Suite(
+        "span_pool",
+        (
+            row(f"max, {ALL}", MAX, Goal(400, against=EAGER), Goal(50), WRITTEN, peak_goal=SPARE, peaks=PEAKS),
+            row(f"mean, {ALL}", MEAN, Goal(250, against=EAGER), Goal(6), WRITTEN, peak_goal=SPARE, peaks=PEAKS,
+                quick=True),
+            row(f"attention, {ALL}", ATTENTION, Goal(150, against=EAGER), Goal(4), WRITTEN, peak_goal=SPARE,
+                peaks=PEAKS),
+            row(f"coreference, {ALL}", COREFERENCE, Goal(80, against=EAGER), Goal(4), direction=BOTH,
+                peak_goal=PeakGoal(spare=0.25), peaks=PEAKS),
+            row("mean, 100,000 random spans up to 64 of 64 x 512", RANDOM, Goal(100, against=EAGER), Goal(4),
+                options={"documents": 64, "random": 100_000, "width": 64}, peak_goal=SPARE, peaks=PEAKS),
+            row(f"mean, {ALL}, planned", ("ours", EAGER, BAG), options={"kind": "plan"}, seconds=2.0),
+            row(f"mean, {ALL}, a tensor", ("ours", EAGER, BAG), options={"kind": "tensor"}, seconds=2.0, quick=True),
+            *(point("tokens", tokens) for tokens in (128, 256, 512, 1024, 2048)),
+            *(point("width", width) for width in (2, 8, 32, 128)),
+            *(point("spans", count, documents=16) for count in (100, 1_000, 10_000)),
+        ),
+        PROVIDERS,
+        inputs,
+        work,
+        reference="in float64",
     )
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["plan", "tensor"])
-@pytest.mark.parametrize("name", ["max", "mean", "attention"])
-def test_other_kinds_of_spans(compare: Callable[..., None], name: str, kind: str) -> None:
-    """The same spans sorted once, and as they come, against the way that stores none."""
-    case, every = CASES[name], ways(name)
-    hidden, spans, _, scores, table = inputs(case)
-    given: Mapping[str, Any] = {"plan": ops.plan_spans(spans, num_tokens=len(hidden)), "tensor": spans}
-    mine = _without_gradients(ours(case, given[kind]), hidden, scores, table)
-    error = assert_agrees(mine(), every[EAGER](), exact(name))
-    compare(mine, {"all spans up to a width": every["ours"]}, error=error)
+def test_row(record: Callable[..., None], workload: Workload) -> None:
+    record(workload)

@@ -1,107 +1,67 @@
-"""What every benchmark shares: the gate, measuring in turns, and the table at the end."""
+"""What every benchmark shares: its rows from the suite's table, the record as it grows, and the tables at the end."""
 
 from __future__ import annotations
 
 import ctypes
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from memory import Peak
+from measuring import QUICK, Refused, ceilings, measure
+from registry import Workload
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
+from turns import compare
 
 from spanbert_kernels import __version__, ops
 
-SECONDS_PER_FIGURE = 12.0
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 101
+__all__ = ["compare"]  # a fixture, for the suites that are not in the registry yet
+ROWS = os.environ.get("SPANBERT_KERNELS_BENCH_ROWS")
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A figure asked for: how many times faster than a baseline, or how many times its duration at most.
-
-    The baseline is the fastest one unless `against` names another, or a floor.
-    """
-
-    at_least: float | None = None
-    at_most: float | None = None
-    against: str | None = None
-
-    def judge(self, ours: float, baselines: Mapping[str, float], floors: Mapping[str, float]) -> str:
-        """The goal and whether it was met."""
-        name = self.against or min(baselines, key=lambda each: baselines[each])
-        factor = {**baselines, **floors}[name] / ours
-        if self.at_least is not None:
-            verdict = "met" if factor >= self.at_least else "missed"
-            return f"{verdict}: {factor:.3g} x faster than {name}, at least {self.at_least:g} x asked"
-        assert self.at_most is not None
-        verdict = "met" if 1 / factor <= self.at_most else "missed"
-        return f"{verdict}: {1 / factor:.3g} x the time of {name}, at most {self.at_most:g} x asked"
+def _append(line: Mapping[str, Any]) -> None:
+    """To the file that whoever runs the suites reads while they run."""
+    if ROWS:
+        with Path(ROWS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
-def assert_agrees(result: Tensor, eager: Tensor, reference: Tensor) -> float:
-    """The gate: at most twice the eager error in the same dtype, and one rounding. Returns the error."""
-    difference = float((result.double() - reference).abs().max())
-    allowed = float(2 * (eager.double() - reference).abs().max())
-    allowed += torch.finfo(result.dtype).eps * float(reference.abs().max())
-    assert difference <= allowed, f"off by {difference:.3g}, allowed {allowed:.3g}: the row is not recorded"
-    return difference
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "workload" in metafunc.fixturenames:
+        rows = [each for each in metafunc.module.SUITE.workloads if each.quick or not QUICK]
+        metafunc.parametrize("workload", rows, ids=[each.id for each in rows])
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _append({"collected": sum("workload" in getattr(item, "fixturenames", ()) for item in session.items)})
+
+
+@pytest.fixture(scope="session")
+def machine_ceilings() -> dict[str, float]:
+    found = ceilings()
+    _append({"ceilings": found})
+    return found
 
 
 @pytest.fixture
-def compare(benchmark: Any) -> Callable[..., None]:
-    """Times a way of ours and its baselines in turns, round by round, and records medians.
+def record(request: pytest.FixtureRequest, benchmark: Any, machine_ceilings: dict[str, float]) -> Callable[..., None]:
+    """Measures a workload of the module's suite; there is a row only if our result was right in this run."""
 
-    The baselines run in the set-up of each of pytest-benchmark's rounds, so that a slow minute hits all ways alike.
-    Floors are times that nothing can beat, or that are given for scale; they are no baselines.
-    """
-
-    def run(
-        ours: Callable[[], object],
-        baselines: Mapping[str, Callable[[], object]],
-        *,
-        error: float,
-        goals: Sequence[Goal] = (),
-        floors: Mapping[str, Callable[[], object]] | None = None,
-        path: Callable[[], object] | None = None,
-        peak: Peak | None = None,
-    ) -> None:
-        others = {**baselines, **(floors or {})}
-        with ops.backends.record() as calls:
-            seconds = sum(_time(way) for way in (ours, *others.values()))
-        if seconds < SECONDS_PER_FIGURE:
-            seconds = sum(_time(way) for way in (ours, *others.values()))
-        rounds = int(min(max(SECONDS_PER_FIGURE / seconds, FEWEST_ROUNDS), MOST_ROUNDS))
-        times: dict[str, list[float]] = {name: [] for name in others}
-
-        def time_others() -> None:
-            for name, way in others.items():
-                times[name].append(_time(way))
-
-        benchmark.pedantic(ours, setup=time_others, rounds=rounds)
-        ours_seconds = benchmark.stats.stats.median
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        of_baselines = {name: medians[name] for name in baselines}
-        of_floors = {name: medians[name] for name in floors or {}}
-        verdicts = [goal.judge(ours_seconds, of_baselines, of_floors) for goal in goals]
-        benchmark.extra_info.update(
-            milliseconds=ours_seconds * 1e3,
-            baselines={name: value * 1e3 for name, value in of_baselines.items()},
-            floors={name: value * 1e3 for name, value in of_floors.items()},
-            speedup=min(of_baselines.values()) / ours_seconds,
-            largest_error=error,
-            path=str(path()) if path else ", ".join(sorted({f"{name}: {backend}" for name, backend in calls})),
-            goals=verdicts + (peak.verdicts() if peak else []),
-            peak_megabytes=peak.megabytes if peak else {},
-        )
+    def run(workload: Workload) -> None:
+        suite = request.module.SUITE
+        try:
+            row = measure(suite, workload, machine_ceilings, benchmark)
+        except Refused as reason:
+            _append({"failure": {"suite": suite.name, "workload": workload.id, "reason": str(reason)}})
+            raise
+        benchmark.extra_info["row"] = row
+        _append({"row": row})
 
     return run
 
@@ -115,12 +75,6 @@ def pytest_configure(config: Any) -> None:
         return
     mallopt(no_mmap, 0)
     mallopt(trim_threshold, -1)  # never
-
-
-def _time(way: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    way()
-    return time.perf_counter() - start
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
@@ -144,24 +98,46 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
-    """One line per figure."""
+    """One line per row."""
     session = getattr(config, "_benchmarksession", None)
-    rows = [bench for bench in (session.benchmarks if session else []) if "speedup" in bench.extra_info]
-    if not rows:
-        return
-    table = Table("benchmark", "ours, ms", "baselines, ms", "speed-up", "peak, MB", "largest error", "goals", "path")
-    table.box = box.SIMPLE
-    for bench in rows:
-        info = bench.extra_info
-        others = {**info["baselines"], **{f"({name})": value for name, value in info["floors"].items()}}
-        table.add_row(
-            escape(bench.name),
-            f"{info['milliseconds']:.4g}",
-            "\n".join(f"{name} {value:.4g}" for name, value in others.items()),
-            f"{info['speedup']:.2f}",
-            "\n".join(f"{name} {value:.4g}" for name, value in info["peak_megabytes"].items()),
-            f"{info['largest_error']:.1e}",
-            escape("\n".join(info["goals"])),
-            info["path"],
-        )
-    Console(width=220).print(table)
+    found = [bench.extra_info for bench in (session.benchmarks if session else [])]
+    table = Table("workload", "ours, ms", "others, ms", "of floor", "peak, MB", "error", "goals", "ran", box=box.SIMPLE)
+    for row in (info["row"] for info in found if "row" in info):
+        table.add_row(*map(escape, _cells(row)))
+    for info in (info for info in found if "speedup" in info):
+        table.add_row(*map(escape, _cells_of_gpu(info)))
+    if table.row_count:
+        Console(width=220).print(table)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    ours = row["providers"]["ours"]
+    others = {name: entry for name, entry in row["providers"].items() if name != "ours"}
+    peaks = {name: entry["peak"] for name, entry in row["providers"].items() if entry.get("peak") is not None}
+    return (
+        f"{row['suite']}: {row['workload']}, {row['direction']}, {row['dtype']}",
+        f"{ours['milliseconds']:.4g}",
+        "\n".join(
+            f"{name} {entry['milliseconds']:.4g}" if "milliseconds" in entry else f"{name}: {entry['unavailable']}"
+            for name, entry in others.items()
+        ),
+        f"{ours['share']:.0%}",
+        "\n".join(f"{name} {peak:.4g}" for name, peak in peaks.items()),
+        f"{ours['error']:.1e}",
+        "\n".join(row["goals"]),
+        ours["ran"],
+    )
+
+
+def _cells_of_gpu(info: Mapping[str, Any]) -> tuple[str, ...]:
+    others = {**info["baselines"], **{f"({name})": value for name, value in info["floors"].items()}}
+    return (
+        info.get("name", ""),
+        f"{info['milliseconds']:.4g}",
+        "\n".join(f"{name} {value:.4g}" for name, value in others.items()),
+        "",
+        "",
+        f"{info['largest_error']:.1e}",
+        "\n".join(info["goals"]),
+        info["path"],
+    )

@@ -1,0 +1,252 @@
+"""What is recorded of a workload: the gate first, then times in turns, peaks, shares of the floor, goals."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from memory import peak_megabytes
+from registry import FORWARD, Goal, Ready, Suite, Unavailable, Workload, deviation, ready
+from torch import Tensor
+
+from spanbert_kernels import ops
+
+QUICK = bool(os.environ.get("SPANBERT_KERNELS_BENCH_QUICK"))
+QUICK_SECONDS = 1.0
+MOST_ROUNDS = 101
+SLOW_SECONDS = 2.0  # a way that takes longer runs only twice
+# A peer may round as it likes, but has to compute the same thing: deviations of the norm.
+LARGEST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+# What a process itself moves by while it computes: page tables, stacks, pools of the libraries.
+NOISE_MEGABYTES = 1.0
+
+
+class Refused(AssertionError):
+    """The gate: the row is not recorded."""
+
+
+@dataclass
+class Measured:
+    """A provider's figures while they are gathered."""
+
+    kind: str
+    way: Ready | None = None
+    reason: str = ""
+    first_seconds: float = 0.0
+    error: float | None = None
+    ran: str = ""
+    times: list[float] | None = None
+    peak: float | None = None
+
+
+def _seconds(way: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    way()
+    return time.perf_counter() - start
+
+
+def assert_agrees(result: Tensor, eager: Tensor, reference: Tensor) -> tuple[float, float]:
+    """The rule: at most twice the eager error in the same dtype, and one rounding. Returns error and allowance."""
+    error = float((result.double() - reference).abs().max())
+    allowed = float(2 * (eager.double() - reference).abs().max())
+    if result.is_floating_point():
+        allowed += torch.finfo(result.dtype).eps * float(reference.abs().max())
+    if not error <= allowed:
+        raise Refused(f"ours: off by {error:.3g}, allowed {allowed:.3g}")
+    return error, allowed
+
+
+def gate(suite: Suite, workload: Workload) -> tuple[dict[str, Measured], float]:
+    """Every provider's way, warm and compared with float64 in this run; and what our error may be."""
+    exact_way = ready(suite, workload, suite.reference, torch.float64)
+    exact = exact_way.results(exact_way.run())
+    del exact_way
+    found: dict[str, Measured] = {}
+    eager = ours = None
+    for name, provider in suite.providers_of(workload).items():
+        measured = found[name] = Measured(provider.kind)
+        try:
+            measured.way = ready(suite, workload, name)
+            with ops.backends.record() as calls:
+                raw = measured.way.run()
+        except Unavailable as reason:
+            measured.reason, measured.way = str(reason), None
+            continue
+        measured.ran = ", ".join(sorted({f"{operation}: {backend}" for operation, backend in calls}))
+        if provider.kind == "floor":
+            continue
+        result = measured.way.results(raw)
+        del raw
+        measured.error = float((result.double() - exact).abs().max())
+        if provider.kind == "eager":
+            eager = result
+        elif provider.kind == "ours":
+            ours = result
+        most, off = LARGEST_DEVIATION[workload.dtype], deviation(result, exact)
+        if provider.kind == "peer" and not off <= most:
+            measured.reason, measured.way = f"computes something else: {off:.2g} of the norm", None
+    assert ours is not None, found["ours"].reason
+    assert eager is not None
+    return found, assert_agrees(ours, eager, exact)[1]
+
+
+def time_in_turns(found: Mapping[str, Measured], seconds: float, benchmark: Any) -> None:
+    """Round by round, so that a slow minute hits all ways alike; slow ways leave after their share of the rounds."""
+    ways = {name: measured for name, measured in found.items() if measured.way is not None}
+    for measured in ways.values():
+        assert measured.way is not None
+        measured.first_seconds = _seconds(measured.way.run)
+    fewest = 1 if QUICK else 3
+    rounds = {}
+    for name, measured in ways.items():
+        wanted = int(seconds / len(ways) / max(measured.first_seconds, 1e-6))
+        least = min(fewest, 2) if measured.first_seconds > SLOW_SECONDS else fewest
+        rounds[name] = min(max(wanted, least), MOST_ROUNDS)
+        measured.times = []
+    turn = 0
+
+    def others() -> None:
+        nonlocal turn
+        for name, measured in ways.items():
+            if name != "ours" and turn < rounds[name]:
+                assert measured.way is not None
+                assert measured.times is not None
+                measured.times.append(_seconds(measured.way.run))
+        turn += 1
+
+    mine = ways["ours"].way
+    assert mine is not None
+    benchmark.pedantic(mine.run, setup=others, rounds=max(rounds.values()))
+    ways["ours"].times = list(benchmark.stats.stats.data)
+
+
+def quartiles(times: Sequence[float]) -> list[float]:
+    if len(times) < 2:
+        return [times[0] * 1e3] * 2
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return [low * 1e3, high * 1e3]
+
+
+def figures(measured: Measured, floor: float) -> dict[str, Any]:
+    """A provider's entry in the record."""
+    if measured.way is None or not measured.times:
+        return {"kind": measured.kind, "unavailable": measured.reason}
+    milliseconds = statistics.median(measured.times) * 1e3
+    entry: dict[str, Any] = {
+        "kind": measured.kind,
+        "milliseconds": milliseconds,
+        "quartiles": quartiles(measured.times),
+        "rounds": len(measured.times),
+    }
+    if measured.kind == "floor":
+        return entry
+    return entry | {
+        "error": measured.error,
+        "peak": measured.peak,
+        "share": floor / milliseconds,
+        "ran": measured.ran or "PyTorch",
+    }
+
+
+def judge(goal: Goal, providers: Mapping[str, Mapping[str, Any]]) -> str:
+    """The goal and whether it was met."""
+    times = {name: entry["milliseconds"] for name, entry in providers.items() if "milliseconds" in entry}
+    peers = {name: times[name] for name in times if providers[name]["kind"] == "peer"}
+    others = peers or {name: times[name] for name in times if providers[name]["kind"] == "eager"}
+    name = goal.against or min(others, key=lambda each: others[each])
+    if name not in times:
+        return f"not measured: against {name}, which cannot run here"
+    factor = times[name] / times["ours"]
+    if goal.at_least is not None:
+        verdict = "met" if factor >= goal.at_least else "missed"
+        return f"{verdict}: {factor:.3g} x faster than {name}, at least {goal.at_least:g} x asked"
+    assert goal.at_most is not None
+    verdict = "met" if 1 / factor <= goal.at_most else "missed"
+    return f"{verdict}: {1 / factor:.3g} x the time of {name}, at most {goal.at_most:g} x asked"
+
+
+def judge_peak(suite: Suite, workload: Workload, providers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Whether our peak memory is what was asked for."""
+    goal, ours = workload.peak_goal, providers["ours"].get("peak")
+    if goal is None or ours is None:
+        return []
+    found = []
+    if goal.spare is not None:
+        allowed = allowed_megabytes(suite, workload, goal.spare)
+        verdict = "met" if ours <= allowed + NOISE_MEGABYTES else "missed"
+        found.append(f"{verdict}: peak {ours:.4g} MB, at most {allowed:.4g} (results and {goal.spare:.0%} of all)")
+    if goal.fraction is not None:
+        name = next(each for each, entry in providers.items() if entry["kind"] == "eager")
+        part = ours / providers[name]["peak"]
+        verdict = "met" if part <= goal.fraction else "missed"
+        found.append(f"{verdict}: peak {part:.2g} of that of {name}, at most {goal.fraction:g} asked")
+    return found
+
+
+def allowed_megabytes(suite: Suite, workload: Workload, spare: float) -> float:
+    """Results beside the inputs, and a part of all that is read and written."""
+    inputs = suite.inputs(workload, workload.dtype)
+    way = ready(suite, workload, "ours")
+    read = sum(leaf.numel() for leaf in inputs.leaves)
+    written = sum(tensor.numel() for tensor in way.run())
+    if workload.direction != FORWARD:  # the output and its gradient stand beside the leaves' gradients
+        build = suite.providers["ours"].build(workload, inputs)
+        assert callable(build)
+        columns = build(*inputs.leaves).numel()
+        read, written = read + columns, written + columns
+    return (written + spare * (read + written)) * workload.dtype.itemsize / 1e6
+
+
+def measure(suite: Suite, workload: Workload, ceilings: Mapping[str, float], benchmark: Any) -> dict[str, Any]:
+    """The row of a workload; raises `Refused` where our result is wrong."""
+    peaks: dict[str, float | str] = {}
+    if not QUICK:  # while this process itself is small
+        peaks = {n: peak_megabytes(suite.name, workload.id, n, workload.memory_limit) for n in workload.peaks}
+    found, allowed = gate(suite, workload)
+    for name, peak in peaks.items():
+        if isinstance(peak, str):
+            found[name].reason, found[name].way = peak, None
+        else:
+            found[name].peak = peak
+    time_in_turns(found, QUICK_SECONDS if QUICK else workload.seconds, benchmark)
+    work = suite.work(workload, suite.inputs(workload, workload.dtype))
+    dtype = str(workload.dtype).removeprefix("torch.")
+    rate = ceilings.get(f"{dtype}, GFLOP/s") or ceilings["float32, GFLOP/s"]
+    floor = max(work.bytes / ceilings["copy, GB/s"], work.operations / rate) / 1e6
+    providers = {name: figures(measured, floor) for name, measured in found.items()}
+    providers["ours"]["allowed"] = allowed
+    gc.collect()
+    return {
+        "suite": suite.name,
+        "workload": workload.name,
+        "direction": workload.direction,
+        "dtype": dtype,
+        "device": "cpu",
+        "axes": dict(work.axes),
+        "scaling": workload.scaling,
+        "curve": workload.curve,
+        "bytes": work.bytes,
+        "operations": work.operations,
+        "floor": floor,
+        "providers": providers,
+        "goals": [judge(g, providers) for g in workload.goals] + judge_peak(suite, workload, providers),
+    }
+
+
+def ceilings() -> dict[str, float]:
+    """What this machine does at best, measured now: bytes of a copy, read and written, and matrix products."""
+    source = torch.ones(2**26)
+    target = torch.empty_like(source)
+    copy = min(_seconds(lambda: target.copy_(source)) for _ in range(7))
+    found = {"copy, GB/s": 2 * source.nbytes / copy / 1e9}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(1024, 1024).to(dtype)
+        product = min(_seconds(lambda a=a: a @ a) for _ in range(5))
+        found[f"{str(dtype).removeprefix('torch.')}, GFLOP/s"] = 2 * 1024**3 / product / 1e9
+    return found
