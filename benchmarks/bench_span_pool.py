@@ -62,7 +62,7 @@ def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
 
 def work(workload: Workload, inputs: Inputs) -> Work:
     """Every input read and every output written once; a multiplication and an addition for a weighed number."""
-    spans, (hidden, scores, table) = inputs.given["spans"], inputs.leaves
+    spans, (hidden, _, table) = inputs.given["spans"], inputs.leaves
     coreference = workload.options["pooled"] == "coreference"
     columns = 3 * HIDDEN + table.shape[1] if coreference else HIDDEN
     passes = 2 if workload.direction == BOTH else 1

@@ -10,6 +10,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,7 @@ def _run(prepared: Prepared, direction: str) -> Callable[[], tuple[Tensor, ...]]
         incoming = output.new_zeros(output.numel()).index_put_((index.flatten(),), incoming.flatten())
         incoming = incoming.view(output.shape)
     if direction == BACKWARD:
-        return lambda: torch.autograd.grad(output, leaves, incoming, retain_graph=True)
-    del output
+        return partial(torch.autograd.grad, output, leaves, incoming, retain_graph=True)
     return lambda: torch.autograd.grad(way(*leaves), leaves, incoming)
 
 
