@@ -43,17 +43,17 @@ struct Seen {
       : work(work), document(document), now(0), stop(0), place(0), begin(0), end(0) {
     const AttentionWork& attention = work.attention;
     if (document < 0) return;
-    now = attention.links ? attention.link_offsets[document] : attention.cluster_first[document];
-    stop = attention.links ? attention.link_offsets[document + 1] : attention.cluster_last[document];
+    now = attention.link_offsets ? attention.link_offsets[document] : attention.cluster_first[document];
+    stop = attention.link_offsets ? attention.link_offsets[document + 1] : attention.cluster_last[document];
   }
 
   SPANBERT_DEVICE bool next() {
     const AttentionWork& attention = work.attention;
     while (now < stop) {
-      const int64_t target = attention.links ? attention.links[now] : now;
+      const int64_t target = attention.link_offsets ? attention.links[now] : now;
       ++now;
       if (target < 0 || target >= attention.keys.documents) continue;
-      if (!attention.links && target == document && !attention.include_self) continue;
+      if (!attention.link_offsets && target == document && !attention.include_self) continue;
       place = target - attention.cluster_first[document];
       begin = attention.keys.begin(target), end = attention.keys.end(target);
       if (begin < end && 0 <= place && place < work.places) return true;

@@ -106,7 +106,8 @@ struct AttentionWork {
 struct Ranges {
   const AttentionWork& work;
   const Side& side;
-  const int64_t* links;  // null: the cluster
+  const int64_t* offsets;  // into links; null: the cluster. Not `links`, which are null too where there are none.
+  const int64_t* links;
   const int64_t document;
   int64_t place, stop;
   int64_t begin, end;  // of the current range
@@ -114,14 +115,14 @@ struct Ranges {
   SPANBERT_DEVICE Ranges(const AttentionWork& work, bool of_keys, int64_t document)
       : work(work),
         side(work.side(of_keys)),
+        offsets(of_keys ? work.link_offsets : work.back_offsets),
         links(of_keys ? work.links : work.back_links),
         document(document),
         place(0),
         stop(work.include_self ? 1 : 2),
         begin(0),
         end(0) {
-    if (!links) return;
-    const int64_t* offsets = of_keys ? work.link_offsets : work.back_offsets;
+    if (!offsets) return;
     place = offsets[document], stop = offsets[document + 1];
   }
 
@@ -129,7 +130,7 @@ struct Ranges {
   SPANBERT_DEVICE bool next() {
     while (place < stop) {
       const int64_t now = place++;
-      if (links) {
+      if (offsets) {
         const int64_t target = links[now];
         if (target < 0 || target >= side.documents) continue;
         begin = side.begin(target), end = side.end(target);

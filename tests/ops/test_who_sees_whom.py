@@ -138,7 +138,7 @@ def test_other_clusters_change_no_bit(queries: str, keys: str, normalize: str, b
 @normalizations
 @sides
 def test_nothing_to_see_gives_exactly_zero(queries: str, keys: str, normalize: str, backend: str) -> None:
-    """Document 6 is alone in its cluster; then nobody links to anybody."""
+    """Document 6 is alone in its cluster."""
     batch = Batch(queries, keys)
     output, grads = batch.run(backend, normalize=normalize)
     alone = batch.query_document == 6
@@ -146,7 +146,21 @@ def test_nothing_to_see_gives_exactly_zero(queries: str, keys: str, normalize: s
     assert not grads[0][alone].any()
     for grad in grads[1:]:
         assert not grad[batch.key_document == 6].any()
-    output, grads = batch.run(backend, normalize=normalize, links=csr(((),) * len(LENGTHS)))
+
+
+@everywhere
+@normalizations
+def test_nobody_links_to_anybody(normalize: str, backend: str) -> None:
+    """There are links, and none of them: not the same as no link mask."""
+    output, grads = Batch().run(backend, normalize=normalize, links=csr(((),) * len(LENGTHS)))
+    for result in (output, *grads):
+        assert not result.any()
+
+
+@everywhere_in_time
+@sides
+def test_nobody_links_to_anybody_on_all_sides(queries: str, keys: str, backend: str) -> None:
+    output, grads = Batch(queries, keys).run(backend, links=csr(((),) * len(LENGTHS)))
     for result in (output, *grads):
         assert not result.any()
 
