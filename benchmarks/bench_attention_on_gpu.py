@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
 import pytest
 import torch
 import torch.nn.functional as F
 from baselines import CompiledFlexAttention, attention_padded
-from bench_spans_on_gpu import copy_rate, milliseconds
 from measuring import assert_agrees
+from on_gpu import DTYPE, Comparison, copy_rate
+from registry import BOTH, FORWARD
 from torch import Tensor
 
 from spanbert_kernels import ops
@@ -24,7 +24,7 @@ from spanbert_kernels.ops.documents import document_of
 
 pytestmark = pytest.mark.gpu
 BACKENDS = ("cuda", "triton")
-DTYPE, HEADS, HEAD_DIM = torch.bfloat16, 12, 64
+HEADS, HEAD_DIM = 12, 64
 
 
 @dataclass(frozen=True)
@@ -99,68 +99,34 @@ class Case:
         return torch.autograd.grad(output, leaf, self.grad.to(dtype))[0] if backward else output
 
 
-def replayed(way: Callable[[], object]) -> float | str:
-    """Milliseconds of a replay of the captured graph, or why it cannot be captured."""
-    stream = torch.cuda.Stream()
-    try:
-        with torch.cuda.stream(stream):
-            way()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            way()
-    except RuntimeError as error:
-        return str(error).splitlines()[0]
-    return milliseconds(graph.replay)
-
-
 @pytest.mark.parametrize("name", WORKLOADS)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
-def test_attention_on_gpu(benchmark: Any, name: str, backward: bool) -> None:
+def test_attention_on_gpu(keep_row: Callable[..., None], name: str, backward: bool) -> None:
     case = Case(WORKLOADS[name])
 
     def by_eager(dtype: torch.dtype) -> Tensor:
         return case.result(lambda q, k, v: case.ours(q, k, v, "eager"), backward, dtype)
 
-    reference, eager = by_eager(torch.float32), by_eager(DTYPE)
-    times, graphs, errors, refused = {}, {}, {}, {}
+    reference, eager = by_eager(torch.float32).double(), by_eager(DTYPE)
+    # q, k, v and the output once; backward: those, the incoming gradient and three gradients.
+    moved = (12 if backward else 4) * case.tokens * HEADS * HEAD_DIM * DTYPE.itemsize
+    axes = {"tokens": case.tokens, "documents": len(case.cu_seqlens) - 1}
+    suite = "document_attention" if case.clusters is None else "cross_document_attention"
+    comparison = Comparison(suite, name, BOTH if backward else FORWARD, axes, moved, copy_rate(), reference)
     for backend in BACKENDS:
-        refused[backend] = ops.backends.refusal(backend, "cuda", DTYPE)
-        if refused[backend] is not None:
+        reason = ops.backends.refusal(backend, "cuda", DTYPE)
+        if reason is not None:
+            comparison.refuse(backend, "ours", reason)
             continue
 
         def run(backend: str = backend) -> Tensor:
             return case.result(lambda q, k, v: case.ours(q, k, v, backend), backward)
 
-        errors[backend], _ = assert_agrees(run(), eager, reference.double())
-        times[backend], graphs[backend] = milliseconds(run), replayed(run)
-    assert times, f"no backend of ours took the call: {refused}"
-    baselines, reasons = {}, {}
+        _, allowed = assert_agrees(run(), eager, reference)
+        comparison.measure(backend, "ours", run, graph=True, allowed=allowed)
     for peer, way in case.peers().items():
         try:
-            torch.testing.assert_close(case.result(way, backward), eager, rtol=5e-2, atol=5e-2)
-            baselines[peer] = milliseconds(lambda way=way: case.result(way, backward))
-            graphs[peer] = replayed(lambda way=way: case.result(way, backward))
+            comparison.measure(peer, "peer", lambda way=way: case.result(way, backward), graph=True)
         except (RuntimeError, ImportError, NotImplementedError) as error:
-            reasons[peer] = str(error).splitlines()[0]
-    # q, k, v and the output once; backward: those, the incoming gradient and three gradients.
-    transfers = 12 if backward else 4
-    floor = transfers * case.tokens * HEADS * HEAD_DIM * 2 / copy_rate()
-    best = min(times, key=lambda each: times[each])
-    benchmark.pedantic(
-        lambda: (case.result(lambda q, k, v: case.ours(q, k, v, best), backward), torch.cuda.synchronize()), rounds=3
-    )
-    benchmark.extra_info.update(
-        milliseconds=times[best],
-        backends=times,
-        replayed=graphs,
-        cannot_run=reasons,
-        baselines=baselines,
-        floors={"every input and output once": floor},
-        speedup=min(baselines.values(), default=floor) / times[best],
-        of_floor=floor / times[best],
-        largest_error=max(errors.values()),
-        peak_megabytes={},
-        goals=[f"{floor / times[best]:.0%} of the floor"],
-        path=", ".join(f"{backend} {time:.4g} ms" for backend, time in times.items()),
-    )
+            comparison.refuse(peer, "peer", str(error).splitlines()[0])
+    keep_row(comparison.row())

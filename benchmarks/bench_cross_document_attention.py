@@ -1,210 +1,200 @@
-"""cross_document_attention, 12 heads of 64: tokens with the tokens of the other documents, anchors with anchors."""
+"""cross_document_attention, 12 heads of 64: tokens with the tokens of the other documents, anchors with anchors.
+
+The sub-layer is all that a model adds for it, against its matrix products alone: `bench_cross_document_mixer.py`.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy
-import pytest
 import torch
 import torch.nn.functional as F
 from baselines import CompiledFlexAttention, attention_masked, attention_per_cluster
+from batches import offsets_of, real_lengths
+from registry import BOTH, FORWARD, Goal, Inputs, Provider, Suite, Way, Work, Workload, register
 from torch import Tensor
-from turns import Goal, assert_agrees
 
 from spanbert_kernels import ops
-from spanbert_kernels.nn import CrossDocumentMixer
-from spanbert_kernels.ops.cross_document_attention.reference import cross_document_attention as eager_attention
 
 HEADS, HEAD_DIM = 12, 64
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 DENSE, CLUSTERS, FLEX = "SDPA, dense mask", "SDPA per cluster, mask", "FlexAttention, compiled"
+MASKED, SDPA = "padded, masked", "padded SDPA"
 
 
-class Tokens:
-    """8 clusters of 10 documents of 64 tokens, and who sees whom among them."""
+def clusters_of(workload: Workload) -> tuple[Tensor, Tensor]:
+    """Lengths of the documents, and how many each cluster has."""
+    options = workload.options
+    if "real" in options:
+        return real_lengths(options["real"], options["per_cluster"])
+    if options["side"] == "anchors":
+        sizes = torch.from_numpy(numpy.random.default_rng(0).integers(3, 21, options["clusters"]))
+        return torch.full((int(sizes.sum()),), 4), sizes
+    return torch.full((10 * options["clusters"],), 64), torch.full((options["clusters"],), 10)
 
-    def __init__(self) -> None:
-        self.cu_seqlens = torch.arange(0, 8 * 10 * 64 + 1, 64)
-        self.cu_clusters = torch.arange(0, 81, 10)
-        self.plan = ops.plan_attention(self.cu_seqlens, self.cu_clusters, "tokens", "tokens")
-        self.rows = int(self.cu_seqlens[-1])
-        self.document = torch.arange(self.rows) // 64
-        self.offsets = self.cu_seqlens[self.cu_clusters].tolist()
-        index = torch.arange(self.rows)
-        self.mask = self.sees(index[:, None], index[None, :])
-        self.masks = [self.mask[a : a + 640, a : a + 640].clone() for a in self.offsets[:-1]]
-        generator = torch.Generator().manual_seed(0)
-        self.qkv = torch.randn(self.rows, 3, HEADS, HEAD_DIM, generator=generator)
-        self.grad = torch.randn(self.rows, HEADS, HEAD_DIM, generator=generator)
 
-    def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        first, second = self.document[query], self.document[key]
-        return (first // 10 == second // 10) & (first != second)
+def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
+    lengths, sizes = clusters_of(workload)
+    cu_seqlens, cu_clusters, side = offsets_of(lengths), offsets_of(sizes), workload.options["side"]
+    plan = ops.plan_attention(cu_seqlens, cu_clusters, side, side)
+    rows = len(lengths) if side == "anchors" else int(lengths.sum())
+    qkv = torch.randn(rows, 3, HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(0))
+    given = {"cu_seqlens": cu_seqlens, "cu_clusters": cu_clusters, "plan": plan, "sizes": sizes, "lengths": lengths}
+    return Inputs((qkv.to(workload.dtype).to(dtype),), given)
 
-    def ours(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        result = ops.cross_document_attention(q, k, v, self.plan)
+
+def work(workload: Workload, inputs: Inputs) -> Work:
+    """q, k, v and the output once; backward, those, a gradient in and three out."""
+    rows, passes = len(inputs.leaves[0]), 3 if workload.direction == BOTH else 1
+    weights = inputs.given["lengths"].double() if workload.options["side"] == "tokens" else torch.ones(rows)
+    cluster = torch.repeat_interleave(inputs.given["sizes"])
+    per_cluster = torch.zeros(len(inputs.given["sizes"]), dtype=torch.double).index_add(0, cluster, weights.double())
+    pairs = float(per_cluster.square().sum() - weights.square().sum())
+    axes = {"rows": rows, "documents": len(cluster), "clusters": len(per_cluster)}
+    products = (1.0, 3.5)[passes == 3] * 4 * pairs * HEADS * HEAD_DIM
+    return Work(axes, passes * 4 * rows * HEADS * HEAD_DIM * workload.dtype.itemsize, int(products))
+
+
+def ours(workload: Workload, inputs: Inputs) -> Way:
+    def way(qkv: Tensor) -> Tensor:
+        result = ops.cross_document_attention(*qkv.unbind(1), inputs.given["plan"])
         assert isinstance(result, Tensor)
         return result
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention_masked(q, k, v, self.mask)
-
-    def per_cluster(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention_per_cluster(q, k, v, self.offsets, self.masks)
+    return way
 
 
-@DTYPES
-@torch.inference_mode()
-def test_tokens_forward(compare: Callable[..., None], dtype: torch.dtype) -> None:
-    case = Tokens()
-    q, k, v = case.qkv.to(dtype).unbind(1)
-    exact = case.per_cluster(q.double(), k.double(), v.double())
-    eager = case.per_cluster(q, k, v)
-    flex = CompiledFlexAttention(case.document, case.sees)
-    torch.testing.assert_close(flex(q, k, v), eager, rtol=2e-2, atol=2e-2)
-    compare(
-        lambda: case.ours(q, k, v),
-        {
-            CLUSTERS: lambda: case.per_cluster(q, k, v),
-            FLEX: lambda: flex(q, k, v),
-            DENSE: lambda: case.dense(q, k, v),
-        },
-        error=assert_agrees(case.ours(q, k, v), eager, exact),
-        goals=(Goal(9, against=DENSE), Goal(2, against=FLEX), Goal(1.2, against=CLUSTERS)),
-    )
+def sight_of(inputs: Inputs) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+    """The document of each token, and whether a token sees another: of its cluster, not of its document."""
+    document = torch.repeat_interleave(inputs.given["lengths"])
+    cluster = torch.repeat_interleave(inputs.given["sizes"])[document]
+    return document, lambda q, k: (cluster[q] == cluster[k]) & (document[q] != document[k])
 
 
-@DTYPES
-def test_tokens_forward_and_backward(compare: Callable[..., None], dtype: torch.dtype) -> None:
-    case = Tokens()
-
-    def gradient(way: Callable[..., Tensor], dtype: torch.dtype = dtype) -> Tensor:
-        leaf = case.qkv.to(dtype, copy=True).requires_grad_()
-        way(*leaf.unbind(1)).backward(case.grad.to(dtype))
-        assert leaf.grad is not None
-        return leaf.grad
-
-    error = assert_agrees(gradient(case.ours), gradient(case.per_cluster), gradient(case.per_cluster, torch.float64))
-    compare(
-        lambda: gradient(case.ours),
-        {CLUSTERS: lambda: gradient(case.per_cluster), DENSE: lambda: gradient(case.dense)},
-        error=error,
-        goals=(Goal(6, against=DENSE), Goal(1.2, against=CLUSTERS)),
-    )
+def dense(workload: Workload, inputs: Inputs) -> Way:
+    document, sees = sight_of(inputs)
+    index = torch.arange(len(document))
+    mask = sees(index[:, None], index)
+    return lambda qkv: attention_masked(*qkv.unbind(1), mask)
 
 
-class Anchors:
-    """200 clusters of 3 .. 20 documents of 4 tokens; the anchors' queries, keys and values."""
+def per_cluster(workload: Workload, inputs: Inputs) -> Way:
+    _, sees = sight_of(inputs)
+    offsets = inputs.given["cu_seqlens"][inputs.given["cu_clusters"].long()].tolist()
+    rows = [torch.arange(a, b) for a, b in itertools.pairwise(offsets)]
+    masks = [sees(index[:, None], index) for index in rows]
+    return lambda qkv: attention_per_cluster(*qkv.unbind(1), offsets, masks)
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        sizes = torch.from_numpy(numpy.random.default_rng(0).integers(3, 21, 200))
-        self.cu_clusters = F.pad(sizes.cumsum(0), (1, 0))
-        self.documents = int(self.cu_clusters[-1])
-        self.cu_seqlens = torch.arange(0, 4 * self.documents + 1, 4)
-        self.plan = ops.plan_attention(self.cu_seqlens, self.cu_clusters)
-        generator = torch.Generator().manual_seed(0)
-        shape = (self.documents, 3, HEADS, HEAD_DIM)
-        self.qkv = torch.randn(shape, generator=generator).to(dtype)
-        self.grad = torch.randn(self.documents, HEADS, HEAD_DIM, generator=generator).to(dtype)
-        # The padded batch [C, largest], and the documents that each one sees there.
+
+def flex(workload: Workload, inputs: Inputs) -> Way:
+    attend = CompiledFlexAttention(*sight_of(inputs))
+    return lambda qkv: attend(*qkv.unbind(1))
+
+
+class Padded:
+    """Anchors of clusters as a padded batch `[C, largest, ..]`, and the documents that each one sees there."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        sizes = inputs.given["sizes"]
         place = torch.arange(int(sizes.max()))
         self.real = place < sizes[:, None]
         self.visible = self.real[:, None, None, :] & ~torch.eye(len(place), dtype=torch.bool)
 
-    def ours(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        result = ops.cross_document_attention(q, k, v, self.plan)
-        assert isinstance(result, Tensor)
-        return result
+    def parts(self, qkv: Tensor) -> Tensor:
+        """Query, key, value, each `[C, heads, documents, head_dim]`."""
+        batch = qkv.new_zeros(*self.real.shape, 3, HEADS, HEAD_DIM)
+        batch[self.real] = qkv
+        return batch.permute(2, 0, 3, 1, 4)
 
-    def padded(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Padded with masks, in plain PyTorch."""
-        batch = q.new_zeros(*self.real.shape, 3, HEADS, HEAD_DIM)
-        batch[self.real] = torch.stack((q, k, v), 1)
-        query, key, value = batch.permute(2, 0, 3, 1, 4)  # [C, heads, documents, head_dim]
+
+def masked(workload: Workload, inputs: Inputs) -> Way:
+    batch = Padded(inputs)
+
+    def way(qkv: Tensor) -> Tensor:
+        query, key, value = batch.parts(qkv)
         scores = query @ key.mT * HEAD_DIM**-0.5
-        weights = scores.masked_fill(~self.visible, -torch.inf).softmax(-1)
-        return (weights @ value).transpose(1, 2)[self.real]
+        weights = scores.masked_fill(~batch.visible, -torch.inf).softmax(-1)
+        return (weights @ value).transpose(1, 2)[batch.real]
 
-    def padded_by_sdpa(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        batch = q.new_zeros(*self.real.shape, 3, HEADS, HEAD_DIM)
-        batch[self.real] = torch.stack((q, k, v), 1)
-        parts = batch.permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(*parts, attn_mask=self.visible).transpose(1, 2)[self.real]
-
-    def exact(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        sight = (self.cu_seqlens, self.cu_clusters, "anchors", "anchors", False, None, "joint", HEAD_DIM**-0.5)
-        return eager_attention(q.double(), k.double(), v.double(), *sight, 0.0, None)[0]
+    return way
 
 
-@DTYPES
-@torch.inference_mode()
-def test_anchors_forward(compare: Callable[..., None], dtype: torch.dtype) -> None:
-    case = Anchors(dtype)
-    q, k, v = case.qkv.unbind(1)
-    torch.testing.assert_close(case.padded_by_sdpa(q, k, v), case.padded(q, k, v), rtol=2e-2, atol=2e-2)
-    compare(
-        lambda: case.ours(q, k, v),
-        {"padded, masked": lambda: case.padded(q, k, v), "padded SDPA": lambda: case.padded_by_sdpa(q, k, v)},
-        error=assert_agrees(case.ours(q, k, v), case.padded(q, k, v), case.exact(q, k, v)),
-        goals=(Goal(4, against="padded, masked"),),
+def padded_sdpa(workload: Workload, inputs: Inputs) -> Way:
+    batch = Padded(inputs)
+
+    def way(qkv: Tensor) -> Tensor:
+        result = F.scaled_dot_product_attention(*batch.parts(qkv), attn_mask=batch.visible)
+        return result.transpose(1, 2)[batch.real]
+
+    return way
+
+
+def exact(workload: Workload, inputs: Inputs) -> Way:
+    """Whatever eager is for the workload."""
+    return (masked if workload.options["side"] == "anchors" else per_cluster)(workload, inputs)
+
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def tokens(name: str, direction: str, *goals: Goal, providers: tuple[str, ...] = (), **fields: Any) -> Workload:
+    options = {"side": "tokens", "providers": ("ours", CLUSTERS, *providers), **fields.pop("options", {})}
+    return Workload(name, direction, goals=goals, options=options, **{"seconds": 8.0, **fields})
+
+
+def anchors(name: str, direction: str, clusters: int, *goals: Goal, **fields: Any) -> Workload:
+    options = {"side": "anchors", "clusters": clusters, "providers": ("ours", MASKED, SDPA)}
+    return Workload(name, direction, goals=goals, options=options, **{"seconds": 4.0, **fields})
+
+
+PACKED = "8 clusters x 10 documents x 64 tokens"
+RANDOM = "anchors of 200 clusters of 3 to 20"
+EIGHT = {"clusters": 8}
+SUITE = register(
+    Suite(
+        "cross_document_attention",
+        (
+            *(
+                tokens(PACKED, FORWARD, Goal(9, against=DENSE), Goal(2, against=FLEX), Goal(1.2, against=CLUSTERS),
+                       providers=(DENSE, FLEX), dtype=dtype, options=EIGHT)
+                for dtype in DTYPES
+            ),
+            *(
+                tokens(PACKED, BOTH, Goal(6, against=DENSE), Goal(1.2, against=CLUSTERS), providers=(DENSE,),
+                       dtype=dtype, options=EIGHT)
+                for dtype in DTYPES
+            ),
+            tokens("meantime, 4 topics x 8 documents", FORWARD, options={"real": "meantime", "per_cluster": 8}),
+            tokens("the package's own documents", FORWARD, options={"real": "package", "per_cluster": 8}, quick=True),
+            *(
+                anchors(RANDOM, direction, 200, Goal(4, against=MASKED), dtype=dtype,
+                        quick=direction == FORWARD and dtype == torch.float32)
+                for direction in (FORWARD, BOTH)
+                for dtype in DTYPES
+            ),
+            *(
+                anchors(f"anchors of {count:,} clusters", FORWARD, count, seconds=1.0, curve="anchors over clusters",
+                        scaling="clusters")
+                for count in (10, 50, 250, 1000)
+            ),
+        ),
+        {
+            "ours": Provider(ours, "ours"),
+            CLUSTERS: Provider(per_cluster, "eager"),
+            MASKED: Provider(masked, "eager"),
+            DENSE: Provider(dense),
+            FLEX: Provider(flex, backward=False),
+            SDPA: Provider(padded_sdpa),
+            "in float64": Provider(exact),
+        },
+        inputs,
+        work,
+        reference="in float64",
     )
+)  # fmt: skip
 
 
-@DTYPES
-def test_anchors_forward_and_backward(compare: Callable[..., None], dtype: torch.dtype) -> None:
-    case = Anchors(dtype)
-
-    def gradient(way: Callable[..., Tensor], dtype: torch.dtype = dtype) -> Tensor:
-        leaf = case.qkv.to(dtype, copy=True).requires_grad_()
-        way(*leaf.unbind(1)).backward(case.grad.to(dtype))
-        assert leaf.grad is not None
-        return leaf.grad
-
-    error = assert_agrees(gradient(case.ours), gradient(case.padded), gradient(case.exact, torch.float64))
-    compare(
-        lambda: gradient(case.ours),
-        {"padded, masked": lambda: gradient(case.padded), "padded SDPA": lambda: gradient(case.padded_by_sdpa)},
-        error=error,
-        goals=(Goal(4, against="padded, masked"),),
-    )
-
-
-@torch.inference_mode()
-def test_anchors_sub_layer(compare: Callable[..., None]) -> None:
-    """Gather, LayerNorm, QKV, attention, projection, gate and the addition in place, against its products alone."""
-    case, size = Anchors(torch.float32), HEADS * HEAD_DIM
-    torch.manual_seed(0)
-    mixer = CrossDocumentMixer(size, HEADS).eval()
-    torch.nn.init.constant_(mixer.gate, 0.5)
-    hidden = torch.randn(int(case.cu_seqlens[-1]), size)
-    anchors = hidden[case.cu_seqlens[1:] - 1]
-    scratch = hidden.clone()
-
-    def matrix_products() -> None:
-        F.linear(anchors, mixer.query.weight)
-        F.linear(anchors, mixer.key_value.weight)
-        F.linear(anchors, mixer.output.weight)
-
-    double = CrossDocumentMixer(size, HEADS).eval().double()
-    double.load_state_dict({name: value.double() for name, value in mixer.state_dict().items()})
-    with ops.backends.use("eager"):
-        exact = double(hidden.double(), case.cu_seqlens, case.cu_clusters)
-        eager = mixer(hidden, case.cu_seqlens, case.cu_clusters)
-
-    def ours() -> Tensor:
-        return mixer(scratch, case.plan, inplace=True)
-
-    error = assert_agrees(ours().clone(), eager, exact)
-
-    def eager_way() -> Tensor:
-        with ops.backends.use("eager"):
-            return mixer(hidden, case.cu_seqlens, case.cu_clusters)
-
-    compare(
-        ours,
-        {"eager": eager_way},
-        error=error,
-        floors={"its matrix products": matrix_products},
-        goals=(Goal(at_most=1.15, against="its matrix products"),),
-    )
+def test_row(record: Callable[..., None], workload: Workload) -> None:
+    record(workload)

@@ -1,99 +1,124 @@
-"""document_attention on 16 documents of log-normal lengths, 12 heads of 64."""
+"""document_attention, 12 heads of 64, on documents of log-normal and of real lengths, against PyTorch's attentions.
+
+The padded way gets a batch that is padded already: packing and unpacking it is not counted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import pytest
 import torch
 from baselines import CompiledFlexAttention, attention_padded, attention_per_document
-from batches import document_lengths
+from batches import document_lengths, offsets_of, padding_share, real_lengths
+from registry import BACKWARD, BOTH, FORWARD, Goal, Inputs, Prepared, Provider, Suite, Way, Work, Workload, register
 from torch import Tensor
-from turns import Goal, assert_agrees
 
 from spanbert_kernels import ops
 from spanbert_kernels.ops.documents import document_of
 
 HEADS, HEAD_DIM = 12, 64
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 PADDED, LOOP, FLEX = "SDPA padded", "SDPA per document", "FlexAttention, compiled"
+# Tensors of [T, heads, head_dim] that are read or written at least, and operations as shares of the forward's.
+PASSES = {FORWARD: (4, 1.0), BACKWARD: (8, 2.5), BOTH: (12, 3.5)}
 
 
-def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    lengths = document_lengths()
-    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-    qkv = torch.randn(int(lengths.sum()), 3, HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(0))
-    return qkv.to(dtype), cu_seqlens
+def lengths_of(workload: Workload) -> Tensor:
+    options = workload.options
+    if "real" in options:
+        return real_lengths(options["real"], options["per_cluster"])[0]
+    return document_lengths(options.get("documents", 16), options.get("sigma", 0.7))
 
 
-def padded_way(cu_seqlens: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]:
-    """How a padded batch is made of packed rows, and attention on it."""
-    lengths = cu_seqlens.diff()
+def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
+    lengths = lengths_of(workload)
+    shape = (int(lengths.sum()), 3, HEADS, HEAD_DIM)
+    qkv = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(workload.dtype).to(dtype)
+    return Inputs((qkv,), {"lengths": lengths, "cu_seqlens": offsets_of(lengths)})
+
+
+def work(workload: Workload, inputs: Inputs) -> Work:
+    lengths: Tensor = inputs.given["lengths"]
+    transfers, products = PASSES[workload.direction]
+    tokens, pairs, size = int(lengths.sum()), int(lengths.square().sum()), HEADS * HEAD_DIM
+    axes = {"tokens": tokens, "documents": len(lengths), "padding": padding_share(lengths)}
+    return Work(axes, transfers * tokens * size * workload.dtype.itemsize, int(products * 4 * pairs * size))
+
+
+def ours(workload: Workload, inputs: Inputs) -> Way:
+    return lambda qkv: ops.document_attention(*qkv.unbind(1), inputs.given["cu_seqlens"])
+
+
+def per_document(workload: Workload, inputs: Inputs) -> Way:
+    offsets = inputs.given["cu_seqlens"].tolist()
+    return lambda qkv: attention_per_document(*qkv.unbind(1), offsets)
+
+
+def padded(workload: Workload, inputs: Inputs) -> Prepared:
+    lengths, qkv = inputs.given["lengths"], inputs.leaves[0]
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    batch = qkv.new_zeros(*mask.shape, 3, HEADS, HEAD_DIM)
+    batch[mask] = qkv
 
-    def pad(qkv: Tensor) -> Tensor:
-        padded = qkv.new_zeros(*mask.shape, 3, HEADS, HEAD_DIM)
-        padded[mask] = qkv
-        return padded.permute(2, 0, 3, 1, 4)  # [3, B, heads, L, head_dim]
+    def unpack(tensor: Tensor) -> Tensor:
+        """Of the output `[B, heads, L, head_dim]`, or of the gradient, which has a dimension of three before."""
+        return (tensor.permute(1, 3, 0, 2, 4) if tensor.dim() == 5 else tensor.transpose(1, 2))[mask]
 
-    return pad, lambda q, k, v: attention_padded(q, k, v, mask)
+    leaves = (batch.permute(2, 0, 3, 1, 4).contiguous(),)  # [3, B, heads, L, head_dim]
+    return Prepared(lambda parts: attention_padded(*parts.unbind(0), mask), leaves, unpack)
 
 
-@DTYPES
-@torch.inference_mode()
-def test_forward(compare: Callable[..., None], dtype: torch.dtype) -> None:
-    qkv, cu_seqlens = inputs(dtype)
-    q, k, v = qkv.unbind(1)
-    offsets, document = cu_seqlens.tolist(), document_of(cu_seqlens, len(qkv))
-    pad, attend_padded = padded_way(cu_seqlens)
-    padded = pad(qkv)
-    reference = attention_per_document(q.double(), k.double(), v.double(), offsets)
-    eager = attention_per_document(q, k, v, offsets)
-    flex = CompiledFlexAttention(document, lambda query, key: document[query] == document[key])
-    torch.testing.assert_close(flex(q, k, v), eager, rtol=2e-2, atol=2e-2)
-    compare(
-        lambda: ops.document_attention(q, k, v, cu_seqlens),
+def flex(workload: Workload, inputs: Inputs) -> Way:
+    document = document_of(inputs.given["cu_seqlens"], len(inputs.leaves[0]))
+    attend = CompiledFlexAttention(document, lambda query, key: document[query] == document[key])
+    return lambda qkv: attend(*qkv.unbind(1))
+
+
+WITHOUT_FLEX = ("ours", LOOP, PADDED)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def row(name: str, direction: str = FORWARD, *goals: Goal, **fields: Any) -> Workload:
+    fields["options"] = {"providers": WITHOUT_FLEX, **fields.get("options", {})}
+    return Workload(name, direction, goals=goals, **{"seconds": 3.0, **fields})
+
+
+def point(name: str, axis: str, **options: Any) -> Workload:
+    return row(name, options=options, seconds=1.0, curve=f"attention over {axis}", scaling=axis)
+
+
+SUITE = register(
+    Suite(
+        "document_attention",
+        (
+            *(
+                row("16 documents", FORWARD, Goal(4, against=PADDED), Goal(3.5, against=FLEX), Goal(1.2, against=LOOP),
+                    dtype=dtype, options={"providers": (*WITHOUT_FLEX, FLEX)}, seconds=6.0)
+                for dtype in DTYPES
+            ),
+            *(
+                row("16 documents", BOTH, Goal(3.5, against=PADDED), Goal(1.2, against=LOOP), dtype=dtype, seconds=6.0,
+                    quick=dtype == torch.float32)
+                for dtype in DTYPES
+            ),
+            row("16 documents", BACKWARD),
+            row("the package's own documents", options={"real": "package", "per_cluster": 8}, quick=True),
+            row("16 documents of gum", options={"real": "gum", "per_cluster": 4}),
+            *(point(f"{count} documents", "documents", documents=count) for count in (1, 4, 64, 256)),
+            *(point(f"64 documents, sigma {s:g}", "padding", documents=64, sigma=s) for s in (0.0, 0.25, 0.5, 1.0)),
+        ),
         {
-            LOOP: lambda: attention_per_document(q, k, v, offsets),
-            PADDED: lambda: attend_padded(*padded),
-            FLEX: lambda: flex(q, k, v),
+            "ours": Provider(ours, "ours"),
+            LOOP: Provider(per_document, "eager"),
+            PADDED: Provider(padded),
+            FLEX: Provider(flex, backward=False),
         },
-        error=assert_agrees(ops.document_attention(q, k, v, cu_seqlens), eager, reference),
-        goals=(Goal(4, against=PADDED), Goal(3.5, against=FLEX), Goal(1.2, against=LOOP)),
+        inputs,
+        work,
+        reference=LOOP,
     )
+)  # fmt: skip
 
 
-@DTYPES
-def test_forward_and_backward(compare: Callable[..., None], dtype: torch.dtype) -> None:
-    qkv, cu_seqlens = inputs(dtype)
-    offsets = cu_seqlens.tolist()
-    grad = torch.randn(qkv.shape[0], HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(1))
-    pad, attend_padded = padded_way(cu_seqlens)
-
-    def gradient(way: Callable[..., Tensor], dtype: torch.dtype = dtype) -> Tensor:
-        leaf = qkv.to(dtype, copy=True).requires_grad_()
-        way(*leaf.unbind(1)).backward(grad.to(dtype))
-        assert leaf.grad is not None
-        return leaf.grad
-
-    padded, padded_grad = pad(qkv), pad(grad.to(dtype)[:, None].expand(-1, 3, -1, -1))[0]
-
-    def padded_gradient() -> Tensor:
-        leaf = padded.clone().requires_grad_()
-        attend_padded(*leaf.unbind(0)).backward(padded_grad)
-        assert leaf.grad is not None
-        return leaf.grad
-
-    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ops.document_attention(q, k, v, cu_seqlens)
-
-    def theirs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention_per_document(q, k, v, offsets)
-
-    error = assert_agrees(gradient(ours), gradient(theirs), gradient(theirs, torch.float64))
-    compare(
-        lambda: gradient(ours),
-        {LOOP: lambda: gradient(theirs), PADDED: padded_gradient},
-        error=error,
-        goals=(Goal(3.5, against=PADDED), Goal(1.2, against=LOOP)),
-    )
+def test_row(record: Callable[..., None], workload: Workload) -> None:
+    record(workload)

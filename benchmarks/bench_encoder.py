@@ -1,83 +1,129 @@
-"""BERT-base through `accelerate`, against transformers with both of its attention implementations."""
+"""BERT-base through `accelerate`, against transformers with its attention implementations and under torch.compile.
+
+Inference, and a training step: forward and backward to all parameters. The step has no dropout, whose masks differ; its
+gate compares the states and every 61st number of the gradients.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-import pytest
 import torch
-from batches import BATCHES, VOCABULARY
+from batches import VOCABULARY, document_lengths, padded_batch, padding_share, real_lengths
+from registry import BOTH, FORWARD, Goal, Inputs, Prepared, Provider, Suite, Work, Workload, register
 from torch import Tensor
 from transformers import BertConfig, BertModel
-from turns import Goal, assert_agrees
 
 from spanbert_kernels import accelerate
 
-GOALS = {
-    ("16 documents", torch.float32): [Goal(at_least=3.5)],
-    ("16 documents", torch.bfloat16): [Goal(at_least=2.6)],
-    ("one sentence of 24", torch.float32): [Goal(at_least=1.8)],
-    ("16 x 128", torch.float32): [Goal(at_least=1.3)],
-}
+EAGER, SDPA, COMPILED = "transformers, eager", "transformers, sdpa", "transformers, sdpa, compiled"
+CONFIG = {"vocab_size": VOCABULARY, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
+COMPARED = 61
 
 
-@pytest.fixture(scope="module")
-def base() -> Any:
+@cache
+def weights() -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return BertModel(BertConfig(vocab_size=VOCABULARY)).eval()
+    found: dict[str, Tensor] = BertModel(BertConfig(**CONFIG), add_pooling_layer=False).state_dict()
+    return found
 
 
-def three_models(base: Any, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
-    """An accelerated copy, its report, and transformers' own, by attention implementation."""
-    model = copy.deepcopy(base).to(dtype)
-    theirs = {}
-    for name in ("sdpa", "eager"):
-        theirs[name] = copy.deepcopy(model)
-        theirs[name].set_attn_implementation(name)
-    return model, accelerate(model), theirs
+def model_of(workload: Workload, dtype: torch.dtype, attention: str) -> Any:
+    model = BertModel(BertConfig(**CONFIG, attn_implementation=attention), add_pooling_layer=False)
+    model.load_state_dict(weights())
+    return model.to(workload.dtype).to(dtype).train(workload.direction == BOTH)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", BATCHES)
-@torch.inference_mode()
-def test_inference(compare: Callable[..., None], base: Any, name: str, dtype: torch.dtype) -> None:
-    batch = BATCHES[name]()
-    ours, report, theirs = three_models(base, dtype)
-
-    def run(model: Any) -> Tensor:
-        return model(**batch).last_hidden_state[batch["attention_mask"].bool()]
-
-    error = assert_agrees(run(ours), run(theirs["eager"]), run(copy.deepcopy(theirs["eager"]).double()))
-    compare(
-        lambda: ours(**batch),
-        {f"transformers, {each}": lambda model=model: model(**batch) for each, model in theirs.items()},
-        error=error,
-        goals=GOALS.get((name, dtype), ()),
-        path=lambda: report.last_path,
-    )
+def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
+    options = workload.options
+    if "real" in options:
+        lengths = real_lengths(options["real"], options["per_cluster"])[0].clamp(max=512)
+    elif "length" in options:
+        lengths = torch.full((options["documents"],), options["length"])
+    else:
+        lengths = document_lengths(options.get("documents", 16), options.get("sigma", 0.7))
+    return Inputs((), {"lengths": lengths, "batch": padded_batch(lengths), "dtype": dtype})
 
 
-def test_training_step(compare: Callable[..., None], base: Any) -> None:
-    """Forward and backward with BERT's dropout. The gate compares gradients without it: the masks differ."""
-    batch = BATCHES["16 documents"]()
+def work(workload: Workload, inputs: Inputs) -> Work:
+    """Products with the weights for real tokens alone, attention inside documents; weights and states once."""
+    lengths: Tensor = inputs.given["lengths"]
+    config, tokens, passes = BertConfig(**CONFIG), int(lengths.sum()), 3 if workload.direction == BOTH else 1
+    size = config.hidden_size
+    per_layer = 4 * size * size + 2 * size * config.intermediate_size
+    pairs = 4 * int(lengths.square().sum()) * size
+    axes = {"tokens": tokens, "documents": len(lengths), "padding": padding_share(lengths)}
+    products = config.num_hidden_layers * (2 * tokens * per_layer + pairs)
+    moved = config.num_hidden_layers * per_layer + 2 * tokens * size
+    return Work(axes, passes * moved * workload.dtype.itemsize, passes * products)
+
+
+def prepared(model: Any, way: Callable[..., Any], batch: dict[str, Tensor]) -> Prepared:
     mask = batch["attention_mask"].bool()
-    ours, report, theirs = three_models(base, torch.float32)
-    grad = torch.randn(int(mask.sum()), 768, generator=torch.Generator().manual_seed(1))
 
-    def step(model: Any) -> Tensor:
-        model.zero_grad()
-        states = model(**batch).last_hidden_state[mask]
-        states.backward(grad.to(states.dtype))
-        return model.encoder.layer[0].intermediate.dense.weight.grad
+    def compared(tensor: Tensor) -> Tensor:
+        return tensor[mask] if tensor.shape[:2] == mask.shape else tensor.flatten()[::COMPARED]
 
-    error = assert_agrees(step(ours), step(theirs["eager"]), step(copy.deepcopy(theirs["eager"]).double()))
-    for model in (ours, *theirs.values()):
-        model.train()
-    compare(
-        lambda: step(ours),
-        {f"transformers, {each}": lambda model=model: step(model) for each, model in theirs.items()},
-        error=error,
-        path=lambda: report.last_path,
+    return Prepared(lambda: way(**batch).last_hidden_state, tuple(model.parameters()), compared, parameters=True)
+
+
+def ours(workload: Workload, inputs: Inputs) -> Prepared:
+    model = model_of(workload, inputs.given["dtype"], "sdpa")
+    accelerate(model)
+    return prepared(model, model, inputs.given["batch"])
+
+
+def theirs(attention: str) -> Callable[[Workload, Inputs], Prepared]:
+    def build(workload: Workload, inputs: Inputs) -> Prepared:
+        model = model_of(workload, inputs.given["dtype"], attention)
+        return prepared(model, model, inputs.given["batch"])
+
+    return build
+
+
+def compiled(workload: Workload, inputs: Inputs) -> Prepared:
+    model = model_of(workload, inputs.given["dtype"], "sdpa")
+    return prepared(model, torch.compile(model, dynamic=False), inputs.given["batch"])
+
+
+def row(name: str, *goals: Goal, direction: str = FORWARD, providers: tuple[str, ...] = (), **fields: Any) -> Workload:
+    options = {"providers": ("ours", EAGER, SDPA, *providers), **fields.pop("options", {})}
+    return Workload(name, direction, goals=goals, options=options, **{"seconds": 8.0, **fields})
+
+
+BFLOAT16 = torch.bfloat16
+SENTENCE, EVEN = {"documents": 1, "length": 24}, {"documents": 16, "length": 128}
+SUITE = register(
+    Suite(
+        "encoder",
+        (
+            row("16 documents", Goal(3.5), providers=(COMPILED,), seconds=20.0),
+            row("16 documents", Goal(2.6), dtype=BFLOAT16, seconds=12.0),
+            row("16 documents", direction=BOTH, seconds=20.0),
+            row("one sentence of 24", Goal(1.8), options=SENTENCE, quick=True),
+            row("one sentence of 24", options=SENTENCE, dtype=BFLOAT16, seconds=4.0),
+            row("16 x 128", Goal(1.3), options=EVEN, seconds=20.0),
+            row("16 documents of gum, up to 512 tokens", options={"real": "gum", "per_cluster": 4}, seconds=20.0),
+            *(
+                row(f"16 documents, sigma {sigma:g}", options={"sigma": sigma}, curve="encoder over padding",
+                    scaling="padding")
+                for sigma in (0.0, 0.35, 1.0)
+            ),
+        ),
+        {
+            "ours": Provider(ours, "ours"),
+            EAGER: Provider(theirs("eager"), "eager"),
+            SDPA: Provider(theirs("sdpa")),
+            COMPILED: Provider(compiled, backward=False),
+        },
+        inputs,
+        work,
+        reference=EAGER,
     )
+)  # fmt: skip
+
+
+def test_row(record: Callable[..., None], workload: Workload) -> None:
+    record(workload)

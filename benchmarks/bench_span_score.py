@@ -23,26 +23,28 @@ EAGER = "pool, then two layers"
 BEST = "dense product, two layers"
 
 
-def layer_inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
+def layer_inputs(dtype: torch.dtype, length: int = LENGTH) -> tuple[Tensor, ...]:
     """Hidden states, scores, a table of widths, the first layer's weight and bias, the second's weight."""
     generator = torch.Generator().manual_seed(0)
     columns = 3 * HIDDEN + WIDTH_COLUMNS
-    shapes = ((LENGTH, HIDDEN), (LENGTH,), (MAX_WIDTH, WIDTH_COLUMNS), (UNITS, columns), (UNITS,), (1, UNITS))
+    shapes = ((length, HIDDEN), (length,), (MAX_WIDTH, WIDTH_COLUMNS), (UNITS, columns), (UNITS,), (1, UNITS))
     scales = (1.0, 1.0, 1.0, columns**-0.5, 0.1, UNITS**-0.5)
     made = (scale * torch.randn(shape, generator=generator) for shape, scale in zip(shapes, scales, strict=True))
     return tuple(tensor.to(dtype) for tensor in made)
 
 
 def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
-    return Inputs(layer_inputs(dtype), {"spans": all_spans(LENGTH, MAX_WIDTH)})
+    length = workload.options.get("length", LENGTH)
+    return Inputs(layer_inputs(dtype, length), {"spans": all_spans(length, MAX_WIDTH)})
 
 
 def work(workload: Workload, inputs: Inputs) -> Work:
     """The fewest operations known: tokens projected once, three rows added for a span, the second layer."""
     spans, passes = len(inputs.given["spans"]), 3 if workload.direction == BOTH else 1
-    products = 2 * 3 * LENGTH * HIDDEN * UNITS + 2 * spans * UNITS
+    length = len(inputs.leaves[0])
+    products = 2 * 3 * length * HIDDEN * UNITS + 2 * spans * UNITS
     read = sum(leaf.numel() for leaf in inputs.leaves)
-    axes = {"tokens": LENGTH, "spans": spans, "width": MAX_WIDTH, "units": UNITS}
+    axes = {"tokens": length, "spans": spans, "width": MAX_WIDTH, "units": UNITS}
     return Work(axes, passes * read * inputs.leaves[0].element_size(), passes * products)
 
 
@@ -51,7 +53,7 @@ def two_layers(pooled: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor)
 
 
 def ours(workload: Workload, inputs: Inputs) -> Way:
-    plan = ops.enumerate_spans(torch.tensor([0, LENGTH]), MAX_WIDTH)
+    plan = ops.enumerate_spans(torch.tensor([0, len(inputs.leaves[0])]), MAX_WIDTH)
 
     def way(hidden: Tensor, scores: Tensor, table: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor) -> Tensor:
         return ops.span_score(hidden, plan, PARTS, weight, bias, out_weight, None, scores, table)
@@ -101,6 +103,7 @@ SUITE = register(
                      peaks=("ours", EAGER)),
             Workload("3000 units", BOTH, goals=(Goal(20, against=EAGER), Goal(8, against=BEST)), peak_goal=SMALL,
                      peaks=("ours", EAGER)),
+            Workload("64 tokens", options={"length": 64}, seconds=3.0, quick=True),
         ),
         {
             "ours": Provider(ours, "ours"),

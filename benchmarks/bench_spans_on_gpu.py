@@ -14,13 +14,14 @@ import pytest
 import torch
 from baselines import RaggedTokens, gather_and_max, gather_and_mean
 from measuring import assert_agrees
+from on_gpu import DTYPE, Comparison, copy_rate
+from registry import BOTH, FORWARD
 from torch import Tensor
 
 from spanbert_kernels import ops
 
 pytestmark = pytest.mark.gpu
 BACKENDS = ("cuda", "triton")
-DTYPE = torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,6 @@ def inputs(load: Workload) -> tuple[Tensor, Tensor, ops.SpanPlan, Tensor]:
     return hidden, spans, ops.plan_spans(spans, num_tokens=tokens), scores
 
 
-def milliseconds(way: Callable[[], object]) -> float:
-    import triton
-
-    return float(triton.testing.do_bench(way, warmup=25, rep=100, return_mode="median"))
-
-
-def copy_rate() -> float:
-    """Bytes per millisecond of a large copy, read and written."""
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / milliseconds(lambda: target.copy_(source))
-
-
 def chunked(way: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, spans: Tensor, width: int) -> Tensor:
     """In chunks of spans whose gathered tokens take 4 GB at most."""
     rows = max(1, 2**31 // (width * hidden.shape[1]))
@@ -97,7 +85,7 @@ def others(parts: str, load: Workload, hidden: Tensor, spans: Tensor, scores: Te
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("name", WORKLOADS)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
-def test_spans_on_gpu(benchmark: Any, name: str, parts: str, backward: bool) -> None:
+def test_spans_on_gpu(keep_row: Callable[..., None], name: str, parts: str, backward: bool) -> None:
     load = WORKLOADS[name]
     hidden, spans, plan, scores = inputs(load)
     columns = load.hidden * len(PARTS[parts])
@@ -125,32 +113,21 @@ def test_spans_on_gpu(benchmark: Any, name: str, parts: str, backward: bool) -> 
                 outputs.append(output)
         return total.to(dtype) if backward else torch.cat(outputs)
 
-    reference, eager = by_eager(torch.float32), by_eager(DTYPE)
-    times, errors, refused = {}, {}, {}
-    for backend in BACKENDS:
-        refused[backend] = ops.backends.refusal(backend, "cuda", DTYPE)
-        if refused[backend] is None:
-            errors[backend], _ = assert_agrees(result(lambda x, b=backend: ours(x, b)), eager, reference.double())
-            times[backend] = milliseconds(lambda b=backend: result(lambda x: ours(x, b)))
-    assert times, f"no backend of ours took the call: {refused}"
-    del reference, eager
-    baselines = {}
-    if not backward:
-        baselines = {k: milliseconds(way) for k, way in others(parts, load, hidden, spans, scores).items()}
+    reference, eager = by_eager(torch.float32).double(), by_eager(DTYPE)
     # Forward: hidden is read, the output written; backward: its gradient is read, that of hidden written.
-    elements = hidden.numel() + len(plan) * columns
-    floor = (2 if backward else 1) * elements * hidden.element_size() / copy_rate()
-    best = min(times, key=lambda each: times[each])
-    benchmark.pedantic(lambda: (result(lambda x: ours(x, best)), torch.cuda.synchronize()), rounds=3)
-    benchmark.extra_info.update(
-        milliseconds=times[best],
-        backends=times,
-        baselines=baselines,
-        floors={"every input and output once": floor},
-        speedup=min(baselines.values()) / times[best] if baselines else floor / times[best],
-        of_floor=floor / times[best],
-        largest_error=max(errors.values()),
-        peak_megabytes={},
-        goals=[f"{floor / times[best]:.0%} of the floor"],
-        path=", ".join(f"{backend} {time:.4g} ms" for backend, time in times.items()),
-    )
+    moved = (2 if backward else 1) * (hidden.numel() + len(plan) * columns) * hidden.element_size()
+    axes = {"tokens": len(hidden), "spans": len(plan), "width": load.max_width, "documents": load.documents}
+    direction, title = BOTH if backward else FORWARD, f"{parts}, {name}"
+    comparison = Comparison("span_pool", title, direction, axes, moved, copy_rate(), reference)
+    for backend in BACKENDS:
+        reason = ops.backends.refusal(backend, "cuda", DTYPE)
+        if reason is not None:
+            comparison.refuse(backend, "ours", reason)
+            continue
+        _, allowed = assert_agrees(result(lambda x, b=backend: ours(x, b)), eager, reference)
+        comparison.measure(backend, "ours", lambda b=backend: result(lambda x: ours(x, b)), allowed=allowed)
+    del eager
+    if not backward:
+        for peer, way in others(parts, load, hidden, spans, scores).items():
+            comparison.measure(peer, "peer", way)
+    keep_row(comparison.row())

@@ -5,24 +5,18 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from measuring import QUICK, Refused, ceilings, measure
-from registry import Workload
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from turns import compare
+from measuring import QUICK, ceilings, measure
+from registry import Unavailable, Workload
 
-from spanbert_kernels import __version__, ops
+import spanbert_kernels
 
-__all__ = ["compare"]  # a fixture, for the suites that are not in the registry yet
 ROWS = os.environ.get("SPANBERT_KERNELS_BENCH_ROWS")
+rows: list[dict[str, Any]] = []
 
 
 def _append(line: Mapping[str, Any]) -> None:
@@ -34,12 +28,17 @@ def _append(line: Mapping[str, Any]) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "workload" in metafunc.fixturenames:
-        rows = [each for each in metafunc.module.SUITE.workloads if each.quick or not QUICK]
-        metafunc.parametrize("workload", rows, ids=[each.id for each in rows])
+        wanted = [each for each in metafunc.module.SUITE.workloads if each.quick or not QUICK]
+        metafunc.parametrize("workload", wanted, ids=[each.id for each in wanted])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A suite without a quick row has no place in a quick run; pytest would count it as skipped."""
+    items[:] = [item for item in items if getattr(item, "callspec", None) is None or item.callspec.id != "NOTSET"]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    _append({"collected": sum("workload" in getattr(item, "fixturenames", ()) for item in session.items)})
+    _append({"collected": len(session.items), "package": str(Path(spanbert_kernels.__file__).parent)})
 
 
 @pytest.fixture(scope="session")
@@ -57,13 +56,35 @@ def record(request: pytest.FixtureRequest, benchmark: Any, machine_ceilings: dic
         suite = request.module.SUITE
         try:
             row = measure(suite, workload, machine_ceilings, benchmark)
-        except Refused as reason:
-            _append({"failure": {"suite": suite.name, "workload": workload.id, "reason": str(reason)}})
-            raise
-        benchmark.extra_info["row"] = row
-        _append({"row": row})
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+        _keep(row)
 
     return run
+
+
+@pytest.fixture
+def keep_row() -> Callable[[dict[str, Any]], None]:
+    """For suites that measure by themselves."""
+    return _keep
+
+
+def _keep(row: dict[str, Any]) -> None:
+    rows.append(row)
+    _append({"row": row})
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """What fails, be it the gate or anything else, leaves no row but a line that says so; so does what is skipped."""
+    report = yield
+    if call.excinfo is not None and not report.passed:
+        suite = Path(item.fspath).stem.removeprefix("bench_")
+        workload = getattr(getattr(item, "callspec", None), "id", item.name)
+        reason = str(call.excinfo.value).strip() or call.excinfo.typename
+        entry = {"suite": suite, "workload": workload, "reason": reason.splitlines()[0]}
+        _append({"skipped" if report.skipped else "failure": entry})
+    return report
 
 
 def pytest_configure(config: Any) -> None:
@@ -77,37 +98,19 @@ def pytest_configure(config: Any) -> None:
     mallopt(trim_threshold, -1)  # never
 
 
-def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
-    """Versions and threads in, what names the host out."""
-    import transformers
+def pytest_terminal_summary() -> None:
+    """One line per row; whoever reads the rows makes tables of them."""
+    if not rows or ROWS:
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
-    for name in ("node", "release"):
-        machine_info.pop(name, None)
-    machine_info.update(
-        torch=torch.__version__,
-        transformers=transformers.__version__,
-        spanbert_kernels=__version__,
-        threads=torch.get_num_threads(),
-        instruction_set=torch.backends.cpu.get_cpu_capability(),
-        kernels=ops.library.cpu_level(),
-    )
-    if torch.cuda.is_available():
-        import triton
-
-        machine_info.update(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda, triton=triton.__version__)
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
-    """One line per row."""
-    session = getattr(config, "_benchmarksession", None)
-    found = [bench.extra_info for bench in (session.benchmarks if session else [])]
     table = Table("workload", "ours, ms", "others, ms", "of floor", "peak, MB", "error", "goals", "ran", box=box.SIMPLE)
-    for row in (info["row"] for info in found if "row" in info):
+    for row in rows:
         table.add_row(*map(escape, _cells(row)))
-    for info in (info for info in found if "speedup" in info):
-        table.add_row(*map(escape, _cells_of_gpu(info)))
-    if table.row_count:
-        Console(width=220).print(table)
+    Console(width=220).print(table)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -126,18 +129,4 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{ours['error']:.1e}",
         "\n".join(row["goals"]),
         ours["ran"],
-    )
-
-
-def _cells_of_gpu(info: Mapping[str, Any]) -> tuple[str, ...]:
-    others = {**info["baselines"], **{f"({name})": value for name, value in info["floors"].items()}}
-    return (
-        info.get("name", ""),
-        f"{info['milliseconds']:.4g}",
-        "\n".join(f"{name} {value:.4g}" for name, value in others.items()),
-        "",
-        "",
-        f"{info['largest_error']:.1e}",
-        "\n".join(info["goals"]),
-        info["path"],
     )

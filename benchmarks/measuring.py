@@ -20,7 +20,8 @@ from spanbert_kernels import ops
 QUICK = bool(os.environ.get("SPANBERT_KERNELS_BENCH_QUICK"))
 QUICK_SECONDS = 1.0
 MOST_ROUNDS = 101
-SLOW_SECONDS = 2.0  # a way that takes longer runs only twice
+SLOW_SECONDS = 2.0  # a way that takes longer runs only twice, its gate among the warm-up
+VERY_SLOW_SECONDS = 10.0  # and once
 # A peer may round as it likes, but has to compute the same thing: deviations of the norm.
 LARGEST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 # What a process itself moves by while it computes: page tables, stacks, pools of the libraries.
@@ -62,19 +63,23 @@ def assert_agrees(result: Tensor, eager: Tensor, reference: Tensor) -> tuple[flo
     return error, allowed
 
 
-def gate(suite: Suite, workload: Workload) -> tuple[dict[str, Measured], float]:
-    """Every provider's way, warm and compared with float64 in this run; and what our error may be."""
+def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[dict[str, Measured], float]:
+    """Every provider's way, run once and compared with float64 in this run; and what our error may be."""
     exact_way = ready(suite, workload, suite.reference, torch.float64)
     exact = exact_way.results(exact_way.run())
     del exact_way
     found: dict[str, Measured] = {}
     eager = ours = None
     for name, provider in suite.providers_of(workload).items():
-        measured = found[name] = Measured(provider.kind)
+        measured = found[name] = Measured(provider.kind, reason=refused.get(name, ""))
+        if measured.reason:
+            continue
         try:
             measured.way = ready(suite, workload, name)
+            start = time.perf_counter()
             with ops.backends.record() as calls:
                 raw = measured.way.run()
+            measured.first_seconds = time.perf_counter() - start
         except Unavailable as reason:
             measured.reason, measured.way = str(reason), None
             continue
@@ -101,12 +106,14 @@ def time_in_turns(found: Mapping[str, Measured], seconds: float, benchmark: Any)
     ways = {name: measured for name, measured in found.items() if measured.way is not None}
     for measured in ways.values():
         assert measured.way is not None
-        measured.first_seconds = _seconds(measured.way.run)
+        if measured.first_seconds < SLOW_SECONDS:  # else the gate has warmed it up
+            measured.first_seconds = _seconds(measured.way.run)
     fewest = 1 if QUICK else 3
     rounds = {}
     for name, measured in ways.items():
-        wanted = int(seconds / len(ways) / max(measured.first_seconds, 1e-6))
-        least = min(fewest, 2) if measured.first_seconds > SLOW_SECONDS else fewest
+        wanted, least = int(seconds / len(ways) / max(measured.first_seconds, 1e-6)), fewest
+        if measured.first_seconds > SLOW_SECONDS:
+            least = 1 if measured.first_seconds > VERY_SLOW_SECONDS else min(fewest, 2)
         rounds[name] = min(max(wanted, least), MOST_ROUNDS)
         measured.times = []
     turn = 0
@@ -206,14 +213,12 @@ def allowed_megabytes(suite: Suite, workload: Workload, spare: float) -> float:
 def measure(suite: Suite, workload: Workload, ceilings: Mapping[str, float], benchmark: Any) -> dict[str, Any]:
     """The row of a workload; raises `Refused` where our result is wrong."""
     peaks: dict[str, float | str] = {}
+    suite.inputs(workload, workload.dtype)  # raises where the data are not there
     if not QUICK:  # while this process itself is small
         peaks = {n: peak_megabytes(suite.name, workload.id, n, workload.memory_limit) for n in workload.peaks}
-    found, allowed = gate(suite, workload)
+    found, allowed = gate(suite, workload, {name: peak for name, peak in peaks.items() if isinstance(peak, str)})
     for name, peak in peaks.items():
-        if isinstance(peak, str):
-            found[name].reason, found[name].way = peak, None
-        else:
-            found[name].peak = peak
+        found[name].peak = peak if isinstance(peak, float) else None
     time_in_turns(found, QUICK_SECONDS if QUICK else workload.seconds, benchmark)
     work = suite.work(workload, suite.inputs(workload, workload.dtype))
     dtype = str(workload.dtype).removeprefix("torch.")

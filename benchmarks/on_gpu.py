@@ -1,0 +1,125 @@
+"""What the GPU suites share: times over cold caches, peaks of the allocator, and rows like those of the CPU suites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from measuring import LARGEST_DEVIATION
+from registry import deviation
+from torch import Tensor
+
+DTYPE = torch.bfloat16
+
+
+def quartiles(way: Callable[[], object]) -> list[float]:
+    """Milliseconds: the lower quartile, the median and the upper one, as triton.testing.do_bench takes them."""
+    import triton
+
+    found: list[float] = triton.testing.do_bench(way, warmup=25, rep=100, quantiles=[0.25, 0.5, 0.75])
+    return found
+
+
+def copy_rate() -> float:
+    """Bytes per millisecond of a large copy, read and written."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / quartiles(lambda: target.copy_(source))[1]
+
+
+def replayed(way: Callable[[], object]) -> float | str:
+    """Milliseconds of a replay of the captured graph, or why it cannot be captured."""
+    stream = torch.cuda.Stream()
+    try:
+        with torch.cuda.stream(stream):
+            way()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            way()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return quartiles(graph.replay)[1]
+
+
+def peak_of(way: Callable[[], object]) -> float:
+    """Megabytes that the allocator hands out during a call, beyond what it had handed out before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    way()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+@dataclass
+class Comparison:
+    """The row of a workload while its ways are measured against a reference, one after the other."""
+
+    suite: str
+    workload: str
+    direction: str
+    axes: Mapping[str, float]
+    bytes: float
+    rate: float  # of a copy, bytes per millisecond
+    reference: Tensor
+    providers: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def measure(self, name: str, kind: str, way: Callable[[], Tensor], graph: bool = False, **more: Any) -> None:
+        """A way whose result is compared here; `kind` is ours or peer."""
+        result = way()
+        off = deviation(result, self.reference)
+        if not off <= LARGEST_DEVIATION[DTYPE]:
+            self.refuse(name, kind, f"computes something else: {off:.2g} of the norm")
+            return
+        error = float((result.double() - self.reference.double()).abs().max())
+        del result
+        low, median, high = quartiles(way)
+        self.providers[name] = {
+            "kind": kind,
+            "milliseconds": median,
+            "quartiles": [low, high],
+            "rounds": 0,  # as many as fit into a tenth of a second
+            "error": error,
+            "peak": peak_of(way),
+            "share": self.floor / median,
+            "ran": name,
+            **more,
+        }
+        if graph:
+            self.providers[name]["replayed"] = replayed(way)
+
+    def refuse(self, name: str, kind: str, reason: str) -> None:
+        self.providers[name] = {"kind": kind, "unavailable": reason}
+
+    @property
+    def floor(self) -> float:
+        return self.bytes / self.rate
+
+    def row(self) -> dict[str, Any]:
+        """The fastest of ours is called so; our other backends stand beside it."""
+        mine = {n: p for n, p in self.providers.items() if p["kind"] == "ours" and "milliseconds" in p}
+        assert mine, f"no backend of ours took the call: {self.providers}"
+        best = min(mine, key=lambda name: mine[name]["milliseconds"])
+        others = {
+            f"ours, {name}" if entry["kind"] == "ours" else name: {**entry, "kind": "peer"}
+            for name, entry in self.providers.items()
+            if name != best
+        }
+        return {
+            "suite": self.suite,
+            "workload": self.workload,
+            "direction": self.direction,
+            "dtype": str(DTYPE).removeprefix("torch."),
+            "device": "cuda",
+            "axes": dict(self.axes),
+            "scaling": None,
+            "curve": None,
+            "bytes": int(self.bytes),
+            "operations": 0,
+            "floor": self.floor,
+            "providers": {"ours": self.providers[best], **others},
+            "goals": [],
+        }
