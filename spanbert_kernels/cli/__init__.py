@@ -6,6 +6,8 @@ import sys
 import click
 
 from spanbert_kernels import __version__
+from spanbert_kernels.cli.bench.command import bench as bench_command
+from spanbert_kernels.cli.bench.report import report as report_command
 from spanbert_kernels.cli.demo import demo
 
 __all__ = ["main"]
@@ -20,4 +22,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")
 
 
-main.add_command(demo)
+for command in (demo, bench_command, report_command):
+    main.add_command(command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from spanbert_kernels.cli import formatting
+from spanbert_kernels.cli.files import UserError, check_output, write
 
 if TYPE_CHECKING:
     from spanbert_kernels.cli.collecting import Collection
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 
 WARNINGS_SHOWN = 8
 OUT_OF_TOLERANCE = 1  # exit code; 2 is for what the user can put right
-
-
-class UserError(click.ClickException):
-    """What a user can put right: one line, exit code 2."""
-
-    exit_code = 2
 
 
 @click.command()
@@ -84,9 +78,9 @@ def demo(
     started = time.perf_counter()
     if quick and model is not None:
         raise UserError(f"--quick is a tiny random model, so it cannot be combined with --model {model}")
-    _check_output("report", output)
+    check_output("report", output)
     if results is not None:
-        _check_output("results", results)
+        check_output("results", results)
     notices = Console(stderr=True, highlight=False)
     collection = _collect(paths, notices)
     with _progress(notices) as begin:
@@ -106,36 +100,15 @@ def demo(
         result.command = _command(context)
         result.seconds = time.perf_counter() - started
         drawing = begin("Report")
-        _write("report", output, report.render(result))
+        write("report", output, report.render(result))
         drawing(1.0)
     if results is not None:
-        _write("results", results, json.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        write("results", results, json.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n")
     console = Console(highlight=False)
     table.show(result, console)
     console.print(f"Report: {formatting.path(output)}", soft_wrap=True, markup=False)
     if result.failed:
         context.exit(OUT_OF_TOLERANCE)
-
-
-def _check_output(what: str, output: Path) -> None:
-    """Before minutes of work: is there a place for what will be written?"""
-    folder = output.parent
-    if output.is_dir():
-        reason = "it is a folder"
-    elif not folder.is_dir():
-        reason = f"there is no folder {formatting.path(folder)}"
-    elif not os.access(output if output.exists() else folder, os.W_OK):
-        reason = "permission denied"
-    else:
-        return
-    raise UserError(f"cannot write the {what} to {formatting.path(output)}: {reason}")
-
-
-def _write(what: str, path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the {what} to {formatting.path(path)}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""`spanbert-kernels bench` and `report`: run the suites, keep their record, compare records, make a page of them."""

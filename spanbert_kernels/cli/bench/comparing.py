@@ -1,0 +1,67 @@
+"""Whether ours became slower or faster between two records, beyond what measuring itself moves.
+
+What other libraries compute did not change between the records, so their times tell how the machine did: the factor of
+ours is divided by theirs (`drift`). The noise adds up how far apart theirs are and the quartiles of all that enter.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from spanbert_kernels.cli.bench.record import Entry, Record, Row
+
+LEAST_NOISE = 0.05  # of a process to the next: where memory lies
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row of both records. `factor` is the time of ours now over before, the machine's drift taken out."""
+
+    row: Row
+    before: float
+    after: float
+    factor: float
+    noise: float
+
+    @property
+    def slower(self) -> bool:
+        return self.factor > 1 + self.noise
+
+    @property
+    def faster(self) -> bool:
+        return self.factor < 1 / (1 + self.noise)
+
+
+def _ratio(before: Entry, after: Entry) -> float:
+    assert before.milliseconds is not None
+    assert after.milliseconds is not None
+    return math.log(after.milliseconds / before.milliseconds)
+
+
+def change_of(before: Row, after: Row) -> Change:
+    """How ours did on one workload."""
+    theirs = [
+        (before.providers[name], entry)
+        for name, entry in after.providers.items()
+        if entry.kind != "ours" and entry.milliseconds and name in before.providers
+        if before.providers[name].milliseconds
+    ]
+    ratios = [_ratio(*pair) for pair in theirs]
+    drift = statistics.median(ratios) if ratios else 0.0
+    apart = statistics.median(abs(ratio - drift) for ratio in ratios) if ratios else 0.0
+    other_spread = statistics.median(math.hypot(a.spread, b.spread) for a, b in theirs) if theirs else 0.0
+    noise = math.hypot(apart, before.ours.spread, after.ours.spread, other_spread)
+    first, second = before.ours.milliseconds, after.ours.milliseconds
+    assert first is not None
+    assert second is not None
+    return Change(after, first, second, math.exp(_ratio(before.ours, after.ours) - drift), max(noise, LEAST_NOISE))
+
+
+def changes(before: Record, after: Record) -> Iterator[Change]:
+    """Of the rows that both records have, the worst first."""
+    earlier = {row.key: row for row in before.rows}
+    found = [change_of(earlier[row.key], row) for row in after.rows if row.key in earlier]
+    yield from sorted(found, key=lambda each: -each.factor)

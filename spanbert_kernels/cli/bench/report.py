@@ -1,0 +1,89 @@
+"""`spanbert-kernels report`: one HTML page from records, which loads nothing from anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spanbert_kernels.cli import formatting
+from spanbert_kernels.cli.files import UserError, check_output, write
+
+if TYPE_CHECKING:
+    from spanbert_kernels.cli.bench.record import Record, Row
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE ...")
+@click.option(
+    "--output",
+    default="spanbert-benchmarks.html",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Where the page goes.",
+)
+def report(files: tuple[Path, ...], output: Path) -> None:
+    """Make one self-contained HTML page of the records in FILE ..., those of `spanbert-kernels bench`.
+
+    Exit code: 0; 2 if a file is no record or the page cannot be written.
+    """
+    from spanbert_kernels.cli.bench.record import NotARecord, load
+
+    check_output("report", output)
+    records = []
+    for path in files:
+        try:
+            records.append(load(path))
+        except NotARecord as error:
+            raise UserError(str(error)) from error
+        except OSError as error:
+            raise UserError(f"cannot read {formatting.path(path)}: {error.strerror or error}") from error
+    write("report", output, render(records))
+    click.echo(f"Report: {formatting.path(output)}")
+
+
+def render(records: list[Record]) -> str:
+    """The page as HTML text, a part for each record."""
+    from jinja2 import Environment, PackageLoader
+
+    from spanbert_kernels.cli.bench import table
+
+    environment = Environment(
+        loader=PackageLoader("spanbert_kernels.cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        ms=table.milliseconds,
+        error=lambda value: "" if value is None else formatting.error(value).replace("e-", "e\u2011"),
+        factor=lambda value: "" if value is None else formatting.speed_up(value),
+        megabytes=lambda value: "" if value is None else f"{value:,.0f}" if value >= 1 else "< 1",
+        share=lambda value: "" if value is None else formatting.share(value),
+        duration=formatting.seconds,
+    )
+    return environment.get_template("benchmarks.html").render(parts=[_part(record) for record in records])
+
+
+def _part(record: Record) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    from spanbert_kernels.cli.bench import figures
+    from spanbert_kernels.cli.bench.summary import Summary
+
+    summary = Summary(record)
+    suites: dict[str, list[Row]] = {}
+    for row in record.rows:
+        suites.setdefault(row.suite, []).append(row)
+    groups = figures.groups(record)
+    bars = ((name, figures.speed_ups(rows)) for name, rows in suites.items())
+    curves = ((title, rows, figures.times(title, rows), figures.peaks(title, rows)) for title, rows in groups.items())
+    rooflines = ((dtype, figures.roofline(record, dtype)) for dtype in dict.fromkeys(r.dtype for r in record.rows))
+    drawn = [(title, rows[0].suite, Markup(time), Markup(peak)) for title, rows, time, peak in curves]
+    return {
+        "record": record,
+        "summary": summary,
+        "suites": suites,
+        "bars": [(name, Markup(plot)) for name, plot in bars if plot],
+        "rooflines": [(dtype, Markup(plot)) for dtype, plot in rooflines if plot],
+        "curves": [(title, suite, time) for title, suite, time, _ in drawn if time],
+        "memory": [(title, suite, peak) for title, suite, _, peak in drawn if peak],
+    }

@@ -1,0 +1,130 @@
+"""The command itself, on the real suites: what a wrong kernel and what a slow one get."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from spanbert_kernels.cli.bench import running
+from spanbert_kernels.cli.bench.record import load
+
+Run = Callable[..., Result]
+# pytest plugins for the run that measures: each changes one operation before any suite is loaded.
+WRONG = """
+from spanbert_kernels import ops
+right = ops.span_gather
+def span_gather(*arguments, **options):
+    tokens, cu_seqlens = right(*arguments, **options)
+    return tokens + (tokens == tokens.max()), cu_seqlens  # one number of four million, off by one
+ops.span_gather = span_gather
+"""
+SLOWED = """
+import time
+from spanbert_kernels import ops
+right = ops.span_gather
+def span_gather(*arguments, **options):
+    time.sleep(0.2)
+    return right(*arguments, **options)
+ops.span_gather = span_gather
+"""
+
+
+@pytest.fixture
+def with_plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    def plug(code: str) -> None:
+        (tmp_path / "changed_kernel.py").write_text(code)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setenv("PYTEST_PLUGINS", "changed_kernel")
+
+    return plug
+
+
+def gather(run: Run, *more: object) -> Result:
+    return run("bench", "--suite", "span_gather", "--quick", "--output", "record.json", *more)
+
+
+def test_a_slowed_kernel_is_flagged(run: Run, with_plugin: Callable[[str], None]) -> None:
+    """First as it is, then slowed: against the record of the first run."""
+    result = gather(run)
+    assert result.exit_code == 0, result.output
+    record = load(Path("record.json"))
+    (row,) = record.rows
+    assert row.ours.ran in ("span_gather: cpu", "span_gather: eager")
+    assert row.ours.error == 0
+    assert {"index_select", "indexing", "slices and cat", "copy as many numbers"} < set(row.providers)
+    assert record.ceilings["copy, GB/s"] > 0
+    assert record.quick
+    assert "1 workloads" in result.output
+
+    Path("record.json").rename("earlier.json")
+    with_plugin(SLOWED)
+    result = gather(run, "--compare", "earlier.json")
+    assert result.exit_code == 1, result.output
+    assert "SLOWER" in result.output
+    assert load(Path("record.json")).rows[0].ours.milliseconds > 200  # type: ignore[operator]
+
+
+def test_a_wrong_kernel_gets_no_row(run: Run, with_plugin: Callable[[str], None]) -> None:
+    with_plugin(WRONG)
+    result = gather(run)
+    assert result.exit_code == 1, result.output
+    record = load(Path("record.json"))
+    assert record.rows == []
+    (failure,) = record.failures
+    assert (failure["suite"], failure["workload"]) == ("span_gather", "planned, forward, float32")
+    assert failure["reason"].startswith("ours: off by 1, allowed")
+    assert "FAILED: span_gather" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--suite", "span_gathers"), "there is no suite span_gathers; there are banded_span_scores"),
+        (("--compare", "no-such-thing"), "neither a file nor a commit"),
+        (("--compare", "file.txt"), "is not JSON"),
+        (("--output", "nowhere/record.json"), "there is no folder nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line(run: Run, arguments: tuple[str, ...], reason: str) -> None:
+    Path("file.txt").write_text("no record")
+    result = run("bench", "--quick", *arguments)
+    assert result.exit_code == 2
+    assert reason in result.output
+    assert "Traceback" not in result.output
+
+
+def test_without_a_source_checkout(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(running, "SUITES", tmp_path)
+    result = run("bench")
+    assert result.exit_code == 2
+    assert "source repository" in result.output
+
+
+def test_suites_that_do_not_run_say_why(run: Run, with_plugin: Callable[[str], None]) -> None:
+    with_plugin("raise RuntimeError('the plugin is broken')")
+    result = gather(run)
+    assert result.exit_code == 2
+    assert "the plugin is broken" in result.output
+
+
+def test_lines_are_read_whole() -> None:
+    """The suites may be in the middle of a line when it is looked at."""
+    pieces = iter(['{"a"', "", ": 1}\n", '{"b": 2}\n', "", ""])
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"]) as process:
+        assert list(running._follow(process, lambda: next(pieces, ""))) == ['{"a": 1}\n', '{"b": 2}\n']
+
+
+@pytest.mark.slow
+def test_against_another_commit(run: Run) -> None:
+    """The commit before is built in a folder of its own and measured first."""
+    if running.commit_named("HEAD~1") is None:
+        pytest.skip("no repository with a commit before this one")
+    result = gather(run, "--compare", "HEAD~1")
+    assert result.exit_code in (0, 1), result.output
+    assert "Against HEAD~1 (" in result.output
+    assert "1 row within the noise" in result.output or "SLOWER" in result.output or "faster" in result.output

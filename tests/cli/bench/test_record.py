@@ -1,0 +1,89 @@
+"""Records: written and read again, compared, summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spanbert_kernels.cli.bench import comparing
+from spanbert_kernels.cli.bench.record import NotARecord, Record, Row, dumps, load
+from spanbert_kernels.cli.bench.summary import Summary
+
+Make = Callable[..., Record]
+MakeRow = Callable[..., Row]
+
+
+def test_what_is_written_is_read_again(make_record: Make, make_row: MakeRow, tmp_path: Path) -> None:
+    out = {"kind": "peer", "unavailable": "runs out of memory: takes more than 3000 MB"}
+    record = make_record(make_row(providers={"dense": out}), make_row(workload="other", curve="c", scaling="tokens"))
+    (tmp_path / "record.json").write_text(dumps(record))
+    assert load(tmp_path / "record.json") == record
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a record"),
+        ('{"benchmarks": []}', "is not a record"),
+        ('{"format": 7}', "format 7"),
+        ('{"format": 1, "rows": []}', "lacks"),
+    ],
+)
+def test_what_is_no_record_says_so(text: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    with pytest.raises(NotARecord, match=reason) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        ({}, {}, "same"),
+        ({}, {"ours": 2.2}, "slower"),
+        ({}, {"ours": 1.8}, "faster"),
+        # The whole machine became slower: the other ways too.
+        ({}, {"ours": 3.0, "eager": 60.0, "bag": 15.0}, "same"),
+        ({}, {"ours": 4.0, "eager": 60.0, "bag": 15.0}, "slower"),
+        # Other ways that disagree about the machine: a change as large as their distance means nothing.
+        ({}, {"ours": 2.5, "eager": 30.0, "bag": 15.0}, "same"),
+    ],
+)
+def test_slower_is_what_lies_beyond_the_noise(
+    before: dict[str, float], after: dict[str, float], verdict: str, make_row: MakeRow
+) -> None:
+    change = comparing.change_of(make_row(**before), make_row(**after))
+    assert (change.slower, change.faster) == (verdict == "slower", verdict == "faster"), change
+
+
+def test_one_round_tells_little(make_row: MakeRow) -> None:
+    hasty = {"kind": "ours", "milliseconds": 2.5, "quartiles": [2.5, 2.5], "rounds": 1}
+    assert not comparing.change_of(make_row(), make_row(providers={"ours": hasty})).slower
+
+
+def test_only_rows_of_both_records_are_compared(make_record: Make, make_row: MakeRow) -> None:
+    first = make_record(make_row(), make_row(workload="gone"))
+    second = make_record(make_row(ours=4.0), make_row(workload="new"), make_row(dtype="bfloat16"))
+    assert [change.row for change in comparing.changes(first, second)] == [second.rows[0]]
+
+
+def test_wins_and_losses(make_record: Make, make_row: MakeRow) -> None:
+    rows = [make_row(), make_row(workload="even", ours=10.0), make_row(workload="lost", ours=20.0)]
+    summary = Summary(make_record(*rows))
+    assert [row.workload for row, *_ in summary.wins] == ["mean, all spans"]
+    assert [row.workload for row, *_ in summary.draws] == ["even"]
+    assert [(row.workload, name, factor) for row, name, factor in summary.losses] == [("lost", "bag", 0.5)]
+    (suite,) = summary.suites()
+    assert suite.lowest == 0.5
+    assert suite.highest == 5.0
+    assert suite.mean == pytest.approx((0.5 * 1 * 5) ** (1 / 3))
+    assert suite.peak == pytest.approx(0.05)
+
+
+def test_our_other_backends_are_no_rivals(make_row: MakeRow) -> None:
+    mine = {"kind": "peer", "milliseconds": 1.0, "quartiles": [1.0, 1.0], "rounds": 0}
+    assert list(make_row(providers={"ours, triton": mine}).rivals) == ["bag", "gather"]

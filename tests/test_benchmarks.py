@@ -1,0 +1,68 @@
+"""The suites themselves: every one can be loaded, its tables hold together, and its gate refuses what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spanbert_kernels.cli.bench import running
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+LOAD = """
+import registry
+for name in {names}:
+    suite = registry.load(name)
+    assert suite.reference in suite.providers and suite.providers[suite.reference].kind != "ours", name
+    for workload in suite.workloads:
+        providers = suite.providers_of(workload)
+        kinds = [each.kind for each in providers.values()]
+        assert (kinds.count("ours"), kinds.count("eager")) == (1, 1), (name, workload.id, kinds)
+        assert all(goal.against is None or goal.against in providers for goal in workload.goals), (name, workload.id)
+        assert set(workload.peaks) <= set(providers), (name, workload.id)
+        assert (workload.curve is None) == (workload.scaling is None), (name, workload.id)
+    quick = sum(workload.quick for workload in suite.workloads)
+    print(name, quick)
+"""
+RULE = """
+import torch
+from measuring import Refused, assert_agrees
+exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+eager = torch.tensor([1.0, 2.0 + 2e-6])
+assert_agrees(torch.tensor([1.0, 2.0 + 3e-6]), eager, exact)
+for wrong in (2.0 + 6e-6, float("nan"), float("inf")):
+    try:
+        assert_agrees(torch.tensor([1.0, wrong]), eager, exact)
+    except Refused:
+        print("refused")
+"""
+
+
+def python(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_every_suite_holds_together() -> None:
+    lines = python(LOAD.format(names=running.suite_names()))
+    quick = {name: int(count) for name, count in map(str.split, lines)}
+    assert set(quick) == set(running.suite_names())
+    assert [name for name, count in quick.items() if not count] == ["memory"]
+
+
+def test_the_gate() -> None:
+    assert python(RULE) == ["refused"] * 3
+
+
+def test_the_operations_have_a_suite() -> None:
+    assert {"span_pool", "span_gather", "document_attention", "encoder", "memory"} <= set(running.suite_names())
+
+
+@pytest.mark.parametrize("suite", ["bench_spans_on_gpu.py", "bench_attention_on_gpu.py"])
+def test_the_gpu_suites_are_found(suite: str) -> None:
+    command = [sys.executable, "-m", "pytest", suite, "-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
