@@ -6,7 +6,8 @@ TORCH_VERSION ?= 2.13.0
 TORCH ?=
 DOCUMENTS ?=
 SIDE_BY_SIDE ?= -n auto --maxprocesses 4
-RESULTS ?= benchmarks/results/latest.json
+# Where bench writes its record, and its report beside it.
+RESULTS ?= spanbert-benchmarks.json
 # Where gpu-check writes its JSON.
 OUT ?= benchmarks/results
 
@@ -34,7 +35,8 @@ check: $(VENV)/.test-installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.test-installed
-	$(BIN)/python -m pytest benchmarks -m "not gpu" --benchmark-quiet --benchmark-json $(RESULTS)
+	$(BIN)/spanbert-kernels bench --output $(RESULTS)
+	$(BIN)/spanbert-kernels report $(RESULTS) --output $(RESULTS:.json=.html)
 
 # On a machine with a CUDA GPU, with the torch, Triton, nvcc and pytest that it has; nothing is installed.
 gpu-check: gpu-check-tests gpu-check-bench

@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 HALF_SECONDS = 600
 SANITIZERS = ("memcheck", "racecheck")
+ROWS = "rows.jsonl"
 
 
 @dataclass
@@ -80,11 +81,36 @@ def tests(out: Path) -> Iterator[Step]:
 
 
 def bench(out: Path) -> Iterator[Step]:
-    results = str(out / f"{name_of('gpu-bench')}.json")
-    yield Step(
-        "benchmarks",
-        [sys.executable, "-m", "pytest", "benchmarks", "-m", "gpu", "--benchmark-quiet", "--benchmark-json", results],
-    )
+    """The suites append what they measure to a file; `record_of` makes a record of it."""
+    rows = out / ROWS
+    rows.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-m", "gpu", "--benchmark-quiet", "-q"]
+    yield Step("benchmarks", command, {"SPANBERT_KERNELS_BENCH_ROWS": str(rows)})
+
+
+def record_of(lines: list[str], found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """A record as `spanbert-kernels bench` writes them and `report` reads them."""
+    taken: dict[str, list[Any]] = {"row": [], "failure": [], "skipped": []}
+    for line in lines:
+        for name, value in json.loads(line).items():
+            if name in taken:
+                taken[name].append(value)
+    about = ("gpu", "capability", "memory_gib")
+    return {
+        "format": 1,
+        "date": datetime.date.today().isoformat(),
+        "commit": found.get("commit", "unknown"),
+        "dirty": False,
+        "quick": False,
+        "seed": 0,
+        "seconds": round(seconds, 1),
+        "machine": {"processor": "", **{name: str(found[name]) for name in about if name in found}},
+        "versions": {name: str(value) for name, value in found.items() if name not in (*about, "commit")},
+        "ceilings": {},
+        "failures": taken["failure"],
+        "skipped": taken["skipped"],
+        "rows": taken["row"],
+    }
 
 
 def name_of(kind: str) -> str:
@@ -124,6 +150,11 @@ def main() -> int:
     record = {"machine": found, "steps": [asdict(step) for step in steps]}
     path = arguments.out / f"{name_of('gpu-check-' + arguments.half)}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
+    if (rows := arguments.out / ROWS).is_file():
+        lines = rows.read_text().splitlines()
+        rows.unlink()
+        bench_path = arguments.out / f"{name_of('gpu')}.json"
+        bench_path.write_text(json.dumps(record_of(lines, found, time.monotonic() - start)) + "\n")
     print(f"\n{found.get('gpu', found)}, torch {found.get('torch', '?')}; {path}")
     for step in steps:
         print(f"{step.name:<12} {step.seconds:6.1f} s  {step.status:<10} {step.summary}")

@@ -140,12 +140,23 @@ def row(
         rest = {name: t for name, t in tensors.items() if name != "cu_seqlens"}
         return rest if "spans" in rest else {**rest, "spans": enumerated_by_loop(tensors["cu_seqlens"], 3)}
 
+    def hidden_terms(tensors: Tensors, inner: Tensor) -> float:
+        """A token's gradient sums those of all spans and units over it: the largest such sum without signs."""
+        hidden = tensors["hidden"].detach().requires_grad_()
+        taken = {name: tensors[name] for name in ("spans", "scores", "width_embedding") if name in tensors}
+        pooling = {name: options[name] for name in ("parts", "width_rows", "end_inclusive") if name in options}
+        pooled = pool_by_loop(hidden, **taken, **pooling)
+        if not pooled.requires_grad:
+            return 0.0
+        (grad,) = torch.autograd.grad(pooled, hidden, inner @ tensors["weight"].abs())
+        return float(grad.max()) if grad.numel() else 0.0
+
     def by_loop(**tensors: Tensor) -> Tensor:
         result: Tensor = oracle(**with_spans(tensors))
         return result
 
     def terms(tensors: Tensors, gradients: Tensors, incoming: list[Tensor]) -> dict[str, float]:
-        """The gradients of biases, of the second weight and of the width table sum signed numbers of many spans."""
+        """The gradients of all but the first weight sum signed numbers of many spans."""
         found = score_terms(tensors, gradients, incoming) if "attention" in parts else {}
         if not incoming or not len(incoming[0]):
             return found
@@ -153,6 +164,7 @@ def row(
         if scores is not None and tensors["out_weight"].dim() == 1:
             inner = incoming[0].abs()[:, None] * tensors["out_weight"].abs()
         found["bias"] = float(inner.sum(0).max())
+        found["hidden"] = hidden_terms(with_spans(tensors), inner)
         table = tensors.get("width_embedding")
         if table is not None and "width" in parts:
             rows = {"width_embedding": torch.eye(len(table), dtype=table.dtype), "parts": ["width"]}

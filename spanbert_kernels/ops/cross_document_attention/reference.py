@@ -145,7 +145,7 @@ def cross_document_attention(
 
     q_begin, q_count, q_document = rows_of_clusters(queries, cu_seqlens, cu_clusters, q.shape[0])
     k_begin, k_count, k_document = rows_of_clusters(keys, cu_seqlens, cu_clusters, k.shape[0])
-    q_rows, k_rows = longest(q_count), longest(k_count)
+    q_rows, k_rows = longest(q_count, least=2), longest(k_count, least=2)
 
     # Rows of empty documents are ignored: their content must reach nothing.
     q = torch.where(filled[q_document][:, None, None], q, 0)

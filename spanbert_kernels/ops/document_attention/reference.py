@@ -9,10 +9,13 @@ from spanbert_kernels.ops import philox
 from spanbert_kernels.ops.documents import document_of
 
 
-def longest(lengths: Tensor) -> int:
-    """The largest length, at least 1: a compiler that does not know the values need not care for empty tensors."""
-    length = int(lengths.max().clamp(min=1)) if lengths.numel() else 1
-    torch._check(length >= 1)
+def longest(lengths: Tensor, least: int = 1) -> int:
+    """The largest length, at least 1: a compiler that does not know the values need not care for empty tensors.
+
+    Of rows in a product it wants 2, as it lays a single one out in another way.
+    """
+    length = int(lengths.max().clamp(min=least)) if lengths.numel() else least
+    torch._check(length >= least)
     return length
 
 
@@ -84,7 +87,7 @@ def document_attention(
     begin = cu_seqlens[:-1].long()
     lengths = cu_seqlens[1:].long() - begin
     if max_seqlen is None:
-        max_seqlen = longest(lengths)
+        max_seqlen = longest(lengths, least=2)
     padded_q, index, mask = pad_rows(q, begin, lengths, max_seqlen)
     padded_k, padded_v = pad_rows(k, begin, lengths, max_seqlen)[0], pad_rows(v, begin, lengths, max_seqlen)[0]
     visible = mask[:, :, None] & mask[:, None, :]

@@ -13,12 +13,12 @@ from spanbert_kernels.ops.span_linear import projection
 from spanbert_kernels.ops.span_linear.triton_backward import attention_deltas, product_backward
 from spanbert_kernels.ops.span_linear.triton_call import (
     SOFTMAX_OPTIONS,
-    TABLE_TILE,
     Call,
     add_gradients,
     new_call,
     on,
     product_options,
+    table_options,
     with_dense_rows,
 )
 from spanbert_kernels.ops.span_linear.triton_forward import linear_forward, softmax_of_spans
@@ -172,9 +172,7 @@ def aot_backward(what: str, *, accumulate: bool = False) -> AotConfiguration:
         "ATTENTION": what == "weighed",
         "ACCUMULATE": accumulate,
     }
-    options = product_options(1024, forward=False, accumulate=accumulate)
-    if what == "table":
-        options["BLOCK_T"] = TABLE_TILE
+    options = table_options(1024) if what == "table" else product_options(1024, forward=False)
     return aot(f"backward, {what}{', added up' * accumulate}", product_backward, types, constants, options)
 
 

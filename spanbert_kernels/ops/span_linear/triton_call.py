@@ -27,7 +27,7 @@ if INTERPRETED:  # where a step costs the same for any size of block
 KINDS = ("start", "end", "sum")  # two bits each in the kernel
 
 
-def product_options(outputs: int, *, forward: bool, accumulate: bool = False) -> dict[str, Any]:
+def product_options(outputs: int, *, forward: bool) -> dict[str, Any]:
     """Constants and launch options of the matrix products: BLOCK_N spans by C columns forward, BLOCK_T tokens back.
 
     Of float32, which the projection is made in for hidden states of any dtype.
@@ -37,9 +37,13 @@ def product_options(outputs: int, *, forward: bool, accumulate: bool = False) ->
         columns = min(256, triton.next_power_of_2(max(16, outputs)))
         return {block: 128, "BLOCK_K": 128, "C": columns, "PRECISION": "ieee", "INTERPRETED": True}
     options: dict[str, Any] = {"BLOCK_K": 32, "C": 64, "PRECISION": "bf16x6", "INTERPRETED": False}
-    # What is added to takes registers of its own.
-    launch = {"num_warps": 8 if forward or accumulate else 4, "num_stages": 2}
-    return {block: 32 if forward else 64, **options, **launch}
+    return {block: 32 if forward else 64, **options, "num_warps": 8, "num_stages": 2}
+
+
+def table_options(outputs: int) -> dict[str, Any]:
+    """The same of the width table's backward product, whose tiles are small."""
+    options = {**product_options(outputs, forward=False), "BLOCK_T": TABLE_TILE}
+    return options if INTERPRETED else {**options, "num_warps": 4}
 
 
 def with_dense_rows(tensor: Tensor) -> Tensor:
@@ -230,7 +234,7 @@ def new_call(
 def add_gradients(call: Call, grad: Tensor, rows: Tensor | None, sums: Sums) -> None:
     """The gradients of the call's spans, from those before the activation `grad [N, O]`; `rows` says which is whose."""
     tokens, outputs, heads = call.projected.shape[0], call.outputs, call.heads
-    options = product_options(outputs, forward=False, accumulate=sums.accumulate)
+    options = product_options(outputs, forward=False)
     column_blocks = call.column_blocks(forward=False)
     arguments = {
         **call.tensors("projected", "starts", "ends", "first", "reach", "scores", "peaks", "scales"),
@@ -280,8 +284,7 @@ def add_gradients(call: Call, grad: Tensor, rows: Tensor | None, sums: Sums) -> 
             "share": share,
             "target_stride": outputs,
             "ACCUMULATE": False,
-            **product_options(outputs, forward=False),
-            "BLOCK_T": TABLE_TILE,
+            **table_options(outputs),
         }
         product_backward[(triton.cdiv(table_rows, TABLE_TILE) * column_blocks, shares)](
             **{**arguments, **table_arguments}, WEIGHED=False, ATTENTION=False

@@ -34,15 +34,17 @@ def product_options(dtype: torch.dtype) -> dict[str, Any]:
     if INTERPRETED:
         return {"BLOCK": 128, "BLOCK_K": 128, "C": 128, "PRECISION": "ieee", "INTERPRETED": True}
     if dtype == torch.float32:
-        options = {"BLOCK_K": 32, "C": 32, "PRECISION": "bf16x6", "num_warps": 4, "num_stages": 2}
+        options = {"BLOCK_K": 32, "C": 32, "PRECISION": "bf16x6", "num_warps": 8, "num_stages": 2}
     else:
         options = {"BLOCK_K": 32, "C": 64, "PRECISION": "tf32", "num_warps": 4, "num_stages": 3}
     return {**options, "BLOCK": 64, "INTERPRETED": False}
 
 
-def attention_options(dtype: torch.dtype) -> dict[str, Any]:
-    """The backward keeps two blocks of sums, one of the head at hand."""
-    return product_options(dtype) if INTERPRETED else {**product_options(dtype), "num_warps": 8}
+def backward_options(dtype: torch.dtype, part: str) -> dict[str, Any]:
+    """The backward keeps a block of sums beside the products, that of attention two."""
+    if INTERPRETED:
+        return product_options(dtype)
+    return {**product_options(dtype), "num_warps": 4 if part == "linear" and dtype == torch.float32 else 8}
 
 
 def walk_options(enumerated: bool) -> dict[str, Any]:
@@ -243,7 +245,7 @@ def backward(
                 max_backward[(grid,)](**shared, argmax=argmax, max_column=offsets["max_column"], **options)
                 continue
             others = None if name == wanted[0] else sums
-            options = attention_options(hidden.dtype) if name == "attention" else product_options(hidden.dtype)
+            options = backward_options(hidden.dtype, name)
             blocks = triton.cdiv(columns, options["C"])
             grid = triton.cdiv(tokens, options["BLOCK"]) * blocks
             if name == "linear":
@@ -378,8 +380,8 @@ def aot_configurations() -> list[AotConfiguration]:
         found += [
             _configuration("forward of sums", banded_forward, dtype, options, ("lse", columns["attention"])),
             _configuration("forward of attention", banded_forward, dtype, options, sorted(pooled | unused)),
-            _configuration("backward of linear parts", linear_backward, dtype, options),
-            _configuration("backward of attention", attention_backward, dtype, attention_options(dtype)),
+            _configuration("backward of linear parts", linear_backward, dtype, backward_options(dtype, "linear")),
+            _configuration("backward of attention", attention_backward, dtype, backward_options(dtype, "attention")),
         ]
     found += [
         _configuration("backward of the maximum", max_backward, rounded, max_options(), argmax="*u8"),

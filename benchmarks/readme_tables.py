@@ -1,0 +1,251 @@
+"""The speed tables of README.md and SCALING.md, made from the newest full record in `results/`; nobody types them.
+
+    python benchmarks/readme_tables.py [--check]
+
+fills what stands between `<!-- speed: NAME -->` and `<!-- end -->`; with --check it only says whether that differs.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import scaling
+
+from spanbert_kernels.cli.bench.record import NotARecord, Record, Row, load
+
+FOLDER = Path(__file__).resolve().parent
+PAGES = (FOLDER.parent / "README.md", FOLDER / "SCALING.md")
+MARKED = re.compile(r"(<!-- speed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+FORWARD, BOTH = "forward", "forward and backward"
+F32, BF16 = "float32", "bfloat16"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A record, and its file's name."""
+
+    record: Record
+    name: str
+
+    def row(self, suite: str, workload: str, direction: str = FORWARD, dtype: str = F32) -> Row:
+        for row in self.record.rows:
+            if (row.suite, row.workload, row.direction, row.dtype) == (suite, workload, direction, dtype):
+                return row
+        raise click.ClickException(f"{self.name} has no row {suite}: {workload}, {direction}, {dtype}")
+
+
+def newest(device: str) -> Results | None:
+    """The newest full record of a kind of device."""
+    found = []
+    for path in sorted((FOLDER / "results").glob("*.json")):
+        try:
+            record = load(path)
+        except NotARecord:
+            continue
+        if not record.quick and record.rows and all(row.device == device for row in record.rows):
+            found.append((record.date, path.name, record))
+    if not found:
+        return None
+    _, name, record = max(found, key=lambda each: each[:2])
+    return Results(record, name)
+
+
+def number(value: float | None) -> str:
+    """Three digits.
+
+    Example:
+        >>> number(1234.5), number(12.34), number(0.1234), number(None)
+        ('1,234', '12.3', '0.123', '')
+    """
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}".rstrip(".")
+
+
+def time_of(row: Row, provider: str) -> str:
+    """Milliseconds, or why there are none."""
+    entry = row.providers.get(provider)
+    return "" if entry is None else number(entry.milliseconds) or entry.unavailable
+
+
+def table(columns: Sequence[str], lines: Iterator[list[str]]) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines)) + "\n"
+
+
+def machine(results: Results) -> str:
+    about = results.record.machine
+    return (
+        f"Measured on {about['processor']} ({about['cores']}, {about['vector instructions']}) with torch "
+        f"{results.record.versions['torch']}; every figure below is from `benchmarks/results/{results.name}`.\n"
+    )
+
+
+ENCODER = [
+    ("16 documents, 39 % of the padded batch real", "16 documents", FORWARD, F32),
+    ("the same, bfloat16", "16 documents", FORWARD, BF16),
+    ("the same, a training step", "16 documents", BOTH, F32),
+    ("one sentence of 24 tokens", "one sentence of 24", FORWARD, F32),
+    ("16 x 128 tokens, nothing to remove", "16 x 128", FORWARD, F32),
+    ("16 real documents (GUM), up to 512 tokens", "16 documents of gum, up to 512 tokens", FORWARD, F32),
+]
+
+
+def encoder(results: Results) -> str:
+    def lines() -> Iterator[list[str]]:
+        for label, *key in ENCODER:
+            row = results.row("encoder", *key)
+            rival = next(iter(row.rivals))
+            eager = "transformers, eager"
+            yield [
+                label,
+                number(row.ours.milliseconds),
+                f"{time_of(row, rival)} ({rival.removeprefix('transformers, ')})",
+                f"{row.speed_up(rival):.2f}",
+                f"{row.speed_up(eager):.2f}",
+            ]
+
+    return table(["", "ours, ms", "the fastest of transformers', ms", "speed-up", "against its eager"], lines())
+
+
+ACROSS = "8 clusters x 10 documents x 64 tokens"
+ATTENTION = [
+    ("16 documents, forward", "document_attention", "16 documents", FORWARD),
+    ("forward and backward", "document_attention", "16 documents", BOTH),
+    (f"{ACROSS}, all tokens but one's own, forward", "cross_document_attention", ACROSS, FORWARD),
+    ("forward and backward", "cross_document_attention", ACROSS, BOTH),
+]
+
+
+def attention(results: Results) -> str:
+    def lines() -> Iterator[list[str]]:
+        for label, suite, workload, direction in ATTENTION:
+            rows = [results.row(suite, workload, direction, dtype) for dtype in (F32, BF16)]
+            whole, parts = ("SDPA padded", "SDPA per document")
+            if suite == "cross_document_attention":
+                whole, parts = ("SDPA, dense mask", "SDPA per cluster, mask")
+            yield [
+                label,
+                *(
+                    f"{time_of(rows[0], name)} ({time_of(rows[1], name)})" if time_of(rows[0], name) else ""
+                    for name in ("ours", whole, "FlexAttention, compiled", parts)
+                ),
+            ]
+
+    columns = ["", "ours, ms (bfloat16)", "SDPA, padded or dense mask", "FlexAttention", "SDPA per document or cluster"]
+    return table(columns, lines())
+
+
+def anchors(results: Results) -> str:
+    key = ("cross_document_attention", "anchors of 200 clusters of 3 to 20")
+    forward, both = results.row(*key), results.row(*key, BOTH)
+    half, half_both = results.row(*key, FORWARD, BF16), results.row(*key, BOTH, BF16)
+    eager, floor = "padded, masked", "its matrix products"
+    mixer = results.row("cross_document_mixer", "anchors of 200 clusters")
+    return (
+        f"Anchors of 200 clusters of 3 to 20 documents: {time_of(forward, 'ours')} ms against "
+        f"{time_of(forward, eager)} ms of padded eager PyTorch (bfloat16: {time_of(half, 'ours')} and "
+        f"{time_of(half, eager)}), with the backward {time_of(both, 'ours')} against {time_of(both, eager)} "
+        f"({time_of(half_both, 'ours')} and {time_of(half_both, eager)}). The whole sub-layer takes "
+        f"{1 / mixer.speed_up(floor):.2f} times as long as its matrix products.\n"
+    )
+
+
+ALL = "all spans up to 30 of 512"
+SPANS = [
+    ("`max`", "span_pool", f"max, {ALL}", FORWARD),
+    ("`mean`", "span_pool", f"mean, {ALL}", FORWARD),
+    ("`attention`", "span_pool", f"attention, {ALL}", FORWARD),
+    ("`start,end,attention,width`, forward and backward", "span_pool", f"coreference, {ALL}", BOTH),
+    ("random spans, `mean`", "span_pool", "mean, 100,000 random spans up to 64 of 64 x 512", FORWARD),
+    ("`span_score`, 3,000 hidden units", "span_score", "3000 units", FORWARD),
+    ("`span_score`, forward and backward", "span_score", "3000 units", BOTH),
+]
+
+
+def spans(results: Results) -> str:
+    def lines() -> Iterator[list[str]]:
+        for label, *key in SPANS:
+            row = results.row(*key)
+            eager = next(name for name, entry in row.providers.items() if entry.kind == "eager")
+            others = [name for name in row.rivals if name not in (eager, "project, add in chunks")]
+            peaks = (number(row.ours.peak), number(row.providers[eager].peak))
+            best = f"{time_of(row, others[0])} ({others[0]})"
+            yield [label, time_of(row, "ours"), time_of(row, eager), best, f"{peaks[0]} ({peaks[1]})"]
+
+    columns = ["", "ours, ms", "eager, ms", "the best that users take instead, ms", "peak memory, MB (eager's)"]
+    return table(columns, lines())
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "machine": machine,
+    "encoder": encoder,
+    "attention": attention,
+    "anchors": anchors,
+    "spans": spans,
+    "rates": lambda results: table(scaling.RATES_COLUMNS, scaling.rates(results.row, results.record.ceilings)),
+    "costs": lambda results: table(scaling.COSTS_COLUMNS, scaling.costs(results.row)),
+}
+
+
+def gpu() -> str:
+    results = newest("cuda")
+    if results is None:
+        return "On a GPU: not measured yet.\n"
+
+    def lines() -> Iterator[list[str]]:
+        for row in results.record.rows:
+            rival = next(iter(row.rivals), "")
+            yield [
+                f"{row.suite}: {row.workload}, {row.direction}",
+                f"{number(row.ours.milliseconds)} ({row.ours.ran})",
+                f"{time_of(row, rival)} ({rival})" if rival else "",
+                f"{row.ours.share:.0%}",
+            ]
+
+    about = f"On {results.record.machine['gpu']} (`benchmarks/results/{results.name}`):\n\n"
+    return about + table(["", "ours, ms", "fastest other, ms", "of the floor"], lines())
+
+
+def filled(text: str) -> str:
+    """A page with its tables made anew."""
+    results = newest("cpu")
+    if results is None:
+        raise click.ClickException("benchmarks/results holds no full record of a CPU")
+
+    def made(match: re.Match[str]) -> str:
+        name = match[2]
+        if name == "gpu":
+            content = gpu()
+        elif name in TABLES:
+            content = TABLES[name](results)
+        else:
+            raise click.ClickException(f"there is no table {name}; there are {', '.join([*TABLES, 'gpu'])}")
+        return f"{match[1]}{content}{match[3]}"
+
+    return MARKED.sub(made, text)
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; exit code 1 if a page differs from the records.")
+def main(check: bool) -> None:
+    """Fill the speed tables of README.md and SCALING.md from the newest records."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = filled(text)
+        if new == text:
+            continue
+        if check:
+            click.echo(f"{page.name} differs from the records: run python benchmarks/readme_tables.py")
+            sys.exit(1)
+        page.write_text(new, encoding="utf-8")
+        click.echo(f"{page.name}: written")
+
+
+if __name__ == "__main__":
+    main()
