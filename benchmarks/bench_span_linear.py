@@ -66,7 +66,7 @@ SUITE = register(
         {
             "ours": Provider(ours, "ours"),
             EAGER: Provider(eager, "eager"),
-            "span_pool, then a layer": Provider(pooled_first),
+            "ours, span_pool then a layer": Provider(pooled_first),
         },
         inputs,
         work,
