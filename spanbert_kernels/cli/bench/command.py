@@ -76,7 +76,7 @@ def bench(context: click.Context, suites: tuple[str, ...], quick: bool, output: 
         if commit:
             notices.print(f"Building {label} ...", markup=False)
             with running.package_at(commit) as package:
-                earlier, interrupted = _measure(notices, chosen, quick, f"{compare}: ", package)
+                earlier, interrupted = _measure(notices, chosen, quick, f"{compare}: ", commit, package)
             if interrupted:
                 context.exit(INTERRUPTED)
         found, interrupted = _measure(notices, chosen, quick)
@@ -100,12 +100,13 @@ def bench(context: click.Context, suites: tuple[str, ...], quick: bool, output: 
 
 
 def _measure(
-    notices: Console, suites: list[str], quick: bool, label: str = "", package: Path | None = None
+    notices: Console, suites: list[str], quick: bool, label: str = "", commit: str = "", package: Path | None = None
 ) -> tuple[Record, bool]:
     """A record, and whether someone stopped the run before its end."""
     from spanbert_kernels.cli.bench import running
 
     started = time.perf_counter()
+    state = (commit, False) if commit else running.git_state()
     kept = running.Progress()
     interrupted = False
     with _progress(notices, label) as watch:
@@ -120,7 +121,7 @@ def _measure(
         except KeyboardInterrupt:
             notices.print("Stopped; what has been measured is kept.", style="yellow")
             interrupted = True
-    return running.record_of(kept, quick, time.perf_counter() - started), interrupted
+    return running.record_of(kept, quick, time.perf_counter() - started, state), interrupted
 
 
 @contextlib.contextmanager

@@ -114,13 +114,12 @@ def _last_lines(path: Path, count: int = 15) -> str:
     return "\n".join(path.read_text(errors="replace").strip().splitlines()[-count:])
 
 
-def record_of(progress: Progress, quick: bool, seconds: float, commit: str = "") -> Record:
-    """What a run found, with the machine, the versions and the commit."""
-    head, dirty = git_state()
+def record_of(progress: Progress, quick: bool, seconds: float, state: tuple[str, bool]) -> Record:
+    """What a run found, with the machine, the versions and the commit: `state` is `git_state()` at its beginning."""
     return Record(
         date=datetime.date.today().isoformat(),
-        commit=commit or head,
-        dirty=dirty and not commit,
+        commit=state[0],
+        dirty=state[1],
         quick=quick,
         seed=0,
         seconds=round(seconds, 1),
