@@ -93,11 +93,11 @@ SUITE = register(
         (
             *(
                 row("16 documents", FORWARD, Goal(4, against=PADDED), Goal(3.5, against=FLEX), Goal(1.2, against=LOOP),
-                    dtype=dtype, options={"providers": (*WITHOUT_FLEX, FLEX)}, seconds=6.0)
+                    dtype=dtype, options={"providers": (*WITHOUT_FLEX, FLEX)}, seconds=4.0)
                 for dtype in DTYPES
             ),
             *(
-                row("16 documents", BOTH, Goal(3.5, against=PADDED), Goal(1.2, against=LOOP), dtype=dtype, seconds=6.0,
+                row("16 documents", BOTH, Goal(3.5, against=PADDED), Goal(1.2, against=LOOP), dtype=dtype, seconds=4.0,
                     quick=dtype == torch.float32)
                 for dtype in DTYPES
             ),

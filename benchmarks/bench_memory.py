@@ -71,9 +71,9 @@ SUITE = register(
         "memory",
         (
             *points("span_pool mean", "span_pool", "tokens", (bench_span_pool.BAG, "dense product"), FORWARD,
-                    pooled="mean", documents=1, width=30, length=[128, 512, 2048, 8192]),
+                    pooled="mean", documents=1, width=30, length=[128, 512, 2048]),
             *points("attention between documents", "cross_document_attention", "rows",
-                    (bench_cross_document_attention.DENSE,), FORWARD, side="tokens", clusters=[1, 4, 16, 48]),
+                    (bench_cross_document_attention.DENSE,), FORWARD, side="tokens", clusters=[4, 16, 48]),
             *points("span_score", "span_score", "tokens", (bench_span_score.BEST,), BOTH, length=[32, 128, 512]),
         ),
         PROVIDERS,

@@ -58,7 +58,7 @@ SUITE = register(
     Suite(
         "packed_linear",
         tuple(
-            Workload(f"{rows} rows, 12 layers", dtype=dtype, options={"rows": rows}, seconds=2.0, curve="rows",
+            Workload(f"{rows} rows, 12 layers", dtype=dtype, options={"rows": rows}, seconds=1.0, curve="rows",
                      scaling="rows", quick=rows == 24 and dtype == torch.float32)
             for dtype in (torch.float32, torch.bfloat16)
             for rows in (1, 6, 24, 64, 256)

@@ -203,7 +203,7 @@ def point(axis: str, value: int, **options: int) -> Workload:
     names = {"tokens": "length", "spans": "random"}
     options = {"documents": 1, "length": 512, "width": 30, **options, names.get(axis, axis): value}
     curve = f"mean over {axis}"
-    return row(f"mean, {value:,} {axis}", CURVE, options=options, seconds=1.5, curve=curve, scaling=axis)
+    return row(f"mean, {value:,} {axis}", CURVE, options=options, seconds=0.8, curve=curve, scaling=axis)
 
 
 SPARE = PeakGoal(spare=0.1)

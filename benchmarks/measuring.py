@@ -72,7 +72,7 @@ def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[
     eager = ours = None
     for name, provider in suite.providers_of(workload).items():
         measured = found[name] = Measured(provider.kind, reason=refused.get(name, ""))
-        if measured.reason:
+        if measured.reason and provider.kind != "eager":  # whose error says what ours may be
             continue
         try:
             measured.way = ready(suite, workload, name)
@@ -91,6 +91,7 @@ def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[
         measured.error = float((result.double() - exact).abs().max())
         if provider.kind == "eager":
             eager = result
+            measured.way = None if measured.reason else measured.way
         elif provider.kind == "ours":
             ours = result
         most, off = LARGEST_DEVIATION[workload.dtype], deviation(result, exact)
@@ -246,9 +247,9 @@ def measure(suite: Suite, workload: Workload, ceilings: Mapping[str, float], ben
 
 def ceilings() -> dict[str, float]:
     """What this machine does at best, measured now: bytes of a copy, read and written, and matrix products."""
-    source = torch.ones(2**26)
+    source = torch.ones(2**25)
     target = torch.empty_like(source)
-    copy = min(_seconds(lambda: target.copy_(source)) for _ in range(7))
+    copy = min(_seconds(lambda: target.copy_(source)) for _ in range(5))
     found = {"copy, GB/s": 2 * source.nbytes / copy / 1e9}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(1024, 1024).to(dtype)

@@ -1,32 +1,44 @@
 """Peak memory of one call, measured in a process of its own.
 
-    python memory.py SUITE WORKLOAD PROVIDER [MEGABYTES]
-
-runs a provider on a workload twice and prints how far the process's resident memory rose above what it was before the
-second call, in bytes; with a limit the process may not take more than so much beyond its inputs.
+`python memory.py` serves: it imports the suites, computes nothing, and for each line on its input forks a process that
+runs a provider on a workload twice and says how far its resident memory rose above what it was before the second call;
+with a limit the process may not take more than so much beyond its inputs. A fork saves the seconds that imports take.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import resource
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
-OUT_OF_MEMORY = 7  # exit status
+OUT_OF_MEMORY = "out of memory"
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    command = [sys.executable, str(Path(__file__))]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parent)
 
 
 def peak_megabytes(suite: str, workload: str, provider: str, limit: float | None = None) -> float | str:
     """Results included and inputs not; or why there is none."""
     ctypes.CDLL(None).malloc_trim(0)  # benchmarks keep what they free, and both processes must fit
-    command = [sys.executable, str(Path(__file__)), suite, workload, provider, *([str(limit)] if limit else [])]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parent)
-    if done.returncode == OUT_OF_MEMORY:
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    print(json.dumps([suite, workload, provider, limit]), file=server.stdin, flush=True)
+    answer = json.loads(server.stdout.readline() or '{"error": "the server ended"}')
+    if answer.get("error") == OUT_OF_MEMORY:
         return f"runs out of memory: takes more than {limit:g} MB"
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[2:])}: {done.stderr[-2000:]}")
-    return int(done.stdout.split()[-1]) / 1e6
+    if "error" in answer:
+        raise RuntimeError(f"{suite}: {workload}, {provider}: {answer['error']}")
+    return float(answer["bytes"]) / 1e6
 
 
 def _status(field: str) -> int:
@@ -36,7 +48,7 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def _measure(suite: str, workload: str, provider: str, limit: str = "") -> int:
+def _measure(suite: str, workload: str, provider: str, limit: float | None) -> int:
     import registry
 
     found = registry.load(suite)
@@ -46,7 +58,7 @@ def _measure(suite: str, workload: str, provider: str, limit: str = "") -> int:
     system.mallopt(mmap_threshold, 2**17)  # memory goes back to the system as soon as it is freed
     if limit:
         # The address space also holds what is never touched; a tenth more is left for that.
-        most = _status("VmSize") + int(1.1e6 * float(limit))
+        most = _status("VmSize") + int(1.1e6 * limit)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
         way.run()
@@ -56,13 +68,36 @@ def _measure(suite: str, workload: str, provider: str, limit: str = "") -> int:
         result = way.run()
     except (MemoryError, RuntimeError) as error:
         if limit and ("memory" in str(error) or isinstance(error, MemoryError)):
-            sys.exit(OUT_OF_MEMORY)
+            raise MemoryError(OUT_OF_MEMORY) from None
         raise
     peak = _status("VmHWM")
     del result
     return max(peak - before, 0)
 
 
+def _answer(line: str) -> dict[str, int | str]:
+    try:
+        return {"bytes": _measure(*json.loads(line))}
+    except Exception as error:
+        return {"error": str(error) or type(error).__name__}
+
+
+def serve() -> None:
+    """One process a line, one after the other."""
+    import registry
+
+    for name in registry.names():
+        if not name.endswith("_on_gpu"):
+            registry.load(name)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            print(json.dumps(_answer(line)), flush=True)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            print(json.dumps({"error": "the process was killed"}), flush=True)
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    print(_measure(*sys.argv[1:]))
+    serve()

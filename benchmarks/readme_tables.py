@@ -89,10 +89,10 @@ def machine(results: Results) -> str:
 ENCODER = [
     ("16 documents, 39 % of the padded batch real", "16 documents", FORWARD, F32),
     ("the same, bfloat16", "16 documents", FORWARD, BF16),
-    ("the same, a training step", "16 documents", BOTH, F32),
+    ("8 documents, a training step", "8 documents", BOTH, F32),
     ("one sentence of 24 tokens", "one sentence of 24", FORWARD, F32),
     ("16 x 128 tokens, nothing to remove", "16 x 128", FORWARD, F32),
-    ("16 real documents (GUM), up to 512 tokens", "16 documents of gum, up to 512 tokens", FORWARD, F32),
+    ("5 real documents (GUM), up to 512 tokens", "5 documents of gum, up to 512 tokens", FORWARD, F32),
 ]
 
 

@@ -74,7 +74,7 @@ class Workload:
     peak_goal: PeakGoal | None = None
     peaks: Sequence[str] = ()
     memory_limit: float | None = None
-    seconds: float = 6.0
+    seconds: float = 3.0
     curve: str | None = None
     scaling: str | None = None
     quick: bool = False

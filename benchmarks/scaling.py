@@ -37,7 +37,7 @@ class Job:
     workload: str
 
 
-ENCODER = ("encoder", "16 documents of gum, up to 512 tokens")
+ENCODER = ("encoder", "5 documents of gum, up to 512 tokens")
 JOBS = (
     Job("encode 10 million tokens, documents of 512", encoder_operations(1e7, LENGTH), *ENCODER),
     Job("encode a million documents of 512 tokens", encoder_operations(DOCUMENTS * LENGTH, LENGTH), *ENCODER),
