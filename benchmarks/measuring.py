@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import statistics
 import time
@@ -20,8 +21,8 @@ from spanbert_kernels import ops
 QUICK = bool(os.environ.get("SPANBERT_KERNELS_BENCH_QUICK"))
 QUICK_SECONDS = 1.0
 MOST_ROUNDS = 101
-SLOW_SECONDS = 2.0  # a way that takes longer runs only twice, its gate among the warm-up
-VERY_SLOW_SECONDS = 10.0  # and once
+SLOW_SECONDS = 2.0  # an eager way that takes longer was warm enough in its gate, which counts as a round
+VERY_SLOW_SECONDS = 5.0  # and as the only one
 # A peer may round as it likes, but has to compute the same thing: deviations of the norm.
 LARGEST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 # What a process itself moves by while it computes: page tables, stacks, pools of the libraries.
@@ -105,18 +106,14 @@ def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[
 def time_in_turns(found: Mapping[str, Measured], seconds: float, benchmark: Any) -> None:
     """Round by round, so that a slow minute hits all ways alike; slow ways leave after their share of the rounds."""
     ways = {name: measured for name, measured in found.items() if measured.way is not None}
-    for measured in ways.values():
-        assert measured.way is not None
-        if measured.first_seconds < SLOW_SECONDS:  # else the gate has warmed it up
-            measured.first_seconds = _seconds(measured.way.run)
-    fewest = 1 if QUICK else 3
     rounds = {}
     for name, measured in ways.items():
-        wanted, least = int(seconds / len(ways) / max(measured.first_seconds, 1e-6)), fewest
-        if measured.first_seconds > SLOW_SECONDS:
-            least = 1 if measured.first_seconds > VERY_SLOW_SECONDS else min(fewest, 2)
-        rounds[name] = min(max(wanted, least), MOST_ROUNDS)
-        measured.times = []
+        assert measured.way is not None
+        slow = measured.kind == "eager" and measured.first_seconds > SLOW_SECONDS  # peers may compile in their gate
+        once = measured.first_seconds if slow else _seconds(measured.way.run)
+        measured.times = [once] if slow else []
+        least = int(once < VERY_SLOW_SECONDS or not slow) if slow or QUICK else 3
+        rounds[name] = min(max(int(seconds / len(ways) / max(once, 1e-6)), least), MOST_ROUNDS)
     turn = 0
 
     def others() -> None:
@@ -246,13 +243,15 @@ def measure(suite: Suite, workload: Workload, ceilings: Mapping[str, float], ben
 
 
 def ceilings() -> dict[str, float]:
-    """What this machine does at best, measured now: bytes of a copy, read and written, and matrix products."""
+    """What this machine does at best, measured in this run: bytes of a copy, read and written; matrix products."""
+    if known := os.environ.get("SPANBERT_KERNELS_BENCH_CEILINGS"):  # by another suite of the run
+        return dict(json.loads(known))
     source = torch.ones(2**25)
     target = torch.empty_like(source)
     copy = min(_seconds(lambda: target.copy_(source)) for _ in range(5))
     found = {"copy, GB/s": 2 * source.nbytes / copy / 1e9}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(1024, 1024).to(dtype)
-        product = min(_seconds(lambda a=a: a @ a) for _ in range(5))
+        product = min(_seconds(lambda a=a: a @ a) for _ in range(3))
         found[f"{str(dtype).removeprefix('torch.')}, GFLOP/s"] = 2 * 1024**3 / product / 1e9
     return found

@@ -47,7 +47,7 @@ class Progress:
         self.failures += [line["failure"]] if "failure" in line else []
         self.skipped += [line["skipped"]] if "skipped" in line else []
         self.ceilings = line.get("ceilings", self.ceilings)
-        self.collected = line.get("collected", self.collected)
+        self.collected += line.get("collected", 0)
         self.package = line.get("package", self.package)
         self.done = len(self.rows) + len(self.failures) + len(self.skipped)
 
@@ -61,17 +61,35 @@ def suite_names() -> list[str]:
 def run(suites: Sequence[str], quick: bool, watch: Callable[[Progress], None], package: Path = PACKAGE) -> Progress:
     """Runs suites with the package in a folder; `watch` sees what there is after every line of theirs.
 
+    In a full run every suite has a process of its own: freed memory stays with its process, and a suite that takes its
+    process down leaves a failure behind and the other suites as they are.
+
     Raises:
-        CannotRun: pytest did not get to the end, or another package than the one wanted was measured.
+        CannotRun: pytest collected nothing, or another package than the one wanted was measured.
     """
     progress = Progress()
+    for group in [suites] if quick else [[suite] for suite in suites]:
+        _run_together(group, quick, progress, watch, package)
+        if Path(progress.package).resolve() != package.resolve():
+            raise CannotRun(f"the suites measured the package in {progress.package}, not the one in {package}")
+    return progress
+
+
+def _run_together(
+    suites: Sequence[str], quick: bool, progress: Progress, watch: Callable[[Progress], None], package: Path
+) -> None:
+    """Some suites in one process."""
+    collected = progress.collected
     with tempfile.TemporaryDirectory() as folder:
         lines, output = Path(folder) / "rows.jsonl", Path(folder) / "output.txt"
         lines.touch()
+        # A run inside of pytest-xdist would otherwise take itself for one of its workers and not measure.
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
         variables = {
-            **os.environ,
+            **outside,
             "SPANBERT_KERNELS_BENCH_ROWS": str(lines),
             "SPANBERT_KERNELS_BENCH_QUICK": "1" if quick else "",
+            "SPANBERT_KERNELS_BENCH_CEILINGS": json.dumps(progress.ceilings) if progress.ceilings else "",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")])),
         }
         files = [f"bench_{name}.py" for name in suites]
@@ -88,11 +106,11 @@ def run(suites: Sequence[str], quick: bool, watch: Callable[[Progress], None], p
                 process.terminate()
                 process.wait()
                 raise
-        if process.returncode not in (PASSED, FAILED) or not progress.collected:
+        if progress.collected == collected:
             raise CannotRun(f"the suites stopped:\n{_last_lines(output)}")
-    if Path(progress.package).resolve() != package.resolve():
-        raise CannotRun(f"the suites measured the package in {progress.package}, not the one in {package}")
-    return progress
+        if process.returncode not in (PASSED, FAILED):
+            reason = f"the process ended with exit code {process.returncode}: {_last_lines(output, 1)}"
+            progress.failures.append({"suite": ", ".join(suites), "workload": "all that was left", "reason": reason})
 
 
 def _follow(process: subprocess.Popen[bytes], readline: Callable[[], str]) -> Iterator[str]:

@@ -32,6 +32,11 @@ def span_gather(*arguments, **options):
     return right(*arguments, **options)
 ops.span_gather = span_gather
 """
+DYING = """
+import os
+from spanbert_kernels import ops
+ops.span_gather = lambda *arguments, **options: os.kill(os.getpid(), 9)
+"""
 
 
 @pytest.fixture
@@ -110,6 +115,16 @@ def test_suites_that_do_not_run_say_why(run: Run, with_plugin: Callable[[str], N
     result = gather(run)
     assert result.exit_code == 2
     assert "the plugin is broken" in result.output
+
+
+def test_a_suite_that_dies_is_a_failure(run: Run, with_plugin: Callable[[str], None]) -> None:
+    with_plugin(DYING)
+    result = gather(run)
+    assert result.exit_code == 1, result.output
+    record = load(Path("record.json"))
+    assert record.rows == []
+    assert [failure["workload"] for failure in record.failures] == ["all that was left"]
+    assert "exit code -9" in result.output
 
 
 def test_lines_are_read_whole() -> None:
