@@ -28,10 +28,7 @@ inline int64_t panels(int64_t columns) {
 template <class A, int R>
 inline void product_rows(const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t depth, A* c, int64_t c_row,
                          bool add) {
-  Vector<A> sum[R][kVectors];
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = add ? load(c + r * c_row + v * lanes<A>) : Vector<A>{};
-  }
+  Vector<A> sum[R][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
     Vector<A> row[kVectors];
     for (int v = 0; v < kVectors; ++v) row[v] = load(b + k * kPanel<A> + v * lanes<A>);
@@ -41,7 +38,10 @@ inline void product_rows(const A* a, int64_t a_row, int64_t a_column, const A* b
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVectors; ++v) store(c + r * c_row + v * lanes<A>, sum[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      A* to = c + r * c_row + v * lanes<A>;
+      store(to, add ? load(to) + sum[r][v] : sum[r][v]);  // sums of blocks round less than one long sum
+    }
   }
 }
 
