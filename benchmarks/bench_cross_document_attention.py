@@ -185,7 +185,7 @@ SUITE = register(
             CLUSTERS: Provider(per_cluster, "eager"),
             MASKED: Provider(masked, "eager"),
             DENSE: Provider(dense),
-            FLEX: Provider(flex, backward=False),
+            FLEX: Provider(flex, backward=False, compiles=True),
             SDPA: Provider(padded_sdpa),
             "in float64": Provider(exact),
         },

@@ -111,7 +111,7 @@ SUITE = register(
             "ours": Provider(ours, "ours"),
             LOOP: Provider(per_document, "eager"),
             PADDED: Provider(padded),
-            FLEX: Provider(flex, backward=False),
+            FLEX: Provider(flex, backward=False, compiles=True),
         },
         inputs,
         work,

@@ -6,6 +6,7 @@ gate compares the states and every 61st number of the gradients.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -24,15 +25,14 @@ COMPARED = 61
 
 
 @cache
-def weights() -> dict[str, Tensor]:
+def initial() -> BertModel:
     torch.manual_seed(0)
-    found: dict[str, Tensor] = BertModel(BertConfig(**CONFIG), add_pooling_layer=False).state_dict()
-    return found
+    return BertModel(BertConfig(**CONFIG), add_pooling_layer=False)
 
 
 def model_of(workload: Workload, dtype: torch.dtype, attention: str) -> Any:
-    model = BertModel(BertConfig(**CONFIG, attn_implementation=attention), add_pooling_layer=False)
-    model.load_state_dict(weights())
+    model = copy.deepcopy(initial())
+    model.set_attn_implementation(attention)
     return model.to(workload.dtype).to(dtype).train(workload.direction == BOTH)
 
 
@@ -123,16 +123,16 @@ SUITE = register(
             row("16 x 128", Goal(1.3), options=EVEN),
             row("5 documents of gum, up to 512 tokens", options={"real": "gum", "per_cluster": 1}),
             *(
-                row(f"6 documents, sigma {sigma:g}", options={"documents": 6, "sigma": sigma}, seconds=3.0,
+                row(f"4 documents, sigma {sigma:g}", options={"documents": 4, "sigma": sigma}, seconds=3.0,
                     curve="encoder over padding", scaling="padding")
-                for sigma in (0.0, 0.35, 0.7, 1.0)
+                for sigma in (0.0, 0.5, 1.0)
             ),
         ),
         {
             "ours": Provider(ours, "ours"),
             EAGER: Provider(theirs("eager"), "eager"),
             SDPA: Provider(theirs("sdpa")),
-            COMPILED: Provider(compiled, backward=False),
+            COMPILED: Provider(compiled, backward=False, compiles=True),
             "in float64": Provider(one_by_one),
         },
         inputs,

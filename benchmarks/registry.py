@@ -108,11 +108,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Provider:
-    """Something a user could call. `build` makes a way of the leaves ready, or raises `Unavailable`."""
+    """Something a user could call. `build` makes a way of the leaves ready, or raises `Unavailable`.
+
+    One that `compiles` takes its time in the first call.
+    """
 
     build: Callable[[Workload, Inputs], Way | Prepared]
     kind: str = "peer"  # or ours, eager, floor
     backward: bool = True
+    compiles: bool = False
 
 
 @dataclass(frozen=True)

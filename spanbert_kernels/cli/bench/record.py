@@ -52,7 +52,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """A workload and every provider's figures. `bytes` and `operations` are the fewest; `floor` their time in ms."""
+    """A workload and every provider's figures. `bytes` and `operations` are the fewest; `floor` their time in ms.
+
+    `seconds` is how long it took to measure all that.
+    """
 
     suite: str
     workload: str
@@ -67,6 +70,7 @@ class Row:
     floor: float
     providers: Mapping[str, Entry]
     goals: tuple[str, ...] = ()
+    seconds: float = 0.0
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
@@ -144,7 +148,7 @@ def dumps(record: Record) -> str:
         fields = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name != "providers"}
         entries = [f"   {line(name)}: {line(_entry(entry))}" for name, entry in row.providers.items()]
         fields["axes"] = {name: _short(value) for name, value in row.axes.items()}
-        fields["floor"] = _short(row.floor)
+        fields |= {"floor": _short(row.floor), "seconds": _short(row.seconds)}
         rows.append(f'  {line(fields)[:-1]}, "providers": {{\n' + ",\n".join(entries) + "}}")
     parts.append(' "rows": [\n' + ",\n".join(rows) + "]")
     return "{\n" + ",\n".join(parts) + "}\n"
