@@ -103,8 +103,8 @@ SUITE = register(
             ),
             row("16 documents", BACKWARD),
             row("the package's own documents", options={"real": "package", "per_cluster": 8}, quick=True),
-            row("16 documents of gum", options={"real": "gum", "per_cluster": 4}),
-            *(point(f"{count} documents", "documents", documents=count) for count in (1, 4, 64, 256)),
+            row("15 documents of gum", options={"real": "gum", "per_cluster": 3}),
+            *(point(f"{count} documents", "documents", documents=count) for count in (1, 4, 32, 128)),
             *(point(f"64 documents, sigma {s:g}", "padding", documents=64, sigma=s) for s in (0.0, 0.25, 0.5, 1.0)),
         ),
         {

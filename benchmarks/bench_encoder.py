@@ -106,7 +106,7 @@ def compiled(workload: Workload, inputs: Inputs) -> Prepared:
 
 def row(name: str, *goals: Goal, direction: str = FORWARD, providers: tuple[str, ...] = (), **fields: Any) -> Workload:
     options = {"providers": ("ours", EAGER, SDPA, *providers), **fields.pop("options", {})}
-    return Workload(name, direction, goals=goals, options=options, **{"seconds": 6.0, **fields})
+    return Workload(name, direction, goals=goals, options=options, **{"seconds": 5.0, **fields})
 
 
 BFLOAT16 = torch.bfloat16

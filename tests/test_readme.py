@@ -37,5 +37,11 @@ def test_table_of_operations_and_backends() -> None:
                 assert f"{note} " in README.split("Where another backend is named")[1]
 
 
+def test_speed_tables_are_those_of_the_newest_record() -> None:
+    command = [sys.executable, str(Path(__file__).parents[1] / "benchmarks" / "readme_tables.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def registry() -> list[tuple[str, tuple[str, ...]]]:
     return [(name, backends) for name, backends in ops.backends._registry.items() if hasattr(ops, name)]
