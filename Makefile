@@ -66,6 +66,7 @@ $(VENV)/.installed: $(VENV)/.torch $(BUILD_FILES)
 
 $(VENV)/.test-installed: $(VENV)/.installed
 	@echo "Installing what the tests need ..."
+	@$(PIP) install -q "seqeval>=1.2"  # built from source, with tools of its own
 	@$(PIP) install -q --no-build-isolation -e '.[test]'
 	@touch $@
 

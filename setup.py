@@ -59,7 +59,7 @@ BINDINGS = [
     "csrc/document_attention/neighbourhoods.cpp",
     *(f"csrc/{operation}/cpu.cpp" for operation in OPERATIONS),
 ]
-HOST = ["csrc/host/module.cpp", "csrc/host/prune_spans.cpp", "csrc/host/work_lists.cpp"]
+HOST = [f"csrc/host/{name}.cpp" for name in ("module", "prune_spans", "span_masking", "work_lists")]
 
 
 def find_torch() -> Path:

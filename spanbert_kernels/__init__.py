@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from spanbert_kernels.integrations import register_attention
     from spanbert_kernels.models import (
         SpanBERTConfig,
+        SpanBERTForDependencyParsing,
         SpanBERTForMaskedLM,
+        SpanBERTForPreTraining,
         SpanBERTForQuestionAnswering,
         SpanBERTForSequenceClassification,
+        SpanBERTForSpanClassification,
         SpanBERTForTokenClassification,
         SpanBERTModel,
         SpanBERTTokenizer,
@@ -30,18 +33,24 @@ _HOMES = {
     "register_attention": "integrations",
     "SpanBERTConfig": "models",
     "SpanBERTModel": "models",
+    "SpanBERTForDependencyParsing": "models",
     "SpanBERTForMaskedLM": "models",
+    "SpanBERTForPreTraining": "models",
     "SpanBERTForQuestionAnswering": "models",
     "SpanBERTForSequenceClassification": "models",
+    "SpanBERTForSpanClassification": "models",
     "SpanBERTForTokenClassification": "models",
     "SpanBERTTokenizer": "models",
 }
 
 __all__ = [
     "SpanBERTConfig",
+    "SpanBERTForDependencyParsing",
     "SpanBERTForMaskedLM",
+    "SpanBERTForPreTraining",
     "SpanBERTForQuestionAnswering",
     "SpanBERTForSequenceClassification",
+    "SpanBERTForSpanClassification",
     "SpanBERTForTokenClassification",
     "SpanBERTModel",
     "SpanBERTTokenizer",

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "host/prune_spans.h"
+#include "host/span_masking.h"
 #include "host/work_lists.h"
 
 namespace py = pybind11;
@@ -17,10 +18,17 @@ namespace {
 // Given as they are: converting is the Python package's business, and a silent copy would be none.
 using Indices = py::array_t<int64_t, py::array::c_style>;
 using Scores = py::array_t<double, py::array::c_style>;
+using Flags = py::array_t<bool, py::array::c_style>;
 
 void check_length(const char* name, const py::array& array, int64_t length) {
   if (array.ndim() != 1 || array.shape(0) != length)
     throw std::invalid_argument(std::string(name) + " must be one-dimensional, of length " + std::to_string(length));
+}
+
+Indices to_array(const std::vector<int64_t>& values) {
+  Indices result(int64_t(values.size()));
+  std::copy(values.begin(), values.end(), result.mutable_data());
+  return result;
 }
 
 Indices prune_spans(const Indices& starts, const Indices& ends, const Scores& scores, const Indices& budgets,
@@ -37,9 +45,7 @@ Indices prune_spans(const Indices& starts, const Indices& ends, const Scores& sc
     py::gil_scoped_release unlocked;
     kept = host::prune_spans(spans, non_crossing);
   }
-  Indices result(int64_t(kept.size()));
-  std::copy(kept.begin(), kept.end(), result.mutable_data());
-  return result;
+  return to_array(kept);
 }
 
 py::tuple sort_spans(const Indices& starts, const Indices& ends, int64_t num_tokens) {
@@ -71,6 +77,28 @@ py::tuple first_and_reach(const Indices& starts, const Indices& ends, int64_t nu
   return py::make_tuple(first, reach);
 }
 
+py::tuple mask_spans(const Indices& tokens, const Indices& bounds, const Flags& word_starts, uint64_t seed,
+                     double budget, const Scores& cumulative, double mask_below, double random_below,
+                     int64_t mask_token, const Indices& random_tokens) {
+  check_length("tokens", tokens, tokens.size());
+  check_length("cu_seqlens", bounds, std::max<int64_t>(bounds.size(), 1));
+  check_length("word_starts", word_starts, tokens.size());
+  if (bounds.data()[bounds.size() - 1] != tokens.size()) throw std::invalid_argument("cu_seqlens must end with T");
+  static_assert(sizeof(bool) == 1);
+  const host::Documents documents{bounds.size() - 1, bounds.data(), tokens.data(),
+                                  reinterpret_cast<const uint8_t*>(word_starts.data())};
+  const host::Masking masking{seed,         budget,     cumulative.size(),    cumulative.data(),   mask_below,
+                              random_below, mask_token, random_tokens.size(), random_tokens.data()};
+  Indices inputs(tokens.size());
+  int64_t* data = inputs.mutable_data();
+  host::MaskedSpans spans;
+  {
+    py::gil_scoped_release unlocked;
+    spans = host::mask_spans(documents, masking, data);
+  }
+  return py::make_tuple(inputs, to_array(spans.starts), to_array(spans.ends));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, module) {
@@ -81,4 +109,8 @@ PYBIND11_MODULE(_host, module) {
              py::arg("num_tokens"));
   module.def("first_and_reach", &first_and_reach, py::arg("starts").noconvert(), py::arg("ends").noconvert(),
              py::arg("num_tokens"));
+  module.def("mask_spans", &mask_spans, py::arg("tokens").noconvert(), py::arg("cu_seqlens").noconvert(),
+             py::arg("word_starts").noconvert(), py::arg("seed"), py::arg("budget"), py::arg("cumulative").noconvert(),
+             py::arg("mask_below"), py::arg("random_below"), py::arg("mask_token"),
+             py::arg("random_tokens").noconvert());
 }

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from spanbert_kernels.host import checks, fallback, library
 from spanbert_kernels.host.checks import Indices
 from spanbert_kernels.host.library import load
 
-__all__ = ["first_and_reach", "load", "prune_spans", "sort_spans"]
+__all__ = ["first_and_reach", "load", "mask_spans", "prune_spans", "sort_spans"]
 
 
 def prune_spans(
@@ -121,6 +122,76 @@ def first_and_reach(
     num_tokens = checks.count("num_tokens", num_tokens)
     starts, ends = checks.ordered(starts, ends, num_tokens)
     result: tuple[Indices, Indices] = _way(compiled).first_and_reach(starts, ends, num_tokens)
+    return result
+
+
+def mask_spans(
+    tokens: NDArray[Any],
+    cu_seqlens: NDArray[Any],
+    word_starts: NDArray[Any],
+    *,
+    seed: int,
+    mask_token: int,
+    random_tokens: NDArray[Any],
+    budget: float = 0.15,
+    geometric_p: float = 0.2,
+    max_words: int = 10,
+    masked: float = 0.8,
+    randomised: float = 0.1,
+    compiled: bool | None = None,
+) -> tuple[Indices, Indices, Indices]:
+    """SpanBERT's masking: spans of whole words of geometric length until a share of a document's tokens is masked.
+
+    Args:
+        tokens: int32 or int64 `[T]`, word pieces without the special ones.
+        cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents.
+        word_starts: bool `[T]`, where a word begins; a document begins one, too.
+        seed: of all draws; a document's depend on it and on the document's place alone.
+        mask_token: the id of the mask token.
+        random_tokens: int32 or int64 `[R]`, what a random token is drawn from: the tokens of the corpus themselves, for
+            the published distribution.
+        budget: the share of a document's tokens, rounded up. The last span is cut where it ends, be it inside a word.
+        geometric_p, max_words: the lengths in words are geometric with p, truncated and normalised to 1 .. max_words.
+        masked, randomised: chances of a span to become mask tokens, or random ones; else it stays as it is. Drawn once
+            for all tokens of a span.
+        compiled: True or False asks for one of the two ways; by default the compiled one where it was built.
+
+    Returns:
+        int64: `inputs [T]`, the tokens after masking; `starts [S]` and `ends [S]` (the token after the last), in order.
+        Spans that overlap or touch are one, so a span may have more than `max_words` words.
+
+    Raises:
+        ValueError: shapes, offsets, shares that are not from 0 to 1 or are together more than 1, no random tokens.
+        TypeError: dtypes, or arguments that are not numpy arrays.
+        RuntimeError: the compiled way was asked for, but was not built.
+
+    Source: Joshi et al. 2020, SpanBERT, section 3.1, and its published code, PairWithSpanMaskingScheme.
+
+    Example:
+        >>> words = np.array([True, True, False, True, True, True, False, True])
+        >>> inputs, starts, ends = mask_spans(
+        ...     np.arange(8), np.array([0, 8]), words, seed=2, mask_token=-1, random_tokens=np.arange(8), budget=0.3
+        ... )
+        >>> int((ends - starts).sum()), bool(((inputs == -1) | (inputs < 8)).all())
+        (3, True)
+    """
+    tokens = checks.indices("tokens", tokens)
+    bounds = checks.offsets("cu_seqlens", cu_seqlens, len(tokens))
+    words = checks.flags("word_starts", word_starts, len(tokens))
+    vocabulary = checks.indices("random_tokens", random_tokens)
+    if len(vocabulary) == 0:
+        raise ValueError("random_tokens must name at least one token, got none")
+    checks.share("masked + randomised", checks.share("masked", masked) + checks.share("randomised", randomised))
+    if not 0.0 < geometric_p <= 1.0:
+        raise ValueError(f"geometric_p must be above 0 and at most 1, got {geometric_p}")
+    if checks.count("max_words", max_words) == 0:
+        raise ValueError("max_words must be at least 1, got 0")
+    chances = geometric_p * (1.0 - geometric_p) ** np.arange(max_words)
+    cumulative = np.cumsum(chances / chances.sum())
+    shares = (checks.share("budget", budget), cumulative, masked, masked + randomised)
+    result: tuple[Indices, Indices, Indices] = _way(compiled).mask_spans(
+        tokens, bounds, words, int(seed) % 2**64, *shares, int(mask_token), vocabulary
+    )
     return result
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 Scores = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
 def indices(name: str, array: NDArray[Any], length: int | None = None) -> Indices:
@@ -103,6 +104,36 @@ def ordered(starts: NDArray[Any], ends: NDArray[Any], num_tokens: int) -> tuple[
         row = int(falls[0]) + 1
         raise ValueError(f"starts must ascend, but starts[{row}] = {starts[row]} comes after {starts[row - 1]}")
     return starts, ends
+
+
+def flags(name: str, array: NDArray[Any], length: int) -> Flags:
+    """The array as dense bool."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
+    if array.dtype != np.bool_:
+        raise TypeError(f"{name} must be bool, got {array.dtype}")
+    _one_dimension(name, array, length)
+    return np.ascontiguousarray(array)
+
+
+def offsets(name: str, array: NDArray[Any], total: int) -> Indices:
+    """Offsets of runs that cover 0 .. total."""
+    values = indices(name, array)
+    if len(values) == 0 or values[0] != 0 or values[-1] != total:
+        raise ValueError(f"{name} must begin with 0 and end with {total}, got {values[:1]} .. {values[-1:]}")
+    falls = np.flatnonzero(np.diff(values) < 0)
+    if len(falls):
+        raise ValueError(
+            f"{name} must ascend, but {name}[{falls[0] + 1}] = {values[falls[0] + 1]} < {values[falls[0]]}"
+        )
+    return values
+
+
+def share(name: str, value: float) -> float:
+    """A number from 0 to 1."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must be from 0 to 1, got {value}")
+    return float(value)
 
 
 def _one_dimension(name: str, array: NDArray[Any], length: int | None) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from spanbert_kernels.host.checks import Indices, Scores
+from spanbert_kernels.host.checks import Flags, Indices, Scores
+
+_GOLDEN, _WORD = 0x9E3779B97F4A7C15, 2**64 - 1
 
 
 def prune_spans(
@@ -49,3 +53,75 @@ def first_and_reach(starts: Indices, ends: Indices, num_tokens: int) -> tuple[In
     first = np.searchsorted(starts, np.arange(num_tokens + 1), side="left").astype(np.int64)
     reach = np.searchsorted(np.maximum.accumulate(ends), np.arange(num_tokens), side="right").astype(np.int64)
     return first, reach
+
+
+def mask_spans(
+    tokens: Indices,
+    cu_seqlens: Indices,
+    word_starts: Flags,
+    seed: int,
+    budget: float,
+    cumulative: Scores,
+    mask_below: float,
+    random_below: float,
+    mask_token: int,
+    random_tokens: Indices,
+) -> tuple[Indices, Indices, Indices]:
+    """Document by document with the random numbers of csrc/host/span_masking.cpp."""
+    inputs, starts, ends = tokens.copy(), [], []
+    for document, (begin, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
+        draws = _Draws(seed, document)
+        masked = _drawn(draws, word_starts[begin:end], math.ceil((end - begin) * budget), cumulative)
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], masked, [0]])))
+        for first, last in (edges.reshape(-1, 2) + begin).tolist():
+            starts.append(first)
+            ends.append(last)
+            draw = draws.uniform()
+            if draw < mask_below:
+                inputs[first:last] = mask_token
+            elif draw < random_below:
+                inputs[first:last] = [random_tokens[draws.below(len(random_tokens))] for _ in range(first, last)]
+    return inputs, np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
+
+
+def _drawn(draws: _Draws, word_starts: Flags, wanted: int, cumulative: Scores) -> Indices:
+    """1 for every masked token of a document, else 0."""
+    length, left = len(word_starts), wanted
+    masked = np.zeros(length, dtype=np.int64)
+    while left:
+        words = 1 + min(int(np.searchsorted(cumulative, draws.uniform(), side="right")), len(cumulative) - 1)
+        token = draws.below(length)
+        if masked[token]:
+            continue
+        while token > 0 and not word_starts[token]:
+            token -= 1
+        first = True
+        while token < length and left and (first or not word_starts[token] or words > 1):
+            words -= not first and bool(word_starts[token])
+            left -= 1 - int(masked[token])
+            masked[token] = 1
+            token, first = token + 1, False
+    return masked
+
+
+def _mixed(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+    return x ^ (x >> 31)
+
+
+class _Draws:
+    """SplitMix64, seeded for a document."""
+
+    def __init__(self, seed: int, document: int) -> None:
+        self.state = _mixed(_mixed((seed + _GOLDEN) & _WORD) ^ ((document * _GOLDEN) & _WORD))
+
+    def _next(self) -> int:
+        self.state = (self.state + _GOLDEN) & _WORD
+        return _mixed(self.state)
+
+    def below(self, count: int) -> int:
+        return (self._next() * count) >> 64
+
+    def uniform(self) -> float:
+        return (self._next() >> 11) * 2.0**-53

@@ -19,6 +19,9 @@ from spanbert_kernels.models.heads import (
     SpanBERTForTokenClassification,
 )
 from spanbert_kernels.models.modeling import SpanBERTModel
+from spanbert_kernels.models.parsing import SpanBERTForDependencyParsing
+from spanbert_kernels.models.pretraining import SpanBERTForPreTraining, load_released_heads
+from spanbert_kernels.models.spans import SpanBERTForSpanClassification
 from spanbert_kernels.models.tokenization import SpanBERTTokenizer
 
 AutoConfig.register(SpanBERTConfig.model_type, SpanBERTConfig, exist_ok=True)
@@ -35,10 +38,14 @@ register_attention()
 
 __all__ = [
     "SpanBERTConfig",
+    "SpanBERTForDependencyParsing",
     "SpanBERTForMaskedLM",
+    "SpanBERTForPreTraining",
     "SpanBERTForQuestionAnswering",
     "SpanBERTForSequenceClassification",
+    "SpanBERTForSpanClassification",
     "SpanBERTForTokenClassification",
     "SpanBERTModel",
     "SpanBERTTokenizer",
+    "load_released_heads",
 ]

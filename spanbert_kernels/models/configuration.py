@@ -25,6 +25,8 @@ class SpanBERTConfig(BertConfig):
         cross_document_normalize: "joint", one softmax over all documents seen, or "pairwise", one per document.
         cross_document_anchor: "last" or "first", which real token stands for a document.
         pooler_token: "first", the first column as in BERT, or "anchor".
+        max_span_width: words of the widest span that a span classifier scores.
+        max_span_targets: tokens of a masked span that the span boundary objective predicts, the first ones.
 
     Raises:
         ValueError: a value is not one of these, a layer does not exist or is named twice, the model is a decoder, or
@@ -46,6 +48,8 @@ class SpanBERTConfig(BertConfig):
     cross_document_normalize: str = "joint"
     cross_document_anchor: str = "last"
     pooler_token: str = "first"
+    max_span_targets: int = 20
+    max_span_width: int = 20
 
     def __post_init__(self, **kwargs: Any) -> None:
         # a BERT folder says "bert", and an attribute would hide the class's own type

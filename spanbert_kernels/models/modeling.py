@@ -17,6 +17,7 @@ from spanbert_kernels import ops
 from spanbert_kernels.models.checkpoints import resolve_model, what_would_work
 from spanbert_kernels.models.clusters import ClusteredDocuments
 from spanbert_kernels.models.configuration import SpanBERTConfig
+from spanbert_kernels.nn.biaffine import Biaffine
 from spanbert_kernels.nn.cross_document_mixer import CrossDocumentMixer
 from spanbert_kernels.nn.packing import Packing
 
@@ -35,6 +36,8 @@ class SpanBERTPreTrainedModel(BertPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, CrossDocumentMixer):
             init.zeros_(module.gate)
+        elif isinstance(module, Biaffine):
+            init.zeros_(module.weight)
 
     @classmethod
     def from_pretrained(

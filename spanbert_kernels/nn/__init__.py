@@ -1,6 +1,8 @@
 """Modules over the operations."""
 
+from spanbert_kernels.nn.biaffine import Biaffine
 from spanbert_kernels.nn.cross_document_mixer import CrossDocumentMixer
 from spanbert_kernels.nn.packing import Packing
+from spanbert_kernels.nn.span_boundary_head import SpanBoundaryHead
 
-__all__ = ["CrossDocumentMixer", "Packing"]
+__all__ = ["Biaffine", "CrossDocumentMixer", "Packing", "SpanBoundaryHead"]

@@ -1,0 +1,82 @@
+"""`spanbert-kernels pretrain`: SpanBERT's pre-training on a user's texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from spanbert_kernels.cli import formatting
+from spanbert_kernels.cli.files import UserError
+from spanbert_kernels.cli.training_options import POSITIVE, options_of, require, training_options
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH ...")
+@click.option("--length", default=128, show_default=True, type=click.IntRange(min=8), help="Tokens in a block.")
+@click.option(
+    "--held-out", default=0.1, show_default=True, type=click.FloatRange(0, 0.9), help="Share of documents to test on."
+)
+@click.option("--evaluate-steps", type=POSITIVE, help="Batches between tests on the held-out documents.")
+@training_options
+def pretrain(
+    paths: tuple[Path, ...],
+    length: int,
+    held_out: float,
+    evaluate_steps: int | None,
+    **values: Any,
+) -> None:
+    """Pre-train with span masking and the span boundary objective.
+
+    PATH is a text file, a folder, JSON lines, CoNLL-U or CoNLL columns. Model and tokenizer go to the output folder.
+
+    Exit code: 0; 2 if there is nothing to work on or a value is wrong.
+    """
+    require("accelerate")
+    from spanbert_kernels.cli.collecting import collect
+
+    collection = collect(paths)
+    for path, reason in [*collection.skipped, *collection.faults]:
+        click.echo(f"Warning: {formatting.path(path)} {reason}", err=True)
+    texts = [document.text for document in collection.documents]
+    if not texts:
+        raise UserError("no document to train on")
+    from spanbert_kernels import SpanBERTForPreTraining
+    from spanbert_kernels.tasks.pretraining import pretrain as run
+    from spanbert_kernels.tasks.training import NothingToResume
+
+    every = round(1 / held_out) if held_out else 0
+    test = texts[every - 1 :: every] if every else []
+    train = [text for i, text in enumerate(texts) if not every or i % every != every - 1]
+    start, options = options_of(values, evaluate_steps=evaluate_steps)
+    try:
+        tokenizer = start.tokenizer(train)
+        fields = {} if start.model else {"max_position_embeddings": max(512, length)}
+        model = start.build(SpanBERTForPreTraining, tokenizer, options.seed, **fields)
+        training = run(model, tokenizer, train, test, options, length)
+    except (NothingToResume, ValueError, OSError) as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    _show(training.log, Console(highlight=False))
+    paths_taken = ", ".join(f"{name} ({calls:,} calls)" for name, calls in training.paths.items())
+    click.echo(f"Ran: {paths_taken or 'the original path'}. Model: {formatting.path(options.output)}")
+
+
+def _show(log: list[dict[str, float]], console: Console) -> None:
+    """The losses over the steps: on the training batches, and on held-out documents where they were tested."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in ("step", "loss", "held-out MLM", "held-out SBO"):
+        table.add_column(name, justify="right")
+    by_step: dict[int, dict[str, float]] = {}
+    for entry in log:
+        by_step.setdefault(int(entry["step"]), {}).update(entry)
+    steps = sorted(by_step)
+    shown = steps if len(steps) <= 20 else [s for s in steps if "eval_mlm_loss" in by_step[s] or s == steps[-1]]
+    for step in shown:
+        row = by_step[step]
+        cells = (row.get(name) for name in ("loss", "eval_mlm_loss", "eval_sbo_loss"))
+        table.add_row(f"{step:,}", *("" if value is None else f"{value:.3f}" for value in cells))
+    console.print(table)

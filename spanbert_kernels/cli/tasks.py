@@ -1,0 +1,119 @@
+"""`spanbert-kernels train`, `evaluate` and `predict`: the tasks, over files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from spanbert_kernels.cli import formatting
+from spanbert_kernels.cli.files import UserError, check_output, write
+from spanbert_kernels.cli.training_options import POSITIVE, options_of, require, training_options
+
+if TYPE_CHECKING:
+    from spanbert_kernels.tasks.task import Task
+
+LIBRARIES = {  # what the tasks of tasks/task.py import, which would load PyTorch
+    "tagging": ("seqeval",),
+    "nested": (),
+    "classification": ("sklearn",),
+    "parsing": ("ufal",),
+    "question_answering": ("torchmetrics",),
+}
+FILE = click.Path(path_type=Path)
+task_argument = click.argument("task", type=click.Choice(list(LIBRARIES)))
+backend_option = click.option("--backend", default="auto", show_default=True, type=click.Choice(["auto", "eager"]))
+
+
+def _load(name: str) -> Task:
+    require("accelerate", *LIBRARIES[name])
+    from spanbert_kernels.tasks.task import load
+
+    return load(name)
+
+
+@click.command()
+@task_argument
+@click.option("--data", required=True, type=FILE, help="The file to train on.")
+@click.option("--test", type=FILE, help="A file to score the result on.")
+@click.option("--span-length", type=POSITIVE, help="Train on one random span of so many tokens a document and step.")
+@click.option(
+    "--crop",
+    default="loss",
+    show_default=True,
+    type=click.Choice(["input", "loss"]),
+    help="input: only the span is encoded; loss: the whole document, and the span carries loss.",
+)
+@training_options
+def train(task: str, data: Path, test: Path | None, span_length: int | None, crop: str, **values: Any) -> None:
+    """Train TASK on a file and write the model to the output folder.
+
+    Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is wrong.
+    """
+    found = _load(task)
+    from spanbert_kernels.tasks.span_training import SpanTraining
+
+    start, options = options_of(values)
+    try:
+        spans = None if span_length is None else SpanTraining(span_length, crop)
+        outcome = found.train(data, test, start, options, spans)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    losses = outcome.training.values("loss")
+    if losses:
+        click.echo(f"Loss: {losses[0]:.3f} at first, {losses[-1]:.3f} at last.")
+    if outcome.scores:
+        table = Table("", "model", "trivial baseline", box=box.SIMPLE_HEAD, show_edge=False)
+        for name, value in outcome.scores.items():
+            table.add_row(name, f"{value:.3f}", f"{outcome.baseline[name]:.3f}")
+        Console(highlight=False).print(table)
+    taken = ", ".join(f"{name} ({calls:,} calls)" for name, calls in outcome.training.paths.items())
+    click.echo(f"Ran: {taken or 'the original path'}. Model: {formatting.path(options.output)}")
+
+
+@click.command()
+@task_argument
+@click.option("--model", required=True, type=FILE, help="The folder that train wrote.")
+@click.option("--data", required=True, type=FILE, help="The file to score on.")
+@backend_option
+def evaluate(task: str, model: Path, data: Path, backend: str) -> None:
+    """Score a trained model on a file.
+
+    Exit code: 0; 2 if a file cannot be used (file and line are named).
+    """
+    found = _load(task)
+    try:
+        scores = found.evaluate(model, data, backend)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    for name, value in scores.items():
+        click.echo(f"{name} {value:.4f}")
+
+
+@click.command()
+@task_argument
+@click.argument("data", type=FILE)
+@click.option("--model", required=True, type=FILE, help="The folder that train wrote.")
+@click.option("--output", type=FILE, help="Where the predictions go; by default to the terminal.")
+@backend_option
+def predict(task: str, data: Path, model: Path, output: Path | None, backend: str) -> None:
+    """Apply a trained model to the file DATA.
+
+    Exit code: 0; 2 if a file cannot be used.
+    """
+    if output is not None:
+        check_output("predictions", output)
+    found = _load(task)
+    try:
+        lines = list(found.predict(model, data, backend))
+    except (ValueError, OSError) as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    text = "".join(f"{line}\n" for line in lines)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write("predictions", output, text)

@@ -1,0 +1,113 @@
+"""A label for every span of words up to a width, without a vector for any of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertPreTrainedModel
+from transformers.utils import ModelOutput
+
+from spanbert_kernels import ops
+from spanbert_kernels.models.configuration import SpanBERTConfig
+from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
+
+PARTS = ("start", "end", "attention", "width")
+WIDTH_SIZE = 32
+
+
+@dataclass
+class SpanClassificationOutput(ModelOutput):
+    """`logits [N, labels]` of the spans `[N, 2]`, packed positions of words, the last one included."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    spans: Tensor | None = None
+
+
+class SpanBERTForSpanClassification(SpanBERTPreTrainedModel):
+    """Scores all spans of up to `config.max_span_width` words by their ends, an attention over their words and width.
+
+    The hidden layer over span vectors is `ops.span_linear`: words are projected once, spans add projected rows.
+
+    Source: Lee et al. 2017, End-to-end Neural Coreference Resolution, whose span vectors these are.
+
+    Example:
+        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                         intermediate_size=16, num_labels=3, max_span_width=2)
+        >>> model = SpanBERTForSpanClassification(config)
+        >>> columns = torch.tensor([[1, 3], [1, -1]])  # of words; -1: no word
+        >>> output = model(torch.randint(30, (2, 5)), columns=columns)
+        >>> output.spans.tolist(), output.logits.shape
+        ([[0, 0], [0, 1], [1, 1], [2, 2]], torch.Size([4, 3]))
+    """
+
+    def __init__(self, config: SpanBERTConfig) -> None:
+        BertPreTrainedModel.__init__(self, config)
+        size = config.hidden_size
+        self.num_labels = config.num_labels
+        self.bert = SpanBERTModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention = nn.Linear(size, 1)
+        self.widths = nn.Embedding(config.max_span_width, WIDTH_SIZE)
+        self.hidden = nn.Linear(3 * size + WIDTH_SIZE, size)
+        self.classifier = nn.Linear(size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        columns: Tensor | None = None,
+        mentions: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SpanClassificationOutput:
+        """Labels of all spans; with mentions, the loss, a mean over the words.
+
+        Args:
+            input_ids: `[B, L]`.
+            attention_mask: `[B, L]`.
+            columns: `[B, W]`, the column of each word's first piece, -1 where there is no word.
+            mentions: `[M, 3]`: row, first and last word. All other spans have label 0; mentions that are wider than
+                `max_span_width` are passed over.
+            labels: `[M]`.
+            kwargs: see `SpanBERTModel.forward`.
+
+        Raises:
+            ValueError: `columns` are missing, or `mentions` come without `labels`.
+        """
+        if columns is None:
+            raise ValueError("columns [B, W] are wanted, got None")
+        if (mentions is None) != (labels is None):
+            raise ValueError("mentions and labels come together")
+        hidden = self.bert(input_ids, attention_mask, **kwargs).last_hidden_state
+        real = columns >= 0
+        row, _ = real.nonzero().unbind(1)
+        words = self.dropout(hidden[row, columns[real]])  # [T, H]
+        offsets = F.pad(real.sum(1).cumsum(0), (1, 0))
+        plan = ops.enumerate_spans(offsets, self.config.max_span_width)
+        inner = ops.span_linear(
+            words, plan, PARTS, self.hidden.weight, self.hidden.bias, self.attention(words)[:, 0], self.widths.weight,
+            activation="relu",
+        )  # fmt: skip
+        logits = self.classifier(self.dropout(inner))
+        spans = torch.stack(plan.bounds(), 1) - torch.tensor([0, 1], device=words.device)
+        loss = None
+        if mentions is not None and labels is not None:
+            wanted = self._targets(mentions, labels, offsets, spans)
+            loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / max(len(words), 1)
+        return SpanClassificationOutput(loss=loss, logits=logits, spans=spans)
+
+    def _targets(self, mentions: Tensor, labels: Tensor, offsets: Tensor, spans: Tensor) -> Tensor:
+        """The label of every span; spans come in the order of first and last word."""
+        kept = mentions[:, 2] - mentions[:, 1] < self.config.max_span_width
+        row, first, last = mentions[kept].unbind(1)
+        base = offsets[-1] + 1
+        keys = spans[:, 0] * base + spans[:, 1]
+        wanted = torch.zeros_like(keys)
+        wanted[torch.searchsorted(keys, (offsets[row] + first) * base + offsets[row] + last)] = labels[kept]
+        return wanted

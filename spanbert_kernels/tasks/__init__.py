@@ -1,0 +1,1 @@
+"""SpanBERT at work: one file a task, each over transformers' Trainer and the metric library of its field."""

@@ -1,0 +1,232 @@
+"""Sentiment or topic: a label for each document, which may depend on the other documents of its cluster."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_kernels.models import SpanBERTForSequenceClassification, SpanBERTTokenizer
+from spanbert_kernels.tasks.batches import outputs, padded
+from spanbert_kernels.tasks.columns import DataFault
+from spanbert_kernels.tasks.labelled import LabelledDocument, read_labelled
+from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.task import Outcome, Scores, Task
+from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+
+
+def clusters_of(documents: Sequence[LabelledDocument]) -> list[list[int]]:
+    """The documents of each cluster, by number; one without a cluster is alone."""
+    found: dict[Any, list[int]] = {}
+    for index, document in enumerate(documents):
+        found.setdefault(index if document.cluster is None else document.cluster, []).append(index)
+    return list(found.values())
+
+
+def cross_document_fields(documents: Sequence[LabelledDocument], layers: int) -> dict[str, Any]:
+    """Of a model's configuration: where documents have company, the upper layers let their first tokens meet."""
+    if all(document.cluster is None for document in documents):
+        return {}
+    return {"cross_document_layers": list(range(layers // 2, layers)), "cross_document_anchor": "first"}
+
+
+def numbers_of(documents: Sequence[LabelledDocument], labels: Sequence[str]) -> list[int]:
+    """The number of each document's label; raises `DataFault` for one that is not among `labels`."""
+    number = {label: i for i, label in enumerate(labels)}
+    for document in documents:
+        if document.label not in number:
+            reason = f"unknown label {document.label}; the model has {', '.join(labels)}"
+            raise DataFault(document.path, document.line, reason)
+    return [number[document.label] for document in documents]
+
+
+def encode(
+    documents: Sequence[LabelledDocument], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], length: int
+) -> list[dict[str, Any]]:
+    """An example a document; of a long one, the first `length` tokens, the special ones counted.
+
+    Raises:
+        DataFault: a label that is not among `labels`.
+    """
+    numbers = numbers_of(documents, labels)
+    examples = []
+    for document, number in zip(documents, numbers, strict=True):
+        ids = tokenizer(document.text, truncation=True, max_length=length)["input_ids"]
+        examples.append({"input_ids": np.array(ids, dtype=np.int64), "labels": number})
+    return examples
+
+
+def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
+    """Span training: the label is of whatever part of the document is there."""
+    return {**example, "input_ids": cut(example["input_ids"], span)}
+
+
+class Clusters(torch.utils.data.Dataset[list[dict[str, Any]]]):
+    """Examples of documents, a cluster at a time, so that a batch holds whole clusters."""
+
+    def __init__(self, examples: Any, clusters: Sequence[Sequence[int]]) -> None:
+        self.examples, self.clusters = examples, clusters
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Of the training; it matters to span training."""
+        if isinstance(self.examples, SpansOfDocuments):
+            self.examples.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        """The documents of a cluster."""
+        return [self.examples[i] for i in self.clusters[index]]
+
+
+def collate(clusters: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
+    """A padded batch `[B, L]` with `labels [B]` and `cluster_ids [B]`."""
+    documents = [document for cluster in clusters for document in cluster]
+    batch = padded(documents, {"input_ids": 0})
+    batch["labels"] = torch.tensor([document["labels"] for document in documents])
+    batch["cluster_ids"] = torch.arange(len(clusters)).repeat_interleave(torch.tensor([len(c) for c in clusters]))
+    return batch
+
+
+def collate_alone(clusters: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
+    """The same, for a model whose documents do not see each other."""
+    batch = collate(clusters)
+    del batch["cluster_ids"]
+    return batch
+
+
+def _collate_for(model: Any) -> Any:
+    return collate if model.config.cross_document_layers else collate_alone
+
+
+def train(
+    model: SpanBERTForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[LabelledDocument],
+    options: TrainingOptions,
+    spans: SpanTraining | None = None,
+) -> Training:
+    """Trains the classifier, whose labels stand in `model.config.id2label`, and writes it to `options.output`.
+
+    A batch holds `options.batch_size` clusters, whole; documents see each other if the model has cross-document layers.
+
+    Raises:
+        ValueError: there is no document, or span training with crop "loss": a document's label has no place in it.
+            `DataFault` for a label that the model does not have.
+    """
+    if not documents:
+        raise ValueError("there is no document to train on")
+    examples: Any = encode(documents, tokenizer, _labels(model), model.config.max_position_embeddings)
+    if spans is not None:
+        if spans.crop == "loss":
+            raise ValueError("a document's label belongs to no span: span training of documents needs crop input")
+        examples = SpansOfDocuments(examples, spans, options.seed, show)
+    training = fit(model, options, Clusters(examples, clusters_of(documents)), _collate_for(model))
+    tokenizer.save_pretrained(str(options.output))
+    return training
+
+
+def _labels(model: Any) -> list[str]:
+    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
+def classify(
+    model: SpanBERTForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[LabelledDocument],
+    backend: str = "auto",
+) -> list[tuple[str, float]]:
+    """The label of each document and its probability. The documents' own labels are not looked at."""
+    labels, clusters = _labels(model), clusters_of(documents)
+    plain = [LabelledDocument(d.text, labels[0], d.cluster, d.path, d.line) for d in documents]
+    examples = Clusters(encode(plain, tokenizer, labels, model.config.max_position_embeddings), clusters)
+    found: dict[int, tuple[str, float]] = {}
+    longest = [max(len(document["input_ids"]) for document in examples[i]) for i in range(len(examples))]
+    items = [{"cluster": examples[i], "longest": longest[i]} for i in range(len(examples))]
+
+    def batch_of(chosen: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return _collate_for(model)([item["cluster"] for item in chosen])
+
+    for chosen, output in outputs(model, items, batch_of, lambda item: int(item["longest"]), backend=backend):
+        best = output.logits.float().softmax(-1).max(-1)
+        numbers = [index for cluster in chosen for index in clusters[cluster]]
+        for index, label, chance in zip(numbers, best.indices.tolist(), best.values.tolist(), strict=True):
+            found[index] = labels[label], chance
+    return [found[index] for index in range(len(documents))]
+
+
+def score(gold: Sequence[str], predicted: Sequence[str]) -> Scores:
+    """Accuracy, and F1 averaged over the labels that occur."""
+    macro = f1_score(gold, predicted, average="macro", zero_division=0.0)
+    return {"accuracy": float(accuracy_score(gold, predicted)), "macro F1": float(macro)}
+
+
+def evaluate(
+    model: SpanBERTForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[LabelledDocument],
+    backend: str = "auto",
+) -> Scores:
+    """The scores of a model.
+
+    Raises:
+        DataFault: a label that the model does not have.
+    """
+    numbers_of(documents, _labels(model))
+    predicted = classify(model, tokenizer, documents, backend)
+    return score([document.label for document in documents], [label for label, _ in predicted])
+
+
+def majority(train_on: Sequence[LabelledDocument], documents: Sequence[LabelledDocument]) -> Scores:
+    """The trivial baseline: the commonest label of the training data for all."""
+    ((commonest, _),) = Counter(document.label for document in train_on).most_common(1)
+    return score([document.label for document in documents], [commonest] * len(documents))
+
+
+def _train_files(
+    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+) -> Outcome:
+    documents = read_labelled(data)
+    held_out = read_labelled(test) if test is not None else []
+    tokenizer = start.tokenizer(document.text for document in documents)
+    labels = sorted({document.label for document in documents})
+    fields = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        **cross_document_fields(documents, start.layers()),
+    }
+    model = start.build(SpanBERTForSequenceClassification, tokenizer, options.seed, **fields)
+    training = train(model, tokenizer, documents, options, spans)
+    if not held_out:
+        return Outcome(training, {}, {})
+    return Outcome(training, evaluate(model, tokenizer, held_out, options.backend), majority(documents, held_out))
+
+
+def _load(folder: Path) -> tuple[SpanBERTForSequenceClassification, PreTrainedTokenizerBase]:
+    model = SpanBERTForSequenceClassification.from_pretrained(folder)
+    return model, SpanBERTTokenizer.from_pretrained(folder)
+
+
+def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+    return evaluate(*_load(folder), read_labelled(data), backend)
+
+
+def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+    """A JSON object a document: its label, the label's probability, the text."""
+    documents = read_labelled(data, labels=False)
+    for document, (label, chance) in zip(documents, classify(*_load(folder), documents, backend), strict=True):
+        found = {"label": label, "probability": round(chance, 4), "text": document.text}
+        yield json.dumps(found, ensure_ascii=False)
+
+
+TASK = Task(_train_files, _evaluate_file, _predict_file)

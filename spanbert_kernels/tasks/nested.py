@@ -1,0 +1,263 @@
+"""Named entities that may lie in each other: a label for every span of words."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_kernels import ops
+from spanbert_kernels.models import SpanBERTForSpanClassification, SpanBERTTokenizer
+from spanbert_kernels.tasks.batches import outputs, padded
+from spanbert_kernels.tasks.brackets import MarkedDocument, read_marked
+from spanbert_kernels.tasks.columns import DataFault, read_words
+from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.task import Outcome, Scores, Task
+from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+
+NO_MENTION = "none"
+WINDOW = 128  # tokens of a training example, special ones counted, where the model can hold more
+SENTENCE_ENDS = frozenset(".!?")
+Found = set[tuple[int, int, str]]  # first word, last word, type
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of a document: its first word, and an example for the Trainer. Mentions that leave it are not in it."""
+
+    document: int
+    first: int
+    example: dict[str, Any]
+
+
+def gold(document: MarkedDocument) -> Found:
+    """The mentions of a document."""
+    return {(mention.first, mention.last, mention.kind) for mention in document.mentions}
+
+
+def windows_of(
+    documents: Sequence[MarkedDocument], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], length: int
+) -> list[Window]:
+    """Documents as windows of at most `length` tokens that end with a sentence where one ends, else with a word.
+
+    Raises:
+        DataFault: a type that is not among `labels`.
+    """
+    number = {label: i for i, label in enumerate(labels)}
+    found = []
+    for index, document in enumerate(documents):
+        for mention in document.mentions:
+            if mention.kind not in number or mention.kind == NO_MENTION:
+                known = ", ".join(labels[1:])
+                line = document.lines[mention.first]
+                raise DataFault(document.path, line, f"unknown type {mention.kind!r}; the model has {known}")
+        pieces = [
+            tokenizer(word, add_special_tokens=False)["input_ids"][: length - 2] or [tokenizer.unk_token_id]
+            for word in document.words
+        ]
+        first = 0
+        while first < len(pieces):
+            last = _cut(document.words, [len(own) for own in pieces], first, length - 2)
+            found.append(Window(index, first, _example(document, pieces, first, last, tokenizer, number)))
+            first = last
+    return found
+
+
+def _cut(words: Sequence[str], sizes: Sequence[int], first: int, room: int) -> int:
+    """The word after the window's last."""
+    last, used = first, 0
+    while last < len(words) and used + sizes[last] <= room:
+        used += sizes[last]
+        last += 1
+    if last == len(words):
+        return last
+    ends = [word + 1 for word in range(first, last) if words[word] in SENTENCE_ENDS]
+    return ends[-1] if ends else last
+
+
+def _example(
+    document: MarkedDocument,
+    pieces: list[list[int]],
+    first: int,
+    last: int,
+    tokenizer: PreTrainedTokenizerBase,
+    number: dict[str, int],
+) -> dict[str, Any]:
+    own = pieces[first:last]
+    ids = [tokenizer.cls_token_id, *(piece for word in own for piece in word), tokenizer.sep_token_id]
+    inside = [m for m in document.mentions if m.first >= first and m.last < last]
+    return {
+        "input_ids": np.array(ids, dtype=np.int64),
+        "columns": np.cumsum([1, *(len(word) for word in own)])[:-1],
+        "mentions": np.array([(m.first - first, m.last - first) for m in inside], dtype=np.int64).reshape(-1, 2),
+        "labels": np.array([number[m.kind] for m in inside], dtype=np.int64),
+    }
+
+
+def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
+    """Span training: the words that begin in the span. For crop "loss" all are encoded, and spans of those scored."""
+    columns, mentions = example["columns"], example["mentions"]
+    kept = np.flatnonzero((columns >= span.start) & (columns < span.stop))
+    first, last = (int(kept[0]), int(kept[-1])) if len(kept) else (0, -1)
+    inside = (mentions[:, 0] >= first) & (mentions[:, 1] <= last)
+    shown = {"columns": columns[kept], "mentions": mentions[inside] - first, "labels": example["labels"][inside]}
+    if crop == "loss":
+        return {**example, **shown}
+    return {"input_ids": cut(example["input_ids"], span), **shown, "columns": columns[kept] - span.start + 1}
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A padded batch: pieces `[B, L]`, words `[B, W]`; `mentions [M, 3]` are row, first and last word."""
+    batch = _without_mentions(examples)
+    mentions = [np.insert(example["mentions"], 0, row, axis=1) for row, example in enumerate(examples)]
+    batch["mentions"] = torch.from_numpy(np.concatenate(mentions))
+    batch["labels"] = torch.from_numpy(np.concatenate([example["labels"] for example in examples]))
+    return batch
+
+
+def _without_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return padded(examples, {"input_ids": 0, "columns": -1})
+
+
+def train(
+    model: SpanBERTForSpanClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[MarkedDocument],
+    options: TrainingOptions,
+    spans: SpanTraining | None = None,
+) -> Training:
+    """Trains the classifier, whose types stand in `model.config.id2label`, and writes it to `options.output`.
+
+    Raises:
+        ValueError: there is no document; `DataFault` for a type that the model does not have.
+    """
+    if not documents:
+        raise ValueError("there is no document to train on")
+    examples: Any = [window.example for window in windows_of(documents, tokenizer, _labels(model), _length(model))]
+    if spans is not None:
+        examples = SpansOfDocuments(examples, spans, options.seed, show)
+    training = fit(model, options, examples, collate)
+    tokenizer.save_pretrained(str(options.output))
+    return training
+
+
+def _labels(model: Any) -> list[str]:
+    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
+def _length(model: Any) -> int:
+    return min(WINDOW, model.config.max_position_embeddings)
+
+
+def find(
+    model: SpanBERTForSpanClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[MarkedDocument],
+    backend: str = "auto",
+) -> list[Found]:
+    """The mentions of each document: spans for which a type is likelier than none, and of two that cross the likelier.
+
+    The documents' own mentions are not looked at.
+    """
+    labels = _labels(model)
+    plain = [MarkedDocument(d.name, d.words, (), d.path, d.lines) for d in documents]
+    windows = windows_of(plain, tokenizer, labels, _length(model))
+    found: list[Found] = [set() for _ in documents]
+    examples = [window.example for window in windows]
+    for chosen, output in outputs(model, examples, _without_mentions, lambda e: len(e["input_ids"]), backend=backend):
+        best = output.logits.float().log_softmax(-1).max(-1)
+        likely = best.indices.nonzero()[:, 0]
+        spans, chance = output.spans[likely], best.values[likely]
+        kept = likely[ops.prune_spans(spans, chance, len(likely))]
+        offsets = np.cumsum([0, *(len(examples[i]["columns"]) for i in chosen)])
+        for (first, last), label in zip(output.spans[kept].tolist(), best.indices[kept].tolist(), strict=True):
+            row = int(np.searchsorted(offsets, first, side="right")) - 1
+            window = windows[chosen[row]]
+            shift = window.first - int(offsets[row])
+            found[window.document].add((first + shift, last + shift, labels[label]))
+    return found
+
+
+def score(documents: Sequence[MarkedDocument], found: Sequence[Found]) -> Scores:
+    """Precision, recall and F1 of spans with their types, over all documents."""
+    right = sum(len(gold(document) & spans) for document, spans in zip(documents, found, strict=True))
+    given, wanted = sum(map(len, found)), sum(len(gold(document)) for document in documents)
+    return {
+        "precision": right / max(given, 1),
+        "recall": right / max(wanted, 1),
+        "F1": 2 * right / max(given + wanted, 1),
+    }
+
+
+def evaluate(
+    model: SpanBERTForSpanClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[MarkedDocument],
+    backend: str = "auto",
+) -> Scores:
+    """The scores of a model; mentions across windows, too wide or of a type that it does not have are missed."""
+    return score(documents, find(model, tokenizer, documents, backend))
+
+
+def dictionary(train_on: Iterable[MarkedDocument], documents: Sequence[MarkedDocument], width: int = 20) -> Scores:
+    """The trivial baseline: word sequences that are mentions in the training data, of their commonest type."""
+    kinds: dict[tuple[str, ...], Counter[str]] = {}
+    for document in train_on:
+        for mention in document.mentions:
+            words = document.words[mention.first : mention.last + 1]
+            kinds.setdefault(words, Counter())[mention.kind] += 1
+    best = {words: counts.most_common(1)[0][0] for words, counts in kinds.items()}
+    found: list[Found] = []
+    for document in documents:
+        spans = (
+            (first, last, best.get(document.words[first : last + 1]))
+            for first in range(len(document.words))
+            for last in range(first, min(first + width, len(document.words)))
+        )
+        found.append({(first, last, kind) for first, last, kind in spans if kind is not None})
+    return score(documents, found)
+
+
+def _train_files(
+    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+) -> Outcome:
+    documents = read_marked(data)
+    held_out = read_marked(test) if test is not None else []
+    tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
+    kinds = sorted({mention.kind for document in documents for mention in document.mentions})
+    labels = dict(enumerate([NO_MENTION, *kinds]))
+    numbers = {label: i for i, label in labels.items()}
+    model = start.build(SpanBERTForSpanClassification, tokenizer, options.seed, id2label=labels, label2id=numbers)
+    training = train(model, tokenizer, documents, options, spans)
+    if not held_out:
+        return Outcome(training, {}, {})
+    return Outcome(training, evaluate(model, tokenizer, held_out, options.backend), dictionary(documents, held_out))
+
+
+def _load(folder: Path) -> tuple[SpanBERTForSpanClassification, PreTrainedTokenizerBase]:
+    model = SpanBERTForSpanClassification.from_pretrained(folder)
+    return model, SpanBERTTokenizer.from_pretrained(folder)
+
+
+def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+    return evaluate(*_load(folder), read_marked(data), backend)
+
+
+def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+    """A JSON object for each line of plain text: its words, and its mentions as [first, last, type]."""
+    rows = read_words(data)
+    documents = [MarkedDocument(data.stem, words, (), data, (line,) * len(words)) for line, words in rows]
+    for document, mentions in zip(documents, find(*_load(folder), documents, backend), strict=True):
+        yield json.dumps({"words": document.words, "mentions": sorted(mentions)}, ensure_ascii=False)
+
+
+TASK = Task(_train_files, _evaluate_file, _predict_file)

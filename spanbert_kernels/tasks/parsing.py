@@ -1,0 +1,218 @@
+"""Dependency parsing: a head and a relation for every word, decoded to the best tree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from ufal.chu_liu_edmonds import chu_liu_edmonds
+
+from spanbert_kernels.models import SpanBERTForDependencyParsing, SpanBERTTokenizer
+from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
+from spanbert_kernels.tasks.columns import DataFault, read_words
+from spanbert_kernels.tasks.conllu import ParsedSentence, read_trees, write_tree
+from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.task import Outcome, Scores, Task
+from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+
+Tree = tuple[list[int], list[str]]  # heads, 0 for the root, and relations
+
+
+def encode(
+    sentences: Sequence[ParsedSentence], tokenizer: PreTrainedTokenizerBase, relations: Sequence[str], length: int
+) -> list[dict[str, Any]]:
+    """An example a sentence: word pieces, the column of each word's first piece, heads and relations.
+
+    Raises:
+        DataFault: a relation that is not among `relations`, or a sentence of more than `length` tokens.
+    """
+    number = {relation: i for i, relation in enumerate(relations)}
+    examples = []
+    for sentence in sentences:
+        ids, columns = [tokenizer.cls_token_id], [0]
+        for place, (word, relation) in enumerate(zip(sentence.words, sentence.relations, strict=True)):
+            if relation not in number:
+                raise DataFault(sentence.path, sentence.line, f"word {place + 1} has an unknown relation {relation}")
+            columns.append(len(ids))
+            ids += tokenizer(word, add_special_tokens=False)["input_ids"] or [tokenizer.unk_token_id]
+        if len(ids) + 1 > length:
+            raise DataFault(sentence.path, sentence.line, f"{len(ids) + 1} tokens are more than the model's {length}")
+        examples.append(
+            {
+                "input_ids": np.array([*ids, tokenizer.sep_token_id]),
+                "columns": np.array(columns),
+                "heads": np.array([IGNORED, *sentence.heads]),
+                "labels": np.array([IGNORED, *(number[relation] for relation in sentence.relations)]),
+            }
+        )
+    return examples
+
+
+def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
+    """Span training: words of the span; with crop "input", those whose head lies outside carry no loss."""
+    columns, heads, labels = example["columns"], example["heads"], example["labels"]
+    inside = (columns >= span.start) & (columns < span.stop)
+    if crop == "loss":
+        return {**example, "heads": np.where(inside, heads, IGNORED), "labels": np.where(inside, labels, IGNORED)}
+    kept = inside | (columns == 0)
+    place = np.where(kept, kept.cumsum() - 1, IGNORED)
+    heads = np.where(heads >= 0, place[heads.clip(0)], IGNORED)[kept]
+    return {
+        "input_ids": cut(example["input_ids"], span),
+        "columns": np.where(columns == 0, 0, columns - span.start + 1)[kept],
+        "heads": heads,
+        "labels": np.where(heads >= 0, labels[kept], IGNORED),
+    }
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A padded batch: pieces `[B, L]`, words `[B, W]`."""
+    return padded(examples, {"input_ids": 0, "columns": -1, "heads": IGNORED, "labels": IGNORED})
+
+
+def _without_heads(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return padded(examples, {"input_ids": 0, "columns": -1})
+
+
+def train(
+    model: SpanBERTForDependencyParsing,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[ParsedSentence],
+    options: TrainingOptions,
+    spans: SpanTraining | None = None,
+) -> Training:
+    """Trains the parser, whose relations stand in `model.config.id2label`, and writes it to `options.output`.
+
+    Raises:
+        ValueError: there is no sentence; `DataFault` for a relation that the model does not have, or a sentence that
+            is longer than it can be.
+    """
+    if not sentences:
+        raise ValueError("there is no sentence to train on")
+    examples: Any = encode(sentences, tokenizer, _relations(model), model.config.max_position_embeddings)
+    if spans is not None:
+        examples = SpansOfDocuments(examples, spans, options.seed, show)
+    training = fit(model, options, examples, collate)
+    tokenizer.save_pretrained(str(options.output))
+    return training
+
+
+def _relations(model: Any) -> list[str]:
+    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
+def best_tree(scores: NDArray[np.float64]) -> list[int]:
+    """The heads `[W]` of the tree with the highest sum that has one root; scores `[W + 1, W + 1]`, dependents by heads.
+
+    Chu and Liu's and Edmonds' algorithm; where its tree has several roots, once for each word as the only one.
+
+    Example:
+        >>> best_tree(np.array([[0.0, 0.0, 0.0], [2.0, 0.0, 1.0], [2.0, 1.5, 0.0]]))
+        [0, 1]
+    """
+    scores = np.array(scores, dtype=np.float64)
+    scores[0] = np.nan  # nothing is the head of the root
+    np.fill_diagonal(scores, np.nan)
+    heads, _ = chu_liu_edmonds(scores)
+    if heads[1:].count(0) == 1:
+        return list(heads[1:])
+    found = []
+    for root in range(1, len(scores)):
+        alone = scores.copy()
+        alone[:, 0] = np.nan
+        alone[root, 0] = scores[root, 0]
+        heads, total = chu_liu_edmonds(alone)
+        found.append((total, heads))
+    return list(max(found)[1][1:])
+
+
+def parse(
+    model: SpanBERTForDependencyParsing,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[ParsedSentence],
+    backend: str = "auto",
+) -> list[Tree]:
+    """The best tree of each sentence. The sentences' own trees are not looked at."""
+    relations = _relations(model)
+    plain = [_bare(sentence.words, relations[0], sentence.path, sentence.line) for sentence in sentences]
+    examples = encode(plain, tokenizer, relations, model.config.max_position_embeddings)
+    found: list[Tree] = [([], [])] * len(sentences)
+    for chosen, output in outputs(model, examples, _without_heads, lambda e: len(e["input_ids"]), backend=backend):
+        arcs, best = output.arcs.float().log_softmax(-1).double().numpy(), output.relations.argmax(-1).numpy()
+        for row, index in enumerate(chosen):
+            places = len(examples[index]["columns"])
+            heads = best_tree(arcs[row, :places, :places])
+            found[index] = heads, [relations[best[row, i, head]] for i, head in enumerate(heads, start=1)]
+    return found
+
+
+def _bare(words: tuple[str, ...], relation: str, path: Path, line: int) -> ParsedSentence:
+    return ParsedSentence(words, (0,) * len(words), (relation,) * len(words), path, line)
+
+
+def score(sentences: Sequence[ParsedSentence], trees: Sequence[Tree]) -> Scores:
+    """Shares of words with the right head (UAS), and with the right head and relation (LAS)."""
+    gold_heads = np.concatenate([sentence.heads for sentence in sentences])
+    gold_relations = np.concatenate([sentence.relations for sentence in sentences])
+    attached = gold_heads == np.concatenate([heads for heads, _ in trees])
+    labelled = attached & (gold_relations == np.concatenate([relations for _, relations in trees]))
+    return {"UAS": float(attached.mean()), "LAS": float(labelled.mean())}
+
+
+def evaluate(
+    model: SpanBERTForDependencyParsing,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[ParsedSentence],
+    backend: str = "auto",
+) -> Scores:
+    """The scores of a model over all words, punctuation included; a relation that it does not have is never right."""
+    return score(sentences, parse(model, tokenizer, sentences, backend))
+
+
+def left_neighbour(train_on: Iterable[ParsedSentence], sentences: Sequence[ParsedSentence]) -> Scores:
+    """The trivial baseline: each word depends on the one before it, by the commonest relation of the training data."""
+    counts = Counter(relation for sentence in train_on for relation in sentence.relations)
+    ((commonest, _),) = counts.most_common(1)
+    return score(sentences, [(list(range(len(s.words))), [commonest] * len(s.words)) for s in sentences])
+
+
+def _train_files(
+    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+) -> Outcome:
+    sentences = read_trees(data)
+    held_out = read_trees(test) if test is not None else []
+    tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
+    relations = dict(enumerate(sorted({relation for sentence in sentences for relation in sentence.relations})))
+    numbers = {relation: i for i, relation in relations.items()}
+    model = start.build(SpanBERTForDependencyParsing, tokenizer, options.seed, id2label=relations, label2id=numbers)
+    training = train(model, tokenizer, sentences, options, spans)
+    if not held_out:
+        return Outcome(training, {}, {})
+    scores = evaluate(model, tokenizer, held_out, options.backend)
+    return Outcome(training, scores, left_neighbour(sentences, held_out))
+
+
+def _load(folder: Path) -> tuple[SpanBERTForDependencyParsing, PreTrainedTokenizerBase]:
+    model = SpanBERTForDependencyParsing.from_pretrained(folder)
+    return model, SpanBERTTokenizer.from_pretrained(folder)
+
+
+def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+    return evaluate(*_load(folder), read_trees(data), backend)
+
+
+def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+    """CoNLL-U of plain text, a sentence a line, words separated by spaces."""
+    sentences = [_bare(words, "_", data, line) for line, words in read_words(data)]
+    for sentence, tree in zip(sentences, parse(*_load(folder), sentences, backend), strict=True):
+        yield write_tree(sentence.words, *tree)
+
+
+TASK = Task(_train_files, _evaluate_file, _predict_file)

@@ -1,0 +1,228 @@
+"""Extractive question answering: the first and the last token of the answer in a text, or that there is none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.functional.text import squad
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_kernels.models import SpanBERTForQuestionAnswering, SpanBERTTokenizer
+from spanbert_kernels.tasks.batches import outputs, padded
+from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
+from spanbert_kernels.tasks.squad import Question, read_questions
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.task import Outcome, Scores, Task
+from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+
+OVERLAP = 128  # tokens that neighbouring windows of a long text share
+LONGEST_ANSWER = 30  # tokens
+OUTSIDE = 10**6  # a place beyond every text: the model's loss passes over it
+
+
+@dataclass(frozen=True)
+class Window:
+    """A question with a part of its text, as an example for the Trainer.
+
+    `offsets [L, 2]` are the characters of the text's tokens, which stand from column `example["first"]` on.
+    """
+
+    question: int
+    offsets: NDArray[np.int64]
+    example: dict[str, Any]
+
+
+def windows_of(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Window]:
+    """Windows of at most `length` tokens; a long text has several. One without the whole answer points at [CLS]."""
+    found = []
+    for index, question in enumerate(questions):
+        encoded = tokenizer(
+            question.question,
+            question.context,
+            truncation="only_second",
+            max_length=length,
+            stride=min(OVERLAP, length // 4),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        for number, ids in enumerate(encoded["input_ids"]):
+            sequence = np.array([-1 if s is None else s for s in encoded.sequence_ids(number)])
+            context = int(np.argmax(sequence == 1)) if (sequence == 1).any() else len(ids) - 1
+            offsets = np.where(sequence[:, None] == 1, np.array(encoded["offset_mapping"][number]), -1)
+            start, end = _place(question, offsets)
+            example = {
+                "input_ids": np.array(ids, dtype=np.int64),
+                "token_type_ids": (np.arange(len(ids)) >= context).astype(np.int64),
+                "first": context,
+                "start": start,
+                "end": end,
+            }
+            found.append(Window(index, offsets, example))
+    return found
+
+
+def _place(question: Question, offsets: NDArray[np.int64]) -> tuple[int, int]:
+    """The columns of the first answer that the window holds whole, or [CLS] twice."""
+    for text, begin in question.answers:
+        first = np.flatnonzero((offsets[:, 0] <= begin) & (begin < offsets[:, 1]))
+        last = np.flatnonzero((offsets[:, 0] < begin + len(text)) & (begin + len(text) <= offsets[:, 1]))
+        if len(first) and len(last):
+            return int(first[0]), int(last[-1])
+    return 0, 0
+
+
+def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
+    """Span training: a span of the text. An answer beyond it is none for crop "input", and carries no loss else."""
+    start, end = example["start"], example["end"]
+    inside = span.start <= start and end < span.stop
+    if crop == "loss":
+        return example if inside else {**example, "start": OUTSIDE, "end": OUTSIDE}
+    kept = np.r_[: example["first"], span, len(example["input_ids"]) - 1]
+    moved = span.start - example["first"]
+    return {
+        "input_ids": example["input_ids"][kept],
+        "token_type_ids": example["token_type_ids"][kept],
+        "first": example["first"],
+        "start": start - moved if inside else 0,
+        "end": end - moved if inside else 0,
+    }
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A padded batch `[B, L]` with `start_positions` and `end_positions [B]`."""
+    batch = _without_answers(examples)
+    for name in ("start", "end"):
+        batch[f"{name}_positions"] = torch.tensor([example[name] for example in examples])
+    return batch
+
+
+def _without_answers(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return padded(examples, {"input_ids": 0, "token_type_ids": 0})
+
+
+def train(
+    model: SpanBERTForQuestionAnswering,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    options: TrainingOptions,
+    spans: SpanTraining | None = None,
+) -> Training:
+    """Trains the model and writes it to `options.output`; where a question has no answer, it may say so later.
+
+    Raises:
+        ValueError: there is no question.
+    """
+    if not questions:
+        raise ValueError("there is no question to train on")
+    model.config.answers_may_be_missing = any(not question.answers for question in questions)
+    windows = windows_of(questions, tokenizer, model.config.max_position_embeddings)
+    examples: Any = [window.example for window in windows]
+    if spans is not None:
+        examples = SpansOfDocuments(examples, spans, options.seed, show)
+    training = fit(model, options, examples, collate)
+    tokenizer.save_pretrained(str(options.output))
+    return training
+
+
+def answer(
+    model: SpanBERTForQuestionAnswering,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    backend: str = "auto",
+) -> list[str]:
+    """An answer from each question's text, "" where there is none. The questions' own answers are not looked at."""
+    plain = [Question(q.id, q.question, q.context, (), q.path) for q in questions]
+    windows = windows_of(plain, tokenizer, model.config.max_position_embeddings)
+    best: list[tuple[float, str]] = [(-np.inf, "")] * len(questions)
+    none = [np.inf] * len(questions)
+    examples = [window.example for window in windows]
+    for chosen, output in outputs(model, examples, _without_answers, lambda e: len(e["input_ids"]), backend=backend):
+        for row, index in enumerate(chosen):
+            window = windows[index]
+            start, end = output.start_logits[row].float(), output.end_logits[row].float()
+            none[window.question] = min(none[window.question], float(start[0] + end[0]))
+            last = len(window.offsets) - 1
+            if window.example["first"] >= last:
+                continue
+            text = slice(window.example["first"], last)
+            score, first, final = _best_span(start[text], end[text])
+            if score > best[window.question][0]:
+                begin, stop = window.offsets[text][first][0], window.offsets[text][final][1]
+                best[window.question] = score, questions[window.question].context[begin:stop]
+    missing = getattr(model.config, "answers_may_be_missing", False)
+    return ["" if missing and none[i] > score else text for i, (score, text) in enumerate(best)]
+
+
+def _best_span(start: Tensor, end: Tensor) -> tuple[float, int, int]:
+    """The highest sum, its first and last token; start, end `[W]`."""
+    scores = start[:, None] + end
+    scores = scores.where(torch.ones_like(scores).triu().tril(LONGEST_ANSWER - 1).bool(), -torch.inf)
+    found = int(scores.argmax())
+    first, last = divmod(found, len(end))
+    return float(scores[first, last]), first, last
+
+
+def score(questions: Sequence[Question], answers: Sequence[str]) -> Scores:
+    """Exact match and F1 of words, from 0 to 1, each against the best of the given answers, as SQuAD's script does."""
+    wanted: list[dict[str, Any]] = [
+        {"id": str(i), "answers": {"text": [text for text, _ in q.answers] or [""], "answer_start": [0]}}
+        for i, q in enumerate(questions)
+    ]
+    given = [{"id": str(i), "prediction_text": text} for i, text in enumerate(answers)]
+    found = squad(given, wanted)
+    return {"exact match": float(found["exact_match"]) / 100, "F1": float(found["f1"]) / 100}
+
+
+def evaluate(
+    model: SpanBERTForQuestionAnswering,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    backend: str = "auto",
+) -> Scores:
+    """The scores of a model."""
+    return score(questions, answer(model, tokenizer, questions, backend))
+
+
+def whole_text(questions: Sequence[Question]) -> Scores:
+    """The trivial baseline: the whole text is the answer."""
+    return score(questions, [question.context for question in questions])
+
+
+def _train_files(
+    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+) -> Outcome:
+    questions = read_questions(data)
+    held_out = read_questions(test) if test is not None else []
+    tokenizer = start.tokenizer(text for question in questions for text in (question.question, question.context))
+    model = start.build(SpanBERTForQuestionAnswering, tokenizer, options.seed)
+    training = train(model, tokenizer, questions, options, spans)
+    if not held_out:
+        return Outcome(training, {}, {})
+    return Outcome(training, evaluate(model, tokenizer, held_out, options.backend), whole_text(held_out))
+
+
+def _load(folder: Path) -> tuple[SpanBERTForQuestionAnswering, PreTrainedTokenizerBase]:
+    model = SpanBERTForQuestionAnswering.from_pretrained(folder)
+    return model, SpanBERTTokenizer.from_pretrained(folder)
+
+
+def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+    return evaluate(*_load(folder), read_questions(data), backend)
+
+
+def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+    """A JSON object a question: its id and the answer."""
+    questions = read_questions(data, answers=False)
+    for question, text in zip(questions, answer(*_load(folder), questions, backend), strict=True):
+        yield json.dumps({"id": question.id, "answer": text}, ensure_ascii=False)
+
+
+TASK = Task(_train_files, _evaluate_file, _predict_file)

@@ -1,0 +1,222 @@
+"""Named entities as labels of words: a token classifier, scored by entities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from seqeval.metrics import f1_score, precision_score, recall_score
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_kernels.models import SpanBERTForTokenClassification, SpanBERTTokenizer
+from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
+from spanbert_kernels.tasks.columns import DataFault, TaggedSentence, read_tagged, read_words
+from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.task import Outcome, Scores, Task
+from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of a sentence that the encoder's positions hold: which words, and an example for the Trainer."""
+
+    sentence: int
+    words: NDArray[np.int64]  # of each token, -1 for special tokens
+    example: dict[str, Any]
+
+
+def labels_of(sentences: Iterable[TaggedSentence]) -> list[str]:
+    """All labels, O first."""
+    return ["O", *sorted({label for sentence in sentences for label in sentence.labels} - {"O"})]
+
+
+def windows_of(
+    sentences: Sequence[TaggedSentence], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], length: int
+) -> list[Window]:
+    """Sentences as word pieces of at most `length` tokens; a word's first piece carries its label.
+
+    A word without a piece, such as a control character, becomes the unknown token.
+
+    Raises:
+        DataFault: a label that is not among `labels`.
+    """
+    number = {label: i for i, label in enumerate(labels)}
+    found = []
+    for index, sentence in enumerate(sentences):
+        pieces: list[int] = []
+        words: list[int] = []
+        for place, (word, label) in enumerate(zip(sentence.words, sentence.labels, strict=True)):
+            if label not in number:
+                known = ", ".join(labels)
+                raise DataFault(sentence.path, sentence.line + place, f"unknown label {label}; the model has {known}")
+            own = tokenizer(word, add_special_tokens=False)["input_ids"][: length - 2] or [tokenizer.unk_token_id]
+            pieces += own
+            words += [place] * len(own)
+        begin = 0
+        while begin < len(pieces):
+            end = min(begin + length - 2, len(pieces))
+            while end < len(pieces) and words[end] == words[end - 1]:  # no word is cut
+                end -= 1
+            found.append(_window(sentence, index, pieces[begin:end], words[begin:end], tokenizer, number))
+            begin = end
+    return found
+
+
+def _window(
+    sentence: TaggedSentence,
+    index: int,
+    pieces: list[int],
+    words: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    number: dict[str, int],
+) -> Window:
+    of_word = np.array([-1, *words, -1], dtype=np.int64)
+    first = (of_word >= 0) & (of_word != np.roll(of_word, 1))
+    numbers = np.array([number[label] for label in sentence.labels] + [IGNORED], dtype=np.int64)
+    ids = np.array([tokenizer.cls_token_id, *pieces, tokenizer.sep_token_id], dtype=np.int64)
+    return Window(index, of_word, {"input_ids": ids, "labels": np.where(first, numbers[of_word], IGNORED)})
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A padded batch `[B, L]`."""
+    return padded(examples, {"input_ids": 0, "labels": IGNORED})
+
+
+def train(
+    model: SpanBERTForTokenClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[TaggedSentence],
+    options: TrainingOptions,
+    spans: SpanTraining | None = None,
+) -> Training:
+    """Trains the tagger, whose labels stand in `model.config.id2label`, and writes it to `options.output`.
+
+    Raises:
+        ValueError: there is no sentence; `DataFault` for a label that the model does not have.
+    """
+    if not sentences:
+        raise ValueError("there is no sentence to train on")
+    windows = windows_of(sentences, tokenizer, _labels(model), model.config.max_position_embeddings)
+    examples: Any = [window.example for window in windows]
+    if spans is not None:
+        examples = SpansOfDocuments(examples, spans, options.seed)
+    training = fit(model, options, examples, collate)
+    tokenizer.save_pretrained(str(options.output))
+    return training
+
+
+def _labels(model: Any) -> list[str]:
+    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
+def tag(
+    model: SpanBERTForTokenClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[TaggedSentence],
+    backend: str = "auto",
+) -> list[list[str]]:
+    """A label for every word. Sentences are encoded whole, in windows where they are longer than the positions.
+
+    The labels of the sentences are not looked at.
+    """
+    plain = [TaggedSentence(s.words, ("O",) * len(s.words), s.path, s.line) for s in sentences]
+    labels = _labels(model)
+    windows = windows_of(plain, tokenizer, ["O"], model.config.max_position_embeddings)
+    found = [["O"] * len(sentence.words) for sentence in sentences]
+    examples = [window.example for window in windows]
+    for chosen, output in outputs(model, examples, _without_labels, _tokens, backend=backend):
+        for index, row in zip(chosen, output.logits.argmax(-1).tolist(), strict=True):
+            window = windows[index]
+            for token in np.flatnonzero(window.example["labels"] != IGNORED).tolist():
+                found[window.sentence][int(window.words[token])] = labels[row[token]]
+    return found
+
+
+def _without_labels(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return padded(examples, {"input_ids": 0})
+
+
+def _tokens(example: dict[str, Any]) -> int:
+    return len(example["input_ids"])
+
+
+def score(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Precision, recall and F1 of entities, micro-averaged, as seqeval counts them: a span and its type must agree."""
+    measures = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
+    return {
+        name: float(measure(list(map(list, gold)), list(map(list, predicted)), zero_division=0))
+        for name, measure in measures.items()
+    }
+
+
+def evaluate(
+    model: SpanBERTForTokenClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[TaggedSentence],
+    backend: str = "auto",
+) -> dict[str, float]:
+    """The scores of a model on whole sentences.
+
+    Raises:
+        DataFault: a label that the model does not have.
+    """
+    known = set(_labels(model))
+    for sentence in sentences:
+        for place, label in enumerate(sentence.labels):
+            if label not in known:
+                raise DataFault(sentence.path, sentence.line + place, f"unknown label {label}")
+    return score([s.labels for s in sentences], tag(model, tokenizer, sentences, backend=backend))
+
+
+def majority(train_on: Sequence[TaggedSentence], sentences: Sequence[TaggedSentence]) -> dict[str, float]:
+    """The trivial baseline: each word's commonest label in the training data, O for words that are not there."""
+    counts: dict[str, dict[str, int]] = {}
+    for sentence in train_on:
+        for word, label in zip(sentence.words, sentence.labels, strict=True):
+            of_word = counts.setdefault(word, {})
+            of_word[label] = of_word.get(label, 0) + 1
+    best = {word: max(of_word, key=lambda label: of_word[label]) for word, of_word in counts.items()}
+    predicted = [[best.get(word, "O") for word in sentence.words] for sentence in sentences]
+    return score([sentence.labels for sentence in sentences], predicted)
+
+
+def _train_files(
+    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+) -> Outcome:
+    sentences = read_tagged(data)
+    held_out = read_tagged(test) if test is not None else []
+    tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
+    labels = dict(enumerate(labels_of(sentences)))
+    numbers = {label: i for i, label in labels.items()}
+    model = start.build(SpanBERTForTokenClassification, tokenizer, options.seed, id2label=labels, label2id=numbers)
+    training = train(model, tokenizer, sentences, options, spans)
+    if not held_out:
+        return Outcome(training, {}, {})
+    scores = evaluate(model, tokenizer, held_out, options.backend)
+    return Outcome(training, scores, majority(sentences, held_out))
+
+
+def _load(folder: Path) -> tuple[SpanBERTForTokenClassification, PreTrainedTokenizerBase]:
+    model = SpanBERTForTokenClassification.from_pretrained(folder)
+    return model, SpanBERTTokenizer.from_pretrained(folder)
+
+
+def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+    return evaluate(*_load(folder), read_tagged(data), backend)
+
+
+def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+    """A word and its label a line, an empty line after each sentence."""
+    sentences = [TaggedSentence(words, ("O",) * len(words), data, line) for line, words in read_words(data)]
+    for sentence, labels in zip(sentences, tag(*_load(folder), sentences, backend=backend), strict=True):
+        yield from (f"{word}\t{label}" for word, label in zip(sentence.words, labels, strict=True))
+        yield ""
+
+
+TASK = Task(_train_files, _evaluate_file, _predict_file)

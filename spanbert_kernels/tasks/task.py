@@ -1,0 +1,51 @@
+"""What every task offers, and where it is found: adding a task is adding its file and a row to `TASKS`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from spanbert_kernels.tasks.span_training import SpanTraining
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.training import Training, TrainingOptions
+
+TASKS = {
+    "tagging": "named entities as labels of words",
+    "nested": "named entities that may lie in each other, as labels of spans",
+    "classification": "sentiment or topic of documents, alone or in clusters",
+    "parsing": "dependency trees",
+    "question_answering": "answers that stand in a text",
+}
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a training: the log, and on the held-out file the scores of the model and of the trivial baseline."""
+
+    training: Training
+    scores: Scores
+    baseline: Scores
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task over files.
+
+    Attributes:
+        train: the files to train on and, optional, to test on; where to begin; how; span training, or None.
+        evaluate: scores of the model in a folder on a file, on a backend.
+        predict: lines for a file, on a backend.
+    """
+
+    train: Callable[[Path, Path | None, Start, TrainingOptions, SpanTraining | None], Outcome]
+    evaluate: Callable[[Path, Path, str], Scores]
+    predict: Callable[[Path, Path, str], Iterator[str]]
+
+
+def load(name: str) -> Task:
+    """The task of that name."""
+    found: Task = importlib.import_module(f"spanbert_kernels.tasks.{name}").TASK
+    return found

@@ -1,0 +1,158 @@
+"""What all tasks share when they train: options, transformers' Trainer, the accelerated or the original path."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from spanbert_kernels import accelerate, ops
+
+BACKENDS = ("auto", "eager")
+
+
+class NothingToResume(ValueError):
+    """There is no checkpoint in the folder named."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train.
+
+    Attributes:
+        output: the folder for checkpoints and for the finished model.
+        epochs: passes over the training data; `steps`, where given, is the number of batches instead.
+        batch_size: examples in a batch.
+        learning_rate: at its highest, after `warmup` (a share of the steps); it falls linearly to 0.
+        seed: of weights, order, dropout and sampling.
+        backend: "auto", the accelerated path, or "eager", the model's own path on plain PyTorch, to check against.
+        save_steps, evaluate_steps: batches between checkpoints, and between evaluations; None for neither.
+        resume: go on from the last checkpoint in `output`, with the same result as if nothing had stopped.
+        quiet: no progress bars and no log lines.
+    """
+
+    output: Path
+    epochs: float = 3.0
+    steps: int | None = None
+    batch_size: int = 16
+    learning_rate: float = 5e-4
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    seed: int = 0
+    backend: str = "auto"
+    save_steps: int | None = None
+    evaluate_steps: int | None = None
+    resume: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What came of it: the log of the Trainer, and the calls that each path of the accelerated model took."""
+
+    log: list[dict[str, float]]
+    paths: dict[str, int]
+
+    def values(self, name: str) -> list[float]:
+        """A logged number over the steps, such as "loss" or "eval_loss"."""
+        return [float(entry[name]) for entry in self.log if name in entry]
+
+
+class Epochs(TrainerCallback):
+    """Tells the training data which epoch it is; the data loader tells its sampler alone."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """A run that resumes in the middle of an epoch begins with that epoch again."""
+        self.data.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+
+@contextlib.contextmanager
+def on_path(model: nn.Module, backend: str) -> Iterator[Callable[[], dict[str, int]]]:
+    """The model on its accelerated path, or for "eager" on its own; gives the paths that its calls took so far."""
+    if backend == "eager":
+        with ops.backends.use("eager"):
+            yield lambda: {}
+        return
+    report = accelerate(model)
+    yield lambda: dict(report.calls)
+
+
+def arguments_of(options: TrainingOptions, **more: Any) -> TrainingArguments:
+    """The Trainer's arguments; `more` overrides them."""
+    values: dict[str, Any] = {
+        "output_dir": str(options.output),
+        "num_train_epochs": options.epochs,
+        "max_steps": -1 if options.steps is None else options.steps,
+        "per_device_train_batch_size": options.batch_size,
+        "per_device_eval_batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "warmup_steps": options.warmup,
+        "weight_decay": options.weight_decay,
+        "seed": options.seed,
+        "data_seed": options.seed,
+        "save_strategy": "no" if options.save_steps is None else "steps",
+        "save_steps": options.save_steps or 500,
+        "save_total_limit": 2,
+        "eval_strategy": "no" if options.evaluate_steps is None else "steps",
+        "eval_steps": options.evaluate_steps,
+        "logging_steps": 10,
+        "report_to": [],
+        "disable_tqdm": options.quiet,
+        "log_level": "error",
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    return TrainingArguments(**{**values, **more})
+
+
+def fit(
+    model: nn.Module,
+    options: TrainingOptions,
+    train: Sequence[Any] | Dataset[Any],
+    collate: Callable[[list[Any]], dict[str, Any]],
+    held_out: Sequence[Any] | Dataset[Any] | None = None,
+    metrics: Callable[[Any], dict[str, float]] | None = None,
+) -> Training:
+    """Trains a model whose forward returns a loss, and writes it to `options.output`.
+
+    Raises:
+        NothingToResume: `options.resume`, but `options.output` holds no checkpoint.
+    """
+    checkpoint = None
+    if options.resume:
+        checkpoint = get_last_checkpoint(str(options.output)) if options.output.is_dir() else None
+        if checkpoint is None:
+            raise NothingToResume(f"there is no checkpoint in {options.output}")
+    set_seed(options.seed)
+    with on_path(model, options.backend) as paths:
+        trainer = Trainer(
+            model=model,
+            args=arguments_of(options),
+            train_dataset=train,
+            eval_dataset=held_out,
+            data_collator=collate,
+            compute_metrics=metrics,
+            callbacks=[Epochs(train)] if hasattr(train, "set_epoch") else [],
+        )
+        if options.quiet:  # whose place the progress bar takes otherwise
+            trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(str(options.output))
+        log = [{n: v for n, v in entry.items() if isinstance(v, (int, float))} for entry in trainer.state.log_history]
+        return Training(log, paths())

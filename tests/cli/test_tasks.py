@@ -1,0 +1,84 @@
+"""`train`, `evaluate`, `predict` and `pretrain` on small files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from spanbert_kernels.cli import tasks, training_options
+from spanbert_kernels.tasks.start import SIZES
+from spanbert_kernels.tasks.task import TASKS, load
+
+pytest.importorskip("accelerate")
+pytest.importorskip("seqeval")
+
+Run = Callable[..., Result]
+Write = Callable[..., Path]
+ROWS = "Anna\tB-person\nwent\tO\nto\tO\nOslo\tB-place\n.\tO\n\nNobody\tO\nwent\tO\n.\tO\n\n"
+TINY = ("--size", "tiny", "--vocabulary-size", "60", "--threads", "1")
+
+
+def test_names_are_those_of_the_tasks() -> None:
+    """They are written down twice, so that `--help` need not load PyTorch."""
+    assert list(TASKS) == list(tasks.LIBRARIES)
+    assert tuple(SIZES) == training_options.SIZES
+    assert all(load(name) for name in TASKS)
+
+
+def test_train_evaluate_predict(run: Run, write: Write) -> None:
+    data = write("train.conll", ROWS * 8)
+    trained = ("train", "tagging", "--data", data, "--test", data, "--output", "model", "--steps", "25", *TINY)
+    result = run(*trained, "--learning-rate", "0.005", "--batch-size", "8")
+    assert result.exit_code == 0, result.output
+    assert "trivial baseline" in result.output
+    assert "packed-training (25 calls)" in result.output
+    result = run("evaluate", "tagging", "--model", "model", "--data", data)
+    assert result.exit_code == 0, result.output
+    assert "f1 1.0000" in result.output
+    plain = write("plain.txt", "Anna went to Oslo .\n")
+    result = run("predict", "tagging", plain, "--model", "model", "--output", "found.conll", "--backend", "eager")
+    assert result.exit_code == 0, result.output
+    assert Path("found.conll").read_text() == ROWS[: ROWS.index("\n\n") + 2]
+
+
+def test_pretrain(run: Run, write: Write) -> None:
+    folder = write("texts/a.txt", "The harbour master closed the gate . " * 12).parent
+    for name in "bcdefghij":
+        write(f"texts/{name}.txt", f"Nobody had told {name} of the ferry , which waited . " * 10)
+    steps = ("--steps", "6", "--evaluate-steps", "3", "--length", "32")
+    result = run("pretrain", folder, "--output", "model", *steps, *TINY)
+    assert result.exit_code == 0, result.output
+    assert "held-out MLM" in result.output
+    assert "packed-training (6 calls)" in result.output
+    result = run("pretrain", folder, "--output", "more", "--model", "model", *steps, "--backend", "eager")
+    assert result.exit_code == 0, result.output
+    assert "Ran: the original path" in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "reason"),
+    [
+        ("Anna\n", (), "line 1: a word and its label are wanted"),
+        ("Anna\tperson\n", (), "line 1: 'person' is not a label"),
+        ("", (), "there is no sentence to train on"),
+        (ROWS, ("--resume",), "there is no checkpoint in model"),
+        (ROWS, ("--span-length", "0"), "'--span-length'"),
+        (ROWS, ("--vocabulary", "nowhere.txt"), "nowhere.txt"),
+    ],
+)
+def test_wrong_input_is_one_line(run: Run, write: Write, content: str, arguments: tuple[str, ...], reason: str) -> None:
+    data = write("train.conll", content)
+    result = run("train", "tagging", "--data", data, "--output", "model", "--steps", "1", *TINY, *arguments)
+    assert result.exit_code == 2
+    assert reason in result.output
+    assert "Traceback" not in result.output
+
+
+def test_what_is_not_installed_is_named(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda name: None)
+    result = run("train", "tagging", "--data", write("x", ROWS), "--output", "model")
+    assert result.exit_code == 2
+    assert "pip install 'spanbert-kernels[tasks]'" in result.output

@@ -1,0 +1,137 @@
+"""The tagger: windows, scores, learning, and the same losses on both paths."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spanbert_kernels import SpanBERTForTokenClassification
+from spanbert_kernels.tasks import tagging
+from spanbert_kernels.tasks.columns import DataFault, TaggedSentence, read_tagged
+from spanbert_kernels.tasks.span_training import SpanTraining
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.training import NothingToResume, TrainingOptions
+
+Write = Callable[..., Path]
+
+
+def options(output: Path, **more: Any) -> TrainingOptions:
+    values = {"steps": 12, "batch_size": 8, "learning_rate": 3e-3, "quiet": True, **more}
+    return TrainingOptions(output, **values)
+
+
+def run(data: Path, output: Path, spans: SpanTraining | None = None, **more: Any) -> Any:
+    """A tagger trained on a file: model, tokenizer and what came of it."""
+    sentences = read_tagged(data)
+    start = Start(size="tiny", vocabulary_size=200)
+    tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
+    labels = dict(enumerate(tagging.labels_of(sentences)))
+    fields = {"id2label": labels, "label2id": {v: k for k, v in labels.items()}, "num_hidden_layers": 1}
+    model = start.build(SpanBERTForTokenClassification, tokenizer, 0, **fields)
+    return model, tokenizer, tagging.train(model, tokenizer, sentences, options(output, **more), spans)
+
+
+def test_it_learns_and_is_loaded_again(tagged_file: Write, tmp_path: Path) -> None:
+    """Fewer epochs than a word takes to be learnt by heart would not do: held-out sentences combine names anew."""
+    data, test = tagged_file("train.conll", 48), read_tagged(tagged_file("test.conll", 16, first=100))
+    model, tokenizer, training = run(data, tmp_path / "model", steps=60)
+    assert training.values("loss")[-1] < 0.2 * training.values("loss")[0]
+    assert training.paths["packed-training"] == 60
+    scores = tagging.evaluate(model, tokenizer, test)
+    assert scores["f1"] > 0.95
+    assert tagging.TASK.evaluate(tmp_path / "model", test[0].path, "eager") == scores
+    plain = tmp_path / "plain.txt"
+    plain.write_text("Anna went to Oslo .\n\nNobody was there .\n")
+    lines = list(tagging.TASK.predict(tmp_path / "model", plain, "auto"))
+    assert lines[:4] == ["Anna\tB-person", "went\tO", "to\tO", "Oslo\tB-place"]
+    assert lines[5:] == ["", "Nobody\tO", "was\tO", "there\tO", ".\tO", ""]
+
+
+def test_both_paths_have_the_same_losses(tagged_file: Write, tmp_path: Path) -> None:
+    """Without dropout, whose random numbers differ."""
+    data, losses = tagged_file("train.conll", 32), {}
+    for backend in ("auto", "eager"):
+        sentences = read_tagged(data)
+        start = Start(size="tiny", vocabulary_size=200)
+        tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
+        labels = dict(enumerate(tagging.labels_of(sentences)))
+        model = start.build(
+            SpanBERTForTokenClassification, tokenizer, 0, id2label=labels, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        training = tagging.train(model, tokenizer, sentences, options(tmp_path / backend, steps=20, backend=backend))
+        losses[backend] = training.values("loss")
+        assert bool(training.paths.get("packed-training")) == (backend == "auto")
+    assert len(losses["auto"]) == 2
+    assert losses["auto"] == pytest.approx(losses["eager"], rel=1e-4)
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(tagged_file: Write, tmp_path: Path) -> None:
+    data, spans = tagged_file("train.conll", 32), SpanTraining(2, "input")
+    whole, _, _ = run(data, tmp_path / "whole", spans, steps=10, save_steps=6)
+    run(data, tmp_path / "parts", spans, steps=10, save_steps=6)
+    for folder in (tmp_path / "parts").glob("checkpoint-10"):
+        folder.rename(tmp_path / "later")
+    resumed, _, _ = run(data, tmp_path / "parts", spans, steps=10, save_steps=6, resume=True)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def test_nothing_to_resume(tagged_file: Write, tmp_path: Path) -> None:
+    with pytest.raises(NothingToResume, match="there is no checkpoint in"):
+        run(tagged_file("train.conll", 8), tmp_path / "empty", resume=True)
+
+
+def sentence(words: str, labels: str) -> TaggedSentence:
+    return TaggedSentence(tuple(words.split()), tuple(labels.split()), Path("file.conll"), 3)
+
+
+def test_windows_keep_words_whole_and_label_first_pieces() -> None:
+    tokenizer = Start(vocabulary_size=30).tokenizer(["ab cd abcd"])
+    long = sentence("abcd " * 12, "B-x " + "O " * 11)
+    windows = tagging.windows_of([sentence("ab", "O"), long], tokenizer, ["O", "B-x"], 8)
+    words = [word for window in windows[1:] for word in window.words.tolist() if word >= 0]
+    assert sorted(set(words)) == list(range(12))
+    for window in windows:
+        assert len(window.words) <= 8
+        labelled = window.words[window.example["labels"] != -100].tolist()
+        assert labelled == sorted(set(window.words.tolist()) - {-1}), "one label for each word"
+    assert windows[1].example["labels"][1] == 1
+
+
+def test_a_word_longer_than_the_model() -> None:
+    tokenizer = Start(vocabulary_size=30).tokenizer(["ab cd"])
+    (window,) = tagging.windows_of([sentence("abcdcdabcdab", "O")], tokenizer, ["O"], 5)
+    assert len(window.words) <= 5
+
+
+def test_unknown_labels_are_named(tagged_file: Write, tmp_path: Path) -> None:
+    tokenizer = Start(vocabulary_size=30).tokenizer(["ab cd"])
+    with pytest.raises(DataFault, match=r"file.conll, line 4: unknown label B-x; the model has O, B-y"):
+        tagging.windows_of([sentence("ab cd", "O B-x")], tokenizer, ["O", "B-y"], 8)
+    model, tokenizer, _ = run(tagged_file("train.conll", 8), tmp_path / "model", steps=1)
+    with pytest.raises(DataFault, match=r"file.conll, line 3: unknown label B-x"):
+        tagging.evaluate(model, tokenizer, [sentence("ab", "B-x")])
+
+
+def test_scores_are_of_entities() -> None:
+    gold = [["B-x", "I-x", "O", "B-y"]]
+    assert tagging.score(gold, gold) == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert tagging.score(gold, [["B-x", "O", "O", "B-y"]]) == {"precision": 0.5, "recall": 0.5, "f1": 0.5}
+
+
+def test_the_baseline_knows_words_alone() -> None:
+    known = sentence("Anna saw Anna", "B-x O B-x")
+    assert tagging.majority([known], [sentence("Anna saw Bob", "B-x O B-x")])["recall"] == 0.5
+
+
+def test_bad_options(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="backend must be one of auto, eager, got 'fast'"):
+        dataclasses.replace(options(tmp_path), backend="fast")
+    with pytest.raises(ValueError, match="no sentence"):
+        tagging.train(None, None, [], options(tmp_path))  # type: ignore[arg-type]
