@@ -73,7 +73,7 @@ SUITE = register(
             *points("span_pool mean", "span_pool", "tokens", (bench_span_pool.BAG, "dense product"), FORWARD,
                     pooled="mean", documents=1, width=30, length=[128, 512, 1536]),
             *points("attention between documents", "cross_document_attention", "rows",
-                    (bench_cross_document_attention.DENSE,), FORWARD, side="tokens", clusters=[4, 12, 32]),
+                    (bench_cross_document_attention.DENSE,), FORWARD, side="tokens", clusters=[4, 12, 48]),
             *points("span_score", "span_score", "tokens", (bench_span_score.BEST,), BOTH, length=[32, 128, 384]),
         ),
         PROVIDERS,

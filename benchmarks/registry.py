@@ -87,10 +87,15 @@ class Workload:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the ways of a workload take: tensors that gradients are taken of, and the rest, by name."""
+    """What the ways of a workload take: tensors that gradients are taken of, and the rest, by name.
+
+    `steady`, a factor of the gradient that comes in, is 0 for results next to a kink, where rounding decides what the
+    gradient is.
+    """
 
     leaves: tuple[Tensor, ...]
     given: Mapping[str, Any] = field(default_factory=dict)
+    steady: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -184,10 +189,10 @@ def ready(suite: Suite, workload: Workload, name: str, dtype: torch.dtype | None
     def results(found: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([prepared.unpack(tensor).flatten() for tensor in found])
 
-    return Ready(_run(prepared, workload.direction), results)
+    return Ready(_run(prepared, workload.direction, inputs.steady), results)
 
 
-def _run(prepared: Prepared, direction: str) -> Callable[[], tuple[Tensor, ...]]:
+def _run(prepared: Prepared, direction: str, steady: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:
     way, leaves = prepared.way, prepared.leaves
     if prepared.parameters:
         parameters, leaves, way = leaves, (), lambda *_: prepared.way()
@@ -204,6 +209,8 @@ def _run(prepared: Prepared, direction: str) -> Callable[[], tuple[Tensor, ...]]
     # Of the packed rows, then laid out as the output is: every provider gets the same gradient.
     shape = prepared.unpack(output.detach()).shape
     incoming = torch.randn(shape, generator=generator).to(output.dtype)
+    if steady is not None:
+        incoming *= steady
     if incoming.shape != output.shape:
         index = prepared.unpack(torch.arange(output.numel()).view(output.shape))
         incoming = output.new_zeros(output.numel()).index_put_((index.flatten(),), incoming.flatten())
