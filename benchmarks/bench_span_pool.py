@@ -223,7 +223,7 @@ SUITE = register(
             row(f"mean, {ALL}", ("ours", EAGER, BAG), direction=BACKWARD, seconds=3.0),
             row(f"mean, {ALL}, planned", ("ours", EAGER, BAG), options={"kind": "plan"}, seconds=2.0),
             row(f"mean, {ALL}, a tensor", ("ours", EAGER, BAG), options={"kind": "tensor"}, seconds=2.0, quick=True),
-            *(point("tokens", tokens) for tokens in (128, 512, 1536)),
+            *(point("tokens", tokens) for tokens in (128, 512, 1024)),
             *(point("width", width) for width in (2, 8, 32, 96)),
             *(point("spans", count, documents=16) for count in (100, 1_000, 10_000)),
         ),

@@ -36,7 +36,7 @@ def layer_inputs(dtype: torch.dtype, length: int = LENGTH) -> tuple[Tensor, ...]
 
 def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
     length = workload.options.get("length", LENGTH)
-    steady = None if workload.direction == FORWARD else steady_spans(length, dtype)
+    steady = None if workload.direction == FORWARD else steady_spans(length, workload.dtype)
     return Inputs(layer_inputs(dtype, length), {"spans": all_spans(length, MAX_WIDTH)}, steady)
 
 

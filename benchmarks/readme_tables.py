@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import scaling
+import task_tables
 
 from spanbert_kernels.cli.bench.record import NotARecord, Record, Row, load
 
@@ -222,6 +223,8 @@ def filled(text: str) -> str:
         name = match[2]
         if name == "gpu":
             content = gpu()
+        elif name == "tasks":
+            content = task_tables.tasks(table)
         elif name in TABLES:
             content = TABLES[name](results)
         else:
