@@ -22,7 +22,7 @@ QUICK = bool(os.environ.get("SPANBERT_KERNELS_BENCH_QUICK"))
 QUICK_SECONDS = 1.0
 MOST_ROUNDS = 101
 SLOW_SECONDS = 2.0  # what takes longer is warm after its gate, which for all but ours counts as a round
-WAITED = 0.5
+WAITED = 0.8
 VERY_SLOW_SECONDS = 5.0  # and as the only one
 # A peer may round as it likes, but has to compute the same thing: deviations of the norm.
 LARGEST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -164,6 +164,11 @@ def figures(measured: Measured, floor: float) -> dict[str, Any]:
     }
 
 
+def digits(value: float) -> str:
+    """Three digits, and none after the point of what is larger."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def judge(goal: Goal, providers: Mapping[str, Mapping[str, Any]]) -> str:
     """The goal and whether it was met."""
     times = {name: entry["milliseconds"] for name, entry in providers.items() if "milliseconds" in entry}
@@ -175,7 +180,7 @@ def judge(goal: Goal, providers: Mapping[str, Mapping[str, Any]]) -> str:
     factor = times[name] / times["ours"]
     if goal.at_least is not None:
         verdict = "met" if factor >= goal.at_least else "missed"
-        return f"{verdict}: {factor:.3g} x faster than {name}, at least {goal.at_least:g} x asked"
+        return f"{verdict}: {digits(factor)} x faster than {name}, at least {goal.at_least:g} x asked"
     assert goal.at_most is not None
     verdict = "met" if 1 / factor <= goal.at_most else "missed"
     return f"{verdict}: {1 / factor:.3g} x the time of {name}, at most {goal.at_most:g} x asked"
