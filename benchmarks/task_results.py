@@ -130,6 +130,7 @@ ROWS = {
     "tagging": RowOfTask("tagging", "wnut17", WNUT, "f1", training(20)),
     "tagging-pretrained": RowOfTask("tagging", "wnut17, pre-trained", WNUT, "f1", training(20), pretrained=True),
     "nested": RowOfTask("nested", "gum", GUM, "F1", training(20, 8)),
+    "coreference": RowOfTask("coreference", "gum", GUM, "CoNLL F1", training(30, 4)),
     "parsing-ewt": RowOfTask("parsing", "ewt", EWT, "LAS", training(15)),
     "parsing-gum": RowOfTask("parsing", "gum", trees, "LAS", training(15)),
     "sentiment": RowOfTask("classification", "senti4sd", sentiment, "accuracy", training(6)),

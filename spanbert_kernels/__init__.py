@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from spanbert_kernels.integrations import register_attention
     from spanbert_kernels.models import (
         SpanBERTConfig,
+        SpanBERTForCoreference,
         SpanBERTForDependencyParsing,
         SpanBERTForMaskedLM,
         SpanBERTForPreTraining,
@@ -38,6 +39,7 @@ _HOMES = {
     "SpanBERTForPreTraining": "models",
     "SpanBERTForQuestionAnswering": "models",
     "SpanBERTForSequenceClassification": "models",
+    "SpanBERTForCoreference": "models",
     "SpanBERTForSpanClassification": "models",
     "SpanBERTForTokenClassification": "models",
     "SpanBERTTokenizer": "models",
@@ -45,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "SpanBERTConfig",
+    "SpanBERTForCoreference",
     "SpanBERTForDependencyParsing",
     "SpanBERTForMaskedLM",
     "SpanBERTForPreTraining",

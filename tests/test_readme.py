@@ -9,16 +9,32 @@ from pathlib import Path
 
 import pytest
 
-from spanbert_kernels import ops
+from spanbert_kernels import SpanBERTModel, ops
+from spanbert_kernels.tasks.start import Start
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+def checkpoint(folder: Path) -> None:
+    """A small model with a vocabulary of the example's words, as any folder that transformers wrote."""
+    start = Start(size="tiny", vocabulary_size=80)
+    tokenizer = start.tokenizer(["Anna lives in Oslo", "Boris went home", "it rains in Lima"] * 2)
+    start.build(SpanBERTModel, tokenizer, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_examples(example: str) -> None:
-    ran = subprocess.run([sys.executable, "-W", "error", "-c", example], capture_output=True, text=True, check=False)
+def test_examples(example: str, tmp_path: Path) -> None:
+    needs = 'from_pretrained("checkpoint"' in example
+    if needs:
+        checkpoint(tmp_path / "checkpoint")
+    command = [sys.executable, "-W", "error", "-c", example]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
+    if needs:
+        assert "Anna lives in Oslo ['PERSON', 'O', 'O', 'PLACE']" in ran.stdout
+        assert "accuracy 1.00" in ran.stdout
 
 
 def test_table_of_operations_and_backends() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LIBRARIES = {  # what the tasks of tasks/task.py import, which would load PyTorch
     "tagging": ("seqeval",),
     "nested": (),
+    "coreference": ("scorch",),
     "classification": ("sklearn",),
     "parsing": ("ufal",),
     "question_answering": ("torchmetrics",),

@@ -12,6 +12,7 @@ from transformers import (
 
 from spanbert_kernels.integrations import register_attention
 from spanbert_kernels.models.configuration import SpanBERTConfig
+from spanbert_kernels.models.coreference import SpanBERTForCoreference
 from spanbert_kernels.models.heads import (
     SpanBERTForMaskedLM,
     SpanBERTForQuestionAnswering,
@@ -38,6 +39,7 @@ register_attention()
 
 __all__ = [
     "SpanBERTConfig",
+    "SpanBERTForCoreference",
     "SpanBERTForDependencyParsing",
     "SpanBERTForMaskedLM",
     "SpanBERTForPreTraining",

@@ -26,6 +26,8 @@ class SpanBERTConfig(BertConfig):
         cross_document_anchor: "last" or "first", which real token stands for a document.
         pooler_token: "first", the first column as in BERT, or "anchor".
         max_span_width: words of the widest span that a span classifier scores.
+        kept_spans_share: mentions that coreference keeps, as a share of the words.
+        max_antecedents: earlier mentions that coreference compares each one with.
         max_span_targets: tokens of a masked span that the span boundary objective predicts, the first ones.
 
     Raises:
@@ -48,6 +50,8 @@ class SpanBERTConfig(BertConfig):
     cross_document_normalize: str = "joint"
     cross_document_anchor: str = "last"
     pooler_token: str = "first"
+    kept_spans_share: float = 0.4
+    max_antecedents: int = 50
     max_span_targets: int = 20
     max_span_width: int = 20
 

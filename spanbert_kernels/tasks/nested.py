@@ -23,10 +23,11 @@ from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining,
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.windows import cut as cut_words
+from spanbert_kernels.tasks.windows import encoded, pieces_of
 
 NO_MENTION = "none"
 WINDOW = 128  # tokens of a training example, special ones counted, where the model can hold more
-SENTENCE_ENDS = frozenset(".!?")
 Found = set[tuple[int, int, str]]  # first word, last word, type
 
 
@@ -60,28 +61,10 @@ def windows_of(
                 known = ", ".join(labels[1:])
                 line = document.lines[mention.first]
                 raise DataFault(document.path, line, f"unknown type {mention.kind!r}; the model has {known}")
-        pieces = [
-            tokenizer(word, add_special_tokens=False)["input_ids"][: length - 2] or [tokenizer.unk_token_id]
-            for word in document.words
-        ]
-        first = 0
-        while first < len(pieces):
-            last = _cut(document.words, [len(own) for own in pieces], first, length - 2)
+        pieces = pieces_of(document.words, tokenizer, length - 2)
+        for first, last in cut_words(document.words, [len(own) for own in pieces], length - 2):
             found.append(Window(index, first, _example(document, pieces, first, last, tokenizer, number)))
-            first = last
     return found
-
-
-def _cut(words: Sequence[str], sizes: Sequence[int], first: int, room: int) -> int:
-    """The word after the window's last."""
-    last, used = first, 0
-    while last < len(words) and used + sizes[last] <= room:
-        used += sizes[last]
-        last += 1
-    if last == len(words):
-        return last
-    ends = [word + 1 for word in range(first, last) if words[word] in SENTENCE_ENDS]
-    return ends[-1] if ends else last
 
 
 def _example(
@@ -92,12 +75,11 @@ def _example(
     tokenizer: PreTrainedTokenizerBase,
     number: dict[str, int],
 ) -> dict[str, Any]:
-    own = pieces[first:last]
-    ids = [tokenizer.cls_token_id, *(piece for word in own for piece in word), tokenizer.sep_token_id]
+    ids, columns = encoded(pieces[first:last], tokenizer)
     inside = [m for m in document.mentions if m.first >= first and m.last < last]
     return {
-        "input_ids": np.array(ids, dtype=np.int64),
-        "columns": np.cumsum([1, *(len(word) for word in own)])[:-1],
+        "input_ids": ids,
+        "columns": columns,
         "mentions": np.array([(m.first - first, m.last - first) for m in inside], dtype=np.int64).reshape(-1, 2),
         "labels": np.array([number[m.kind] for m in inside], dtype=np.int64),
     }

@@ -14,6 +14,7 @@ from spanbert_kernels.tasks.training import Training, TrainingOptions
 TASKS = {
     "tagging": "named entities as labels of words",
     "nested": "named entities that may lie in each other, as labels of spans",
+    "coreference": "which mentions of a document are of one entity",
     "classification": "sentiment or topic of documents, alone or in clusters",
     "parsing": "dependency trees",
     "question_answering": "answers that stand in a text",

@@ -1,0 +1,174 @@
+"""Coreference over `SpanBERTModel`: mention scores of all spans, the best kept, an antecedent chosen for each.
+
+Of T words about T * width spans are scored by `ops.span_score`; `ops.prune_spans` keeps a share of T, none of which
+cross. For a kept span i and one before it, j, of the same document
+
+    score(i, j) = mention(i) + mention(j) + g_i W g_j + feed_forward([a_i; a_j; a_i * a_j; distance]),
+
+the last part for the `antecedents` best by the others alone; no antecedent scores 0. The loss is the negative logarithm
+of what falls to right antecedents.
+
+Source: Lee et al. 2018, Higher-order Coreference Resolution with Coarse-to-fine Inference, its first order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertPreTrainedModel
+from transformers.utils import ModelOutput
+
+from spanbert_kernels import ops
+from spanbert_kernels.models.configuration import SpanBERTConfig
+from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
+from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE
+
+PAIR_SIZE = 128
+DISTANCES = (1, 2, 3, 4, 8, 16, 32, 64, 128)  # kept spans between, the first number of each bucket
+NO_ENTITY = -1
+
+
+@dataclass
+class CoreferenceOutput(ModelOutput):
+    """Kept spans `[K, 2]`, packed positions of words, the last one included; their mention scores `[K]`; the number of
+    each one's antecedent among them `[K]`, -1 for none.
+    """
+
+    loss: Tensor | None = None
+    spans: Tensor | None = None
+    scores: Tensor | None = None
+    antecedents: Tensor | None = None
+
+
+class SpanBERTForCoreference(SpanBERTPreTrainedModel):
+    """Finds mentions of up to `config.max_span_width` words, and for each an earlier one of the same entity or none.
+
+    Example:
+        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                         intermediate_size=16, max_span_width=2)
+        >>> model = SpanBERTForCoreference(config).eval()
+        >>> output = model(torch.randint(30, (2, 5)), columns=torch.tensor([[1, 2, 3], [1, 2, 3]]))
+        >>> output.spans.shape, bool((output.antecedents < torch.arange(3)).all())
+        (torch.Size([3, 2]), True)
+    """
+
+    def __init__(self, config: SpanBERTConfig) -> None:
+        BertPreTrainedModel.__init__(self, config)
+        size = config.hidden_size
+        span_size = 3 * size + WIDTH_SIZE
+        self.bert = SpanBERTModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention = nn.Linear(size, 1)
+        self.widths = nn.Embedding(config.max_span_width, WIDTH_SIZE)
+        self.mention_hidden = nn.Linear(span_size, size)
+        self.mention_score = nn.Linear(size, 1)
+        self.coarse = nn.Linear(span_size, span_size, bias=False)
+        self.vector = nn.Linear(span_size, PAIR_SIZE)
+        self.own = nn.Linear(PAIR_SIZE, PAIR_SIZE)
+        self.other = nn.Linear(PAIR_SIZE, PAIR_SIZE, bias=False)
+        self.product = nn.Linear(PAIR_SIZE, PAIR_SIZE, bias=False)
+        self.distances = nn.Embedding(len(DISTANCES), PAIR_SIZE)
+        self.fine = nn.Linear(PAIR_SIZE, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        columns: Tensor | None = None,
+        documents: Tensor | None = None,
+        mentions: Tensor | None = None,
+        entities: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CoreferenceOutput:
+        """Kept spans and antecedents; with mentions, the loss, a mean over words and kept spans.
+
+        Args:
+            input_ids: `[B, L]`, windows of documents.
+            attention_mask: `[B, L]`.
+            columns: `[B, W]`, the column of each word's first piece, -1 where there is no word.
+            documents: `[B]`, ascending: windows with one number have antecedents in each other; by default all rows
+                are of one document.
+            mentions: `[M, 3]`: row, first and last word; those wider than `max_span_width` are passed over.
+            entities: `[M]`, numbers from 0 on; mentions with the same number are of one entity.
+            kwargs: see `SpanBERTModel.forward`.
+
+        Raises:
+            ValueError: `columns` are missing, or `mentions` come without `entities`.
+        """
+        if columns is None:
+            raise ValueError("columns [B, W] are wanted, got None")
+        if (mentions is None) != (entities is None):
+            raise ValueError("mentions and entities come together")
+        hidden = self.bert(input_ids, attention_mask, **kwargs).last_hidden_state
+        real = columns >= 0
+        row, _ = real.nonzero().unbind(1)
+        words = self.dropout(hidden[row, columns[real]])  # [T, H]
+        offsets = F.pad(real.sum(1).cumsum(0), (1, 0))
+        plan = ops.enumerate_spans(offsets, self.config.max_span_width)
+        attention = self.attention(words)[:, 0]
+        scores = ops.span_score(
+            words, plan, PARTS, self.mention_hidden.weight, self.mention_hidden.bias, self.mention_score.weight[0],
+            self.mention_score.bias, attention, self.widths.weight,
+        )  # fmt: skip
+        spans = torch.stack(plan.bounds(), 1) - torch.tensor([0, 1], device=words.device)
+        if documents is None:
+            documents = torch.zeros(len(columns), dtype=torch.long, device=words.device)
+        cu_documents = F.pad(torch.bincount(documents, weights=real.sum(1)).long().cumsum(0), (1, 0))
+        budget = (cu_documents.diff() * self.config.kept_spans_share).ceil().long()
+        kept = ops.prune_spans(spans, scores.detach(), budget, cu_seqlens=cu_documents)
+        chosen, own = spans[kept], scores[kept]
+        pooled = self.dropout(ops.span_pool(words, chosen, PARTS, attention, self.widths.weight))  # [K, D]
+        document = torch.searchsorted(cu_documents, chosen[:, 0].contiguous(), right=True)
+        earlier, pair_scores = self._antecedents(pooled, own, document)  # [K, C]
+        best = pair_scores.max(1)
+        antecedents = earlier.gather(1, best.indices[:, None])[:, 0].where(best.values > 0, -1)
+        loss = None
+        if mentions is not None and entities is not None:
+            entity = self._entities(mentions, entities, offsets, spans)
+            linked = self._link_loss(entity[kept], earlier, pair_scores)
+            is_mention = (entity != NO_ENTITY).to(scores.dtype)
+            found = F.binary_cross_entropy_with_logits(scores, is_mention, reduction="sum") / max(len(words), 1)
+            loss = found + linked / max(len(kept), 1)
+        return CoreferenceOutput(loss=loss, spans=chosen, scores=own, antecedents=antecedents)
+
+    def _antecedents(self, pooled: Tensor, own: Tensor, document: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each kept span the candidates before it and their scores; -inf where there are fewer than C."""
+        place = torch.arange(len(pooled), device=pooled.device)
+        allowed = (place[:, None] > place) & (document[:, None] == document)
+        coarse = self.coarse(pooled) @ pooled.T / pooled.shape[1] ** 0.5 + own[:, None] + own  # [K, K]
+        coarse = coarse.masked_fill(~allowed, -torch.inf)
+        best = coarse.topk(min(self.config.max_antecedents, len(pooled)), 1)
+        earlier = best.indices  # [K, C]
+        vectors = self.vector(pooled)
+        buckets = torch.tensor(DISTANCES, device=place.device)
+        distance = torch.searchsorted(buckets, (place[:, None] - earlier).clamp(min=1), right=True) - 1
+        inner = (
+            self.own(vectors)[:, None]
+            + self.other(vectors)[earlier]
+            + self.product(vectors[:, None] * vectors[earlier])
+            + self.distances(distance)
+        )  # [K, C, P]
+        return earlier, best.values + self.fine(self.dropout(F.relu(inner)))[..., 0]
+
+    def _link_loss(self, entity: Tensor, earlier: Tensor, pair_scores: Tensor) -> Tensor:
+        """Negative logarithm of the share of right antecedents; of none, where no candidate is right."""
+        right = (entity[:, None] == entity[earlier]) & (entity[:, None] != NO_ENTITY) & (pair_scores > -torch.inf)
+        nothing = pair_scores.new_zeros(len(entity), 1)
+        scores = torch.cat((nothing, pair_scores), 1).float()
+        right = torch.cat((~right.any(1, keepdim=True), right), 1)
+        return (scores.logsumexp(1) - scores.masked_fill(~right, -torch.inf).logsumexp(1)).sum()
+
+    def _entities(self, mentions: Tensor, entities: Tensor, offsets: Tensor, spans: Tensor) -> Tensor:
+        """The entity of every span, or `NO_ENTITY`; spans come in the order of first and last word."""
+        kept = mentions[:, 2] - mentions[:, 1] < self.config.max_span_width
+        row, first, last = mentions[kept].unbind(1)
+        base = offsets[-1] + 1
+        keys = spans[:, 0] * base + spans[:, 1]
+        found = torch.full_like(keys, NO_ENTITY)
+        found[torch.searchsorted(keys, (offsets[row] + first) * base + offsets[row] + last)] = entities[kept]
+        return found

@@ -1,0 +1,257 @@
+"""Coreference in a document: which mentions are of one entity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from scorch.scores import b_cubed, ceaf_e, muc
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
+from spanbert_kernels.tasks.batches import outputs, padded
+from spanbert_kernels.tasks.brackets import MarkedDocument, read_marked
+from spanbert_kernels.tasks.columns import read_words
+from spanbert_kernels.tasks.span_training import SpanTraining
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.task import Outcome, Scores, Task
+from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.windows import cut, encoded, pieces_of
+
+WINDOW = 128  # tokens of a window, special ones counted, where the model can hold more
+Entity = frozenset[tuple[int, int]]  # first and last words of its mentions
+Words = tuple[int, int]  # the first, and the one after the last
+
+
+def gold(document: MarkedDocument) -> set[Entity]:
+    """The entities of a document, those with a single mention too."""
+    found: dict[str, set[tuple[int, int]]] = {}
+    for mention in document.mentions:
+        found.setdefault(mention.entity, set()).add((mention.first, mention.last))
+    return {frozenset(mentions) for mentions in found.values()}
+
+
+def encode(
+    document: MarkedDocument, tokenizer: PreTrainedTokenizerBase, length: int, shown: Words | None = None
+) -> dict[str, Any]:
+    """Windows of a document, and its mentions as row, first and last word there, but for those that leave a window.
+
+    Of the words and mentions beyond `shown` the windows' tokens alone are there.
+    """
+    begin, end = shown or (0, len(document.words))
+    pieces = pieces_of(document.words, tokenizer, length - 2)
+    bounds = list(cut(document.words, [len(own) for own in pieces], length - 2))
+    windows, mentions, entities = [], [], []
+    number: dict[str, int] = {}
+    for row, (first, last) in enumerate(bounds):
+        low, high = max(first, begin), max(min(last, end), max(first, begin))
+        ids, columns = encoded(pieces[first:last], tokenizer)
+        windows.append({"input_ids": ids, "columns": columns[low - first : high - first]})
+        for mention in document.mentions:
+            if low <= mention.first and mention.last < high:
+                mentions.append((row, mention.first - low, mention.last - low))
+                entities.append(number.setdefault(mention.entity, len(number)))
+    return {
+        "windows": windows,
+        "starts": [first for first, _ in bounds],
+        "mentions": np.array(mentions, dtype=np.int64).reshape(-1, 3),
+        "entities": np.array(entities, dtype=np.int64),
+    }
+
+
+def part_of(document: MarkedDocument, words: Words) -> MarkedDocument:
+    """The document that these words are, with the mentions that lie in it."""
+    first, last = words
+    mentions = tuple(
+        type(m)(m.first - first, m.last - first, m.kind, m.entity)
+        for m in document.mentions
+        if m.first >= first and m.last < last
+    )
+    lines = document.lines[first:last]
+    return MarkedDocument(document.name, document.words[first:last], mentions, document.path, lines)
+
+
+class Documents(Dataset[dict[str, Any]]):
+    """Documents for the Trainer, whole, or of each a span of words anew in every epoch.
+
+    The span depends on the seed, the epoch and the document alone.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[MarkedDocument],
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        spans: SpanTraining | None,
+        seed: int,
+    ) -> None:
+        self.documents, self.tokenizer, self.length = documents, tokenizer, length
+        self.spans, self.seed, self.epoch = spans, seed, 0
+        self.whole = [encode(document, tokenizer, length) for document in documents]
+        self.sizes = [np.array([len(own) for own in pieces_of(d.words, tokenizer, length)]) for d in documents]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Of the training; it matters to span training."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A document, or its span: alone for crop "input"; for "loss" all is encoded, and the span scored."""
+        sizes = self.sizes[index]
+        if self.spans is None or sizes.sum() <= self.spans.span_length:
+            return self.whole[index]
+        ends = sizes.cumsum()
+        places = np.flatnonzero(ends[-1] - (ends - sizes) >= self.spans.span_length)
+        first = int(np.random.default_rng((self.seed, self.epoch, index)).choice(places))
+        start = ends[first] - sizes[first]
+        last = max(int(np.searchsorted(ends, start + self.spans.span_length, side="right")), first + 1)
+        if self.spans.crop == "loss":
+            return encode(self.documents[index], self.tokenizer, self.length, (first, last))
+        return encode(part_of(self.documents[index], (first, last)), self.tokenizer, self.length)
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """The windows of all documents as a padded batch; `mentions [M, 3]`, `entities [M]`, `documents [B]`."""
+    batch = _without_mentions(examples)
+    rows = np.cumsum([0, *(len(example["windows"]) for example in examples)])
+    mentions = [example["mentions"] + [[row, 0, 0]] for example, row in zip(examples, rows[:-1], strict=True)]
+    numbers = np.cumsum([0, *(len(example["entities"]) for example in examples)])  # more than there are entities
+    entities = [example["entities"] + n for example, n in zip(examples, numbers[:-1], strict=True)]
+    batch["mentions"] = torch.from_numpy(np.concatenate(mentions))
+    batch["entities"] = torch.from_numpy(np.concatenate(entities))
+    return batch
+
+
+def _without_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    batch = padded([window for example in examples for window in example["windows"]], {"input_ids": 0, "columns": -1})
+    windows = torch.tensor([len(example["windows"]) for example in examples])
+    return {**batch, "documents": torch.arange(len(examples)).repeat_interleave(windows)}
+
+
+def _length(model: Any) -> int:
+    return min(WINDOW, model.config.max_position_embeddings)
+
+
+def train(
+    model: SpanBERTForCoreference,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[MarkedDocument],
+    options: TrainingOptions,
+    spans: SpanTraining | None = None,
+) -> Training:
+    """Trains the model and writes it to `options.output`; a batch holds `options.batch_size` documents.
+
+    Raises:
+        ValueError: there is no document.
+    """
+    if not documents:
+        raise ValueError("there is no document to train on")
+    data = Documents(documents, tokenizer, _length(model), spans, options.seed)
+    training = fit(model, options, data, collate)
+    tokenizer.save_pretrained(str(options.output))
+    return training
+
+
+def resolve(
+    model: SpanBERTForCoreference,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[MarkedDocument],
+    backend: str = "auto",
+) -> list[set[Entity]]:
+    """The entities of each document: linked mentions, and alone those that are likelier a mention than not.
+
+    The documents' own mentions are not looked at.
+    """
+    plain = [MarkedDocument(d.name, d.words, (), d.path, d.lines) for d in documents]
+    examples = [encode(document, tokenizer, _length(model)) for document in plain]
+    found: list[set[Entity]] = [set() for _ in documents]
+    for (index,), output in outputs(model, examples, _without_mentions, lambda e: len(e["windows"]), 1, backend):
+        entity_of: list[set[tuple[int, int]]] = []
+        spans = [(first, last) for first, last in output.spans.tolist()]
+        alone = (output.scores > 0).tolist()
+        for place, antecedent in enumerate(output.antecedents.tolist()):
+            own = entity_of[antecedent] if antecedent >= 0 else set()
+            own.add(spans[place])
+            entity_of.append(own)
+        kept = (own for place, own in enumerate(entity_of) if len(own) > 1 or alone[place])
+        found[index] = {frozenset(own) for own in kept}
+    return found
+
+
+METRICS = {"MUC": muc, "B3": b_cubed, "CEAFe": ceaf_e}
+
+
+def score(documents: Sequence[MarkedDocument], found: Sequence[set[Entity]]) -> Scores:
+    """F1 of MUC, B3 and CEAFe over all documents, entities with a single mention included, and their mean, CoNLL F1."""
+    wanted = [gold(document) for document in documents]
+    key, response = (
+        [
+            {(index, *mention) for mention in entity}
+            for index, entities in enumerate(each)
+            for entity in sorted(map(sorted, entities))
+        ]
+        for each in (wanted, found)
+    )
+    scores = {name: float(metric(key, response)[2]) if response else 0.0 for name, metric in METRICS.items()}
+    return {**scores, "CoNLL F1": mean(scores.values())}
+
+
+def evaluate(
+    model: SpanBERTForCoreference,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[MarkedDocument],
+    backend: str = "auto",
+) -> Scores:
+    """The scores of a model."""
+    return score(documents, resolve(model, tokenizer, documents, backend))
+
+
+def singletons(documents: Sequence[MarkedDocument], found: Sequence[set[Entity]]) -> Scores:
+    """The trivial baseline: the same mentions, each an entity of its own."""
+    return score(documents, [{frozenset([m]) for entity in each for m in entity} for each in found])
+
+
+def _train_files(
+    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+) -> Outcome:
+    documents = read_marked(data)
+    held_out = read_marked(test) if test is not None else []
+    tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
+    model = start.build(SpanBERTForCoreference, tokenizer, options.seed)
+    training = train(model, tokenizer, documents, options, spans)
+    if not held_out:
+        return Outcome(training, {}, {})
+    found = resolve(model, tokenizer, held_out, options.backend)
+    return Outcome(training, score(held_out, found), singletons(held_out, found))
+
+
+def _load(folder: Path) -> tuple[SpanBERTForCoreference, PreTrainedTokenizerBase]:
+    return SpanBERTForCoreference.from_pretrained(folder), SpanBERTTokenizer.from_pretrained(folder)
+
+
+def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+    return evaluate(*_load(folder), read_marked(data), backend)
+
+
+def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+    """A JSON object: the words of the text, a document, and its entities as lists of [first, last, text]."""
+    rows = read_words(data)
+    words = tuple(word for _, own in rows for word in own)
+    document = MarkedDocument(data.stem, words, (), data, tuple(line for line, own in rows for _ in own))
+    for entities in resolve(*_load(folder), [document], backend):
+        listed = [
+            [(first, last, " ".join(words[first : last + 1])) for first, last in sorted(entity)] for entity in entities
+        ]
+        yield json.dumps({"words": words, "entities": sorted(listed)}, ensure_ascii=False)
+
+
+TASK = Task(_train_files, _evaluate_file, _predict_file)
