@@ -9,6 +9,7 @@ from spanbert_kernels import __version__
 from spanbert_kernels.cli.bench.command import bench as bench_command
 from spanbert_kernels.cli.bench.report import report as report_command
 from spanbert_kernels.cli.demo import demo
+from spanbert_kernels.cli.explain import explain
 from spanbert_kernels.cli.pretraining import pretrain
 from spanbert_kernels.cli.tasks import evaluate, predict, train
 
@@ -24,5 +25,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (demo, bench_command, report_command, pretrain, train, evaluate, predict):
+for command in (demo, bench_command, report_command, pretrain, train, evaluate, predict, explain):
     main.add_command(command)

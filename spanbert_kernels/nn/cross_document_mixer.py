@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
@@ -33,6 +34,8 @@ class CrossDocumentMixer(nn.Module):
         attention_dropout: dropout on attention probabilities, in training.
         dropout: dropout on the update, in training.
         layer_norm_eps: epsilon of the LayerNorm.
+
+    A `watcher`, a function that somebody sets, gets the document weights of every call and changes nothing.
 
     Raises:
         ValueError: an unknown choice, or `hidden_size` is not a multiple of `num_heads`.
@@ -83,6 +86,7 @@ class CrossDocumentMixer(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size, bias=False)
         self.dropout = nn.Dropout(dropout)
         self.gate = nn.Parameter(torch.zeros(1))
+        self.watcher: Callable[[Tensor], None] | None = None
 
     @overload
     def forward(
@@ -167,9 +171,11 @@ class CrossDocumentMixer(nn.Module):
             **sight,
             normalize=self.normalize,
             dropout_p=self.attention_dropout if self.training else 0.0,
-            return_weights=return_weights,
+            return_weights=return_weights or self.watcher is not None,
         )
         attended, weights = result if isinstance(result, tuple) else (result, None)
+        if self.watcher is not None and weights is not None:
+            self.watcher(weights)
         update = torch.tanh(self.gate) * self.dropout(self.output(attended.flatten(1)))
         mixed = hidden if inplace else hidden.clone()
         if query_rows is None:
@@ -177,7 +183,7 @@ class CrossDocumentMixer(nn.Module):
         elif hidden.shape[0] > 0:
             # an empty document's update is 0 and falls on row 0
             mixed.index_add_(0, query_rows, update.to(hidden.dtype))
-        return mixed if weights is None else (mixed, weights)
+        return mixed if weights is None or not return_weights else (mixed, weights)
 
     def _sight_of(
         self, plan: ops.AttentionPlan, cu_clusters: Tensor | None, links: tuple[Tensor, Tensor] | None

@@ -1,0 +1,121 @@
+"""`spanbert-kernels explain`: which documents and which words carried a prediction, as a page and a picture."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spanbert_kernels.cli import formatting
+from spanbert_kernels.cli.files import UserError, check_output, write
+from spanbert_kernels.cli.training_options import POSITIVE, require
+
+if TYPE_CHECKING:
+    from spanbert_kernels.explanation import ClusterExplanation, SpanExplanation
+
+LIBRARIES = {"classification": ("sklearn",), "nested": ()}  # what the tasks that can be explained import
+PICTURED = 12  # clusters or mentions in the picture, which a page of paper holds
+
+
+@click.command()
+@click.argument("task", type=click.Choice(list(LIBRARIES)))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="The folder that train wrote.")
+@click.option(
+    "--output", default="explanation.html", show_default=True, type=click.Path(path_type=Path), help="The page."
+)
+@click.option("--limit", default=100, show_default=True, type=POSITIVE, help="Clusters or mentions at most.")
+def explain(task: str, data: Path, model: Path, output: Path, limit: int) -> None:
+    """Show what carried the predictions for the file DATA: a page, and beside it a picture.
+
+    classification: which documents of its cluster each document looked at. nested: which words of a mention its vector
+    is made of.
+
+    Exit code: 0; 2 if a file cannot be used.
+    """
+    picture = output.with_suffix(".png")
+    check_output("page", output)
+    check_output("picture", picture)
+    require("accelerate", *LIBRARIES[task])
+    from spanbert_kernels.cli.models import quiet_transformers
+
+    quiet_transformers()
+    try:
+        clusters, spans = _explained(task, model, data)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    hidden = max(len(clusters) + len(spans) - limit, 0)
+    write("page", output, page(data.name, clusters[:limit], spans[:limit], hidden))
+    draw(clusters[:PICTURED], spans[:PICTURED], picture)
+    click.echo(f"Page: {formatting.path(output)}. Picture: {formatting.path(picture)}")
+
+
+def _explained(task: str, folder: Path, data: Path) -> tuple[list[ClusterExplanation], list[SpanExplanation]]:
+    from spanbert_kernels import explanation
+
+    if task == "classification":
+        from spanbert_kernels.tasks.classification import _load as load_classifier
+        from spanbert_kernels.tasks.labelled import read_labelled
+
+        return explanation.explain_classification(*load_classifier(folder), read_labelled(data, labels=False)), []
+    from spanbert_kernels.tasks.brackets import MarkedDocument
+    from spanbert_kernels.tasks.columns import read_words
+    from spanbert_kernels.tasks.nested import _load as load_nested
+
+    documents = [
+        MarkedDocument(f"line {line}", words, (), data, (line,) * len(words)) for line, words in read_words(data)
+    ]
+    return [], explanation.explain_nested(*load_nested(folder), documents)
+
+
+def page(name: str, clusters: list[ClusterExplanation], spans: list[SpanExplanation], hidden: int = 0) -> str:
+    """The page as HTML text, which loads nothing from anywhere."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("spanbert_kernels.cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.get_template("explanation.html")
+    return template.render(name=name, clusters=clusters, spans=spans, hidden=hidden)
+
+
+def draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], path: Path) -> None:
+    """The picture: a square of document weights for each cluster, or a row of shaded words for each mention."""
+    from matplotlib.figure import Figure
+
+    means = ((number, each.mean()) for number, each in enumerate(clusters, start=1))
+    seen = [(number, mean) for number, mean in means if mean is not None]
+    columns = min(max(len(seen), 1), 4)
+    rows = -(-len(seen) // columns) if seen else 1
+    height = 2.4 * rows if seen else 0.4 * max(len(spans), 1) + 0.6
+    figure = Figure(figsize=(2.4 * columns if seen else 8, height), layout="constrained")
+    if not seen:
+        _draw_spans(figure.subplots(), spans)
+    for place, (number, weights) in enumerate(seen, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+        axes.set_title(f"Cluster {number}", fontsize=9)
+        ticks = range(len(weights))
+        axes.set_xticks(ticks, [str(i + 1) for i in ticks], fontsize=7)
+        axes.set_yticks(ticks, [str(i + 1) for i in ticks], fontsize=7)
+        axes.set_xlabel("looked at", fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_spans(axes: Any, spans: list[SpanExplanation]) -> None:
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(-len(spans) - 0.5, 0.5)
+    if not spans:
+        axes.text(0, 0, "no weights to show", va="center")
+    for row, span in enumerate(spans):
+        axes.text(0, -row, textwrap.shorten(span.label, 18), fontsize=8, va="center")
+        wide = 0.8 / sum(len(word) + 1 for word in span.words)
+        left = 0.2
+        for word, weight in zip(span.words, span.weights, strict=True):
+            size = wide * (len(word) + 1)
+            box = {"facecolor": "tab:blue", "alpha": float(weight) * 0.6, "edgecolor": "none"}
+            axes.text(left, -row, word.replace("$", r"\$"), fontsize=8, va="center", bbox=box)
+            left += min(size, 0.016 * (len(word) + 1))

@@ -1,0 +1,163 @@
+"""Explanations: the weights that were used, unchanged predictions, the page and the picture."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from spanbert_kernels import SpanBERTForSequenceClassification, SpanBERTForSpanClassification, accelerate
+from spanbert_kernels.cli import main
+from spanbert_kernels.explanation import document_weights, explain_classification, explain_nested
+from spanbert_kernels.tasks import classification
+from spanbert_kernels.tasks.brackets import MarkedDocument
+from spanbert_kernels.tasks.labelled import LabelledDocument
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.training import TrainingOptions
+
+TEXTS = ("ships in the north", "we saw <script>alert(1)</script>", "ships today", "alone")
+CLUSTERS = ("p", "p", "p", "q")
+WORDS = ("the", "mayor", "of", "Oslo", "left")
+
+
+def documents() -> list[LabelledDocument]:
+    pairs = zip(TEXTS, CLUSTERS, strict=True)
+    return [LabelledDocument(text, "x", cluster, Path("file.jsonl"), 1) for text, cluster in pairs]
+
+
+def classifier(**fields: Any) -> tuple[Any, Any]:
+    start = Start(size="tiny", vocabulary_size=60)
+    tokenizer = start.tokenizer(TEXTS * 2)
+    fields = {"cross_document_layers": [0, 1], "cross_document_anchor": "first", "id2label": {0: "x", 1: "y"}, **fields}
+    model = start.build(SpanBERTForSequenceClassification, tokenizer, 0, **fields).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate"):
+            torch.nn.init.ones_(parameter)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_weights_are_those_of_the_forward_pass(accelerated: bool) -> None:
+    model, tokenizer = classifier()
+    if accelerated:
+        report = accelerate(model)
+    batch = classification.collate([classification.encode(documents()[:3], tokenizer, ["x", "y"], 64)])
+    with torch.no_grad():
+        plain = model(**batch).logits
+        with document_weights(model) as weights:
+            watched = model(**batch).logits
+        assert len(weights) == 2
+        assert torch.equal(plain, watched)
+        assert torch.equal(plain, model(**batch).logits)
+    if accelerated:
+        assert set(report.calls) == {"packed-inference"}, report.calls
+    first, second = explain_classification(model, tokenizer, documents())
+    assert sorted(first.weights) == [0, 1]
+    for layer in (0, 1):
+        np.testing.assert_allclose(first.weights[layer].sum(2), 1, rtol=1e-5)
+        assert (first.weights[layer][:, range(3), range(3)] == 0).all()
+        assert second.weights[layer].shape[1:] == (1, 1)
+        assert (second.weights[layer] == 0).all()  # there is no other document
+        np.testing.assert_array_equal(first.weights[layer].transpose(1, 0, 2), weights[layer].numpy())
+    assert first.texts == TEXTS[:3]
+    assert first.probabilities == pytest.approx(plain.softmax(-1).max(-1).values.tolist())
+
+
+def test_documents_that_do_not_see_each_other() -> None:
+    (first, _) = explain_classification(*classifier(cross_document_layers=[]), documents())
+    assert (first.weights, first.mean()) == ({}, None)
+    with pytest.raises(ValueError, match="the queries are tokens"):
+        explain_classification(*classifier(cross_document_queries="tokens"), documents())
+
+
+def finder() -> tuple[Any, Any]:
+    start = Start(size="tiny", vocabulary_size=60)
+    tokenizer = start.tokenizer([" ".join(WORDS)] * 2)
+    labels = {0: "none", 1: "person"}
+    model = start.build(SpanBERTForSpanClassification, tokenizer, 0, id2label=labels, max_span_width=3).eval()
+    torch.nn.init.normal_(model.attention.weight)
+    torch.nn.init.constant_(model.classifier.bias[1:], 2.0)
+    return model, tokenizer
+
+
+def test_words_of_a_mention() -> None:
+    """The attention part of the span's vector is the words' mean with these weights."""
+    model, tokenizer = finder()
+    document = MarkedDocument("d", WORDS, (), Path("file.txt"), (1,) * 5)
+    kept: list[torch.Tensor] = []
+    model.attention.register_forward_hook(lambda module, inputs, output: kept.append(output[:, 0]))
+    found = explain_nested(model, tokenizer, [document])
+    assert {(each.first, len(each.words)) for each in found} >= {(0, 1), (2, 2), (4, 1)}
+    for each in found:
+        scores = kept[0][each.first : each.first + len(each.words)]
+        np.testing.assert_allclose(each.weights, scores.softmax(0).numpy(), rtol=1e-5)
+        assert each.words == WORDS[each.first : each.first + len(each.words)]
+        assert each.label == "person"
+
+
+def test_the_page_and_the_picture(tmp_path: Path) -> None:
+    model, tokenizer = classifier()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    data = tmp_path / "reports.jsonl"
+    rows = [{"text": text, "cluster": cluster} for text, cluster in zip(TEXTS, CLUSTERS, strict=True)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = CliRunner()
+    arguments = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "page.html")]
+    result = run.invoke(main, ["explain", "classification", str(data), *arguments])
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "page.html").read_text()
+    assert "we saw &lt;script&gt;" in page
+    assert "<script>" not in page
+    assert page.count("looked at 3") == 1
+    with Image.open(tmp_path / "page.png") as picture:
+        assert min(picture.size) > 100
+        assert len(picture.convert("L").getcolors()) > 10  # type: ignore[arg-type]
+    result = run.invoke(main, ["explain", "tagging", str(data), *arguments])
+    assert result.exit_code == 2
+    assert "'classification', 'nested'" in result.output
+    result = run.invoke(main, ["explain", "classification", str(tmp_path / "none.jsonl"), *arguments])
+    assert result.exit_code == 2
+
+    model, tokenizer = finder()
+    model.save_pretrained(tmp_path / "finder")
+    tokenizer.save_pretrained(tmp_path / "finder")
+    (tmp_path / "plain.txt").write_text(" ".join(WORDS) + "\n")
+    arguments = ["--model", str(tmp_path / "finder"), "--output", str(tmp_path / "words.html"), "--limit", "2"]
+    result = run.invoke(main, ["explain", "nested", str(tmp_path / "plain.txt"), *arguments])
+    assert result.exit_code == 0, result.output
+    assert "more are not shown" in (tmp_path / "words.html").read_text()
+    assert (tmp_path / "words.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_document_that_told_is_the_one_looked_at(tmp_path: Path) -> None:
+    """Of three documents one names a side; the label of all is that side."""
+    draw, found = random.Random(0), []
+    for cluster in range(1200):
+        side = draw.choice(("north", "south"))
+        place = cluster % 3
+        for i in range(3):
+            text = f"ships in the {side} today" if i == place else f"we saw ships {'today ' * (cluster % 4)}"
+            found.append(LabelledDocument(text, side, str(cluster), Path("file.jsonl"), 1))
+    start = Start(size="tiny", vocabulary_size=60)
+    tokenizer = start.tokenizer(document.text for document in found)
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    fields = {"cross_document_layers": [1], "cross_document_anchor": "first", **none}
+    labels = {0: "north", 1: "south"}
+    model = start.build(SpanBERTForSequenceClassification, tokenizer, 0, id2label=labels, **fields)
+    options = TrainingOptions(tmp_path, steps=400, batch_size=32, learning_rate=1e-3, quiet=True)
+    classification.train(model, tokenizer, found[:3000], options)
+    assert classification.evaluate(model, tokenizer, found[3000:])["accuracy"] > 0.95
+    for cluster, explained in enumerate(explain_classification(model, tokenizer, found[3000:]), start=1000):
+        mean = explained.mean()
+        assert mean is not None
+        for i in {0, 1, 2} - {cluster % 3}:
+            assert mean[i].argmax() == cluster % 3
