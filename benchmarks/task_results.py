@@ -92,6 +92,37 @@ def topics(data: Path, scratch: Path) -> Files:
     return write_labelled(scratch / "train.jsonl", parts[0]), write_labelled(scratch / "test.jsonl", parts[1])
 
 
+def meantime(data: Path, scratch: Path) -> Files:
+    """Topics are clusters; of each, every third document is held out. Chains cross topics, within a part only there."""
+    text = (data / "meantime/meantime.conll").read_text()
+    parts: tuple[list[str], list[str]] = ([], [])
+    for number, block in enumerate(text.split("#begin document ")[1:]):
+        parts[number % 3 == 2].append(f"#begin document {block}")
+    files = scratch / "train.conll", scratch / "test.conll"
+    for path, blocks in zip(files, parts, strict=True):
+        path.write_text("".join(blocks))
+    return files
+
+
+def ntrex(language: str) -> Callable[[Path, Path], Files]:
+    """Lines of every fifth document are held out."""
+
+    def files(data: Path, scratch: Path) -> Files:
+        folder = data / "ntrex"
+        names = (folder / "DOCUMENT_IDS.tsv").read_text().split()
+        held_out = set(list(dict.fromkeys(names))[4::5])
+        parts = scratch / "train", scratch / "test"
+        for side, name in (("source", "src.eng"), ("target", f"ref.{language}")):
+            lines = (folder / f"newstest2019-{name}.txt").read_text().split("\n")
+            for part, wanted in zip(parts, (False, True), strict=True):
+                part.mkdir(exist_ok=True)
+                kept = (line for line, own in zip(lines, names, strict=False) if (own in held_out) == wanted)
+                (part / f"{side}.txt").write_text("\n".join(kept) + "\n")
+        return parts
+
+    return files
+
+
 def trees(data: Path, scratch: Path) -> Files:
     """The trees of gum, the files of a part as one."""
     found = []
@@ -123,6 +154,7 @@ def training(epochs: float, batch_size: int = 16, learning_rate: float = 5e-4) -
     return {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
 
 
+SCITLDR = below("scitldr/train.jsonl", "scitldr/test.jsonl")
 WNUT = below("wnut17/wnut17train.conll", "wnut17/emerging.test.annotated")
 EWT = below("ewt/en_ewt-ud-train.part.conllu", "ewt/en_ewt-ud-test.conllu")
 GUM = below("gum/coref/train", "gum/coref/test")
@@ -131,6 +163,15 @@ ROWS = {
     "tagging-pretrained": RowOfTask("tagging", "wnut17, pre-trained", WNUT, "f1", training(20), pretrained=True),
     "nested": RowOfTask("nested", "gum", GUM, "F1", training(20, 8)),
     "coreference": RowOfTask("coreference", "gum", GUM, "CoNLL F1", training(30, 4)),
+    "cross-document-coreference": RowOfTask(
+        "cross_document_coreference", "meantime, every third document held out", meantime, "CoNLL F1", training(60, 1)
+    ),
+    "summaries-scitldr": RowOfTask("summarisation", "scitldr", SCITLDR, "ROUGE-L", training(20)),
+    "summaries-gum": RowOfTask(
+        "summarisation", "gum, human summaries", below("gum/dep/train", "gum/dep/test"), "ROUGE-L", training(60, 4)
+    ),
+    "translation-zh": RowOfTask("translation", "ntrex en-zh, split by document", ntrex("zho-CN"), "BLEU", training(40)),
+    "translation-de": RowOfTask("translation", "ntrex en-de, split by document", ntrex("deu"), "BLEU", training(40)),
     "parsing-ewt": RowOfTask("parsing", "ewt", EWT, "LAS", training(15)),
     "parsing-gum": RowOfTask("parsing", "gum", trees, "LAS", training(15)),
     "sentiment": RowOfTask("classification", "senti4sd", sentiment, "accuracy", training(6)),

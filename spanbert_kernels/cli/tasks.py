@@ -21,9 +21,12 @@ LIBRARIES = {  # what the tasks of tasks/task.py import, which would load PyTorc
     "tagging": ("seqeval",),
     "nested": (),
     "coreference": ("scorch",),
+    "cross_document_coreference": ("scorch",),
     "classification": ("sklearn",),
     "parsing": ("ufal",),
     "question_answering": ("torchmetrics",),
+    "summarisation": ("rouge_score",),
+    "translation": ("sacrebleu",),
 }
 FILE = click.Path(path_type=Path)
 task_argument = click.argument("task", type=click.Choice(list(LIBRARIES)))

@@ -13,6 +13,7 @@ from transformers import (
 from spanbert_kernels.integrations import register_attention
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.coreference import SpanBERTForCoreference
+from spanbert_kernels.models.generation import WindowedSpanBERTConfig, WindowedSpanBERTModel
 from spanbert_kernels.models.heads import (
     SpanBERTForMaskedLM,
     SpanBERTForQuestionAnswering,
@@ -35,6 +36,8 @@ for auto, model in (
     (AutoModelForTokenClassification, SpanBERTForTokenClassification),
 ):
     auto.register(SpanBERTConfig, model, exist_ok=True)
+AutoConfig.register(WindowedSpanBERTConfig.model_type, WindowedSpanBERTConfig, exist_ok=True)
+AutoModel.register(WindowedSpanBERTConfig, WindowedSpanBERTModel, exist_ok=True)
 register_attention()
 
 __all__ = [
@@ -49,5 +52,7 @@ __all__ = [
     "SpanBERTForTokenClassification",
     "SpanBERTModel",
     "SpanBERTTokenizer",
+    "WindowedSpanBERTConfig",
+    "WindowedSpanBERTModel",
     "load_released_heads",
 ]

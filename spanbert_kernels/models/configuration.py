@@ -110,7 +110,7 @@ class SpanBERTConfig(BertConfig):
         name = resolve_model(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
         values, kwargs = super().get_config_dict(name, **kwargs)
         model_type = values.get("model_type", "bert")
-        if model_type not in ("bert", cls.model_type):
+        if model_type not in ("bert", SpanBERTConfig.model_type, cls.model_type):
             raise ValueError(
                 f"{str(pretrained_model_name_or_path)!r} holds a model of type {model_type!r}: "
                 "SpanBERT reads checkpoints of type 'bert' and 'spanbert'"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -63,6 +63,7 @@ def encode(
         "starts": [first for first, _ in bounds],
         "mentions": np.array(mentions, dtype=np.int64).reshape(-1, 3),
         "entities": np.array(entities, dtype=np.int64),
+        "names": list(number),
     }
 
 
@@ -137,7 +138,8 @@ def _without_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {**batch, "documents": torch.arange(len(examples)).repeat_interleave(windows)}
 
 
-def _length(model: Any) -> int:
+def window_length(model: Any) -> int:
+    """Tokens of a window."""
     return min(WINDOW, model.config.max_position_embeddings)
 
 
@@ -155,7 +157,7 @@ def train(
     """
     if not documents:
         raise ValueError("there is no document to train on")
-    data = Documents(documents, tokenizer, _length(model), spans, options.seed)
+    data = Documents(documents, tokenizer, window_length(model), spans, options.seed)
     training = fit(model, options, data, collate)
     tokenizer.save_pretrained(str(options.output))
     return training
@@ -171,10 +173,24 @@ def resolve(
 
     The documents' own mentions are not looked at.
     """
-    plain = [MarkedDocument(d.name, d.words, (), d.path, d.lines) for d in documents]
-    examples = [encode(document, tokenizer, _length(model)) for document in plain]
-    found: list[set[Entity]] = [set() for _ in documents]
-    for (index,), output in outputs(model, examples, _without_mentions, lambda e: len(e["windows"]), 1, backend):
+    examples = [encode(unmarked(document), tokenizer, window_length(model)) for document in documents]
+    return entities_of(model, examples, _without_mentions, backend)
+
+
+def unmarked(document: MarkedDocument) -> MarkedDocument:
+    """The document without its mentions."""
+    return MarkedDocument(document.name, document.words, (), document.path, document.lines)
+
+
+def entities_of(
+    model: SpanBERTForCoreference,
+    examples: Sequence[dict[str, Any]],
+    collate: Callable[[list[Any]], dict[str, Tensor]],
+    backend: str,
+) -> list[set[Entity]]:
+    """What the model finds in each example; a batch is one, whose mentions are not there."""
+    found: list[set[Entity]] = [set() for _ in examples]
+    for (index,), output in outputs(model, examples, collate, lambda e: len(e["windows"]), 1, backend):
         entity_of: list[set[tuple[int, int]]] = []
         spans = [(first, last) for first, last in output.spans.tolist()]
         alone = (output.scores > 0).tolist()

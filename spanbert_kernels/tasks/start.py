@@ -83,4 +83,4 @@ class Start:
         layers, hidden, heads = SIZES[self.size]
         shape = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
         config = {**shape, "intermediate_size": 4 * hidden, "vocab_size": len(tokenizer), **fields}
-        return kind(SpanBERTConfig(**config))
+        return kind(kind.config_class(**config))

@@ -15,9 +15,12 @@ TASKS = {
     "tagging": "named entities as labels of words",
     "nested": "named entities that may lie in each other, as labels of spans",
     "coreference": "which mentions of a document are of one entity",
+    "cross_document_coreference": "which mentions of a cluster of documents are of one entity",
     "classification": "sentiment or topic of documents, alone or in clusters",
     "parsing": "dependency trees",
     "question_answering": "answers that stand in a text",
+    "summarisation": "summaries of documents",
+    "translation": "translations of lines",
 }
 Scores = dict[str, float]
 

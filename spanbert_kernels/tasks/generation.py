@@ -1,0 +1,236 @@
+"""What summarisation and translation share: examples, training, text and loss of an encoder-decoder."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import EncoderDecoderModel, PreTrainedTokenizerBase
+
+from spanbert_kernels.models import SpanBERTTokenizer
+from spanbert_kernels.models.generation import WindowedSpanBERTModel, encoder_decoder
+from spanbert_kernels.tasks.batches import IGNORED, padded
+from spanbert_kernels.tasks.span_training import SpanTraining
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.training import Training, TrainingOptions, fit, on_path
+
+TARGET_LENGTH = 128  # tokens of a text to learn from, the one that ends it counted
+DECODER_LAYERS = 6  # at most; never more than the encoder has
+BEAMS = 4
+BETWEEN_CHINESE = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) | (?=[\u3000-\u9fff\uff00-\uffef])")
+Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A text and what is wanted of it, one text or several alternatives; and where it comes from."""
+
+    source: str
+    targets: tuple[str, ...]
+    path: Path
+    line: int
+
+
+@dataclass
+class Generator:
+    """A model with the vocabularies of its two sides."""
+
+    model: EncoderDecoderModel
+    tokenizer: PreTrainedTokenizerBase
+    target_tokenizer: PreTrainedTokenizerBase
+
+    def save(self, folder: Path) -> None:
+        """Writes both vocabularies; `fit` has written the model."""
+        self.tokenizer.save_pretrained(str(folder))
+        self.target_tokenizer.save_pretrained(str(folder / "target"))
+
+    @classmethod
+    def load(cls, folder: Path) -> Generator:
+        """What `train` wrote."""
+        tokenizers = (SpanBERTTokenizer.from_pretrained(each) for each in (folder, folder / "target"))
+        return cls(EncoderDecoderModel.from_pretrained(folder), *tokenizers)
+
+    @classmethod
+    def build(
+        cls, start: Start, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase, seed: int
+    ) -> Generator:
+        """A new decoder behind the encoder that `start` says; windows see each other in its upper layers."""
+        layers = start.layers()
+        fields = {"cross_document_queries": "tokens", "cross_document_keys": "tokens"}
+        upper = list(range(layers // 2, layers))
+        encoder = start.build(WindowedSpanBERTModel, tokenizer, seed, cross_document_layers=upper, **fields)
+        return cls(encoder_decoder(encoder, target, min(layers, DECODER_LAYERS)), tokenizer, target)
+
+
+def encode(pairs: Sequence[Pair], generator: Generator) -> list[dict[str, Tokens]]:
+    """The tokens of each source and of each of its targets, an example a target; a pair without one is an example."""
+    found = []
+    for pair in pairs:
+        source = np.array(generator.tokenizer(pair.source, add_special_tokens=False)["input_ids"], dtype=np.int64)
+        for target in pair.targets or ("",):
+            ids = generator.target_tokenizer(target, add_special_tokens=False)["input_ids"][: TARGET_LENGTH - 1]
+            labels = np.array([*ids, generator.target_tokenizer.sep_token_id], dtype=np.int64)
+            found.append({"tokens": source, "labels": labels})
+    return found
+
+
+class Examples(Dataset[dict[str, Tokens]]):
+    """Examples for the Trainer, whole, or with span training a part of each, which an epoch, seed and example decide.
+
+    With crop "input" a span of the source is read; with "loss" all is, and a span of the target carries loss.
+    """
+
+    def __init__(self, examples: Sequence[dict[str, Tokens]], spans: SpanTraining | None, seed: int) -> None:
+        self.examples, self.spans, self.seed, self.epoch = examples, spans, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Of the training; it matters to span training."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """An example, or its span."""
+        example = self.examples[index]
+        if self.spans is None:
+            return example
+        name = "tokens" if self.spans.crop == "input" else "labels"
+        room = len(example[name]) - self.spans.span_length
+        if room <= 0:
+            return example
+        first = int(np.random.default_rng((self.seed, self.epoch, index)).integers(room + 1))
+        span = slice(first, first + self.spans.span_length)
+        if name == "tokens":
+            return {**example, "tokens": example["tokens"][span]}
+        return {**example, "carries_loss": span}
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch: windows side by side, each but a single one filled up to the window's length.
+
+    Attributes:
+        window: columns of a window, the special tokens counted.
+        first, last: the special tokens around a window.
+        start: the token that the decoder begins with.
+        padding: the target's token for columns beyond a text.
+    """
+
+    window: int
+    first: int
+    last: int
+    start: int
+    padding: int
+
+    @classmethod
+    def of(cls, generator: Generator) -> Collator:
+        """For a model."""
+        tokenizer, target = generator.tokenizer, generator.target_tokenizer
+        window = generator.model.encoder.config.window_length
+        return cls(window, tokenizer.cls_token_id, tokenizer.sep_token_id, target.cls_token_id, target.pad_token_id)
+
+    def windows(self, tokens: Tokens) -> tuple[Tokens, Tokens]:
+        """The windows of a text, and which columns hold tokens."""
+        room = self.window - 2
+        parts = [tokens[i : i + room] for i in range(0, max(len(tokens), 1), room)]
+        rows = [np.array([self.first, *part, self.last], dtype=np.int64) for part in parts]
+        if len(rows) == 1:
+            return rows[0], np.ones_like(rows[0])
+        filled = np.zeros((len(rows), self.window), dtype=np.int64)
+        mask = np.zeros_like(filled)
+        for number, row in enumerate(rows):
+            filled[number, : len(row)] = row
+            mask[number, : len(row)] = 1
+        return filled.ravel(), mask.ravel()
+
+    def sources(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask [B, S]`."""
+        ids, masks = zip(*(self.windows(example["tokens"]) for example in examples), strict=True)
+        found = [{"input_ids": row, "attention_mask": mask} for row, mask in zip(ids, masks, strict=True)]
+        mask = padded([{"mask": each["attention_mask"]} for each in found], {"mask": 0})["mask"]
+        return {"input_ids": padded(found, {"input_ids": 0})["input_ids"], "attention_mask": mask}
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The same with `labels` and, one column later, `decoder_input_ids [B, T]`."""
+        rows = []
+        for example in examples:
+            labels = example["labels"]
+            scored = np.full_like(labels, IGNORED)
+            span = example.get("carries_loss", slice(None))
+            scored[span] = labels[span]
+            rows.append({"labels": scored, "decoder_input_ids": np.concatenate([[self.start], labels[:-1]])})
+        return {**self.sources(examples), **padded(rows, {"labels": IGNORED, "decoder_input_ids": self.padding})}
+
+
+def train(
+    generator: Generator, pairs: Sequence[Pair], options: TrainingOptions, spans: SpanTraining | None = None
+) -> Training:
+    """Trains the model and writes it to `options.output`.
+
+    Raises:
+        ValueError: there is no pair.
+    """
+    if not pairs:
+        raise ValueError("there is no text to train on")
+    examples = Examples(encode(pairs, generator), spans, options.seed)
+    with warnings.catch_warnings():  # that the loss is no longer the decoder's
+        warnings.filterwarnings("ignore", message="Version v4.12.0", category=FutureWarning)
+        training = fit(generator.model, options, examples, Collator.of(generator))
+    generator.save(options.output)
+    return training
+
+
+@torch.no_grad()
+def write(
+    generator: Generator, sources: Sequence[str], length: int = TARGET_LENGTH, backend: str = "auto", batch: int = 16
+) -> list[str]:
+    """A text of at most `length` tokens for each source, by beam search without repeating any three tokens."""
+    collator = Collator.of(generator)
+    examples = encode([Pair(source, (), Path(), 0) for source in sources], generator)
+    order = sorted(range(len(sources)), key=lambda i: len(examples[i]["tokens"]))
+    texts = [""] * len(sources)
+    with on_path(generator.model.eval(), backend):
+        for begin in range(0, len(order), batch):
+            chosen = order[begin : begin + batch]
+            inputs = collator.sources([examples[i] for i in chosen])
+            found = generator.model.generate(
+                **inputs, num_beams=BEAMS, no_repeat_ngram_size=3, max_new_tokens=length, max_length=None
+            )
+            for index, ids in zip(chosen, found, strict=True):
+                text = generator.target_tokenizer.decode(ids, skip_special_tokens=True)
+                texts[index] = BETWEEN_CHINESE.sub("", text)
+    return texts
+
+
+@torch.no_grad()
+def loss(generator: Generator, pairs: Sequence[Pair], backend: str = "auto", batch: int = 16) -> float:
+    """Negative log-likelihood of a target token, a mean over all of them."""
+    collator, examples = Collator.of(generator), encode(pairs, generator)
+    total, tokens = 0.0, 0
+    with on_path(generator.model.eval(), backend):
+        for begin in range(0, len(examples), batch):
+            inputs = collator(examples[begin : begin + batch])
+            labels = inputs.pop("labels")
+            logits = generator.model(**inputs).logits.float().flatten(0, 1)
+            total += float(torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum"))
+            tokens += int((labels != IGNORED).sum())
+    return total / max(tokens, 1)
+
+
+def unigram_loss(train: Sequence[Pair], test: Sequence[Pair], generator: Generator) -> float:
+    """The same of a model that knows how often each token stands in the targets to train on, and one more time each."""
+    size = len(generator.target_tokenizer)
+    counts = sum(np.bincount(example["labels"], minlength=size) for example in encode(train, generator)) + np.ones(size)
+    log_probability = np.log(counts / counts.sum())
+    labels = np.concatenate([example["labels"] for example in encode(test, generator)])
+    return float(-log_probability[labels].mean())

@@ -1,0 +1,70 @@
+"""Summaries of documents, long ones in windows that see each other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+
+from rouge_score.rouge_scorer import RougeScorer
+
+from spanbert_kernels.tasks import generation
+from spanbert_kernels.tasks.generation import Generator, Pair
+from spanbert_kernels.tasks.span_training import SpanTraining
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.task import Outcome, Scores, Task
+from spanbert_kernels.tasks.texts import read_summarised
+from spanbert_kernels.tasks.training import TrainingOptions
+
+METRICS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+LENGTH = 64  # tokens of a summary that is written
+FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s|$)|.+", re.DOTALL)
+
+
+def score(pairs: Sequence[Pair], summaries: Sequence[str]) -> Scores:
+    """F1 of ROUGE with stemming, the best over a document's summaries, a mean over documents."""
+    scorer = RougeScorer(list(METRICS), use_stemmer=True)
+    found = [scorer.score_multi(list(p.targets), text) for p, text in zip(pairs, summaries, strict=True)]
+    return {title: mean(each[name].fmeasure for each in found) for name, title in METRICS.items()}
+
+
+def lead(pairs: Sequence[Pair]) -> Scores:
+    """The trivial baseline: the first sentence."""
+    firsts = (FIRST_SENTENCE.match(pair.source) for pair in pairs)
+    return score(pairs, [first[0] if first else "" for first in firsts])
+
+
+def evaluate(generator: Generator, pairs: Sequence[Pair], backend: str = "auto") -> Scores:
+    """The scores of a model, and its loss a token."""
+    summaries = generation.write(generator, [pair.source for pair in pairs], LENGTH, backend)
+    return {**score(pairs, summaries), "loss": generation.loss(generator, pairs, backend)}
+
+
+def _train_files(
+    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+) -> Outcome:
+    pairs = read_summarised(data)
+    held_out = read_summarised(test) if test is not None else []
+    tokenizer = start.tokenizer(text for pair in pairs for text in (pair.source, *pair.targets))
+    generator = Generator.build(start, tokenizer, tokenizer, options.seed)
+    training = generation.train(generator, pairs, options, spans)
+    if not held_out:
+        return Outcome(training, {}, {})
+    baseline = {**lead(held_out), "loss": generation.unigram_loss(pairs, held_out, generator)}
+    return Outcome(training, evaluate(generator, held_out, options.backend), baseline)
+
+
+def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+    return evaluate(Generator.load(folder), read_summarised(data), backend)
+
+
+def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+    """A JSON object a document: its summary."""
+    sources = [pair.source for pair in read_summarised(data, targets=False)]
+    for text in generation.write(Generator.load(folder), sources, LENGTH, backend):
+        yield json.dumps({"summary": text}, ensure_ascii=False)
+
+
+TASK = Task(_train_files, _evaluate_file, _predict_file)
