@@ -101,9 +101,7 @@ def _annotated(path: Path, content: str, targets: bool) -> list[Pair]:
         if line.startswith("# newdoc"):
             if sentences:
                 if targets and not summaries:
-                    raise DataFault(
-                        path, begin, "a document without a summary such as '# meta::summary1 = (human) ...'"
-                    )
+                    raise DataFault(path, begin, "there is no summary such as '# meta::summary1 = (human) ...'")
                 found.append(Pair(" ".join(sentences), tuple(summaries), path, begin))
             sentences, summaries, begin = [], [], number
         elif line.startswith(SENTENCE):
