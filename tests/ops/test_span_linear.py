@@ -162,14 +162,18 @@ def test_relu_of_nan_is_nan(backend: str) -> None:
 
 @everywhere
 def test_gelu_over_its_whole_range(backend: str) -> None:
-    """Against erfc in float64: also where 1 + erf would have lost every digit."""
+    """Against erfc in float64: also where 1 + erf would have lost every digit. Eager is as exact as PyTorch's own, which
+    differs between processors.
+    """
     x = torch.linspace(-12, 12, 4801)
     spans = torch.stack([torch.arange(len(x))] * 2, 1)
     leaf = x[:, None].clone().requires_grad_()
     output = span_linear(leaf, spans, ["start"], torch.ones(1, 1), activation="gelu", backend=backend)
     exact = x.double().requires_grad_()
     expected = exact * 0.5 * torch.special.erfc(-exact * 0.5**0.5)
-    torch.testing.assert_close(output[:, 0].double(), expected, rtol=0, atol=6e-7)
+    own_error = float((torch.nn.functional.gelu(x).double() - expected.detach()).abs().max())
+    tolerance = own_error if backend == "eager" else 6e-7
+    torch.testing.assert_close(output[:, 0].double(), expected, rtol=0, atol=tolerance)
     (grad,) = torch.autograd.grad(output.sum(), leaf)
     torch.testing.assert_close(grad[:, 0].double(), torch.autograd.grad(expected.sum(), exact)[0], rtol=0, atol=6e-7)
 
