@@ -40,13 +40,14 @@ def read_marked(path: Path) -> list[MarkedDocument]:
     it, `(place-2)` is one of a single word; `(3` and `3)` have no type. Words stand in the last column but one.
 
     Raises:
-        DataFault: a row with one column, brackets that do not parse, that close nothing or are never closed.
+        DataFault: a row with one column, brackets that do not parse, that close nothing or are never closed, or a
+            document without words.
         OSError: a file cannot be read.
     """
     if path.is_dir():
         return [document for file in sorted(path.glob("*.conll")) for document in read_marked(file)]
     documents: list[MarkedDocument] = []
-    name = path.stem
+    name, begun = path.stem, 0
     rows: list[tuple[int, str, str]] = []
     lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     for number, line in enumerate([*lines, "# begin document"], start=1):
@@ -54,7 +55,9 @@ def read_marked(path: Path) -> list[MarkedDocument]:
         if begin := BEGIN.match(line):
             if rows:
                 documents.append(_document(path, name, rows))
-            name, rows = begin[1].strip() or path.stem, []
+            elif begun:
+                raise DataFault(path, begun, "a document without words")
+            name, begun, rows = begin[1].strip() or path.stem, number, []
         elif line.strip() and not (line.startswith("#") and "\t" not in line):
             columns = line.split("\t") if "\t" in line else re.sub(r"\|\s+", "|", line).split()
             if len(columns) < 2 or not columns[-2].strip():

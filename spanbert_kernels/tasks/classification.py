@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.models import SpanBERTForSequenceClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
-from spanbert_kernels.tasks.columns import DataFault
+from spanbert_kernels.tasks.columns import DataFault, some
 from spanbert_kernels.tasks.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
-from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 
@@ -196,10 +196,11 @@ def majority(train_on: Sequence[LabelledDocument], documents: Sequence[LabelledD
 def _train_files(
     data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    documents = read_labelled(data)
-    held_out = read_labelled(test) if test is not None else []
+    documents = some(read_labelled(data), data)
+    held_out = some(read_labelled(test), test) if test is not None else []
     tokenizer = start.tokenizer(document.text for document in documents)
     labels = sorted({document.label for document in documents})
+    numbers_of(held_out, labels)  # an unknown one is named before the training
     fields = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
@@ -213,12 +214,12 @@ def _train_files(
 
 
 def _load(folder: Path) -> tuple[SpanBERTForSequenceClassification, PreTrainedTokenizerBase]:
-    model = SpanBERTForSequenceClassification.from_pretrained(folder)
+    model = load_trained(SpanBERTForSequenceClassification, folder)
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
 def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
-    return evaluate(*_load(folder), read_labelled(data), backend)
+    return evaluate(*_load(folder), some(read_labelled(data), data), backend)
 
 
 def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 LABEL = re.compile(r"O|[BIES]-\S+")
+Item = TypeVar("Item")
 
 
 class DataFault(ValueError):
@@ -25,6 +27,17 @@ class TaggedSentence:
     labels: tuple[str, ...]
     path: Path
     line: int
+
+
+def some(found: list[Item], path: Path) -> list[Item]:
+    """What was read from a file or folder, to train or score on.
+
+    Raises:
+        ValueError: that is nothing; the message names the file.
+    """
+    if not found:
+        raise ValueError(f"{path}: there is nothing to train or score on")
+    return found
 
 
 def read_tagged(path: Path) -> list[TaggedSentence]:

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.brackets import MarkedDocument, read_marked
-from spanbert_kernels.tasks.columns import read_words
+from spanbert_kernels.tasks.columns import DataFault, read_words, some
 from spanbert_kernels.tasks.span_training import SpanTraining
-from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 from spanbert_kernels.tasks.windows import cut, encoded, pieces_of
@@ -239,8 +239,8 @@ def singletons(documents: Sequence[MarkedDocument], found: Sequence[set[Entity]]
 def _train_files(
     data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    documents = read_marked(data)
-    held_out = read_marked(test) if test is not None else []
+    documents = some(read_marked(data), data)
+    held_out = some(read_marked(test), test) if test is not None else []
     tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
     model = start.build(SpanBERTForCoreference, tokenizer, options.seed)
     training = train(model, tokenizer, documents, options, spans)
@@ -251,16 +251,18 @@ def _train_files(
 
 
 def _load(folder: Path) -> tuple[SpanBERTForCoreference, PreTrainedTokenizerBase]:
-    return SpanBERTForCoreference.from_pretrained(folder), SpanBERTTokenizer.from_pretrained(folder)
+    return load_trained(SpanBERTForCoreference, folder), SpanBERTTokenizer.from_pretrained(folder)
 
 
 def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
-    return evaluate(*_load(folder), read_marked(data), backend)
+    return evaluate(*_load(folder), some(read_marked(data), data), backend)
 
 
 def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
     """A JSON object: the words of the text, a document, and its entities as lists of [first, last, text]."""
     rows = read_words(data)
+    if not rows:
+        raise DataFault(data, 1, "there are no words")
     words = tuple(word for _, own in rows for word in own)
     document = MarkedDocument(data.stem, words, (), data, tuple(line for line, own in rows for _ in own))
     for entities in resolve(*_load(folder), [document], backend):

@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.brackets import MarkedDocument, Mention, read_marked
-from spanbert_kernels.tasks.columns import DataFault, read_words
+from spanbert_kernels.tasks.columns import DataFault, read_words, some
 from spanbert_kernels.tasks.coreference import Entity
 from spanbert_kernels.tasks.span_training import SpanTraining
-from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 
@@ -150,8 +150,8 @@ def evaluate(
 def _train_files(
     data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    clusters = clusters_of(read_marked(data))
-    held_out = clusters_of(read_marked(test)) if test is not None else []
+    clusters = clusters_of(some(read_marked(data), data))
+    held_out = clusters_of(some(read_marked(test), test)) if test is not None else []
     tokenizer = start.tokenizer(" ".join(document.words) for cluster in clusters for document in cluster)
     model = start.build(SpanBERTForCoreference, tokenizer, options.seed, **cross_document_fields(start.layers()))
     training = train(model, tokenizer, clusters, options, spans)
@@ -163,11 +163,11 @@ def _train_files(
 
 
 def _load(folder: Path) -> tuple[SpanBERTForCoreference, PreTrainedTokenizerBase]:
-    return SpanBERTForCoreference.from_pretrained(folder), SpanBERTTokenizer.from_pretrained(folder)
+    return load_trained(SpanBERTForCoreference, folder), SpanBERTTokenizer.from_pretrained(folder)
 
 
 def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
-    return evaluate(*_load(folder), clusters_of(read_marked(data)), backend)
+    return evaluate(*_load(folder), clusters_of(some(read_marked(data), data)), backend)
 
 
 def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from spanbert_kernels.models import SpanBERTTokenizer
 from spanbert_kernels.models.generation import WindowedSpanBERTModel, encoder_decoder
 from spanbert_kernels.tasks.batches import IGNORED, padded
 from spanbert_kernels.tasks.span_training import SpanTraining
-from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit, on_path
 
 TARGET_LENGTH = 128  # tokens of a text to learn from, the one that ends it counted
@@ -57,7 +57,7 @@ class Generator:
     def load(cls, folder: Path) -> Generator:
         """What `train` wrote."""
         tokenizers = (SpanBERTTokenizer.from_pretrained(each) for each in (folder, folder / "target"))
-        return cls(EncoderDecoderModel.from_pretrained(folder), *tokenizers)
+        return cls(load_trained(EncoderDecoderModel, folder), *tokenizers)
 
     @classmethod
     def build(

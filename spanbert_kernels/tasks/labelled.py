@@ -30,7 +30,8 @@ def read_labelled(path: Path, labels: bool = True) -> list[LabelledDocument]:
     """Documents of a file: JSON lines with text, label and perhaps cluster; a table of id, label, text; or plain lines.
 
     A table is a .csv or .tsv file with `;`, tabs or commas between its columns, whose first line may name them
-    (text, label, cluster). Plain lines, where `labels` are not asked for, are a document each.
+    (text, label, cluster). Where the cluster is empty, the document stands alone. Plain lines, where `labels` are not
+    asked for, are a document each.
 
     Raises:
         DataFault: a line that is not JSON, or without a text or, where `labels` are asked for, without a label.
@@ -52,7 +53,8 @@ def read_labelled(path: Path, labels: bool = True) -> list[LabelledDocument]:
             raise DataFault(path, line, f"a text is wanted, got {text!r}")
         if labels and (label is None or not str(label).strip()):
             raise DataFault(path, line, f"a label is wanted, got {label!r}")
-        documents.append(LabelledDocument(text, str(label), None if cluster is None else str(cluster), path, line))
+        alone = cluster is None or not str(cluster).strip()
+        documents.append(LabelledDocument(text, str(label), None if alone else str(cluster), path, line))
     return documents
 
 

@@ -18,9 +18,9 @@ from spanbert_kernels import ops
 from spanbert_kernels.models import SpanBERTForSpanClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.brackets import MarkedDocument, read_marked
-from spanbert_kernels.tasks.columns import DataFault, read_words
+from spanbert_kernels.tasks.columns import DataFault, read_words, some
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
-from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 from spanbert_kernels.tasks.windows import cut as cut_words
@@ -212,8 +212,8 @@ def dictionary(train_on: Iterable[MarkedDocument], documents: Sequence[MarkedDoc
 def _train_files(
     data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    documents = read_marked(data)
-    held_out = read_marked(test) if test is not None else []
+    documents = some(read_marked(data), data)
+    held_out = some(read_marked(test), test) if test is not None else []
     tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
     kinds = sorted({mention.kind for document in documents for mention in document.mentions})
     labels = dict(enumerate([NO_MENTION, *kinds]))
@@ -226,12 +226,12 @@ def _train_files(
 
 
 def _load(folder: Path) -> tuple[SpanBERTForSpanClassification, PreTrainedTokenizerBase]:
-    model = SpanBERTForSpanClassification.from_pretrained(folder)
+    model = load_trained(SpanBERTForSpanClassification, folder)
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
 def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
-    return evaluate(*_load(folder), read_marked(data), backend)
+    return evaluate(*_load(folder), some(read_marked(data), data), backend)
 
 
 def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:

@@ -15,10 +15,10 @@ from ufal.chu_liu_edmonds import chu_liu_edmonds
 
 from spanbert_kernels.models import SpanBERTForDependencyParsing, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
-from spanbert_kernels.tasks.columns import DataFault, read_words
+from spanbert_kernels.tasks.columns import DataFault, read_words, some
 from spanbert_kernels.tasks.conllu import ParsedSentence, read_trees, write_tree
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
-from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 
@@ -186,8 +186,8 @@ def left_neighbour(train_on: Iterable[ParsedSentence], sentences: Sequence[Parse
 def _train_files(
     data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    sentences = read_trees(data)
-    held_out = read_trees(test) if test is not None else []
+    sentences = some(read_trees(data), data)
+    held_out = some(read_trees(test), test) if test is not None else []
     tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
     relations = dict(enumerate(sorted({relation for sentence in sentences for relation in sentence.relations})))
     numbers = {relation: i for i, relation in relations.items()}
@@ -200,12 +200,12 @@ def _train_files(
 
 
 def _load(folder: Path) -> tuple[SpanBERTForDependencyParsing, PreTrainedTokenizerBase]:
-    model = SpanBERTForDependencyParsing.from_pretrained(folder)
+    model = load_trained(SpanBERTForDependencyParsing, folder)
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
 def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
-    return evaluate(*_load(folder), read_trees(data), backend)
+    return evaluate(*_load(folder), some(read_trees(data), data), backend)
 
 
 def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:

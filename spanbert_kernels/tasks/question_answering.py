@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.models import SpanBERTForQuestionAnswering, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
+from spanbert_kernels.tasks.columns import some
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
 from spanbert_kernels.tasks.squad import Question, read_questions
-from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 
@@ -117,6 +119,8 @@ def train(
 ) -> Training:
     """Trains the model and writes it to `options.output`; where a question has no answer, it may say so later.
 
+    Of an answer that begins or ends inside a token, all of the token is learnt; a warning names the first.
+
     Raises:
         ValueError: there is no question.
     """
@@ -124,12 +128,30 @@ def train(
         raise ValueError("there is no question to train on")
     model.config.answers_may_be_missing = any(not question.answers for question in questions)
     windows = windows_of(questions, tokenizer, model.config.max_position_embeddings)
+    _warn_of_widened(questions, windows)
     examples: Any = [window.example for window in windows]
     if spans is not None:
         examples = SpansOfDocuments(examples, spans, options.seed, show)
     training = fit(model, options, examples, collate)
     tokenizer.save_pretrained(str(options.output))
     return training
+
+
+def _warn_of_widened(questions: Sequence[Question], windows: Sequence[Window]) -> None:
+    widened: dict[int, str] = {}
+    for window in windows:
+        question, start, end = questions[window.question], window.example["start"], window.example["end"]
+        learnt = question.context[window.offsets[start][0] : window.offsets[end][1]]
+        if start and all(learnt != text.strip() for text, _ in question.answers):
+            widened.setdefault(window.question, learnt)
+    for number, learnt in list(widened.items())[:1]:
+        question = questions[number]
+        answer, _ = question.answers[0]
+        warnings.warn(
+            f"{question.path}, question {question.id}: answer {answer!r} begins or ends inside a token, "
+            f"so {learnt!r} is learnt; {len(widened)} of {len(questions)} questions are like this",
+            stacklevel=3,
+        )
 
 
 def answer(
@@ -199,8 +221,8 @@ def whole_text(questions: Sequence[Question]) -> Scores:
 def _train_files(
     data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    questions = read_questions(data)
-    held_out = read_questions(test) if test is not None else []
+    questions = some(read_questions(data), data)
+    held_out = some(read_questions(test), test) if test is not None else []
     tokenizer = start.tokenizer(text for question in questions for text in (question.question, question.context))
     model = start.build(SpanBERTForQuestionAnswering, tokenizer, options.seed)
     training = train(model, tokenizer, questions, options, spans)
@@ -210,12 +232,12 @@ def _train_files(
 
 
 def _load(folder: Path) -> tuple[SpanBERTForQuestionAnswering, PreTrainedTokenizerBase]:
-    model = SpanBERTForQuestionAnswering.from_pretrained(folder)
+    model = load_trained(SpanBERTForQuestionAnswering, folder)
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
 def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
-    return evaluate(*_load(folder), read_questions(data), backend)
+    return evaluate(*_load(folder), some(read_questions(data), data), backend)
 
 
 def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:

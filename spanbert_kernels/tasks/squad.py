@@ -31,8 +31,9 @@ def read_questions(path: Path, answers: bool = True) -> list[Question]:
     """All questions of a file.
 
     Raises:
-        ValueError: the file is not SQuAD's JSON; `QuestionFault` for an answer that does not stand in the text where it
-            should, or a question without an answer that is not marked `is_impossible`, where `answers` are asked for.
+        ValueError: the file is not SQuAD's JSON; `QuestionFault` for a question about an empty text and, where
+            `answers` are wanted, for an answer that does not stand in the text where it should, or a question without
+            an answer that is not marked `is_impossible`.
         OSError: the file cannot be read.
     """
     try:
@@ -43,6 +44,8 @@ def read_questions(path: Path, answers: bool = True) -> list[Question]:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not in SQuAD's format: {type(error).__name__} {error}") from None
     for question, impossible in found:
+        if not question.context.strip():
+            raise QuestionFault(path, question.id, "is about an empty text")
         if not answers:
             continue
         if not question.answers and not impossible:

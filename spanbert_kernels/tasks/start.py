@@ -13,6 +13,7 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.models import SpanBERTConfig, SpanBERTTokenizer
+from spanbert_kernels.models.checkpoints import what_would_work
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SIZES = {  # layers, hidden size, heads
@@ -45,6 +46,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SpanBERTTokenizer:
     return SpanBERTTokenizer(vocab=trainer.get_vocab())
 
 
+def load_trained(kind: Any, folder: Path) -> Any:
+    """The model of the class `kind` that a training wrote to the folder.
+
+    Raises:
+        ValueError: the folder's model has another head, so that this one's weights would be random.
+        OSError: there is no such folder, or no model in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+    model = kind.from_pretrained(folder)
+    written = model.config.architectures or ["a model without a head"]
+    if written[0].removeprefix("Span") != kind.__name__.removeprefix("Span"):
+        raise ValueError(f"{folder} holds {written[0]}, not {kind.__name__}: train it for this task first")
+    return model
+
+
 @dataclass(frozen=True)
 class Start:
     """A checkpoint to go on from, or the size of a new model.
@@ -65,15 +82,25 @@ class Start:
         if self.vocabulary is not None:
             return SpanBERTTokenizer(vocab=self.vocabulary)
         if self.model is not None:
+            self.layers()  # says what is wrong with a name; the tokenizer would ask for a vocabulary
             found: PreTrainedTokenizerBase = SpanBERTTokenizer.from_pretrained(self.model)
             return found
         return train_tokenizer(texts, self.vocabulary_size)
 
     def layers(self) -> int:
-        """Of the encoder."""
-        if self.model is not None:
+        """Of the encoder.
+
+        Raises:
+            OSError: nothing by the name of the checkpoint.
+        """
+        if self.model is None:
+            return SIZES[self.size][0]
+        try:
             return int(SpanBERTConfig.from_pretrained(self.model).num_hidden_layers)
-        return SIZES[self.size][0]
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or Path(self.model).is_dir():
+                raise
+            raise OSError(f"cannot load checkpoint {self.model!r} from the hub: give {what_would_work()}") from error
 
     def build(self, kind: Any, tokenizer: PreTrainedTokenizerBase, seed: int, **fields: Any) -> Any:
         """A model of the class `kind`; `fields` are of its configuration."""

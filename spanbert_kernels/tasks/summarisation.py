@@ -11,6 +11,7 @@ from statistics import mean
 from rouge_score.rouge_scorer import RougeScorer
 
 from spanbert_kernels.tasks import generation
+from spanbert_kernels.tasks.columns import some
 from spanbert_kernels.tasks.generation import Generator, Pair
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
@@ -45,8 +46,8 @@ def evaluate(generator: Generator, pairs: Sequence[Pair], backend: str = "auto")
 def _train_files(
     data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    pairs = read_summarised(data)
-    held_out = read_summarised(test) if test is not None else []
+    pairs = some(read_summarised(data), data)
+    held_out = some(read_summarised(test), test) if test is not None else []
     tokenizer = start.tokenizer(text for pair in pairs for text in (pair.source, *pair.targets))
     generator = Generator.build(start, tokenizer, tokenizer, options.seed)
     training = generation.train(generator, pairs, options, spans)
@@ -57,7 +58,7 @@ def _train_files(
 
 
 def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
-    return evaluate(Generator.load(folder), read_summarised(data), backend)
+    return evaluate(Generator.load(folder), some(read_summarised(data), data), backend)
 
 
 def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.models import SpanBERTForTokenClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
-from spanbert_kernels.tasks.columns import DataFault, TaggedSentence, read_tagged, read_words
+from spanbert_kernels.tasks.columns import DataFault, TaggedSentence, read_tagged, read_words, some
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
-from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 
@@ -46,15 +46,13 @@ def windows_of(
     Raises:
         DataFault: a label that is not among `labels`.
     """
+    check_labels(sentences, labels)
     number = {label: i for i, label in enumerate(labels)}
     found = []
     for index, sentence in enumerate(sentences):
         pieces: list[int] = []
         words: list[int] = []
-        for place, (word, label) in enumerate(zip(sentence.words, sentence.labels, strict=True)):
-            if label not in number:
-                known = ", ".join(labels)
-                raise DataFault(sentence.path, sentence.line + place, f"unknown label {label}; the model has {known}")
+        for place, word in enumerate(sentence.words):
             own = tokenizer(word, add_special_tokens=False)["input_ids"][: length - 2] or [tokenizer.unk_token_id]
             pieces += own
             words += [place] * len(own)
@@ -155,6 +153,15 @@ def score(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> 
     }
 
 
+def check_labels(sentences: Sequence[TaggedSentence], labels: Sequence[str]) -> None:
+    """Raises `DataFault` for a label that is not among `labels`."""
+    for sentence in sentences:
+        for place, label in enumerate(sentence.labels):
+            if label not in labels:
+                known = ", ".join(labels)
+                raise DataFault(sentence.path, sentence.line + place, f"unknown label {label}; the model has {known}")
+
+
 def evaluate(
     model: SpanBERTForTokenClassification,
     tokenizer: PreTrainedTokenizerBase,
@@ -166,11 +173,7 @@ def evaluate(
     Raises:
         DataFault: a label that the model does not have.
     """
-    known = set(_labels(model))
-    for sentence in sentences:
-        for place, label in enumerate(sentence.labels):
-            if label not in known:
-                raise DataFault(sentence.path, sentence.line + place, f"unknown label {label}")
+    check_labels(sentences, _labels(model))
     return score([s.labels for s in sentences], tag(model, tokenizer, sentences, backend=backend))
 
 
@@ -189,10 +192,11 @@ def majority(train_on: Sequence[TaggedSentence], sentences: Sequence[TaggedSente
 def _train_files(
     data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    sentences = read_tagged(data)
-    held_out = read_tagged(test) if test is not None else []
+    sentences = some(read_tagged(data), data)
+    held_out = some(read_tagged(test), test) if test is not None else []
     tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
     labels = dict(enumerate(labels_of(sentences)))
+    check_labels(held_out, list(labels.values()))
     numbers = {label: i for i, label in labels.items()}
     model = start.build(SpanBERTForTokenClassification, tokenizer, options.seed, id2label=labels, label2id=numbers)
     training = train(model, tokenizer, sentences, options, spans)
@@ -203,12 +207,12 @@ def _train_files(
 
 
 def _load(folder: Path) -> tuple[SpanBERTForTokenClassification, PreTrainedTokenizerBase]:
-    model = SpanBERTForTokenClassification.from_pretrained(folder)
+    model = load_trained(SpanBERTForTokenClassification, folder)
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
 def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
-    return evaluate(*_load(folder), read_tagged(data), backend)
+    return evaluate(*_load(folder), some(read_tagged(data), data), backend)
 
 
 def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:

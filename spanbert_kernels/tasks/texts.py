@@ -96,14 +96,16 @@ def _annotated(path: Path, content: str, targets: bool) -> list[Pair]:
     found = []
     sentences: list[str] = []
     summaries: list[str] = []
-    begin = 1
+    begin, begun = 1, False
     for number, line in enumerate([*content.split("\n"), "# newdoc"], start=1):
         if line.startswith("# newdoc"):
             if sentences:
                 if targets and not summaries:
                     raise DataFault(path, begin, "there is no summary such as '# meta::summary1 = (human) ...'")
                 found.append(Pair(" ".join(sentences), tuple(summaries), path, begin))
-            sentences, summaries, begin = [], [], number
+            elif begun:
+                raise DataFault(path, begin, "a document without a line such as '# text = ...'")
+            sentences, summaries, begin, begun = [], [], number, True
         elif line.startswith(SENTENCE):
             sentences.append(line.removeprefix(SENTENCE).strip())
         elif summary := SUMMARY.match(line):

@@ -10,6 +10,7 @@ from pathlib import Path
 from sacrebleu import corpus_bleu, corpus_chrf
 
 from spanbert_kernels.tasks import generation
+from spanbert_kernels.tasks.columns import some
 from spanbert_kernels.tasks.generation import Generator, Pair
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, train_tokenizer
@@ -45,8 +46,8 @@ def evaluate(generator: Generator, pairs: Sequence[Pair], backend: str = "auto")
 def _train_files(
     data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    pairs = read_aligned(data)
-    held_out = read_aligned(test) if test is not None else []
+    pairs = some(read_aligned(data), data)
+    held_out = some(read_aligned(test), test) if test is not None else []
     tokenizer = start.tokenizer(pair.source for pair in pairs)
     target = train_tokenizer((pair.targets[0] for pair in pairs), start.vocabulary_size)
     generator = Generator.build(start, tokenizer, target, options.seed)
@@ -58,7 +59,7 @@ def _train_files(
 
 
 def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
-    return evaluate(Generator.load(folder), read_aligned(data), backend)
+    return evaluate(Generator.load(folder), some(read_aligned(data), data), backend)
 
 
 def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:

@@ -63,7 +63,7 @@ def test_pretrain(run: Run, write: Write) -> None:
     [
         ("Anna\n", (), "line 1: a word and its label are wanted"),
         ("Anna\tperson\n", (), "line 1: 'person' is not a label"),
-        ("", (), "there is no sentence to train on"),
+        ("", (), "train.conll: there is nothing to train or score on"),
         (ROWS, ("--resume",), "there is no checkpoint in model"),
         (ROWS, ("--span-length", "0"), "'--span-length'"),
         (ROWS, ("--vocabulary", "nowhere.txt"), "nowhere.txt"),

@@ -1,0 +1,146 @@
+"""What a user gets who hands a task the wrong file or the wrong model: a line that names it, before any training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spanbert_kernels import SpanBERTForTokenClassification
+from spanbert_kernels.tasks import question_answering
+from spanbert_kernels.tasks.brackets import read_marked
+from spanbert_kernels.tasks.columns import DataFault
+from spanbert_kernels.tasks.labelled import read_labelled
+from spanbert_kernels.tasks.squad import Question, read_questions
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.task import TASKS, load
+from spanbert_kernels.tasks.texts import read_summarised
+from spanbert_kernels.tasks.training import TrainingOptions
+
+EMPTY = {"classification": "a.jsonl", "summarisation": "a.jsonl", "question_answering": "a.json"}
+
+
+def written(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "translation"])
+def test_a_file_without_anything(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of nothing would be NaN, zero or an error of some library. Translation names an empty line."""
+    path = written(tmp_path / EMPTY.get(name, "a.txt"), '{"data": []}' if name == "question_answering" else "")
+    task = load(name)
+    reason = rf"{path.name}: there is nothing to train or score on"
+    with pytest.raises(ValueError, match=reason):
+        task.train(path, None, Start(size="tiny"), TrainingOptions(tmp_path / "model"), None)
+    monkeypatch.setattr(f"spanbert_kernels.tasks.{name}._load", lambda folder: (None, None), raising=False)
+    monkeypatch.setattr("spanbert_kernels.tasks.generation.Generator.load", lambda folder: None)
+    with pytest.raises(ValueError, match=reason):
+        task.evaluate(tmp_path, path, "auto")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("# begin document a\n# end document\n# begin document b\nAnna\t(1)\n", 1),
+        ("# begin document a\nAnna\t(1)\n\n# begin document b\n", 4),
+    ],
+)
+def test_a_document_without_words(tmp_path: Path, text: str, line: int) -> None:
+    with pytest.raises(DataFault, match=rf"a\.conll, line {line}: a document without words"):
+        read_marked(written(tmp_path / "a.conll", text))
+
+
+def test_other_empty_documents(tmp_path: Path) -> None:
+    trees = written(tmp_path / "a.conllu", "# newdoc id = a\n# meta::summary1 = (human1) A man.\n")
+    with pytest.raises(DataFault, match=r"a\.conllu, line 1: a document without a line such as '# text = "):
+        read_summarised(trees)
+    entry = {"id": "7", "question": "Who?", "is_impossible": True, "answers": []}
+    made = {"data": [{"paragraphs": [{"context": " ", "qas": [entry]}]}]}
+    with pytest.raises(ValueError, match=r"a\.json, question 7: is about an empty text"):
+        read_questions(written(tmp_path / "a.json", json.dumps(made)))
+    with pytest.raises(DataFault, match=r"a\.txt, line 1: there are no words"):
+        list(load("coreference").predict(tmp_path, written(tmp_path / "a.txt", "\n"), "auto"))
+
+
+def test_an_empty_cell_is_no_cluster(tmp_path: Path) -> None:
+    table = written(tmp_path / "a.csv", "text,label,cluster\na,x,\nb,x,k\nc,x,\n")
+    assert [document.cluster for document in read_labelled(table)] == [None, "k", None]
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "reason"),
+    [
+        ("tagging", ("Anna\tB-x\n", "left\tO\nAnna\tB-y\n"), r"test, line 2: unknown label B-y; the model has O, B-x"),
+        (
+            "classification",
+            ('{"text": "a", "label": "x"}\n', '{"text": "a", "label": "y"}\n'),
+            r"test\.jsonl, line 1: unknown label y; the model has x",
+        ),
+    ],
+)
+def test_unknown_labels_to_score_on_are_named_before_the_training(
+    tmp_path: Path, name: str, files: tuple[str, str], reason: str
+) -> None:
+    ending = ".jsonl" if name == "classification" else ""
+    train, test = (
+        written(tmp_path / f"{part}{ending}", text) for part, text in zip(("train", "test"), files, strict=True)
+    )
+    with pytest.raises(DataFault, match=reason):
+        load(name).train(train, test, Start(size="tiny"), TrainingOptions(tmp_path / "model"), None)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.fixture
+def tagger(tmp_path: Path) -> Path:
+    start = Start(size="tiny", vocabulary_size=40)
+    tokenizer = start.tokenizer(["Anna left"])
+    start.build(SpanBERTForTokenClassification, tokenizer, 0, num_hidden_layers=1).save_pretrained(tmp_path / "tagger")
+    tokenizer.save_pretrained(tmp_path / "tagger")
+    return tmp_path / "tagger"
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "tagging"])
+def test_a_model_of_another_task_is_not_used(tmp_path: Path, tagger: Path, name: str) -> None:
+    """Its head would be drawn at random. Generators have a class of transformers' own."""
+    data = {"classification": '{"text": "a", "label": "x"}\n', "question_answering": '{"data": []}'}
+    path = written(tmp_path / EMPTY.get(name, "a.txt"), data.get(name, '{"source": "a", "target": "b"}\n'))
+    with pytest.raises(ValueError, match="holds SpanBERTForTokenClassification, not .*: train it for this task first"):
+        list(load(name).predict(tagger, path, "auto"))
+
+
+@pytest.mark.parametrize("name", ["tagging", "translation"])
+def test_no_such_model(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no folder '.*nowhere'"):
+        list(load(name).predict(tmp_path / "nowhere", written(tmp_path / "a.txt", "a\n"), "auto"))
+
+
+def test_a_checkpoint_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("no connection")
+
+    monkeypatch.setattr("spanbert_kernels.tasks.start.SpanBERTConfig.from_pretrained", offline)
+    with pytest.raises(OSError, match="cannot load checkpoint 'nowhere' from the hub: give a local folder"):
+        Start(model="nowhere").tokenizer(["a"])
+
+
+def test_answers_inside_tokens_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = "Anna lives in Oslo ."
+    answers = {"whole": "Oslo", "cut": "slo", "spaced": " Oslo"}
+    questions = [
+        Question(name, "Where ?", context, ((text, context.index(text)),), Path("a.json"))
+        for name, text in answers.items()
+    ]
+    tokenizer = Start(vocabulary_size=60).tokenizer([f"Where ? {context}"] * 2)
+    model = Start(size="tiny").build(question_answering.SpanBERTForQuestionAnswering, tokenizer, 0)
+    monkeypatch.setattr(question_answering, "fit", lambda *args: None)
+    options = TrainingOptions(tmp_path)
+    with pytest.warns(
+        UserWarning,
+        match=r"a\.json, question cut: answer 'slo' begins or ends inside a token, so 'Oslo' is learnt; 1 of 3",
+    ):
+        question_answering.train(model, tokenizer, questions, options)
