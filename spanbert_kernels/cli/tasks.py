@@ -12,7 +12,7 @@ from rich.table import Table
 
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.files import UserError, check_output, write
-from spanbert_kernels.cli.training_options import POSITIVE, options_of, require, training_options
+from spanbert_kernels.cli.training_options import POSITIVE, options_of, require, training_options, watched
 
 if TYPE_CHECKING:
     from spanbert_kernels.tasks.task import Task
@@ -59,12 +59,14 @@ def train(task: str, data: Path, test: Path | None, span_length: int | None, cro
     Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is wrong.
     """
     found = _load(task)
+    from spanbert_kernels.tasks.progress import bars
     from spanbert_kernels.tasks.span_training import SpanTraining
 
     start, options = options_of(values)
     try:
         spans = None if span_length is None else SpanTraining(span_length, crop)
-        outcome = found.train(data, test, start, options, spans)
+        with bars(watched()):
+            outcome = found.train(data, test, start, options, spans)
     except (ValueError, OSError) as error:
         raise UserError(str(error).splitlines()[0]) from error
     losses = outcome.training.values("loss")
@@ -90,8 +92,11 @@ def evaluate(task: str, model: Path, data: Path, backend: str) -> None:
     Exit code: 0; 2 if a file cannot be used (file and line are named).
     """
     found = _load(task)
+    from spanbert_kernels.tasks.progress import bars
+
     try:
-        scores = found.evaluate(model, data, backend)
+        with bars(watched()):
+            scores = found.evaluate(model, data, backend)
     except (ValueError, OSError) as error:
         raise UserError(str(error).splitlines()[0]) from error
     for name, value in scores.items():
@@ -112,8 +117,11 @@ def predict(task: str, data: Path, model: Path, output: Path | None, backend: st
     if output is not None:
         check_output("predictions", output)
     found = _load(task)
+    from spanbert_kernels.tasks.progress import bars
+
     try:
-        lines = list(found.predict(model, data, backend))
+        with bars(watched()):
+            lines = list(found.predict(model, data, backend))
     except (ValueError, OSError) as error:
         raise UserError(str(error).splitlines()[0]) from error
     text = "".join(f"{line}\n" for line in lines)

@@ -49,6 +49,11 @@ def require(*packages: str) -> None:
         raise UserError(f"this needs {' and '.join(missing)}: pip install 'spanbert-kernels[tasks]'")
 
 
+def watched() -> bool:
+    """Does somebody see progress bars?"""
+    return sys.stderr.isatty()
+
+
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options to a command; `options_of` makes `TrainingOptions` of their values."""
     for option in reversed(_OPTIONS):
@@ -69,4 +74,4 @@ def options_of(values: dict[str, Any], **more: Any) -> tuple[Start, TrainingOpti
     if threads is not None:
         torch.set_num_threads(threads)
     start = Start(*(values.pop(name) for name in ("model", "size", "vocabulary", "vocabulary_size")))
-    return start, TrainingOptions(**values, quiet=not sys.stderr.isatty(), **more)
+    return start, TrainingOptions(**values, quiet=not watched(), **more)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spanbert_kernels.tasks.progress import counted
 from spanbert_kernels.tasks.training import on_path
 
 IGNORED = -100
@@ -48,6 +49,6 @@ def outputs(
     """The model's output for batches of examples of about one size, with the numbers of the examples in each."""
     order = sorted(range(len(examples)), key=lambda i: size(examples[i]))
     with on_path(model.eval(), backend):
-        for begin in range(0, len(order), batch_size):
+        for begin in counted(range(0, len(order), batch_size), "predicting"):
             chosen = order[begin : begin + batch_size]
             yield chosen, model(**collate([examples[i] for i in chosen]))

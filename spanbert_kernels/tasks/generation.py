@@ -19,6 +19,7 @@ from transformers import EncoderDecoderModel, PreTrainedTokenizerBase
 from spanbert_kernels.models import SpanBERTTokenizer
 from spanbert_kernels.models.generation import WindowedSpanBERTModel, encoder_decoder
 from spanbert_kernels.tasks.batches import IGNORED, padded
+from spanbert_kernels.tasks.progress import counted
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit, on_path
@@ -200,7 +201,7 @@ def write(
     order = sorted(range(len(sources)), key=lambda i: len(examples[i]["tokens"]))
     texts = [""] * len(sources)
     with on_path(generator.model.eval(), backend):
-        for begin in range(0, len(order), batch):
+        for begin in counted(range(0, len(order), batch), "writing"):
             chosen = order[begin : begin + batch]
             inputs = collator.sources([examples[i] for i in chosen])
             found = generator.model.generate(
@@ -218,7 +219,7 @@ def loss(generator: Generator, pairs: Sequence[Pair], backend: str = "auto", bat
     collator, examples = Collator.of(generator), encode(pairs, generator)
     total, tokens = 0.0, 0
     with on_path(generator.model.eval(), backend):
-        for begin in range(0, len(examples), batch):
+        for begin in counted(range(0, len(examples), batch), "scoring"):
             inputs = collator(examples[begin : begin + batch])
             labels = inputs.pop("labels")
             logits = generator.model(**inputs).logits.float().flatten(0, 1)

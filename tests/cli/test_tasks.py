@@ -44,6 +44,18 @@ def test_train_evaluate_predict(run: Run, write: Write) -> None:
     assert Path("found.conll").read_text() == ROWS[: ROWS.index("\n\n") + 2]
 
 
+def test_progress_is_shown_to_those_who_watch(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, model = write("train.conll", ROWS), ("--model", "model")
+    silent = run("train", "tagging", "--data", data, "--test", data, "--output", "model", "--steps", "1", *TINY)
+    assert "%|" not in silent.output
+    monkeypatch.setattr(tasks, "watched", lambda: True)
+    for command in (("evaluate", "tagging", *model, "--data", data), ("predict", "tagging", data, *model)):
+        result = run(*command)
+        assert result.exit_code == 0, result.output
+        assert "predicting:   0%|" in result.stderr
+        assert "%|" not in result.stdout
+
+
 def test_pretrain(run: Run, write: Write) -> None:
     folder = write("texts/a.txt", "The harbour master closed the gate . " * 12).parent
     for name in "bcdefghij":

@@ -109,7 +109,7 @@ def test_a_model_of_another_task_is_not_used(tmp_path: Path, tagger: Path, name:
     """Its head would be drawn at random. Generators have a class of transformers' own."""
     data = {"classification": '{"text": "a", "label": "x"}\n', "question_answering": '{"data": []}'}
     path = written(tmp_path / EMPTY.get(name, "a.txt"), data.get(name, '{"source": "a", "target": "b"}\n'))
-    with pytest.raises(ValueError, match="holds SpanBERTForTokenClassification, not .*: train it for this task first"):
+    with pytest.raises(ValueError, match=r"holds SpanBERTForTokenClassification, not .*: train it for this task first"):
         list(load(name).predict(tagger, path, "auto"))
 
 
