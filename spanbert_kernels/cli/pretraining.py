@@ -22,12 +22,18 @@ from spanbert_kernels.cli.training_options import POSITIVE, options_of, require,
     "--held-out", default=0.1, show_default=True, type=click.FloatRange(0, 0.9), help="Share of documents to test on."
 )
 @click.option("--evaluate-steps", type=POSITIVE, help="Batches between tests on the held-out documents.")
+@click.option(
+    "--heads",
+    type=click.Path(path_type=Path),
+    help="The released file with encoder and heads (model.pt of spanbert_large_with_head), instead of --model's.",
+)
 @training_options
 def pretrain(
     paths: tuple[Path, ...],
     length: int,
     held_out: float,
     evaluate_steps: int | None,
+    heads: Path | None,
     **values: Any,
 ) -> None:
     """Pre-train with span masking and the span boundary objective.
@@ -46,6 +52,7 @@ def pretrain(
     if not texts:
         raise UserError("no document to train on")
     from spanbert_kernels import SpanBERTForPreTraining
+    from spanbert_kernels.models import load_released_heads
     from spanbert_kernels.tasks.pretraining import pretrain as run
     from spanbert_kernels.tasks.training import NothingToResume
 
@@ -57,6 +64,8 @@ def pretrain(
         tokenizer = start.tokenizer(train)
         fields = {} if start.model else {"max_position_embeddings": max(512, length)}
         model = start.build(SpanBERTForPreTraining, tokenizer, options.seed, **fields)
+        if heads is not None:
+            load_released_heads(model, heads)
         training = run(model, tokenizer, train, test, options, length)
     except (NothingToResume, ValueError, OSError) as error:
         raise UserError(str(error).splitlines()[0]) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -133,12 +135,17 @@ def load_released_heads(model: SpanBERTForPreTraining, path: str | os.PathLike[s
         The names of the file that were left out.
 
     Raises:
-        ValueError: a parameter of the model is missing from the file, or has another shape there.
+        ValueError: the file holds no tensors by name, or lacks a parameter of the model, or has another shape of one.
+        OSError: the file cannot be read.
 
     Source: facebookresearch/SpanBERT, issues 38 and 53.
     """
-    content = torch.load(Path(path), map_location="cpu", weights_only=True)
-    state = content.get("model", content)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # fairseq's own checkpoints keep their options
+            content = torch.load(Path(path), map_location="cpu", weights_only=True)
+        state = dict(content.get("model", content))
+    except (RuntimeError, EOFError, AttributeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} does not hold a model's tensors by name") from error
     renamed = {}
     for key, value in state.items():
         name = key.removeprefix("decoder.").replace(".gamma", ".weight").replace(".beta", ".bias")

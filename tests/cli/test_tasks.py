@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
 
+from spanbert_kernels import SpanBERTForPreTraining
 from spanbert_kernels.cli import tasks, training_options
 from spanbert_kernels.tasks.start import SIZES
 from spanbert_kernels.tasks.task import TASKS, load
@@ -68,6 +70,25 @@ def test_pretrain(run: Run, write: Write) -> None:
     result = run("pretrain", folder, "--output", "more", "--model", "model", *steps, "--backend", "eager")
     assert result.exit_code == 0, result.output
     assert "Ran: the original path" in result.output
+
+
+def test_pretraining_goes_on_from_the_released_heads(run: Run, write: Write, tmp_path: Path) -> None:
+    """So small a learning rate leaves the heads where the file has them; the same run without the file does not."""
+    folder = write("texts/a.txt", "The harbour master closed the gate . " * 12).parent
+    steps = ("--steps", "1", "--length", "32", "--held-out", "0", "--learning-rate", "1e-9")
+    assert run("pretrain", folder, "--output", "first", *steps, *TINY).exit_code == 0
+    made = SpanBERTForPreTraining.from_pretrained("first")
+    torch.nn.init.normal_(made.cls.pair_target_predictions.position_embeddings.weight)
+    heads = tmp_path / "model.pt"
+    torch.save({f"decoder.{name}": tensor for name, tensor in made.state_dict().items()}, heads)
+    for more, same in (("--heads", heads), True), ((), False):
+        result = run("pretrain", folder, "--output", "second", "--model", "first", *more, *steps)
+        assert result.exit_code == 0, result.output
+        found = SpanBERTForPreTraining.from_pretrained("second").state_dict()
+        wanted = made.state_dict()
+        assert all(torch.allclose(found[name], wanted[name], atol=1e-6) for name in wanted) == same
+    result = run("pretrain", folder, "--output", "second", "--model", "first", "--heads", folder / "a.txt", *steps)
+    assert (result.exit_code, "does not hold a model's tensors" in result.output) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,22 @@ def test_the_released_names(tmp_path: Path) -> None:
     assert load_released_heads(target, tmp_path / "model.pt") == ["cls.seq_relationship.weight"]
     assert torch.equal(target(**batch()).loss, source(**batch()).loss)
     assert target.cls.predictions.decoder.weight is target.bert.embeddings.word_embeddings.weight
+
+
+def test_a_checkpoint_of_fairseq(tmp_path: Path) -> None:
+    """Which keeps the options of its training beside the model."""
+    source, target = new_model(), SpanBERTForPreTraining(SpanBERTConfig(**SIZES)).eval()
+    torch.save({"args": argparse.Namespace(lr=0.1), "model": released(source)}, tmp_path / "model.pt")
+    load_released_heads(target, tmp_path / "model.pt")
+    assert torch.equal(target(**batch()).loss, source(**batch()).loss)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model\n", [1, 2]])
+def test_a_file_without_a_model(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=r"model\.pt does not hold a model's tensors by name"):
+        load_released_heads(new_model(), path)
 
 
 def test_a_file_that_does_not_fit(tmp_path: Path) -> None:
