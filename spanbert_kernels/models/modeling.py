@@ -20,6 +20,7 @@ from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.nn.biaffine import Biaffine
 from spanbert_kernels.nn.cross_document_mixer import CrossDocumentMixer
 from spanbert_kernels.nn.packing import Packing
+from spanbert_kernels.nn.span_boundary_head import SpanBoundaryHead
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +39,8 @@ class SpanBERTPreTrainedModel(BertPreTrainedModel):
             init.zeros_(module.gate)
         elif isinstance(module, Biaffine):
             init.zeros_(module.weight)
+        elif isinstance(module, SpanBoundaryHead):
+            init.zeros_(module.bias)
 
     @classmethod
     def from_pretrained(

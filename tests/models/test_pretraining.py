@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spanbert_kernels import SpanBERTConfig, SpanBERTForPreTraining, accelerate
+from spanbert_kernels import SpanBERTConfig, SpanBERTForPreTraining, SpanBERTModel, accelerate
 from spanbert_kernels.models import load_released_heads
 
 SIZES = {"vocab_size": 31, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -107,6 +107,21 @@ def test_the_released_names(tmp_path: Path) -> None:
     assert load_released_heads(target, tmp_path / "model.pt") == ["cls.seq_relationship.weight"]
     assert torch.equal(target(**batch()).loss, source(**batch()).loss)
     assert target.cls.predictions.decoder.weight is target.bert.embeddings.word_embeddings.weight
+
+
+def test_heads_that_a_checkpoint_lacks_are_initialised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an encoder's checkpoint lacks is made of memory as it was found."""
+    SpanBERTModel(SpanBERTConfig(**SIZES)).save_pretrained(tmp_path)
+    empty_like = torch.empty_like
+
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made = empty_like(*args, **kwargs)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty_like", poisoned)
+    model = SpanBERTForPreTraining.from_pretrained(tmp_path)
+    assert [name for name, tensor in model.state_dict().items() if tensor.isnan().any()] == []
+    assert bool((model.cls.pair_target_predictions.bias == 0).all())
 
 
 def test_a_checkpoint_of_fairseq(tmp_path: Path) -> None:
