@@ -22,6 +22,7 @@ LIBRARIES = {  # what the tasks of tasks/task.py import, which would load PyTorc
     "nested": (),
     "coreference": ("scorch",),
     "cross_document_coreference": ("scorch",),
+    "relations": ("scorch",),
     "classification": ("sklearn",),
     "parsing": ("ufal",),
     "question_answering": ("torchmetrics",),

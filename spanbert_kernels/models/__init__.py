@@ -23,6 +23,7 @@ from spanbert_kernels.models.heads import (
 from spanbert_kernels.models.modeling import SpanBERTModel
 from spanbert_kernels.models.parsing import SpanBERTForDependencyParsing
 from spanbert_kernels.models.pretraining import SpanBERTForPreTraining, load_released_heads
+from spanbert_kernels.models.relations import SpanBERTForRelations
 from spanbert_kernels.models.spans import SpanBERTForSpanClassification
 from spanbert_kernels.models.tokenization import SpanBERTTokenizer
 
@@ -47,6 +48,7 @@ __all__ = [
     "SpanBERTForMaskedLM",
     "SpanBERTForPreTraining",
     "SpanBERTForQuestionAnswering",
+    "SpanBERTForRelations",
     "SpanBERTForSequenceClassification",
     "SpanBERTForSpanClassification",
     "SpanBERTForTokenClassification",

@@ -122,13 +122,19 @@ class Documents(Dataset[dict[str, Any]]):
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     """The windows of all documents as a padded batch; `mentions [M, 3]`, `entities [M]`, `documents [B]`."""
+    batch = windows_and_mentions(examples)
+    numbers = np.cumsum([0, *(len(example["entities"]) for example in examples)])  # more than there are entities
+    entities = [example["entities"] + n for example, n in zip(examples, numbers[:-1], strict=True)]
+    batch["entities"] = torch.from_numpy(np.concatenate(entities))
+    return batch
+
+
+def windows_and_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """The same without entities."""
     batch = _without_mentions(examples)
     rows = np.cumsum([0, *(len(example["windows"]) for example in examples)])
     mentions = [example["mentions"] + [[row, 0, 0]] for example, row in zip(examples, rows[:-1], strict=True)]
-    numbers = np.cumsum([0, *(len(example["entities"]) for example in examples)])  # more than there are entities
-    entities = [example["entities"] + n for example, n in zip(examples, numbers[:-1], strict=True)]
     batch["mentions"] = torch.from_numpy(np.concatenate(mentions))
-    batch["entities"] = torch.from_numpy(np.concatenate(entities))
     return batch
 
 

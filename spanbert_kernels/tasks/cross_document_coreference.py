@@ -61,7 +61,12 @@ def merged(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         own = [number.setdefault(name, len(number)) for name in example["names"]]
         entities.append(np.array(own, dtype=np.int64)[example["entities"]])
         windows += example["windows"]
-    return {"windows": windows, "mentions": np.concatenate(mentions), "entities": np.concatenate(entities)}
+    return {
+        "windows": windows,
+        "mentions": np.concatenate(mentions),
+        "entities": np.concatenate(entities),
+        "names": list(number),
+    }
 
 
 class Clusters(Dataset[dict[str, Any]]):

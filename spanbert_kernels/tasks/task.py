@@ -16,6 +16,7 @@ TASKS = {
     "nested": "named entities that may lie in each other, as labels of spans",
     "coreference": "which mentions of a document are of one entity",
     "cross_document_coreference": "which mentions of a cluster of documents are of one entity",
+    "relations": "which entities of a cluster of documents stand in which relation",
     "classification": "sentiment or topic of documents, alone or in clusters",
     "parsing": "dependency trees",
     "question_answering": "answers that stand in a text",

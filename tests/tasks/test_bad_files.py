@@ -32,6 +32,9 @@ def written(path: Path, text: str) -> Path:
 def test_a_file_without_anything(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of nothing would be NaN, zero or an error of some library. Translation names an empty line."""
     path = written(tmp_path / EMPTY.get(name, "a.txt"), '{"data": []}' if name == "question_answering" else "")
+    if name == "relations":
+        path = written(tmp_path / "a" / "documents.conll", "").parent
+        written(path / "relations.tsv", "")
     task = load(name)
     reason = rf"{path.name}: there is nothing to train or score on"
     with pytest.raises(ValueError, match=reason):
@@ -108,9 +111,10 @@ def tagger(tmp_path: Path) -> Path:
 def test_a_model_of_another_task_is_not_used(tmp_path: Path, tagger: Path, name: str) -> None:
     """Its head would be drawn at random. Generators have a class of transformers' own."""
     data = {"classification": '{"text": "a", "label": "x"}\n', "question_answering": '{"data": []}'}
+    written(tmp_path / "documents.conll", "")
     path = written(tmp_path / EMPTY.get(name, "a.txt"), data.get(name, '{"source": "a", "target": "b"}\n'))
     with pytest.raises(ValueError, match=r"holds SpanBERTForTokenClassification, not .*: train it for this task first"):
-        list(load(name).predict(tagger, path, "auto"))
+        list(load(name).predict(tagger, tmp_path if name == "relations" else path, "auto"))
 
 
 @pytest.mark.parametrize("name", ["tagging", "translation"])

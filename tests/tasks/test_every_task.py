@@ -63,6 +63,9 @@ def file_for(name: str, folder: Path) -> Path:
     if name == "translation":
         written(folder / "source.txt", "\n".join(TEXTS))
         return written(folder / "target.txt", "\n".join(reversed(TEXTS))).parent
+    if name == "relations":
+        marked(folder).rename(folder / "documents.conll")
+        return written(folder / "relations.tsv", "Anna\tParis\twent\nAnna\tClara\twrote\n").parent
     if name == "question_answering":
         asked = [
             {"context": text, "qas": [{"id": str(i), "question": "Who ?", "answers": [answer_in(text)]}]}

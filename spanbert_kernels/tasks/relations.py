@@ -1,0 +1,271 @@
+"""Relations across documents: which entities of a cluster of documents stand in which relation."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_kernels.models import SpanBERTForRelations, SpanBERTTokenizer
+from spanbert_kernels.tasks import coreference, cross_document_coreference
+from spanbert_kernels.tasks.batches import outputs
+from spanbert_kernels.tasks.brackets import read_marked
+from spanbert_kernels.tasks.columns import DataFault, some
+from spanbert_kernels.tasks.cross_document_coreference import Cluster, clusters_of, cross_document_fields, merged
+from spanbert_kernels.tasks.span_training import SpanTraining
+from spanbert_kernels.tasks.start import Start, load_trained
+from spanbert_kernels.tasks.task import Outcome, Scores, Task
+from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+
+NO_RELATION = "none"
+DOCUMENTS, RELATIONS = "documents.conll", "relations.tsv"
+Related = tuple[str, str, str]  # two entities, and the relation of the first to the second
+
+
+@dataclass(frozen=True)
+class RelatedCluster:
+    """Documents with their mentions, and the relations of entities that have a mention there."""
+
+    documents: Cluster
+    relations: frozenset[Related]
+
+
+def read_related(folder: Path, relations: bool = True) -> list[RelatedCluster]:
+    """Clusters of `documents.conll` in a folder, and the relations of `relations.tsv`: entity, entity, relation.
+
+    Mentions are marked as for coreference. A relation belongs to every cluster that has mentions of both entities.
+
+    Raises:
+        DataFault: a line that has not three columns, an entity without a mention, one that is related to itself, a pair
+            with two relations, or one whose entities no cluster has both of.
+        OSError: a file cannot be read.
+    """
+    clusters = clusters_of(read_marked(folder / DOCUMENTS))
+    path = folder / RELATIONS
+    found = _read_relations(path) if relations else {}
+    known = [{mention.entity for document in cluster for mention in document.mentions} for cluster in clusters]
+    for (first, second), (line, _) in found.items():
+        for entity in (first, second):
+            if not any(entity in each for each in known):
+                raise DataFault(path, line, f"entity {entity!r} has no mention in {DOCUMENTS}")
+        if not any(first in each and second in each for each in known):
+            raise DataFault(path, line, f"no cluster has mentions of both {first!r} and {second!r}")
+    return [
+        RelatedCluster(cluster, frozenset((a, b, kind) for (a, b), (_, kind) in found.items() if {a, b} <= each))
+        for cluster, each in zip(clusters, known, strict=True)
+    ]
+
+
+def _read_relations(path: Path) -> dict[tuple[str, str], tuple[int, str]]:
+    found: dict[tuple[str, str], tuple[int, str]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1):
+        if not line.strip():
+            continue
+        columns = [column.strip() for column in line.split("\t")]
+        if len(columns) != 3 or not all(columns):
+            raise DataFault(path, number, f"two entities and their relation are wanted, got {line!r}")
+        first, second, kind = columns
+        if first == second:
+            raise DataFault(path, number, f"entity {first!r} is related to itself")
+        if found.get((first, second), (0, kind))[1] != kind:
+            line_before, _ = found[first, second]
+            raise DataFault(path, number, f"{first!r} and {second!r} have another relation in line {line_before}")
+        found.setdefault((first, second), (number, kind))
+    return found
+
+
+def check_relations(folder: Path, labels: Sequence[str]) -> None:
+    """Raises `DataFault` for a relation of the folder that is not among `labels`."""
+    path = folder / RELATIONS
+    for line, kind in _read_relations(path).values():
+        if kind not in labels[1:]:
+            raise DataFault(path, line, f"unknown relation {kind}; the model has {', '.join(labels[1:])}")
+
+
+def labels_of(clusters: Sequence[RelatedCluster]) -> list[str]:
+    """All relations, none first."""
+    return [NO_RELATION, *sorted({kind for cluster in clusters for _, _, kind in cluster.relations})]
+
+
+def with_relations(example: dict[str, Any], relations: frozenset[Related], labels: Sequence[str]) -> dict[str, Any]:
+    """An example of `merged` with its relations `[K, 3]`; those of entities that are not in it are left out."""
+    number = {name: i for i, name in enumerate(example["names"])}
+    found = [(number[a], number[b], labels.index(kind)) for a, b, kind in sorted(relations) if {a, b} <= number.keys()]
+    return {**example, "relations": np.array(found, dtype=np.int64).reshape(-1, 3)}
+
+
+class Groups(Dataset[dict[str, Any]]):
+    """Groups of a cluster's documents, drawn anew in every epoch, with the relations between their entities."""
+
+    def __init__(
+        self, groups: cross_document_coreference.Clusters, clusters: Sequence[RelatedCluster], labels: Sequence[str]
+    ) -> None:
+        self.groups, self.labels = groups, labels
+        self.relations = [cluster.relations for cluster in clusters for _ in cluster.documents]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Of the training."""
+        self.groups.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A group as one example."""
+        relations = self.relations[int(self.groups.groups[index][0])]
+        return with_relations(self.groups[index], relations, self.labels)
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A padded batch; `mentions [M, 3]`, `entities [M]`, `clusters [E]`, `relations [K, 3]`, `cluster_ids [B]`."""
+    batch = coreference.windows_and_mentions(examples)
+    sizes = [len(example["names"]) for example in examples]
+    starts = np.cumsum([0, *sizes])[:-1]
+    entities = [example["entities"] + n for example, n in zip(examples, starts, strict=True)]
+    relations = [example["relations"] + [[n, n, 0]] for example, n in zip(examples, starts, strict=True)]
+    batch["entities"] = torch.from_numpy(np.concatenate(entities))
+    batch["relations"] = torch.from_numpy(np.concatenate(relations))
+    batch["clusters"] = torch.arange(len(examples)).repeat_interleave(torch.tensor(sizes))
+    batch["cluster_ids"] = batch.pop("documents")
+    return batch
+
+
+def train(
+    model: SpanBERTForRelations,
+    tokenizer: PreTrainedTokenizerBase,
+    clusters: Sequence[RelatedCluster],
+    options: TrainingOptions,
+    spans: SpanTraining | None = None,
+) -> Training:
+    """Trains the model, whose relations stand in `model.config.id2label`, and writes it to `options.output`.
+
+    A batch holds `options.batch_size` groups of documents.
+
+    Raises:
+        ValueError: there is no document.
+    """
+    documents = [document for cluster in clusters for document in cluster.documents]
+    if not documents:
+        raise ValueError("there is no document to train on")
+    data = coreference.Documents(documents, tokenizer, coreference.window_length(model), spans, options.seed)
+    sizes = [len(cluster.documents) for cluster in clusters]
+    groups = Groups(cross_document_coreference.Clusters(data, sizes, options.seed), clusters, _labels(model))
+    training = fit(model, options, groups, collate)
+    tokenizer.save_pretrained(str(options.output))
+    return training
+
+
+def _labels(model: Any) -> list[str]:
+    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
+def relate(
+    model: SpanBERTForRelations,
+    tokenizer: PreTrainedTokenizerBase,
+    clusters: Sequence[RelatedCluster],
+    backend: str = "auto",
+) -> list[set[Related]]:
+    """The relations of each cluster's entities; the clusters' own ones are not looked at."""
+    labels, length = _labels(model), coreference.window_length(model)
+    examples = [
+        with_relations(
+            merged([coreference.encode(document, tokenizer, length) for document in cluster.documents]),
+            frozenset(),
+            labels,
+        )
+        for cluster in clusters
+    ]
+    found: list[set[Related]] = [set() for _ in clusters]
+    for (index,), output in outputs(model, examples, collate, lambda e: len(e["windows"]), 1, backend):
+        names = examples[index]["names"]
+        best = output.logits.argmax(-1)
+        for place in best.nonzero()[:, 0].tolist():
+            first, second = output.pairs[place].tolist()
+            found[index].add((names[first], names[second], labels[int(best[place])]))
+    return found
+
+
+def score(clusters: Sequence[RelatedCluster], found: Sequence[set[Related]]) -> Scores:
+    """Precision, recall and F1 of pairs with their relations, over all clusters."""
+    right = sum(len(cluster.relations & pairs) for cluster, pairs in zip(clusters, found, strict=True))
+    given, wanted = sum(map(len, found)), sum(len(cluster.relations) for cluster in clusters)
+    return {
+        "precision": right / max(given, 1),
+        "recall": right / max(wanted, 1),
+        "F1": 2 * right / max(given + wanted, 1),
+    }
+
+
+def evaluate(
+    model: SpanBERTForRelations,
+    tokenizer: PreTrainedTokenizerBase,
+    clusters: Sequence[RelatedCluster],
+    backend: str = "auto",
+) -> Scores:
+    """The scores of a model."""
+    return score(clusters, relate(model, tokenizer, clusters, backend))
+
+
+def neighbours(train_on: Sequence[RelatedCluster], clusters: Sequence[RelatedCluster]) -> Scores:
+    """The trivial baseline: the commonest relation between entities whose mentions follow each other in a document."""
+    counts = Counter(kind for cluster in train_on for _, _, kind in sorted(cluster.relations))
+    commonest = counts.most_common(1)[0][0] if counts else NO_RELATION
+    found = []
+    for cluster in clusters:
+        orders = ([mention.entity for mention in document.mentions] for document in cluster.documents)
+        pairs = {pair for order in orders for pair in pairwise(order)}
+        found.append({(first, second, commonest) for first, second in pairs if first != second})
+    return score(clusters, found)
+
+
+def _train_files(
+    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+) -> Outcome:
+    clusters = some(read_related(data), data)
+    held_out = some(read_related(test), test) if test is not None else []
+    documents = [document for cluster in clusters for document in cluster.documents]
+    tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
+    labels = labels_of(clusters)
+    if len(labels) == 1:
+        raise ValueError(f"{data / RELATIONS}: there is no relation to train on")
+    if test is not None:
+        check_relations(test, labels)
+    fields = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    fields |= cross_document_fields(start.layers())
+    model = start.build(SpanBERTForRelations, tokenizer, options.seed, **fields)
+    training = train(model, tokenizer, clusters, options, spans)
+    if not held_out:
+        return Outcome(training, {}, {})
+    return Outcome(training, evaluate(model, tokenizer, held_out, options.backend), neighbours(clusters, held_out))
+
+
+def _load(folder: Path) -> tuple[SpanBERTForRelations, PreTrainedTokenizerBase]:
+    return load_trained(SpanBERTForRelations, folder), SpanBERTTokenizer.from_pretrained(folder)
+
+
+def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+    model, tokenizer = _load(folder)
+    clusters = some(read_related(data), data)
+    check_relations(data, _labels(model))
+    return evaluate(model, tokenizer, clusters, backend)
+
+
+def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+    """A JSON object a relation, of the entities that `documents.conll` in a folder marks: its entities and its name."""
+    clusters = read_related(data, relations=False)
+    for found in relate(*_load(folder), clusters, backend):
+        for first, second, kind in sorted(found):
+            yield json.dumps({"first": first, "second": second, "relation": kind}, ensure_ascii=False)
+
+
+TASK = Task(_train_files, _evaluate_file, _predict_file)

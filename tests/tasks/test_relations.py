@@ -1,0 +1,141 @@
+"""Relations of entities: files, pairs, the loss by hand, scores, and what only another document tells."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from spanbert_kernels import SpanBERTConfig, SpanBERTForRelations
+from spanbert_kernels.tasks import relations
+from spanbert_kernels.tasks.columns import DataFault
+from spanbert_kernels.tasks.relations import RelatedCluster, read_related
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.training import TrainingOptions
+
+TEXT = "# begin document x/1\nAnna\t(1)\nmet\t_\nBoris\t(2)\n# begin document x/2\nAnna\t(1)\nleft\t_\n"
+OTHER = "# begin document y/1\nClara\t(3)\n"
+
+
+def folder(path: Path, documents: str, rows: str) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "documents.conll").write_text(documents)
+    (path / "relations.tsv").write_text(rows)
+    return path
+
+
+def test_reading(tmp_path: Path) -> None:
+    first, second = read_related(folder(tmp_path, TEXT + OTHER, "1\t2\tmet\n\n2\t1\tknows\n"))
+    assert (len(first.documents), first.relations) == (2, {("1", "2", "met"), ("2", "1", "knows")})
+    assert (len(second.documents), second.relations) == (1, set())
+    assert relations.labels_of([first, second]) == ["none", "knows", "met"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ("1\t2\tmet\n1\t2\n", "line 2: two entities and their relation are wanted"),
+        ("1\t\tmet\n", "line 1: two entities and their relation are wanted"),
+        ("1\t1\tmet\n", "line 1: entity '1' is related to itself"),
+        ("1\t2\tmet\n1\t2\tknows\n", "line 2: '1' and '2' have another relation in line 1"),
+        ("\n1\t9\tmet\n", r"line 2: entity '9' has no mention in documents\.conll"),
+        ("1\t3\tmet\n", "line 1: no cluster has mentions of both '1' and '3'"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, rows: str, reason: str) -> None:
+    with pytest.raises(DataFault, match=rf"relations\.tsv, {reason}"):
+        read_related(folder(tmp_path, TEXT + OTHER, rows))
+
+
+def test_unknown_relations_are_named_before_the_training(tmp_path: Path) -> None:
+    train, test = (folder(tmp_path / kind, TEXT, f"1\t2\t{kind}\n") for kind in ("met", "knows"))
+    options = TrainingOptions(tmp_path / "model")
+    with pytest.raises(DataFault, match=r"relations\.tsv, line 1: unknown relation knows; the model has met"):
+        relations.TASK.train(train, test, Start(size="tiny"), options, None)
+    with pytest.raises(ValueError, match=r"relations\.tsv: there is no relation to train on"):
+        relations.TASK.train(folder(tmp_path / "none", TEXT, ""), None, Start(size="tiny"), options, None)
+    assert not (tmp_path / "model").exists()
+
+
+def test_batches(tmp_path: Path) -> None:
+    """Entities are numbered through; a relation of an entity that a group does not hold is not in it."""
+    cluster, _ = read_related(folder(tmp_path, TEXT + OTHER, "1\t2\tmet\n"))
+    tokenizer = Start(vocabulary_size=40).tokenizer(["Anna met Boris left"] * 2)
+    both, one = (
+        relations.with_relations(
+            relations.merged([relations.coreference.encode(each, tokenizer, 16) for each in own]),
+            cluster.relations,
+            ["none", "met"],
+        )
+        for own in (cluster.documents, cluster.documents[1:])
+    )
+    batch = relations.collate([one, both, both])
+    assert batch["entities"].tolist() == [0, 1, 2, 1, 3, 4, 3]
+    assert batch["relations"].tolist() == [[1, 2, 1], [3, 4, 1]]
+    assert batch["clusters"].tolist() == [0, 1, 1, 2, 2]
+    assert batch["cluster_ids"].tolist() == [0, 1, 1, 2, 2]
+    assert batch["mentions"].tolist() == [[0, 0, 0], [1, 0, 0], [1, 2, 2], [2, 0, 0], [3, 0, 0], [3, 2, 2], [4, 0, 0]]
+
+
+def test_the_loss_is_its_definition() -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = SpanBERTForRelations(SpanBERTConfig(vocab_size=30, max_span_width=3, num_labels=3, **shape)).eval()
+    torch.nn.init.normal_(model.relation.weight)
+    inputs = {
+        "input_ids": torch.randint(30, (2, 5)),
+        "columns": torch.tensor([[1, 2, 3]] * 2),
+        "mentions": torch.tensor([[0, 0, 1], [0, 2, 2], [1, 0, 0], [1, 2, 2]]),
+    }
+    entities, clusters = torch.tensor([0, 1, 0, 2]), torch.tensor([0, 0, 1])
+    model.requires_grad_(False)
+    output = model(**inputs, entities=entities, clusters=clusters, relations=torch.tensor([[1, 0, 2]]))
+    assert output.pairs.tolist() == [[0, 1], [1, 0]]  # none across clusters, none with itself
+    chances = output.logits.log_softmax(-1)
+    assert output.loss.item() == pytest.approx(-float(chances[0, 0] + chances[1, 2]) / 3, rel=1e-5)
+    apart = model(**inputs, entities=torch.tensor([0, 1, 2, 3]), clusters=torch.tensor([0, 0, 0, 0]))
+    assert len(apart.pairs) == 12
+    assert not torch.allclose(apart.logits[0], output.logits[0])  # the other document's mention counts
+    empty = torch.empty(0, dtype=torch.long)
+    nothing = {**inputs, "mentions": empty.view(0, 3)}
+    assert len(model(**nothing, entities=empty, clusters=empty, relations=empty.view(0, 3)).pairs) == 0
+    with pytest.raises(ValueError, match="one is None"):
+        model(**inputs)
+
+
+def test_scores(tmp_path: Path) -> None:
+    cluster, _ = read_related(folder(tmp_path, TEXT + OTHER, "1\t2\tmet\n2\t1\tknows\n"))
+    found = {("1", "2", "met"), ("2", "1", "met")}
+    assert relations.score([cluster], [found]) == {"precision": 0.5, "recall": 0.5, "F1": 0.5}
+    assert relations.neighbours([cluster], [cluster]) == {"precision": 1.0, "recall": 0.5, "F1": 2 / 3}
+    assert relations.neighbours([RelatedCluster((), frozenset({("a", "b", "left")}))], [cluster])["F1"] == 0.0
+
+
+def pairs_of_reports(path: Path, count: int, seed: int) -> Path:
+    """One report names a ship and a port, another says where the ship was: only together do they tell the relation."""
+    draw = random.Random(seed)
+    documents, rows = "", ""
+    for number in range(count):
+        kind = draw.choice(("left", "reached"))
+        documents += f"# begin document c{number}/1\nsome\t_\nferry\t(s{number})\nand\t_\nOslo\t(p{number})\n"
+        documents += f"# begin document c{number}/2\nit\t_\n{kind}\t_\nsome\t_\nferry\t(s{number})\n"
+        rows += f"s{number}\tp{number}\t{kind}\n"
+    return folder(path, documents, rows)
+
+
+@pytest.mark.slow
+def test_it_learns_across_documents_and_is_loaded_again(tmp_path: Path) -> None:
+    train, test = (pairs_of_reports(tmp_path / name, n, n) for name, n in (("train", 300), ("test", 60)))
+    start = Start(size="tiny", vocabulary_size=60)
+    options = TrainingOptions(tmp_path / "model", steps=200, batch_size=16, learning_rate=1e-3, quiet=True)
+    outcome = relations.TASK.train(train, test, start, options, None)
+    assert outcome.training.paths["packed-training"] == 200
+    assert outcome.scores["F1"] > 0.95
+    assert outcome.baseline["F1"] < 0.6
+    assert relations.TASK.evaluate(tmp_path / "model", test, "eager") == pytest.approx(outcome.scores)
+    lines = [json.loads(line) for line in relations.TASK.predict(tmp_path / "model", test, "auto")]
+    assert len(lines) == pytest.approx(60, abs=3)
+    assert {line["relation"] for line in lines} == {"left", "reached"}
