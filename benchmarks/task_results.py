@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from rich.console import Console
 from spanbert_kernels import SpanBERTForPreTraining, SpanBERTForSequenceClassification
 from spanbert_kernels.cli.models import quiet_transformers
 from spanbert_kernels.tasks import classification
+from spanbert_kernels.tasks.brackets import read_marked
+from spanbert_kernels.tasks.cross_document_coreference import clusters_of
 from spanbert_kernels.tasks.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.tasks.pretraining import MaskedBlocks, blocks_of, pretrain
 from spanbert_kernels.tasks.start import Start
@@ -104,6 +107,31 @@ def meantime(data: Path, scratch: Path) -> Files:
     return files
 
 
+def participants(data: Path, scratch: Path) -> Files:
+    """Events of meantime and their participants, whatever their role, where a part has mentions of both."""
+    links = []
+    for line in (data / "meantime/list_instances.csv").read_text().splitlines():
+        columns = line.split("\t")
+        if len(columns) > 12 and columns[1] == "EVENT":
+            links += [(columns[0], part.rsplit("_", 1)[0]) for part in re.split(r"[;, ]+", columns[12]) if "_" in part]
+    folders = []
+    for file in meantime(data, scratch):
+        folder = scratch / file.stem
+        folder.mkdir()
+        text = file.read_text()
+        (folder / "documents.conll").write_text(text)
+        names = {re.sub("^(cross_|intra_)+", "", name): name for name in re.findall(r"[a-z_]+[A-Z]{3}\d+", text)}
+        topics = [
+            {mention.entity for document in cluster for mention in document.mentions}
+            for cluster in clusters_of(read_marked(folder / "documents.conll"))
+        ]
+        found = [(names[a], names[b]) for a, b in dict.fromkeys(links) if a in names and b in names]
+        rows = (f"{a}\t{b}\tparticipant\n" for a, b in found if any({a, b} <= topic for topic in topics))
+        (folder / "relations.tsv").write_text("".join(rows))
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
 def ntrex(language: str) -> Callable[[Path, Path], Files]:
     """Lines of every fifth document are held out."""
 
@@ -165,6 +193,9 @@ ROWS = {
     "coreference": RowOfTask("coreference", "gum", GUM, "CoNLL F1", training(30, 4)),
     "cross-document-coreference": RowOfTask(
         "cross_document_coreference", "meantime, every third document held out", meantime, "CoNLL F1", training(60, 1)
+    ),
+    "relations": RowOfTask(
+        "relations", "meantime's events and participants, the same documents", participants, "F1", training(60, 1)
     ),
     "summaries-scitldr": RowOfTask("summarisation", "scitldr", SCITLDR, "ROUGE-L", training(20)),
     "summaries-gum": RowOfTask(

@@ -1,6 +1,7 @@
 """Relations of entities over `SpanBERTModel`: a label for every ordered pair of entities of a cluster of documents.
 
-An entity's vector is the mean of its mentions' span vectors, in whichever documents they stand.
+An entity's vector is the mean of its mentions' span vectors, in whichever documents they stand. The biaffine score of two
+entities is added to one of the least distance of their mentions.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE
 from spanbert_kernels.nn.biaffine import Biaffine
 
 RELATION_SIZE = 128
+DISTANCES = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # words between first words, the first number of each bucket
 
 
 @dataclass
@@ -56,6 +58,7 @@ class SpanBERTForRelations(SpanBERTPreTrainedModel):
         self.widths = nn.Embedding(config.max_span_width, WIDTH_SIZE)
         self.states = nn.Linear(3 * size + WIDTH_SIZE, 2 * RELATION_SIZE)
         self.relation = Biaffine(RELATION_SIZE, config.num_labels)
+        self.distances = nn.Embedding(len(DISTANCES) + 2, config.num_labels)  # the last for those that never meet
         self.post_init()
 
     def forward(
@@ -98,7 +101,8 @@ class SpanBERTForRelations(SpanBERTPreTrainedModel):
         first, second = self.dropout(F.relu(self.states(means))).chunk(2, -1)
         apart = ~torch.eye(len(clusters), dtype=torch.bool, device=clusters.device)
         pairs = ((clusters[:, None] == clusters) & apart).nonzero()  # [P, 2]
-        logits = self.relation(first[None], second[None])[0][pairs[:, 0], pairs[:, 1]]
+        scores = self.relation(first[None], second[None])[0] + self.distances(self._least(mentions, entities, clusters))
+        logits = scores[pairs[:, 0], pairs[:, 1]]
         loss = None
         if relations is not None:
             wanted = relations.new_zeros(len(clusters), len(clusters))
@@ -106,3 +110,16 @@ class SpanBERTForRelations(SpanBERTPreTrainedModel):
             targets = wanted[pairs[:, 0], pairs[:, 1]]
             loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(clusters), 1)
         return RelationOutput(loss=loss, logits=logits, pairs=pairs)
+
+    def _least(self, mentions: Tensor, entities: Tensor, clusters: Tensor) -> Tensor:
+        """The bucket of the least distance of two entities' mentions in a window, `[E, E]`."""
+        row, first, _ = mentions.unbind(1)
+        bucket = torch.searchsorted(
+            torch.tensor(DISTANCES, device=first.device), (first[:, None] - first).abs(), right=True
+        )
+        apart = len(DISTANCES) + 1
+        bucket = bucket.where(row[:, None] == row, apart)
+        count = len(clusters)
+        pair = entities[:, None] * count + entities
+        least = torch.full((count * count,), apart, device=first.device)
+        return least.scatter_reduce(0, pair.flatten(), bucket.flatten(), "amin").view(count, count)

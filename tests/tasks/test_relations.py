@@ -96,6 +96,11 @@ def test_the_loss_is_its_definition() -> None:
     assert output.pairs.tolist() == [[0, 1], [1, 0]]  # none across clusters, none with itself
     chances = output.logits.log_softmax(-1)
     assert output.loss.item() == pytest.approx(-float(chances[0, 0] + chances[1, 2]) / 3, rel=1e-5)
+    assert model._least(inputs["mentions"], entities, clusters).tolist() == [[0, 2, 2], [2, 0, 10], [2, 10, 0]]
+    before = output.logits[0].clone()
+    model.distances.weight[2] += torch.tensor([0.0, 0.0, 5.0])
+    output = model(**inputs, entities=entities, clusters=clusters)
+    torch.testing.assert_close(output.logits[0] - before, torch.tensor([0.0, 0.0, 5.0]))
     apart = model(**inputs, entities=torch.tensor([0, 1, 2, 3]), clusters=torch.tensor([0, 0, 0, 0]))
     assert len(apart.pairs) == 12
     assert not torch.allclose(apart.logits[0], output.logits[0])  # the other document's mention counts
