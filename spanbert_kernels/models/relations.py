@@ -1,7 +1,7 @@
 """Relations of entities over `SpanBERTModel`: a label for every ordered pair of entities of a cluster of documents.
 
-An entity's vector is the mean of its mentions' span vectors, in whichever documents they stand. The biaffine score of two
-entities is added to one of the least distance of their mentions.
+An entity's vector is the mean of its mentions' span vectors, in whichever documents they stand. To the biaffine score
+of two entities one of the least distance of their mentions is added.
 """
 
 from __future__ import annotations
