@@ -16,6 +16,7 @@ import torch
 from registry import BOTH, FORWARD, Inputs, Prepared, Provider, Suite, Way, Work, Workload, register
 
 LIMIT = 3000.0
+UNITS = {"length": "tokens", "clusters": "clusters of 10 x 64 tokens"}
 SUITES = {each.SUITE.name: each.SUITE for each in (bench_span_pool, bench_cross_document_attention, bench_span_score)}
 EAGER = {
     "span_pool": bench_span_pool.EAGER,
@@ -48,12 +49,12 @@ PROVIDERS = {name: Provider(partial(build, name), KINDS.get(name, "peer")) for n
 
 
 def points(name: str, suite: str, axis: str, others: tuple[str, ...], direction: str, **options: Any) -> list[Workload]:
-    """A curve: one workload for each value of the option that has several."""
+    """A curve along an axis of `Work`: one workload for each value of the option that has several."""
     key, values = next((key, value) for key, value in options.items() if isinstance(value, list))
     named = ("ours", "eager", *others)
     return [
         Workload(
-            f"{name}, {value:,} {axis}",
+            f"{name}, {value:,} {UNITS[key]}",
             direction,
             options={**options, "suite": suite, "providers": named, key: value},
             seconds=1.0,

@@ -73,6 +73,8 @@ def _measure(suite: str, workload: str, provider: str, limit: float | None) -> i
         if limit and ("memory" in str(error) or isinstance(error, MemoryError)):
             raise MemoryError(OUT_OF_MEMORY) from None
         raise
+    if limit and peak > 1e6 * limit:
+        raise MemoryError(OUT_OF_MEMORY)
     return peak
 
 

@@ -39,6 +39,15 @@ for wrong in (2.0 + 6e-6, float("nan"), float("inf")):
         print("refused")
 """
 
+LIMITED = """
+import memory
+case = "memory", "span_pool mean, 128 tokens, forward, float32", "eager"
+free = memory.peak_megabytes(*case)
+print(memory.peak_megabytes(*case, 0.95 * free))  # the tenth that address space gets on top would let it pass
+print(memory.peak_megabytes(*case, 0.5 * free))
+print(memory.peak_megabytes(*case, 2 * free))
+"""
+
 
 def python(code: str) -> list[str]:
     done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=False)
@@ -55,6 +64,12 @@ def test_every_suite_holds_together() -> None:
 
 def test_the_gate() -> None:
     assert python(RULE) == ["refused"] * 3
+
+
+def test_what_takes_more_than_its_limit_has_no_peak() -> None:
+    *out, within = python(LIMITED)
+    assert all(line.startswith("runs out of memory: takes more than") for line in out), out
+    assert float(within) > 100
 
 
 def test_the_operations_have_a_suite() -> None:
