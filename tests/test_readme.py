@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,9 +55,24 @@ def test_table_of_operations_and_backends() -> None:
 
 
 def test_speed_tables_are_those_of_the_newest_record() -> None:
-    command = [sys.executable, str(Path(__file__).parents[1] / "benchmarks" / "readme_tables.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = check_tables(Path(__file__).parents[1])
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_typed_figure_is_found(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    shutil.copytree(root / "benchmarks", tmp_path / "benchmarks")
+    typed, changes = re.subn(r"(speed: encoder -->\n.*\n.*\n\| [^|]*\| )\d+", r"\g<1>1", README, count=1)
+    assert changes == 1
+    (tmp_path / "README.md").write_text(typed, encoding="utf-8")
+    done = check_tables(tmp_path)
+    assert done.returncode == 1
+    assert "README.md differs from the records" in done.stdout
+
+
+def check_tables(root: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(root / "benchmarks" / "readme_tables.py"), "--check"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def registry() -> list[tuple[str, tuple[str, ...]]]:
