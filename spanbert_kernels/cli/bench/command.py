@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FAILED_OR_SLOWER = 1  # exit code; 2 is for what the user can put right
 INTERRUPTED = 130
+_OF_SPEED = ("processor", "cores", "vector instructions")  # of a machine
 
 
 @click.command()
@@ -87,10 +88,15 @@ def bench(context: click.Context, suites: tuple[str, ...], quick: bool, output: 
     table.show(found, console)
     slower = False
     if earlier is not None and not interrupted:
-        if earlier.machine.get("processor") != found.machine.get("processor"):
-            notices.print("Warning: the two records are of different machines.", style="yellow")
+        differences = [name for name in _OF_SPEED if earlier.machine.get(name) != found.machine.get(name)]
+        if differences:
+            text = f"Warning: the two records are of different machines ({', '.join(differences)})."
+            notices.print(text, style="yellow", markup=False)
         changes = list(comparing.changes(earlier, found))
-        table.show_changes(changes, label, console)
+        gone, new = comparing.without_counterpart(earlier, found)
+        if earlier.quick != found.quick:  # then most rows of the full run have no counterpart, as they should
+            gone, new = [], []
+        table.show_changes(changes, gone, new, label, console)
         slower = any(change.slower for change in changes)
     console.print(f"Record: {formatting.path(output)}", soft_wrap=True, markup=False)
     if interrupted:
@@ -109,7 +115,7 @@ def _measure(
     state = (commit, False) if commit else running.git_state()
     kept = running.Progress()
     interrupted = False
-    with _progress(notices, label) as watch:
+    with _progress(notices, label, [] if quick else suites) as watch:
 
         def keep(progress: Progress) -> None:
             nonlocal kept
@@ -125,8 +131,11 @@ def _measure(
 
 
 @contextlib.contextmanager
-def _progress(console: Console, label: str) -> Iterator[Callable[[Progress], None]]:
-    """A bar that vanishes at the end; where the console is no terminal, a line for each row."""
+def _progress(console: Console, label: str, in_turn: list[str]) -> Iterator[Callable[[Progress], None]]:
+    """A bar that vanishes at the end; where the console is no terminal, a line for each row.
+
+    Suites that run one after the other are counted: how many workloads each has is known when its turn comes.
+    """
     if not console.is_terminal:
         shown = 0
 
@@ -144,6 +153,8 @@ def _progress(console: Console, label: str) -> Iterator[Callable[[Progress], Non
 
         def watch(progress: Progress) -> None:
             name = progress.rows[-1].suite if progress.rows else "Starting"
+            if name in in_turn:
+                name += f" ({in_turn.index(name) + 1} of {len(in_turn)} suites)"
             bars.update(task, description=label + name, completed=progress.done, total=progress.collected or None)
 
         yield watch

@@ -43,12 +43,11 @@ def _ratio(before: Entry, after: Entry) -> float:
 
 def change_of(before: Row, after: Row) -> Change:
     """How ours did on one workload."""
-    theirs = [
-        (before.providers[name], entry)
-        for name, entry in after.providers.items()
-        if entry.kind != "ours" and entry.milliseconds and name in before.providers
-        if before.providers[name].milliseconds
-    ]
+    earlier, later = (
+        {name: entry for name, entry in row.providers.items() if entry.milliseconds and not row.is_ours(name)}
+        for row in (before, after)
+    )
+    theirs = [(earlier[name], entry) for name, entry in later.items() if name in earlier]
     ratios = [_ratio(*pair) for pair in theirs]
     drift = statistics.median(ratios) if ratios else 0.0
     apart = statistics.median(abs(ratio - drift) for ratio in ratios) if ratios else 0.0
@@ -65,3 +64,13 @@ def changes(before: Record, after: Record) -> Iterator[Change]:
     earlier = {row.key: row for row in before.rows}
     found = [change_of(earlier[row.key], row) for row in after.rows if row.key in earlier]
     yield from sorted(found, key=lambda each: -each.factor)
+
+
+def without_counterpart(before: Record, after: Record) -> tuple[list[Row], list[Row]]:
+    """Rows that went and rows that came, of the suites that both records have: nothing is said about their speed."""
+
+    def missing(rows: Record, other: Record) -> list[Row]:
+        keys, suites = {row.key for row in other.rows}, {row.suite for row in other.rows}
+        return [row for row in rows.rows if row.suite in suites and row.key not in keys]
+
+    return missing(before, after), missing(after, before)

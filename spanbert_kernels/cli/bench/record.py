@@ -85,13 +85,17 @@ class Row:
     def ours(self) -> Entry:
         return self.providers["ours"]
 
+    def is_ours(self, name: str) -> bool:
+        """Also of our other backends and ways, which stand beside the one that is judged."""
+        return self.providers[name].kind == "ours" or name.startswith("ours")
+
     @property
     def rivals(self) -> dict[str, Entry]:
         """Those with a time that a user could take instead, the fastest first; not our own other backends."""
         found = [
             (entry.milliseconds, name)
             for name, entry in self.providers.items()
-            if entry.kind in ("eager", "peer") and entry.milliseconds is not None and not name.startswith("ours")
+            if entry.kind in ("eager", "peer") and entry.milliseconds is not None and not self.is_ours(name)
         ]
         return {name: self.providers[name] for _, name in sorted(found)}
 

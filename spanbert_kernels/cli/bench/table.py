@@ -46,6 +46,11 @@ def show(record: Record, console: Console) -> None:
         table.add_row(*_cells(row))
     if record.rows:
         console.print(table)
+    for row in record.rows:
+        for name, provider in row.providers.items():
+            if provider.milliseconds is None:
+                reason = f"No figure: {row.suite}, {row.title}: {name} {provider.unavailable}"
+                console.print(reason, markup=False, style="dim")
     for entry in record.skipped:
         console.print(f"Skipped: {entry['suite']}, {entry['workload']}: {entry['reason']}", markup=False, style="dim")
     for entry in record.failures:
@@ -68,8 +73,10 @@ def _cells(row: Row) -> tuple[str | Text, ...]:
     )
 
 
-def show_changes(changes: Sequence[Change], earlier: str, console: Console) -> None:
-    """Rows beyond the noise, the worst first, and how many stayed within it."""
+def show_changes(
+    changes: Sequence[Change], gone: Sequence[Row], new: Sequence[Row], earlier: str, console: Console
+) -> None:
+    """Rows beyond the noise, the worst first; how many stayed within it; those that only one of the records has."""
     told = [change for change in changes if change.slower or change.faster]
     console.print(f"Against {earlier}:", markup=False)
     if told:
@@ -89,6 +96,12 @@ def show_changes(changes: Sequence[Change], earlier: str, console: Console) -> N
                 word,
             )
         console.print(table)
+    for title, rows in (("Gone", gone), ("New", new)):
+        for row in rows:
+            console.print(f"{title}: {row.suite}: {row.title}", markup=False, style="dim")
+    if not changes:
+        console.print("The two records have no row in common: nothing is compared.", style="yellow")
+        return
     same = len(changes) - len(told)
     console.print(
         f"{formatting.count(same, 'row')} within the noise. A factor is the time now over before, divided by how the "

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from spanbert_kernels.cli.bench import comparing
+from spanbert_kernels.cli.bench import comparing, running, table
 from spanbert_kernels.cli.bench.record import NotARecord, Record, Row, dumps, load
 from spanbert_kernels.cli.bench.summary import Summary
 
 Make = Callable[..., Record]
 MakeRow = Callable[..., Row]
+RESULTS = sorted(path for path in (running.SUITES / "results").glob("*.json") if '"format"' in path.read_text()[:50])
 
 
 def test_what_is_written_is_read_again(make_record: Make, make_row: MakeRow, tmp_path: Path) -> None:
@@ -65,10 +68,63 @@ def test_one_round_tells_little(make_row: MakeRow) -> None:
     assert not comparing.change_of(make_row(), make_row(providers={"ours": hasty})).slower
 
 
-def test_only_rows_of_both_records_are_compared(make_record: Make, make_row: MakeRow) -> None:
-    first = make_record(make_row(), make_row(workload="gone"))
-    second = make_record(make_row(ours=4.0), make_row(workload="new"), make_row(dtype="bfloat16"))
-    assert [change.row for change in comparing.changes(first, second)] == [second.rows[0]]
+def test_our_other_ways_say_nothing_about_the_machine(make_row: MakeRow) -> None:
+    """They share code with the way that is judged: a slower kernel must not pass for a slower machine."""
+
+    def row(milliseconds: float) -> Row:
+        mine = {"kind": "peer", "milliseconds": milliseconds, "quartiles": [milliseconds] * 2, "rounds": 9}
+        return make_row(ours=milliseconds, providers={f"ours, {name}": mine for name in ("a", "b", "c", "d")})
+
+    assert comparing.change_of(row(2.0), row(4.0)).slower
+
+
+def test_only_rows_of_both_records_are_compared(
+    make_record: Make, make_row: MakeRow, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = make_row(suite="encoder")
+    first = make_record(make_row(), make_row(workload="went"), elsewhere)
+    second = make_record(make_row(ours=4.0), make_row(workload="came"), make_row(dtype="bfloat16"))
+    changes = list(comparing.changes(first, second))
+    assert [change.row for change in changes] == [second.rows[0]]
+    gone, new = comparing.without_counterpart(first, second)
+    assert gone == [first.rows[1]]  # the other suite was not asked for
+    assert new == second.rows[1:]
+    table.show_changes(changes, gone, new, "earlier", Console(width=80))
+    told = capsys.readouterr().out
+    assert "SLOWER" in told
+    assert "Gone: span_pool: went" in told
+    assert "New: span_pool: came" in told
+    table.show_changes([], [], [], "earlier", Console(width=80))
+    assert "no row in common" in capsys.readouterr().out
+
+
+def test_the_table_says_why_a_provider_has_no_figure(
+    make_record: Make, make_row: MakeRow, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = {"kind": "peer", "unavailable": "has no backward"}
+    table.show(make_record(make_row(providers={"slices": out})), Console(width=160))
+    assert "slices has no backward" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_a_kept_record_is_whole(path: Path) -> None:
+    record = load(path)
+    assert path.stat().st_size < 300_000
+    assert re.fullmatch("[0-9a-f]{40}", record.commit)
+    assert record.machine.keys() & {"processor", "gpu"}
+    assert record.versions["torch"]
+    assert not record.failures
+    assert {"copy, GB/s", "float32, GFLOP/s", "bfloat16, GFLOP/s"} <= set(record.ceilings)
+    for row in record.rows:
+        assert row.ours.error is not None, row.title
+        assert row.ours.allowed is not None, row.title
+        assert row.ours.error <= row.ours.allowed, row.title
+        for name, entry in row.providers.items():
+            if entry.milliseconds is None:
+                assert entry.unavailable, (row.title, name)
+            elif entry.kind != "floor":
+                assert entry.error is not None, (row.title, name)
+                assert entry.share == pytest.approx(row.floor / entry.milliseconds, rel=0.01), (row.title, name)
 
 
 def test_wins_and_losses(make_record: Make, make_row: MakeRow) -> None:
