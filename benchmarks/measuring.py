@@ -196,7 +196,9 @@ def judge_peak(suite: Suite, workload: Workload, providers: Mapping[str, Mapping
     if goal.spare is not None:
         allowed = allowed_megabytes(suite, workload, goal.spare)
         verdict = "met" if ours <= allowed + NOISE_MEGABYTES else "missed"
-        found.append(f"{verdict}: peak {ours:.4g} MB, at most {allowed:.4g} (results and {goal.spare:.0%} of all)")
+        found.append(
+            f"{verdict}: peak {ours:.4g} MB, at most {allowed:.4g} (results and {100 * goal.spare:.0f} % of all)"
+        )
     if goal.fraction is not None:
         name = next(each for each, entry in providers.items() if entry["kind"] == "eager")
         part = ours / providers[name]["peak"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -25,9 +26,18 @@ def _plain(value: float, _: object = None) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
+def _width(name: str) -> float:
+    """Of a name beside a bar, as a part of the axis."""
+    return min(0.03 + 0.0125 * len(name), 0.7)
+
+
 def speed_ups(rows: Iterable[Row]) -> str:
-    """Bars of how much faster ours is than the fastest other way; a tick stands at eager PyTorch."""
-    judged = [(row, found) for row in rows if not row.curve and (found := fastest(row))]
+    """Bars of how much faster ours is than the fastest other way; a tick stands at eager PyTorch.
+
+    The points of curves have no bars, unless there is nothing else.
+    """
+    found_of = [(row, found) for row in rows if (found := fastest(row))]
+    judged = [(row, found) for row, found in found_of if not row.curve] or found_of
     if not judged:
         return ""
     with matplotlib.rc_context(STYLE):
@@ -38,15 +48,21 @@ def speed_ups(rows: Iterable[Row]) -> str:
         axes.set_xscale("log")
         eager = [[row.speed_up(n) for n, entry in row.rivals.items() if entry.kind == "eager"] for row, _ in judged]
         everything = [*values, *itertools.chain(*eager)]
-        low, high = min(0.7, *everything) / 1.2, max(2.0, *everything) * 6  # room for the names
+        ends = [
+            max([mine, 1.0, *(e for e in marks if e < 8 * mine)]) for mine, marks in zip(values, eager, strict=True)
+        ]
+        names = [f"{formatting.speed_up(value)} {rival}" for _, (rival, value) in judged]
+        low = min(0.7, *everything) / 1.2
+        room = [low * (end / low) ** (1 / (1 - _width(name))) for end, name in zip(ends, names, strict=True)]
+        high = max(2.4, *(1.2 * each for each in everything), *room)
         axes.set_xlim(low, high)
         axes.axvline(1, color=INK, linewidth=0.8)
-        for place, (_, (rival, value)) in enumerate(judged):
+        for place, (end, name) in enumerate(zip(ends, names, strict=True)):
             for other in eager[place]:
                 axes.plot([other], [place], marker="|", markersize=11, markeredgewidth=2, color=INK)
             axes.annotate(
-                f"{formatting.speed_up(value)} {rival}",
-                (max([value, 1.0, *(other for other in eager[place] if other < 8 * value)]), place),
+                name,
+                (end, place),
                 xytext=(8, 0),
                 textcoords="offset points",
                 va="center",
@@ -72,9 +88,11 @@ def roofline(record: Record, dtype: str) -> str:
         low, high = min(intensities) / 2, max([peak / copy * 4, *intensities]) * 2
         axes.plot([low, peak / copy, high], [low * copy, peak, peak], color=INK, linewidth=1.2)
         axes.annotate(f"{peak:,.0f} GFLOP/s", (high, peak), (0, 4), textcoords="offset points", ha="right", fontsize=9)
-        axes.annotate(
-            f"{copy:.0f} GB/s", (low, low * copy), (2, 10), textcoords="offset points", rotation=35, fontsize=9
-        )
+        ridge = peak / copy / low
+        x = low * ridge**0.55
+        y = x * copy * ridge**0.04  # a little above the line, and along it
+        along = {"rotation": math.degrees(math.atan(y / x)), "rotation_mode": "anchor", "transform_rotates_text": True}
+        axes.text(x, y, f"{copy:,.0f} GB/s", fontsize=9, **along)
         for row, intensity in zip(rows, intensities, strict=True):
             mine, found = row.operations / row.ours.milliseconds / 1e6, fastest(row)  # type: ignore[operator]
             if found:

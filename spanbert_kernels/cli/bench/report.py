@@ -57,7 +57,8 @@ def render(records: list[Record]) -> str:
         error=lambda value: "" if value is None else formatting.error(value).replace("e-", "e\u2011"),
         factor=lambda value: "" if value is None else formatting.speed_up(value),
         megabytes=lambda value: "" if value is None else f"{value:,.0f}" if value >= 1 else "< 1",
-        share=lambda value: "" if value is None else formatting.share(value),
+        share=lambda value: "" if value is None else formatting.share(value) if value >= 0.005 else "< 1 %",
+        rate=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
         duration=formatting.seconds,
     )
     return environment.get_template("benchmarks.html").render(parts=[_part(record) for record in records])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.bench.record import Record, Row
 
 EVEN = 0.05  # as fast as the fastest other, for all that a measurement can tell
@@ -19,10 +20,15 @@ def _mean(factors: Iterable[float]) -> float | None:
 
 @dataclass(frozen=True)
 class OfSuite:
-    """Factors of a suite's rows: against the fastest other way (lowest, mean, highest) and against eager PyTorch."""
+    """Factors of a suite's rows: against the fastest other way (lowest, mean, highest) and against eager PyTorch.
+
+    `wins`, `draws` and `losses` count the rows.
+    """
 
     name: str
-    rows: int
+    wins: int
+    draws: int
+    losses: int
     lowest: float
     mean: float
     highest: float
@@ -57,7 +63,7 @@ class Summary:
             return ["There is no row in which ours stands beside another way."]
         found = [
             f"Ours is faster than every other way on {len(self.wins)} of {total} workloads, within "
-            f"{EVEN:.0%} of the fastest on {len(self.draws)}, slower on {len(self.losses)}."
+            f"{formatting.share(EVEN)} of the fastest on {len(self.draws)}, slower on {len(self.losses)}."
         ]
         if asked := len(self.met) + len(self.missed):
             found.append(f"Of {asked} figures asked for, {len(self.met)} were met and {len(self.missed)} missed.")
@@ -84,4 +90,7 @@ class Summary:
                     eager.append(row.speed_up(rival))
                     if entry.peak and row.ours.peak is not None:
                         peaks.append(max(row.ours.peak, 1e-3) / entry.peak)
-        return OfSuite(name, len(rows), min(factors), mean, max(factors), _mean(eager), _mean(peaks))
+        wins, draws, losses = (
+            sum(row.suite == name for row, *_ in each) for each in (self.wins, self.draws, self.losses)
+        )
+        return OfSuite(name, wins, draws, losses, min(factors), mean, max(factors), _mean(eager), _mean(peaks))

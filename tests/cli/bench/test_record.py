@@ -134,6 +134,7 @@ def test_wins_and_losses(make_record: Make, make_row: MakeRow) -> None:
     assert [row.workload for row, *_ in summary.draws] == ["even"]
     assert [(row.workload, name, factor) for row, name, factor in summary.losses] == [("lost", "bag", 0.5)]
     (suite,) = summary.suites()
+    assert (suite.wins, suite.draws, suite.losses) == (1, 1, 1)
     assert suite.lowest == 0.5
     assert suite.highest == 5.0
     assert suite.mean == pytest.approx((0.5 * 1 * 5) ** (1 / 3))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from spanbert_kernels.cli.bench import figures
 from spanbert_kernels.cli.bench.record import Record, Row, dumps
 from spanbert_kernels.cli.bench.report import render
 
@@ -43,6 +44,25 @@ def test_everything_is_on_the_page(page: str) -> None:
         assert heading in text
     assert page.count("<svg") == 6  # bars, roofline, two curves; and the second record's bars and roofline
     assert "None" not in text
+    assert "bag runs out of memory: takes more than 3000 MB" in " ".join(text.split())
+
+
+def test_names_beside_bars_have_room(make_row: MakeRow) -> None:
+    """The widest bar has the longest name."""
+    name = "a way with a long name, compiled"
+    other = {"kind": "peer", "milliseconds": 1.0, "quartiles": [1.0, 1.0], "rounds": 9, "error": 0.0, "share": 1.0}
+    row = make_row(ours=0.01, bag=20.0, providers={name: other})
+    plot = figures.speed_ups([row])
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', plot)[1])  # type: ignore[index]
+    place = re.search(rf'translate\(([\d.]+) [^>]*>100 x {name}<|x="([\d.]+)"[^>]*>100 x {name}<', plot)
+    assert place, plot
+    assert float(place[1] or place[2]) + 5 * len(f"100 x {name}") < width
+
+
+def test_points_of_curves_have_bars_where_nothing_else_has(make_row: MakeRow) -> None:
+    curve = [make_row(workload=f"{n} tokens", curve="mean", scaling="tokens") for n in (10, 100)]
+    assert "10 tokens" in figures.speed_ups(curve)
+    assert "10 tokens" not in figures.speed_ups([make_row(), *curve])
 
 
 def test_the_page_needs_no_network(page: str) -> None:
