@@ -60,13 +60,20 @@ def duration(seconds: float) -> str:
     """Two digits in the unit that suits.
 
     Example:
-        >>> duration(0.0123), duration(75.0), duration(7200.0), duration(4e7)
-        ('12 ms', '75 s', '2.0 h', '460 days')
+        >>> duration(0.000012), duration(0.0123), duration(75.0), duration(7200.0), duration(4e7)
+        ('12 µs', '12 ms', '75 s', '2.0 h', '460 days')
     """
-    for unit, scale, least in (("years", 31_557_600.0, 2.0), ("days", 86400.0, 2.0), ("h", 3600.0, 1.0)):
+    units = (
+        ("years", 31_557_600.0, 2.0),
+        ("days", 86400.0, 2.0),
+        ("h", 3600.0, 1.0),
+        ("s", 1.0, 1.0),
+        ("ms", 1e-3, 1.0),
+    )
+    for unit, scale, least in units:
         if seconds >= least * scale:
             return f"{_two_digits(seconds / scale)} {unit}"
-    return f"{_two_digits(seconds)} s" if seconds >= 1 else f"{_two_digits(seconds * 1e3)} ms"
+    return f"{_two_digits(seconds * 1e6)} µs"
 
 
 def _two_digits(value: float) -> str:
