@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from baselines import CompiledFlexAttention, attention_padded
 from measuring import assert_agrees
-from on_gpu import DTYPE, Comparison, copy_rate
+from on_gpu import DTYPE, Comparison
 from registry import BOTH, FORWARD
 from torch import Tensor
 
@@ -60,6 +60,9 @@ class Case:
         self.plan = ops.plan_attention(self.cu_seqlens, self.clusters, "tokens", "tokens")
         document = document_of(self.cu_seqlens, self.tokens)
         self.document, self.group = document, document // max(1, load.cluster)
+        # Without the documents themselves where there are clusters.
+        own, groups = lengths.square().sum(), lengths.view(-1, load.cluster or 1).sum(1).square().sum()
+        self.pairs = int(groups - own if load.cluster else own)
         generator = torch.Generator().manual_seed(0)
         self.qkv = torch.randn(self.tokens, 3, HEADS, HEAD_DIM, generator=generator).to("cuda", DTYPE)
         self.grad = torch.randn(self.tokens, HEADS, HEAD_DIM, generator=generator).to("cuda", DTYPE)
@@ -101,18 +104,23 @@ class Case:
 
 @pytest.mark.parametrize("name", WORKLOADS)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
-def test_attention_on_gpu(keep_row: Callable[..., None], name: str, backward: bool) -> None:
+def test_attention_on_gpu(
+    keep_row: Callable[..., None], gpu_ceilings: dict[str, float], name: str, backward: bool
+) -> None:
     case = Case(WORKLOADS[name])
 
     def by_eager(dtype: torch.dtype) -> Tensor:
         return case.result(lambda q, k, v: case.ours(q, k, v, "eager"), backward, dtype)
 
-    reference, eager = by_eager(torch.float32).double(), by_eager(DTYPE)
+    reference, eager = by_eager(torch.float64), by_eager(DTYPE)
     # q, k, v and the output once; backward: those, the incoming gradient and three gradients.
     moved = (12 if backward else 4) * case.tokens * HEADS * HEAD_DIM * DTYPE.itemsize
+    # Two products forward, five more backward, as on a CPU.
+    operations = (3.5 if backward else 1.0) * 4 * case.pairs * HEADS * HEAD_DIM
     axes = {"tokens": case.tokens, "documents": len(case.cu_seqlens) - 1}
     suite = "document_attention" if case.clusters is None else "cross_document_attention"
-    comparison = Comparison(suite, name, BOTH if backward else FORWARD, axes, moved, copy_rate(), reference)
+    direction = BOTH if backward else FORWARD
+    comparison = Comparison(suite, name, direction, axes, moved, operations, gpu_ceilings, reference)
     for backend in BACKENDS:
         reason = ops.backends.refusal(backend, "cuda", DTYPE)
         if reason is not None:
@@ -124,6 +132,7 @@ def test_attention_on_gpu(keep_row: Callable[..., None], name: str, backward: bo
 
         _, allowed = assert_agrees(run(), eager, reference)
         comparison.measure(backend, "ours", run, graph=True, allowed=allowed)
+    comparison.measure("eager", "eager", lambda: by_eager(DTYPE))
     for peer, way in case.peers().items():
         try:
             comparison.measure(peer, "peer", lambda way=way: case.result(way, backward), graph=True)

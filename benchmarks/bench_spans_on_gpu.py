@@ -1,7 +1,8 @@
 """Span pooling on a GPU, in bfloat16, against its floor, eager PyTorch and what users take instead.
 
 The workloads are those of span models; the floor reads hidden once and writes the output once at the rate of a copy
-that is measured in the same run. Times are medians over cold caches, as triton.testing.do_bench takes them.
+that is measured in the same run. The reference is eager PyTorch in float64. Times are medians over cold caches, as
+triton.testing.do_bench takes them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 import torch
 from baselines import RaggedTokens, gather_and_max, gather_and_mean
 from measuring import assert_agrees
-from on_gpu import DTYPE, Comparison, copy_rate
+from on_gpu import DTYPE, Comparison
 from registry import BOTH, FORWARD
 from torch import Tensor
 
@@ -85,7 +86,9 @@ def others(parts: str, load: Workload, hidden: Tensor, spans: Tensor, scores: Te
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("name", WORKLOADS)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
-def test_spans_on_gpu(keep_row: Callable[..., None], name: str, parts: str, backward: bool) -> None:
+def test_spans_on_gpu(
+    keep_row: Callable[..., None], gpu_ceilings: dict[str, float], name: str, parts: str, backward: bool
+) -> None:
     load = WORKLOADS[name]
     hidden, spans, plan, scores = inputs(load)
     columns = load.hidden * len(PARTS[parts])
@@ -103,7 +106,8 @@ def test_spans_on_gpu(keep_row: Callable[..., None], name: str, parts: str, back
     def by_eager(dtype: torch.dtype) -> Tensor:
         """Chunk by chunk, as the gathered tokens of all spans and their gradients do not fit."""
         rows = max(1, 2**29 // (load.max_width * load.hidden))
-        outputs, total = [], torch.zeros(hidden.shape, device="cuda")
+        outputs = []
+        total = torch.zeros(hidden.shape, dtype=torch.promote_types(dtype, torch.float32), device="cuda")
         for chunk, incoming in zip(spans.split(rows), grad.split(rows), strict=True):
             leaf = hidden.to(dtype).requires_grad_(backward)
             output = ops.span_pool(leaf, chunk, PARTS[parts], backend="eager", **options)
@@ -113,12 +117,14 @@ def test_spans_on_gpu(keep_row: Callable[..., None], name: str, parts: str, back
                 outputs.append(output)
         return total.to(dtype) if backward else torch.cat(outputs)
 
-    reference, eager = by_eager(torch.float32).double(), by_eager(DTYPE)
+    reference, eager = by_eager(torch.float64), by_eager(DTYPE)
     # Forward: hidden is read, the output written; backward: its gradient is read, that of hidden written.
-    moved = (2 if backward else 1) * (hidden.numel() + len(plan) * columns) * hidden.element_size()
+    passes = 2 if backward else 1
+    moved = passes * (hidden.numel() + len(plan) * columns) * hidden.element_size()
+    operations = 0 if parts == "start,end" else 2 * passes * len(plan) * load.hidden  # as on a CPU
     axes = {"tokens": len(hidden), "spans": len(plan), "width": load.max_width, "documents": load.documents}
     direction, title = BOTH if backward else FORWARD, f"{parts}, {name}"
-    comparison = Comparison("span_pool", title, direction, axes, moved, copy_rate(), reference)
+    comparison = Comparison("span_pool", title, direction, axes, moved, operations, gpu_ceilings, reference)
     for backend in BACKENDS:
         reason = ops.backends.refusal(backend, "cuda", DTYPE)
         if reason is not None:
@@ -127,7 +133,9 @@ def test_spans_on_gpu(keep_row: Callable[..., None], name: str, parts: str, back
         _, allowed = assert_agrees(result(lambda x, b=backend: ours(x, b)), eager, reference)
         comparison.measure(backend, "ours", lambda b=backend: result(lambda x: ours(x, b)), allowed=allowed)
     del eager
-    if not backward:
+    if backward:
+        comparison.measure("eager, in chunks", "eager", lambda: by_eager(DTYPE))
+    else:
         for peer, way in others(parts, load, hidden, spans, scores).items():
-            comparison.measure(peer, "peer", way)
+            comparison.measure(peer, "eager" if peer.startswith("gather") else "peer", way)
     keep_row(comparison.row())

@@ -48,6 +48,15 @@ def machine_ceilings() -> dict[str, float]:
     return found
 
 
+@pytest.fixture(scope="session")
+def gpu_ceilings() -> dict[str, float]:
+    import on_gpu
+
+    found = on_gpu.ceilings()
+    _append({"ceilings": found})
+    return found
+
+
 @pytest.fixture
 def record(request: pytest.FixtureRequest, benchmark: Any, machine_ceilings: dict[str, float]) -> Callable[..., None]:
     """Measures a workload of the module's suite; there is a row only if our result was right in this run."""

@@ -221,6 +221,12 @@ def allowed_megabytes(suite: Suite, workload: Workload, spare: float) -> float:
     return (written + spare * (read + written)) * workload.dtype.itemsize / 1e6
 
 
+def floor_of(moved: float, operations: float, dtype: str, ceilings: Mapping[str, float]) -> float:
+    """Milliseconds that the fewest bytes or the fewest operations take at best, whichever is more."""
+    rate = ceilings.get(f"{dtype}, GFLOP/s") or ceilings["float32, GFLOP/s"]
+    return max(moved / ceilings["copy, GB/s"], operations / rate) / 1e6
+
+
 def measure(suite: Suite, workload: Workload, ceilings: Mapping[str, float], benchmark: Any) -> dict[str, Any]:
     """The row of a workload; raises `Refused` where our result is wrong."""
     start = time.perf_counter()
@@ -234,8 +240,7 @@ def measure(suite: Suite, workload: Workload, ceilings: Mapping[str, float], ben
     time_in_turns(found, QUICK_SECONDS if QUICK else workload.seconds, benchmark)
     work = suite.work(workload, suite.inputs(workload, workload.dtype))
     dtype = str(workload.dtype).removeprefix("torch.")
-    rate = ceilings.get(f"{dtype}, GFLOP/s") or ceilings["float32, GFLOP/s"]
-    floor = max(work.bytes / ceilings["copy, GB/s"], work.operations / rate) / 1e6
+    floor = floor_of(work.bytes, work.operations, dtype, ceilings)
     providers = {name: figures(measured, floor) for name, measured in found.items()}
     providers["ours"]["allowed"] = allowed
     gc.collect()

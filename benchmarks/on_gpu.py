@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from measuring import LARGEST_DEVIATION
+from measuring import LARGEST_DEVIATION, floor_of
 from registry import deviation
 from torch import Tensor
 
-DTYPE = torch.bfloat16
+DTYPE, NAME = torch.bfloat16, "bfloat16"
 
 
 def quartiles(way: Callable[[], object]) -> list[float]:
@@ -22,11 +22,16 @@ def quartiles(way: Callable[[], object]) -> list[float]:
     return found
 
 
-def copy_rate() -> float:
-    """Bytes per millisecond of a large copy, read and written."""
+def ceilings() -> dict[str, float]:
+    """What this GPU does at best, measured in this run: bytes of a copy, read and written; matrix products."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.numel() / quartiles(lambda: target.copy_(source))[1]
+    found = {"copy, GB/s": 2 * source.numel() / quartiles(lambda: target.copy_(source))[1] / 1e6}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(8192, 8192, device="cuda").to(dtype)
+        product = quartiles(lambda a=a: a @ a)[1]
+        found[f"{str(dtype).removeprefix('torch.')}, GFLOP/s"] = 2 * 8192**3 / product / 1e6
+    return found
 
 
 def replayed(way: Callable[[], object]) -> float | str:
@@ -63,12 +68,13 @@ class Comparison:
     direction: str
     axes: Mapping[str, float]
     bytes: float
-    rate: float  # of a copy, bytes per millisecond
+    operations: float
+    ceilings: Mapping[str, float]
     reference: Tensor
     providers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def measure(self, name: str, kind: str, way: Callable[[], Tensor], graph: bool = False, **more: Any) -> None:
-        """A way whose result is compared here; `kind` is ours or peer."""
+        """A way whose result is compared here; `kind` is ours, eager or peer."""
         result = way()
         off = deviation(result, self.reference)
         if not off <= LARGEST_DEVIATION[DTYPE]:
@@ -96,29 +102,30 @@ class Comparison:
 
     @property
     def floor(self) -> float:
-        return self.bytes / self.rate
+        return floor_of(self.bytes, self.operations, NAME, self.ceilings)
 
     def row(self) -> dict[str, Any]:
         """The fastest of ours is called so; our other backends stand beside it."""
         mine = {n: p for n, p in self.providers.items() if p["kind"] == "ours" and "milliseconds" in p}
         assert mine, f"no backend of ours took the call: {self.providers}"
         best = min(mine, key=lambda name: mine[name]["milliseconds"])
-        others = {
-            f"ours, {name}" if entry["kind"] == "ours" else name: {**entry, "kind": "peer"}
-            for name, entry in self.providers.items()
-            if name != best
-        }
+        others = {}
+        for name, entry in self.providers.items():
+            if entry["kind"] != "ours":
+                others[name] = entry
+            elif name != best:
+                others[f"ours, {name}"] = entry | {"kind": "peer"}
         return {
             "suite": self.suite,
             "workload": self.workload,
             "direction": self.direction,
-            "dtype": str(DTYPE).removeprefix("torch."),
+            "dtype": NAME,
             "device": "cuda",
             "axes": dict(self.axes),
             "scaling": None,
             "curve": None,
             "bytes": int(self.bytes),
-            "operations": 0,
+            "operations": int(self.operations),
             "floor": self.floor,
             "providers": {"ours": self.providers[best], **others},
             "goals": [],

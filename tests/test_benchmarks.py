@@ -39,6 +39,21 @@ for wrong in (2.0 + 6e-6, float("nan"), float("inf")):
         print("refused")
 """
 
+FLOOR = """
+import torch
+from measuring import floor_of
+from on_gpu import Comparison
+ceilings = {"copy, GB/s": 4.0, "float32, GFLOP/s": 10.0, "bfloat16, GFLOP/s": 100.0}
+print(floor_of(8e6, 0, "float32", ceilings))  # 8 MB at 4 GB/s
+print(floor_of(8e6, 1e9, "bfloat16", ceilings))  # a GFLOP at 100 a second takes longer
+print(floor_of(8e6, 1e9, "float16", ceilings))  # not measured: as float32
+comparison = Comparison("span_pool", "mean", "forward", {}, 8e6, 1e9, ceilings, torch.ones(2))
+comparison.providers["triton"] = {"kind": "ours", "milliseconds": 2.0}
+comparison.providers["cuda"] = {"kind": "ours", "milliseconds": 1.0}
+comparison.providers["gather"] = {"kind": "eager", "milliseconds": 3.0}
+row = comparison.row()
+print(row["floor"], {name: entry["kind"] for name, entry in row["providers"].items()})
+"""
 LIMITED = """
 import memory
 case = "memory", "span_pool mean, 128 tokens, forward, float32", "eager"
@@ -64,6 +79,11 @@ def test_every_suite_holds_together() -> None:
 
 def test_the_gate() -> None:
     assert python(RULE) == ["refused"] * 3
+
+
+def test_floors() -> None:
+    kinds = {"ours": "ours", "ours, triton": "peer", "gather": "eager"}
+    assert python(FLOOR) == ["2.0", "10.0", "100.0", f"10.0 {kinds}"]
 
 
 def test_what_takes_more_than_its_limit_has_no_peak() -> None:

@@ -90,7 +90,7 @@ def bench(out: Path) -> Iterator[Step]:
 
 def record_of(lines: list[str], found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """A record as `spanbert-kernels bench` writes them and `report` reads them."""
-    taken: dict[str, list[Any]] = {"row": [], "failure": [], "skipped": []}
+    taken: dict[str, list[Any]] = {"row": [], "failure": [], "skipped": [], "ceilings": []}
     for line in lines:
         for name, value in json.loads(line).items():
             if name in taken:
@@ -100,13 +100,13 @@ def record_of(lines: list[str], found: Mapping[str, Any], seconds: float) -> dic
         "format": 1,
         "date": datetime.date.today().isoformat(),
         "commit": found.get("commit", "unknown"),
-        "dirty": False,
+        "dirty": found.get("dirty", False),
         "quick": False,
         "seed": 0,
         "seconds": round(seconds, 1),
         "machine": {"processor": "", **{name: str(found[name]) for name in about if name in found}},
-        "versions": {name: str(value) for name, value in found.items() if name not in (*about, "commit")},
-        "ceilings": {},
+        "versions": {name: str(value) for name, value in found.items() if name not in (*about, "commit", "dirty")},
+        "ceilings": taken["ceilings"][-1] if taken["ceilings"] else {},
         "failures": taken["failure"],
         "skipped": taken["skipped"],
         "rows": taken["row"],
@@ -130,8 +130,19 @@ def machine() -> dict[str, Any]:
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {**found, "commit": commit.stdout.strip() or os.environ.get("COMMIT", "unknown")}
+    return {**found, "commit": git("rev-parse", "HEAD") or os.environ.get("COMMIT", "unknown"), "dirty": changed()}
+
+
+def git(*words: str) -> str:
+    """What git says, or nothing where there is no git or no repository."""
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def changed() -> bool:
+    """Whether files that git knows differ from the commit; what a build or a run leaves beside them does not count."""
+    return bool(git("status", "--porcelain", "--untracked-files=no"))
 
 
 def main() -> int:
