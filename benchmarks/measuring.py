@@ -66,8 +66,8 @@ def assert_agrees(result: Tensor, eager: Tensor, reference: Tensor) -> tuple[flo
     return error, allowed
 
 
-def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[dict[str, Measured], float]:
-    """Every provider's way, run once and compared with float64 in this run; and what our error may be."""
+def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[dict[str, Measured], Tensor, float]:
+    """Every provider's way, run once and compared with float64 in this run; our result and what its error may be."""
     exact_way = ready(suite, workload, suite.reference, torch.float64)
     exact = exact_way.results(exact_way.run())
     del exact_way
@@ -105,7 +105,14 @@ def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[
             measured.reason, measured.way = f"computes something else: {off:.2g} of the norm", None
     assert ours is not None, found["ours"].reason
     assert eager is not None
-    return found, assert_agrees(ours, eager, exact)[1]
+    return found, ours, assert_agrees(ours, eager, exact)[1]
+
+
+def assert_still_agrees(way: Ready, first: Tensor, allowed: float) -> None:
+    """What was right before it was timed is so afterwards."""
+    off = float((way.results(way.run()).double() - first.double()).abs().max())
+    if not off <= allowed:
+        raise Refused(f"ours: after it was timed off by {off:.3g} from its first result, allowed {allowed:.3g}")
 
 
 def time_in_turns(found: Mapping[str, Measured], seconds: float, benchmark: Any) -> None:
@@ -234,10 +241,14 @@ def measure(suite: Suite, workload: Workload, ceilings: Mapping[str, float], ben
     suite.inputs(workload, workload.dtype)  # raises where the data are not there
     if not QUICK:  # while this process itself is small
         peaks = {n: peak_megabytes(suite.name, workload.id, n, workload.memory_limit) for n in workload.peaks}
-    found, allowed = gate(suite, workload, {name: peak for name, peak in peaks.items() if isinstance(peak, str)})
+    found, first, allowed = gate(suite, workload, {name: peak for name, peak in peaks.items() if isinstance(peak, str)})
     for name, peak in peaks.items():
         found[name].peak = peak if isinstance(peak, float) else None
     time_in_turns(found, QUICK_SECONDS if QUICK else workload.seconds, benchmark)
+    mine = found["ours"].way
+    assert mine is not None
+    assert_still_agrees(mine, first, allowed)
+    del first
     work = suite.work(workload, suite.inputs(workload, workload.dtype))
     dtype = str(workload.dtype).removeprefix("torch.")
     floor = floor_of(work.bytes, work.operations, dtype, ceilings)

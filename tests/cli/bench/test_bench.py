@@ -23,6 +23,15 @@ def span_gather(*arguments, **options):
     return tokens + (tokens == tokens.max()), cu_seqlens  # one number of four million, off by one
 ops.span_gather = span_gather
 """
+WRONG_LATER = """
+from spanbert_kernels import ops
+right, calls = ops.span_gather, []
+def span_gather(*arguments, **options):
+    calls.append(None)
+    tokens, cu_seqlens = right(*arguments, **options)
+    return tokens + (len(calls) > 1), cu_seqlens
+ops.span_gather = span_gather
+"""
 SLOWED = """
 import time
 from spanbert_kernels import ops
@@ -84,6 +93,15 @@ def test_a_wrong_kernel_gets_no_row(run: Run, with_plugin: Callable[[str], None]
     assert (failure["suite"], failure["workload"]) == ("span_gather", "planned, forward, float32")
     assert failure["reason"].startswith("ours: off by 1, allowed")
     assert "FAILED: span_gather" in result.output
+
+
+def test_a_kernel_that_is_right_once_gets_no_row(run: Run, with_plugin: Callable[[str], None]) -> None:
+    with_plugin(WRONG_LATER)
+    result = gather(run)
+    assert result.exit_code == 1, result.output
+    record = load(Path("record.json"))
+    assert record.rows == []
+    assert record.failures[0]["reason"].startswith("ours: after it was timed off by 1")
 
 
 @pytest.mark.parametrize(
