@@ -102,13 +102,14 @@ class Inputs:
 class Prepared:
     """A way with leaves of its own, such as a padded batch, or a model's parameters, which the way finds by itself.
 
-    `unpack` makes its results comparable.
+    `unpack` makes its results comparable. One that `accumulates` adds to its own copy of the leaves, call after call.
     """
 
     way: Way
     leaves: tuple[Tensor, ...]
     unpack: Callable[[Tensor], Tensor] = lambda tensor: tensor
     parameters: bool = False
+    accumulates: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,14 @@ def names() -> list[str]:
 
 @dataclass(frozen=True)
 class Ready:
-    """A provider's way on a workload: `run()` is what is timed, `results(run())` what is compared."""
+    """A provider's way on a workload: `run()` is what is timed, `results(run())` what is compared.
+
+    Unless it is `repeatable`, only the first call's result can be compared.
+    """
 
     run: Callable[[], tuple[Tensor, ...]]
     results: Callable[[tuple[Tensor, ...]], Tensor]
+    repeatable: bool = True
 
 
 def ready(suite: Suite, workload: Workload, name: str, dtype: torch.dtype | None = None) -> Ready:
@@ -189,7 +194,7 @@ def ready(suite: Suite, workload: Workload, name: str, dtype: torch.dtype | None
     def results(found: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([prepared.unpack(tensor).flatten() for tensor in found])
 
-    return Ready(_run(prepared, workload.direction, inputs.steady), results)
+    return Ready(_run(prepared, workload.direction, inputs.steady), results, not prepared.accumulates)
 
 
 def _run(prepared: Prepared, direction: str, steady: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:

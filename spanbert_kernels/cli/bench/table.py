@@ -32,7 +32,7 @@ def _new() -> Table:
 def show(record: Record, console: Console) -> None:
     """All rows, suite by suite, then what failed, what was skipped, and the summary."""
     table = _new()
-    table.add_column("workload", ratio=3)
+    table.add_column("workload", ratio=3, min_width=24)  # as long as a suite's name
     table.add_column("ours", justify="right", no_wrap=True)
     table.add_column("fastest other", ratio=2)
     table.add_column("speed-up", justify="right", no_wrap=True)

@@ -98,6 +98,17 @@ def test_only_rows_of_both_records_are_compared(
     assert "no row in common" in capsys.readouterr().out
 
 
+def test_the_table_is_narrow_and_names_suites_whole(
+    make_record: Make, make_row: MakeRow, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"kind": "peer", "milliseconds": 1.0, "quartiles": [1.0, 1.0], "rounds": 3}
+    row = make_row(suite="cross_document_attention", providers={"SDPA per cluster with a mask": other})
+    table.show(make_record(row), Console(width=80))
+    told = capsys.readouterr().out
+    assert "cross_document_attention" in told
+    assert max(map(len, told.splitlines())) <= 80
+
+
 def test_the_table_says_why_a_provider_has_no_figure(
     make_record: Make, make_row: MakeRow, capsys: pytest.CaptureFixture[str]
 ) -> None:
