@@ -34,7 +34,7 @@ def show(record: Record, console: Console) -> None:
     table = _new()
     table.add_column("workload", ratio=3, min_width=24)  # as long as a suite's name
     table.add_column("ours", justify="right", no_wrap=True)
-    table.add_column("fastest other", ratio=2)
+    table.add_column("fastest other", ratio=2, max_width=20)
     table.add_column("speed-up", justify="right", no_wrap=True)
     table.add_column("of\nfloor", justify="right", no_wrap=True)
     table.add_column("goals\nmet", justify="right", no_wrap=True)
