@@ -197,12 +197,12 @@ ROWS = {
     "relations": RowOfTask(
         "relations", "meantime's events and participants, the same documents", participants, "F1", training(60, 1)
     ),
-    "summaries-scitldr": RowOfTask("summarisation", "scitldr", SCITLDR, "ROUGE-L", training(20)),
+    "summaries-scitldr": RowOfTask("summarisation", "scitldr", SCITLDR, "ROUGE-L", training(10)),
     "summaries-gum": RowOfTask(
-        "summarisation", "gum, human summaries", below("gum/dep/train", "gum/dep/test"), "ROUGE-L", training(60, 4)
+        "summarisation", "gum, human summaries", below("gum/dep/train", "gum/dep/test"), "ROUGE-L", training(20, 4)
     ),
-    "translation-zh": RowOfTask("translation", "ntrex en-zh, split by document", ntrex("zho-CN"), "BLEU", training(40)),
-    "translation-de": RowOfTask("translation", "ntrex en-de, split by document", ntrex("deu"), "BLEU", training(40)),
+    "translation-zh": RowOfTask("translation", "ntrex en-zh, split by document", ntrex("zho-CN"), "BLEU", training(15)),
+    "translation-de": RowOfTask("translation", "ntrex en-de, split by document", ntrex("deu"), "BLEU", training(15)),
     "parsing-ewt": RowOfTask("parsing", "ewt", EWT, "LAS", training(15)),
     "parsing-gum": RowOfTask("parsing", "gum", trees, "LAS", training(15)),
     "sentiment": RowOfTask("classification", "senti4sd", sentiment, "accuracy", training(6)),
@@ -213,7 +213,7 @@ ROWS = {
     "topics": RowOfTask("classification", "topics of meantime", topics, "accuracy", training(20, 8)),
 }
 SPEED = "speed"
-PRETRAINING = {"steps": 2500, "batch_size": 32, "learning_rate": 1e-3, "evaluate_steps": 250}
+PRETRAINING = {"steps": 2000, "batch_size": 32, "learning_rate": 1e-3, "evaluate_steps": 250}
 
 
 def texts_of(data: Path) -> list[str]:

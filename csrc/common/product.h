@@ -1,8 +1,11 @@
 // Small matrix products on packed panels, for kernel files: C = A B, everything in the accumulator type.
 //
-// B is a panel of kPanel columns, its rows one behind the other; A is read element by element through two strides, so
-// that A and its transpose are the same code; kRows x kPanel sums stay in registers (Goto and van de Geijn 2008).
+// B lies in panels of kPanel columns, the last of as many vectors as are needed, the rows of a panel one behind the
+// other; A is read element by element through two strides, so that A and its transpose are the same code; kRows x
+// kPanel sums stay in registers (Goto and van de Geijn 2008).
 #pragma once
+
+#include <algorithm>
 
 #include "common/vector.h"
 
@@ -20,90 +23,121 @@ constexpr int kRows = 4, kVectors = 2;
 template <class A>
 constexpr int kPanel = kVectors * lanes<A>;
 
+// `columns` in whole vectors.
 template <class A>
-inline int64_t panels(int64_t columns) {
-  return (columns + kPanel<A> - 1) / kPanel<A>;
+inline int64_t whole_vectors(int64_t columns) {
+  return (columns + lanes<A> - 1) / lanes<A> * lanes<A>;
 }
 
-template <class A, int R>
-inline void product_rows(const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t depth, A* c, int64_t c_row,
+// A matrix in panels: `rows` rows of `columns` columns, zeros up to a whole vector.
+template <class A>
+struct Panels {
+  const A* first;
+  int64_t rows, columns;
+};
+
+template <class A, int R, int V>
+inline void product_tile(const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t depth, A* c, int64_t c_row,
                          bool add) {
-  Vector<A> sum[R][kVectors] = {};
+  Vector<A> sum[R][V] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    Vector<A> row[kVectors];
-    for (int v = 0; v < kVectors; ++v) row[v] = load(b + k * kPanel<A> + v * lanes<A>);
+    Vector<A> row[V];
+    for (int v = 0; v < V; ++v) row[v] = load(b + (k * V + v) * lanes<A>);
     for (int r = 0; r < R; ++r) {
       const A factor = a[r * a_row + k * a_column];
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += factor * row[v];
+      for (int v = 0; v < V; ++v) sum[r][v] += factor * row[v];
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < V; ++v) {
       A* to = c + r * c_row + v * lanes<A>;
       store(to, add ? load(to) + sum[r][v] : sum[r][v]);  // sums of blocks round less than one long sum
     }
   }
 }
 
-template <class A, int R>
+template <class A, int R, int V>
 inline void product_rest(int64_t rows, const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t depth, A* c,
                          int64_t c_row, bool add) {
-  if (rows == R) return product_rows<A, R>(a, a_row, a_column, b, depth, c, c_row, add);
-  if constexpr (R > 1) product_rest<A, R - 1>(rows, a, a_row, a_column, b, depth, c, c_row, add);
+  if (rows == R) return product_tile<A, R, V>(a, a_row, a_column, b, depth, c, c_row, add);
+  if constexpr (R > 1) product_rest<A, R - 1, V>(rows, a, a_row, a_column, b, depth, c, c_row, add);
 }
 
-// C [rows, columns] (+)= A [rows, depth] B [depth, columns]. B: panels of [depth, kPanel], `b_panel` elements apart.
-// C is written in whole panels: its rows must have room for them.
-template <class A>
-inline void product(int64_t rows, int64_t columns, int64_t depth, const A* a, int64_t a_row, int64_t a_column,
-                    const A* b, int64_t b_panel, A* c, int64_t c_row, bool add) {
-  for (int64_t panel = 0; panel < panels<A>(columns); ++panel) {
-    int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows) {
-      product_rows<A, kRows>(a + row * a_row, a_row, a_column, b + panel * b_panel, depth,
-                             c + row * c_row + panel * kPanel<A>, c_row, add);
+// One panel of V vectors, or of fewer.
+template <class A, int V = kVectors>
+inline void product_panel(int64_t vectors, int64_t rows, int64_t depth, const A* a, int64_t a_row, int64_t a_column,
+                          const A* b, int64_t b_row, A* c, int64_t c_row, bool add) {
+  if constexpr (V > 1) {
+    if (vectors < V) {
+      return product_panel<A, V - 1>(vectors, rows, depth, a, a_row, a_column, b, b_row, c, c_row, add);
     }
-    if (row < rows) {
-      product_rest<A, kRows - 1>(rows - row, a + row * a_row, a_row, a_column, b + panel * b_panel, depth,
-                                 c + row * c_row + panel * kPanel<A>, c_row, add);
-    }
+  }
+  b += b_row * V * lanes<A>;
+  int64_t row = 0;
+  for (; row + kRows <= rows; row += kRows) {
+    product_tile<A, kRows, V>(a + row * a_row, a_row, a_column, b, depth, c + row * c_row, c_row, add);
+  }
+  if (row < rows) {
+    product_rest<A, kRows - 1, V>(rows - row, a + row * a_row, a_row, a_column, b, depth, c + row * c_row, c_row, add);
   }
 }
 
-// Rows `row(0)`, `row(1)`, ... (pointers to dense rows) as panels [rows, kPanel] over the columns, zeros beyond the
-// last column.
+// C [rows, b.columns] (+)= A [rows, depth] B [depth, b.columns], B from its row `b_row` on. C is written in whole
+// vectors: its rows must have room for them.
+template <class A>
+inline void product(int64_t rows, int64_t depth, const A* a, int64_t a_row, int64_t a_column, Panels<A> b,
+                    int64_t b_row, A* c, int64_t c_row, bool add) {
+  for (int64_t column = 0; column < b.columns; column += kPanel<A>) {
+    const int64_t left = b.columns - column, vectors = (left + lanes<A> - 1) / lanes<A>;
+    product_panel<A>(vectors, rows, depth, a, a_row, a_column, b.first + column * b.rows, b_row, c + column, c_row,
+                     add);
+  }
+}
+
+// Vectors of the panel that begins at `column`.
+template <class A>
+inline int panel_vectors(int64_t column, int64_t columns) {
+  return static_cast<int>(std::min<int64_t>(kVectors, (columns - column + lanes<A> - 1) / lanes<A>));
+}
+
+// Rows `row(0)`, `row(1)`, ... (pointers to dense rows) as panels.
 template <class A, class Row>
-inline void pack(const Row& row, int64_t rows, int64_t columns, A* to) {
-  for (int64_t panel = 0; panel < panels<A>(columns); ++panel) {
-    for (int64_t r = 0; r < rows; ++r, to += kPanel<A>) {
-      const auto* from = row(r);
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t c = panel * kPanel<A> + v * lanes<A>;
-        const int64_t count = columns - c < 0 ? 0 : columns - c < lanes<A> ? columns - c : lanes<A>;
-        store(to + v * lanes<A>, load_up_to(from + (count ? c : 0), static_cast<int>(count)));
+inline Panels<A> pack(const Row& row, int64_t rows, int64_t columns, A* to) {
+  const Panels<A> packed{to, rows, columns};
+  for (int64_t column = 0; column < columns; column += kPanel<A>) {
+    const int vectors = panel_vectors<A>(column, columns);
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto* from = row(r) + column;
+      for (int64_t c = 0; c < vectors * lanes<A>; c += lanes<A>, to += lanes<A>) {
+        store(to, load_up_to(from + c, static_cast<int>(std::min<int64_t>(lanes<A>, columns - column - c))));
       }
     }
   }
+  return packed;
 }
 
-// The same of the transpose: panels [columns, kPanel] over the rows, zeros beyond the last row.
+// The same of the transpose, [columns, rows].
 template <class A, class Row>
-inline void pack_transposed(const Row& row, int64_t rows, int64_t columns, A* to) {
+inline Panels<A> pack_transposed(const Row& row, int64_t rows, int64_t columns, A* to) {
   constexpr int kLanes = lanes<A>;
-  for (int64_t panel = 0; panel < panels<A>(rows); ++panel, to += columns * kPanel<A>) {
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t first = panel * kPanel<A> + v * kLanes;
+  const Panels<A> packed{to, columns, rows};
+  for (int64_t panel = 0; panel < rows; panel += kPanel<A>) {
+    const int vectors = panel_vectors<A>(panel, rows);
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t first = panel + v * kLanes;
       for (int64_t c = 0; c < columns; c += kLanes) {
-        const int count = static_cast<int>(columns - c < kLanes ? columns - c : kLanes);
+        const int count = static_cast<int>(std::min<int64_t>(kLanes, columns - c));
         Vector<A> block[kLanes];
         for (int r = 0; r < kLanes; ++r) {
           block[r] = first + r < rows ? load_up_to(row(first + r) + c, count) : Vector<A>{};
         }
         transpose<A>(block);
-        for (int column = 0; column < count; ++column) store(to + (c + column) * kPanel<A> + v * kLanes, block[column]);
+        for (int column = 0; column < count; ++column) store(to + ((c + column) * vectors + v) * kLanes, block[column]);
       }
     }
+    to += columns * vectors * kLanes;
   }
+  return packed;
 }
 
 }  // namespace SPANBERT_LEVEL

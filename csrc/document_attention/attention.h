@@ -57,8 +57,8 @@ struct Attention {
 
   const AttentionCall& call;
   const Neighbourhood& near;
-  const int64_t head, dim = call.head_dim, wide = panels<A>(dim) * kPanel<A>;  // head_dim in whole panels
-  const int64_t key_block = near.keys < kKeys ? near.keys : kKeys, key_columns = panels<A>(key_block) * kPanel<A>;
+  const int64_t head, dim = call.head_dim, wide = whole_vectors<A>(dim);
+  const int64_t key_block = near.keys < kKeys ? near.keys : kKeys, key_columns = whole_vectors<A>(key_block);
   // Scores are scaled in float, at the end, so that they are rounded once; -inf must stay -inf, so a scale that is not
   // positive goes to the queries.
   const A query_factor = call.scale > 0 ? A(1) : static_cast<A>(call.scale);
@@ -69,13 +69,6 @@ struct Attention {
   Attention(const AttentionCall& call, const Neighbourhood& near, int64_t head, const AttentionGrads* grads = nullptr)
       : call(call), near(near), head(head) {
     mixable = near.documents > 1 && near.nearly_all && near.queries < near.documents * kQueries;
-    if (call.heads_in_turn && head == 0) {
-      prefetch<0>(call.k, near.key_rows, near.keys);
-      prefetch<0>(call.v, near.key_rows, near.keys);
-      prefetch<0>(call.q, near.query_rows, near.queries);
-      prefetch<1>(call.output, near.query_rows, near.queries);
-      if (grads != nullptr) prefetch<0>(grads->output, near.query_rows, near.queries);
-    }
     // A forward over one block of keys looks at its results instead.
     if (mixable && (grads != nullptr || near.keys > kKeys)) {
       mixable = finite(call.q, near.query_rows, near.queries) && finite(call.k, near.key_rows, near.keys) &&
@@ -117,27 +110,12 @@ struct Attention {
     return sum_of<A>(zero) == 0;
   }
 
-  // A head's share of a row is too short, and the next row too far away, for the processor to foresee what comes: all
-  // heads of the rows are asked for in the order in which they lie in memory.
-  template <int write>
-  void prefetch(const Rows& rows, const int64_t* indices, int64_t count) const {
-    constexpr int64_t kLine = 64 / sizeof(S);
-    for (int64_t r = 0; r < count; ++r) {
-      for (int64_t h = 0; h < call.heads; ++h) {
-        const S* from = row(rows, indices[r]) + h * rows.head;
-        for (int64_t c = 0; c < dim; c += kLine) __builtin_prefetch(from + c, write, 2);
-      }
-    }
-  }
-
   // Rows as plain accumulator rows [count, wide], zeros beyond head_dim.
   template <class Row>
   void widen(const Row& from, int64_t count, A factor, A* to) const {
     for (int64_t r = 0; r < count; ++r) {
       const S* values = from(r);
       each_vector([&](int64_t c, auto n) { store(to + r * wide + c, load_up_to(values + c, n) * factor); });
-      for (int64_t c = (dim + lanes<A> - 1) / lanes<A> * lanes<A>; c < wide; c += lanes<A>)
-        store(to + r * wide + c, V{});
     }
   }
   void narrow(const A* from, A factor, S* to) const {
@@ -174,7 +152,7 @@ struct Attention {
     constexpr int64_t P = kPanel<A>;
     spans.clear();
     each_depth(block, first, count, [&](int64_t begin, int64_t end) {
-      const int64_t from = begin / P * P, to = (end + P - 1) / P * P;
+      const int64_t from = begin / P * P, to = std::min((end + P - 1) / P * P, whole_vectors<A>(count));
       if (!spans.empty() && from <= spans.back().end) {
         spans.back().end = to;
       } else {
@@ -184,10 +162,10 @@ struct Attention {
   }
 
   // Columns of the spans: rows [rows, wide] times packed columns of [dim, keys].
-  void multiply(int64_t rows, const A* from, const A* packed, A* to) const {
+  void multiply(int64_t rows, const A* from, const Panels<A>& packed, A* to) const {
     for (const Range& span : spans) {
-      product<A>(rows, span.end - span.begin, dim, from, wide, 1, packed + span.begin * dim, dim * kPanel<A>,
-                 to + span.begin, key_columns, false);
+      const Panels<A> part{packed.first + span.begin * dim, dim, std::min(span.end, packed.columns) - span.begin};
+      product<A>(rows, dim, from, wide, 1, part, 0, to + span.begin, key_columns, false);
     }
   }
 
@@ -231,12 +209,12 @@ struct Attention {
     const int64_t kept = blocks > 1 ? last - first : block_rows;  // with several key blocks all the task's sums wait
     const Arrays<A, 7> arrays(
         {key_columns * dim, wide * key_block, block_rows * wide, block_rows * key_columns, kept * wide, kept, kept});
-    const auto [keys, values, queries, scores, sums, maxima, totals] = arrays.array;
+    const auto [key_memory, value_memory, queries, scores, sums, maxima, totals] = arrays.array;
 
     for (int64_t part = 0; part < blocks; ++part) {
       const int64_t from = part * key_block, n = near.keys - from < key_block ? near.keys - from : key_block;
-      pack_transposed<A>(key(call.k, from), n, dim, keys);
-      pack<A>(key(call.v, from), n, dim, values);
+      const Panels<A> keys = pack_transposed<A>(key(call.k, from), n, dim, key_memory);
+      const Panels<A> values = pack<A>(key(call.v, from), n, dim, value_memory);
       QueryBlock block{};
       for (int64_t q = first; q < last; q += block.count) {
         block = block_at(q, last, block.document);
@@ -254,13 +232,12 @@ struct Attention {
         }
         bool add = part > 0;
         each_depth(block, from, n, [&](int64_t begin, int64_t end) {
-          product<A>(block.count, dim, end - begin, scores + begin, key_columns, 1, values + begin * kPanel<A>,
-                     n * kPanel<A>, sum, wide, add);
+          product<A>(block.count, end - begin, scores + begin, key_columns, 1, values, begin, sum, wide, add);
           add = true;
         });
         if (!add) std::fill(sum, sum + block.count * wide, A(0));
         if (block.mixed && blocks == 1 && !all_finite(sum, block.count * wide)) {
-          multiply_apart(block, q, n, scores, values, sum);
+          multiply_apart(block, q, scores, values, sum);
         }
         if (part + 1 < blocks) continue;
         for (int64_t r = 0, document = block.document; r < block.count; ++r) {
@@ -279,14 +256,14 @@ struct Attention {
   }
 
   // The sums of a mixed block, each row's over what its own document sees.
-  void multiply_apart(const QueryBlock& block, int64_t first, int64_t keys, const A* weights, const A* values,
+  void multiply_apart(const QueryBlock& block, int64_t first, const A* weights, const Panels<A>& values,
                       A* sums) const {
     std::fill(sums, sums + block.count * wide, A(0));
     for (int64_t r = 0, document = block.document; r < block.count; ++r) {
       while (near.query_first[document + 1] <= first + r) ++document;
-      each_range(document, 0, keys, [&](int64_t begin, int64_t end) {
-        product<A>(1, dim, end - begin, weights + r * key_columns + begin, key_columns, 1, values + begin * kPanel<A>,
-                   keys * kPanel<A>, sums + r * wide, wide, true);
+      each_range(document, 0, values.rows, [&](int64_t begin, int64_t end) {
+        product<A>(1, end - begin, weights + r * key_columns + begin, key_columns, 1, values, begin, sums + r * wide,
+                   wide, true);
       });
     }
   }
@@ -295,17 +272,17 @@ struct Attention {
   // key is not seen, before they are multiplied by score_factor; only the columns of `spans` are there.
   template <class F>
   void each_scores(const F& f) {
-    const auto keys = buffer(key_columns * dim);
+    const auto key_memory = buffer(key_columns * dim);
     const auto queries = buffer(kQueries * wide), scores = buffer(kQueries * key_columns);
     for (int64_t from = 0; from < near.keys; from += key_block) {
       const int64_t n = near.keys - from < key_block ? near.keys - from : key_block;
-      pack_transposed<A>(key(call.k, from), n, dim, keys.get());
+      const Panels<A> keys = pack_transposed<A>(key(call.k, from), n, dim, key_memory.get());
       QueryBlock block{};
       for (int64_t q = 0; q < near.queries; q += block.count) {
         block = block_at(q, near.queries, block.document);
         find_spans(block, from, n);
         widen(query(call.q, q), block.count, query_factor, queries.get());
-        multiply(block.count, queries.get(), keys.get(), scores.get());
+        multiply(block.count, queries.get(), keys, scores.get());
         for (int64_t r = 0, document = block.document; r < block.count; ++r) {
           while (near.query_first[document + 1] <= q + r) ++document;
           fill_gaps(scores.get() + r * key_columns, document, from, n, -INFINITY);
@@ -359,14 +336,14 @@ struct Attention {
     // Keys and values are panels of the transpose, the other panels are of the rows as they are.
     const Arrays<A, 11> arrays(
         {packed, packed, key_size, row_size, row_size, row_size, row_size, columns, columns, key_size, key_size});
-    const auto [keys, values, key_panels, queries, incoming, query_panels, grad_panels, weights, slopes, grad_keys,
-                grad_values] = arrays.array;
+    const auto [key_columns_memory, value_columns_memory, key_memory, queries, incoming, query_memory, grad_memory,
+                weights, slopes, grad_keys, grad_values] = arrays.array;
 
     for (int64_t from = 0; from < near.keys; from += key_block) {
       const int64_t n = near.keys - from < key_block ? near.keys - from : key_block;
-      pack_transposed<A>(key(call.k, from), n, dim, keys);
-      pack_transposed<A>(key(call.v, from), n, dim, values);
-      pack<A>(key(call.k, from), n, dim, key_panels);
+      const Panels<A> keys_across = pack_transposed<A>(key(call.k, from), n, dim, key_columns_memory);
+      const Panels<A> values_across = pack_transposed<A>(key(call.v, from), n, dim, value_columns_memory);
+      const Panels<A> keys = pack<A>(key(call.k, from), n, dim, key_memory);
       std::fill(grad_keys, grad_keys + n * wide, A(0));
       std::fill(grad_values, grad_values + n * wide, A(0));
       QueryBlock block{};
@@ -380,10 +357,12 @@ struct Attention {
         for (int64_t r = 0; share && r < rows; ++r) {
           for (int64_t c = 0; c < wide; ++c) incoming[r * wide + c] *= share[q + r];
         }
-        pack<A>([&](int64_t r) { return queries + r * wide; }, rows, dim, query_panels);
-        pack<A>([&](int64_t r) { return incoming + r * wide; }, rows, dim, grad_panels);
-        multiply(rows, queries, keys, weights);
-        multiply(rows, incoming, values, slopes);
+        const auto query_row = [&](int64_t r) { return queries + r * wide; };
+        const auto grad_row = [&](int64_t r) { return incoming + r * wide; };
+        const Panels<A> query_panels = pack<A>(query_row, rows, dim, query_memory);
+        const Panels<A> grad_panels = pack<A>(grad_row, rows, dim, grad_memory);
+        multiply(rows, queries, keys_across, weights);
+        multiply(rows, incoming, values_across, slopes);
         for (int64_t r = 0, document = block.document; r < rows; ++r) {
           while (near.query_first[document + 1] <= q + r) ++document;
           A *row_weights = weights + r * key_columns, *row_slopes = slopes + r * key_columns;
@@ -393,12 +372,11 @@ struct Attention {
         }
         each_depth(block, from, n, [&](int64_t begin, int64_t end) {
           const int64_t depth = end - begin;
-          product<A>(depth, dim, rows, weights + begin, 1, key_columns, grad_panels, rows * kPanel<A>,
-                     grad_values + begin * wide, wide, true);
-          product<A>(depth, dim, rows, slopes + begin, 1, key_columns, query_panels, rows * kPanel<A>,
-                     grad_keys + begin * wide, wide, true);
-          product<A>(rows, dim, depth, slopes + begin, key_columns, 1, key_panels + begin * kPanel<A>, n * kPanel<A>,
-                     grad_queries + q * wide, wide, true);
+          product<A>(depth, rows, weights + begin, 1, key_columns, grad_panels, 0, grad_values + begin * wide, wide,
+                     true);
+          product<A>(depth, rows, slopes + begin, 1, key_columns, query_panels, 0, grad_keys + begin * wide, wide,
+                     true);
+          product<A>(rows, depth, slopes + begin, key_columns, 1, keys, begin, grad_queries + q * wide, wide, true);
         });
       }
       for (int64_t j = 0; j < n; ++j) {
@@ -412,7 +390,7 @@ struct Attention {
   void slope(A* scores, A* slopes, int64_t document, int64_t query, int64_t first, int64_t count, A lse,
              A delta) const {
     const A pivot = lse == -INFINITY ? A(0) : lse;
-    A factor[kKeys + kPanel<A>];
+    A factor[kKeys];
     if (call.dropout.active) {
       for (const Range& span : spans) std::fill(factor + span.begin, factor + span.end, A(1));
       find_factors(document, query, first, count, factor);

@@ -13,8 +13,6 @@ namespace {
 
 // Queries of one forward task where a neighbourhood is shared out.
 constexpr int64_t kTaskQueries = 480;
-// Up to so many scores of one head, a task takes all heads: they lie side by side in memory.
-constexpr double kFewScores = 4096;
 
 struct Task {
   const Neighbourhood* near;
@@ -24,7 +22,8 @@ struct Task {
 double scores_of(const Neighbourhood& near) { return static_cast<double>(near.queries) * near.keys; }
 
 // Largest first: the small ones fill the gaps at the end. With `share`, a neighbourhood that would keep one thread busy
-// for long after the others is cut into pieces, at the price of packing its keys several times.
+// for long after the others is cut into pieces, at the price of packing its keys several times. A task takes all heads
+// of a small neighbourhood, which lie side by side in memory, as long as there are tasks enough.
 std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads, bool share) {
   const int64_t threads = torch::stable::get_num_threads();
   const bool many = std::ssize(all) >= 8 * threads;
@@ -37,9 +36,9 @@ std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads,
   std::stable_sort(ordered.begin(), ordered.end(), [&](auto* a, auto* b) { return scores_of(*a) > scores_of(*b); });
   std::vector<Task> tasks;
   for (const Neighbourhood* near : ordered) {
-    const bool cut = share && scores_of(*near) * 8 * threads > total;
+    const bool cut = share && !is_small(*near) && scores_of(*near) * 8 * threads > total;
     const int64_t piece = cut ? kTaskQueries : std::max<int64_t>(1, near->queries);
-    const int64_t together = many && scores_of(*near) <= kFewScores ? heads : 1;
+    const int64_t together = many && is_small(*near) ? heads : 1;
     for (int64_t head = 0; head < heads; head += together) {
       for (int64_t first = 0; first < std::max<int64_t>(1, near->queries); first += piece) {
         tasks.push_back({near, head, together, first, std::min(near->queries, first + piece)});
@@ -49,16 +48,15 @@ std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads,
   return tasks;
 }
 
-// Calls f(call, task, head) for every head of every task.
+// f(task, next): `next` is the neighbourhood that the same thread takes afterwards, or nullptr. A thread draws a task
+// ahead where all of them are small and take all heads.
 template <class F>
-void run(const AttentionCall& call, const std::vector<Task>& tasks, const F& f) {
-  AttentionCall in_turn = call;
-  in_turn.heads_in_turn = true;
-  parallel_tasks(std::ssize(tasks), [&](int64_t i) {
-    const Task& task = tasks[i];
-    for (int64_t head = task.head; head < task.head + task.heads; ++head)
-      f(task.heads > 1 ? in_turn : call, task, head);
-  });
+void run(const std::vector<Task>& tasks, int64_t heads, const F& f) {
+  const bool ahead = std::all_of(tasks.begin(), tasks.end(),
+                                 [&](const Task& task) { return is_small(*task.near) && task.heads == heads; });
+  if (!ahead) return parallel_tasks(std::ssize(tasks), [&](int64_t i) { f(tasks[i], nullptr); });
+  parallel_tasks_ahead(std::ssize(tasks),
+                       [&](int64_t i, int64_t next) { f(tasks[i], next < 0 ? nullptr : tasks[next].near); });
 }
 
 // Rows that no task writes, anchors of empty documents, are zero.
@@ -83,8 +81,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
   call.output = rows_of(output);
   call.lse = lse.mutable_data_ptr();
   const auto kernel = SPANBERT_KERNEL(document_attention_forward);
-  run(call, tasks_of(near.all, call.heads, true), [&](const AttentionCall& call, const Task& task, int64_t head) {
-    kernel(call, *task.near, head, task.first, task.last);
+  run(tasks_of(near.all, call.heads, true), call.heads, [&](const Task& task, const Neighbourhood* next) {
+    kernel(call, *task.near, next, task.head, task.heads, task.first, task.last);
   });
   return {output, lse};
 }
@@ -116,8 +114,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor
   const Tensor grad_k = new_result(k, near.has_keys(k.size(0))), grad_v = new_result(v, near.has_keys(k.size(0)));
   const AttentionGrads grads{rows_of(grad), rows_of(grad_q), rows_of(grad_k), rows_of(grad_v)};
   const auto kernel = SPANBERT_KERNEL(document_attention_backward);
-  run(call, tasks_of(near.all, call.heads, false),
-      [&](const AttentionCall& call, const Task& task, int64_t head) { kernel(call, grads, *task.near, head); });
+  run(tasks_of(near.all, call.heads, false), call.heads, [&](const Task& task, const Neighbourhood* next) {
+    kernel(call, grads, *task.near, next, task.head, task.heads);
+  });
   return {grad_q, grad_k, grad_v};
 }
 

@@ -31,10 +31,13 @@ struct Neighbourhood {
   bool nearly_all;  // each document sees all keys but for its own
 };
 
+// Of queries and of keys in a small neighbourhood, which the kernels of small.h take.
+constexpr int64_t kSmall = 64;
+inline bool is_small(const Neighbourhood& near) { return near.queries <= kSmall && near.keys <= kSmall; }
+
 struct AttentionCall {
   Storage storage;
   int64_t query_rows, heads, head_dim;
-  bool heads_in_turn;  // a task goes through all heads
   double scale;
   Dropout dropout;
   Rows q, k, v, output;
@@ -45,11 +48,13 @@ struct AttentionGrads {
   Rows output, q, k, v;
 };
 
-// Queries first .. last - 1 of the neighbourhood, one head.
-SPANBERT_DECLARE(void document_attention_forward(const AttentionCall& call, const Neighbourhood& near, int64_t head,
-                                                 int64_t first, int64_t last))
-// All of its queries and keys, one head.
+// Heads `head` .. head + heads - 1. Forward: queries first .. last - 1 of the neighbourhood, all of a small one;
+// backward: all of its queries and keys. `next`: the neighbourhood that this thread takes afterwards, or nullptr.
+SPANBERT_DECLARE(void document_attention_forward(const AttentionCall& call, const Neighbourhood& near,
+                                                 const Neighbourhood* next, int64_t head, int64_t heads, int64_t first,
+                                                 int64_t last))
 SPANBERT_DECLARE(void document_attention_backward(const AttentionCall& call, const AttentionGrads& grads,
-                                                  const Neighbourhood& near, int64_t head))
+                                                  const Neighbourhood& near, const Neighbourhood* next, int64_t head,
+                                                  int64_t heads))
 
 }  // namespace spanbert

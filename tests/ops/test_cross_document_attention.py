@@ -29,13 +29,15 @@ def cross_inputs(
     clusters: tuple[int, ...] = CLUSTERS,
     seed: int | None = None,
     links: tuple[tuple[int, ...], ...] | None = None,
+    heads: int = 2,
+    dim: int = 3,
 ) -> Tensors:
     generator = torch.Generator().manual_seed(size)
     cu_seqlens = torch.tensor([0, *(size * length for length in lengths)]).cumsum(0)
     rows = {"anchors": len(lengths), "tokens": int(cu_seqlens[-1])}
 
     def randn(side: str) -> Tensor:
-        return torch.randn(rows[side], 2, 3, generator=generator, dtype=torch.float64)
+        return torch.randn(rows[side], heads, dim, generator=generator, dtype=torch.float64)
 
     tensors = {"q": 2 * randn(queries), "k": randn(keys), "v": randn(keys)}
     tensors |= {"cu_seqlens": cu_seqlens, "cu_clusters": torch.tensor(clusters)}
@@ -113,6 +115,15 @@ LINKS = ((2, 0), (0, 2), (0,), (3,), (), (4, 5))  # self-links, links to the emp
 
 
 TILES = {"lengths": (66, 0, 3, 129), "clusters": (0, 4), "seed": 8}  # documents of two and three tiles
+# So many small clusters that a task of the CPU kernels takes all heads; the 2nd document of each sees the last alone.
+MANY = {
+    "lengths": (1, 2, 0, 3) * 36,
+    "clusters": tuple(range(0, 145, 4)),
+    "heads": 3,
+    "dim": 33,
+    "seed": 5,
+    "links": tuple((d + 2,) if d % 4 == 1 else (d - d % 4, d - d % 4 + 1, d - d % 4 + 3) for d in range(144)),
+}
 
 
 class TestShared(OpChecks):
@@ -151,6 +162,8 @@ class TestShared(OpChecks):
             dropout_p=0.2,
             normalize="pairwise",
         ),
+        row("many clusters", build={**MANY, "links": None}, large=True),
+        row("many clusters, links", build=MANY, large=True, queries="tokens", keys="tokens", dropout_p=0.2),
         row("no documents", build={"lengths": (), "clusters": (0,)}, keys="tokens"),
         row("empty documents", build={"lengths": (0, 0, 0), "clusters": (0, 2, 3)}, queries="tokens", keys="tokens"),
     )

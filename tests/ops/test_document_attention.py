@@ -82,6 +82,13 @@ class TestShared(OpChecks):
             dropout_p=0.1,
         ),
         row("wide heads", partial(attention_inputs, lengths=(20, 13), heads=1, dim=130), large=True),
+        # So many short documents that a task of the CPU kernels takes all heads, which it copies in two groups.
+        row(
+            "many short",
+            partial(attention_inputs, lengths=(64, *(3, 0, 1, 9) * 9), heads=7, dim=70, seed=3),
+            large=True,
+            dropout_p=0.2,
+        ),
     )
 
 

@@ -162,8 +162,9 @@ def test_relu_of_nan_is_nan(backend: str) -> None:
 
 @everywhere
 def test_gelu_over_its_whole_range(backend: str) -> None:
-    """Against erfc in float64: also where 1 + erf would have lost every digit. Eager is as exact as PyTorch's own, which
-    differs between processors.
+    """Against erfc in float64: also where 1 + erf would have lost every digit.
+
+    Eager is as exact as PyTorch's own, which differs between processors.
     """
     x = torch.linspace(-12, 12, 4801)
     spans = torch.stack([torch.arange(len(x))] * 2, 1)

@@ -1,0 +1,396 @@
+// Attention of a small neighbourhood on a CPU, several heads in one task. Only for kernel files.
+//
+// A head's share of a row is short, and the next row is far away: the processor does not foresee what comes. So the
+// rows of all heads are copied in the order in which they lie in memory, to where they stay in the cache, and results
+// go back the same way. Scores are computed transposed, S' = K Q': a vector holds one key and many queries, and a
+// softmax adds no lanes up. The products are those of attention.h, but delta = rowsum(P * dP), which is the same number
+// and needs no output.
+//
+// Products run over all keys and all queries; what is not seen has weight 0. Only a number that is not finite is seen
+// through a weight of 0: there `forward` and `backward` return false, and the caller takes the other way.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <memory>
+
+#include "common/product.h"
+#include "document_attention/kernels.h"
+
+namespace spanbert {
+namespace SPANBERT_LEVEL {
+namespace {
+
+// Of the rows that are copied at once: so many stay in a core's cache.
+constexpr int64_t kSmallBytes = int64_t{384} << 10;
+
+// Kept from call to call: fresh memory of this size would be cleared page by page.
+template <class A>
+inline A* thread_memory(int64_t size) {
+  thread_local std::unique_ptr<A[]> memory;
+  thread_local int64_t held = 0;
+  if (held < size) {
+    memory.reset(new A[size]);
+    held = size;
+  }
+  return memory.get();
+}
+
+// Asks the memory for rows, all heads of them, some at a time while something else is computed.
+template <class S>
+class Ahead {
+ public:
+  Ahead(int64_t head, int64_t heads, int64_t dim)
+      : first(head * dim), bytes(heads * dim * static_cast<int64_t>(sizeof(S))), dim(dim) {}
+
+  // Rows in which the heads do not lie side by side are left out.
+  void add(const Rows& rows, const int64_t* indices, int64_t count) {
+    if (rows.head != dim || count == 0) return;
+    lists[used++] = {static_cast<const S*>(rows.data) + first, rows.row, indices, count};
+    most = std::max(most, count);
+  }
+
+  // One of `parts` shares of all rows.
+  void ask(int64_t parts) {
+    for (done += most * used; row < most && done > 0; done -= parts) {
+      const List& now = lists[list];
+      if (row < now.count) {
+        const char* line = reinterpret_cast<const char*>(now.from + now.indices[row] * now.row);
+        for (const char* end = line + bytes; line < end; line += 64) __builtin_prefetch(line, 0, 2);
+      }
+      list = list + 1 == used ? 0 : list + 1;
+      row += list == 0;
+    }
+  }
+
+ private:
+  struct List {
+    const S* from;
+    int64_t row;
+    const int64_t* indices;
+    int64_t count;
+  };
+  const int64_t first, bytes, dim;
+  std::array<List, 4> lists;
+  int64_t used = 0, most = 0, row = 0, list = 0, done = 0;
+};
+
+template <class S>
+class Small {
+  using A = typename Accumulator<S>::type;
+  using V = Vector<A>;
+  using Mask = typename Simd<A>::Mask;
+  using Lane = std::remove_cvref_t<decltype(Mask{}[0])>;
+
+ public:
+  // `next`: the neighbourhood that this thread takes after this one, or nullptr.
+  Small(const AttentionCall& call, const Neighbourhood& near, const Neighbourhood* next)
+      : call(call), near(near), next(next) {
+    for (int64_t d = 0; d < near.documents; ++d) {
+      if (near.query_first[d] == near.query_first[d + 1]) continue;
+      const Range* first = near.ranges + near.range_first[d];
+      const int64_t count = near.range_first[d + 1] - near.range_first[d];
+      masked = masked || count != 1 || first->begin != 0 || first->end != near.keys;
+    }
+    find_seen();
+  }
+
+  // Heads `head` .. head + heads - 1.
+  bool forward(int64_t head, int64_t heads) {
+    return in_groups(head, heads, [&] { return forward_group(); });
+  }
+  bool backward(const AttentionGrads& grads, int64_t head, int64_t heads) {
+    return in_groups(head, heads, [&] { return backward_group(grads); });
+  }
+
+ private:
+  const AttentionCall& call;
+  const Neighbourhood& near;
+  const Neighbourhood* const next;
+  const int64_t dim = call.head_dim, wide = whole_vectors<A>(dim), columns = whole_vectors<A>(near.queries);
+  // As in attention.h.
+  const A query_factor = call.scale > 0 ? A(1) : static_cast<A>(call.scale);
+  const A score_factor = call.scale > 0 ? static_cast<A>(call.scale) : A(1);
+  bool masked = false;                // some query does not see some key
+  Lane seen[kSmall * kSmall];         // [keys, columns], set where the query sees the key; only if masked
+  Lane any[kSmall], one[kSmall];      // [columns], set for queries that see any key, and for those that see one
+  int64_t first_head = 0, heads = 0;  // of the group in hand
+
+  void find_seen() {
+    std::fill(any, any + columns, Lane(0));
+    std::fill(one, one + columns, Lane(0));
+    if (masked) std::fill(seen, seen + near.keys * columns, Lane(0));
+    for (int64_t d = 0; d < near.documents; ++d) {
+      const int64_t begin = near.query_first[d], end = near.query_first[d + 1];
+      int64_t count = 0;
+      each_range(d, [&](int64_t from, int64_t to) {
+        count += to - from;
+        for (int64_t j = from; masked && j < to; ++j) {
+          for (int64_t query = begin; query < end; ++query) seen[j * columns + query] = -1;
+        }
+      });
+      if (count > 0) std::fill(any + begin, any + end, Lane(-1));
+      if (count == 1) std::fill(one + begin, one + end, Lane(-1));
+    }
+  }
+
+  template <class F>
+  void each_range(int64_t document, const F& f) const {
+    for (int64_t i = near.range_first[document]; i < near.range_first[document + 1]; ++i) {
+      f(near.ranges[i].begin, near.ranges[i].end);
+    }
+  }
+
+  template <class F>
+  bool in_groups(int64_t head, int64_t count, const F& f) {
+    const int64_t head_bytes = 2 * (near.queries + near.keys) * wide * static_cast<int64_t>(sizeof(A));
+    const int64_t most = std::max<int64_t>(1, kSmallBytes / std::max<int64_t>(1, head_bytes));
+    for (first_head = head; first_head < head + count; first_head += heads) {
+      heads = std::min(most, head + count - first_head);
+      if (!f()) return false;
+    }
+    return true;
+  }
+
+  S* row(const Rows& rows, int64_t index) const {
+    return static_cast<S*>(rows.data) + index * rows.row + first_head * rows.head;
+  }
+  // A row of `rows`, all heads of the group, to or from copies [heads, count, wide], zeros beyond head_dim. `odd` stays
+  // 0 where all numbers are finite.
+  void copy_in(const Rows& rows, int64_t index, int64_t count, A factor, A* to, Mask& odd) const {
+    const int64_t dim = this->dim, whole = dim / lanes<A> * lanes<A>;
+    const S* from = row(rows, index);
+    for (int64_t h = 0; h < heads; ++h, from += rows.head, to += count * wide) {
+      for (int64_t c = 0; c < whole; c += lanes<A>) {
+        const V x = load(from + c) * factor;
+        odd |= bits_as<Mask>(x - x);
+        store(to + c, x);
+      }
+      if (whole < dim) {
+        const V x = load(from + whole, static_cast<int>(dim - whole)) * factor;
+        odd |= bits_as<Mask>(x - x);
+        store(to + whole, x);
+      }
+    }
+  }
+  void copy_out(const A* from, int64_t count, A factor, const Rows& rows, int64_t index) const {
+    const int64_t dim = this->dim, whole = dim / lanes<A> * lanes<A>;
+    S* to = row(rows, index);
+    for (int64_t h = 0; h < heads; ++h, from += count * wide, to += rows.head) {
+      for (int64_t c = 0; c < whole; c += lanes<A>) store(to + c, load(from + c) * factor);
+      if (whole < dim) store(to + whole, load(from + whole) * factor, static_cast<int>(dim - whole));
+    }
+  }
+  Ahead<S> rows_ahead() const {
+    Ahead<S> ahead(first_head, heads, dim);
+    if (next != nullptr) {
+      ahead.add(call.q, next->query_rows, next->queries);
+      ahead.add(call.k, next->key_rows, next->keys);
+      ahead.add(call.v, next->key_rows, next->keys);
+    }
+    return ahead;
+  }
+  // A head's copied rows as panels; one panel is what they are already.
+  Panels<A> panels_of(const A* rows, int64_t count, A* memory) const {
+    if (wide <= kPanel<A>) return {rows, count, wide};
+    return pack<A>([&](int64_t r) { return rows + r * wide; }, count, wide, memory);
+  }
+  Panels<A> across(const A* rows, int64_t count, A* memory) const {
+    return pack_transposed<A>([&](int64_t r) { return rows + r * wide; }, count, dim, memory);
+  }
+
+  static bool any_set(Mask mask) {
+    Lane set = 0;
+    for (int lane = 0; lane < lanes<A>; ++lane) set |= mask[lane];
+    return set != 0;
+  }
+  static Mask mask_at(const Lane* lane) {
+    Mask mask;
+    std::memcpy(&mask, lane, sizeof(mask));
+    return mask;
+  }
+
+  // f(query, key, factor) for every pair that is seen.
+  template <class F>
+  void each_factor(int64_t head, const F& f) const {
+    A factor[kSmall];
+    for (int64_t d = 0; d < near.documents; ++d) {
+      for (int64_t query = near.query_first[d]; query < near.query_first[d + 1]; ++query) {
+        each_range(d, [&](int64_t begin, int64_t end) {
+          for (int64_t j = begin, run; j < end; j = run) {
+            for (run = j + 1; run < end && near.key_rows[run] == near.key_rows[run - 1] + 1;) ++run;
+            call.dropout.factors(head, near.query_rows[query], near.key_rows[j], run - j, factor);
+            for (int64_t i = j; i < run; ++i) f(query, i, factor[i - j]);
+          }
+        });
+      }
+    }
+  }
+
+  bool forward_group() {
+    const int64_t queries = near.queries, keys = near.keys, query_size = queries * wide, key_size = keys * wide;
+    A* const q = thread_memory<A>(2 * heads * (query_size + key_size) + columns * (dim + keys) + key_size);
+    A *const k = q + heads * query_size, *const v = k + heads * key_size, *const output = v + heads * key_size;
+    A *const query_columns = output + heads * query_size, *const scores = query_columns + columns * dim;
+    A* const value_memory = scores + keys * columns;
+    Mask odd{};
+    for (int64_t r = 0; r < std::max(queries, keys); ++r) {
+      if (r < queries) copy_in(call.q, near.query_rows[r], queries, query_factor, q + r * wide, odd);
+      if (r < keys) copy_in(call.k, near.key_rows[r], keys, 1, k + r * wide, odd);
+      if (r < keys) copy_in(call.v, near.key_rows[r], keys, 1, v + r * wide, odd);
+    }
+    if (masked && any_set(odd)) return false;
+    Ahead<S> ahead = rows_ahead();
+    const int64_t parts = 3 * heads;
+    for (int64_t h = 0; h < heads; ++h) {
+      const Panels<A> queries_across = across(q + h * query_size, queries, query_columns);
+      product<A>(keys, dim, k + h * key_size, wide, 1, queries_across, 0, scores, columns, false);
+      ahead.ask(parts);
+      A* lse = static_cast<A*>(call.lse) + (first_head + h) * call.query_rows;
+      masked ? soften<true>(scores, lse) : soften<false>(scores, lse);
+      ahead.ask(parts);
+      if (call.dropout.active) {
+        each_factor(first_head + h, [&](int64_t query, int64_t j, A factor) { scores[j * columns + query] *= factor; });
+      }
+      const Panels<A> values = panels_of(v + h * key_size, keys, value_memory);
+      product<A>(queries, keys, scores, 1, columns, values, 0, output + h * query_size, wide, false);
+      ahead.ask(parts);
+    }
+    for (int64_t r = 0; r < queries; ++r) copy_out(output + r * wide, queries, 1, call.output, near.query_rows[r]);
+    return true;
+  }
+
+  // Scores become weights.
+  template <bool kMasked>
+  void soften(A* scores, A* lse) const {
+    const V none = broadcast<A>(-INFINITY);
+    const int64_t keys = near.keys, columns = this->columns;
+    const A factor = score_factor;
+    for (int64_t c = 0; c < columns; c += lanes<A>) {
+      V largest = none, total{};
+      for (int64_t at = c; at < keys * columns; at += columns) {
+        V score = load(scores + at) * factor;
+        if constexpr (kMasked) score = mask_at(seen + at) ? score : none;
+        store(scores + at, score);
+        largest = larger(largest, score);
+      }
+      // Scores that are all -inf have no maximum to subtract; 0 leaves their weights 0.
+      const V pivot = largest == none ? V{} : largest;
+      for (int64_t at = c; at < keys * columns; at += columns) {
+        const V weight = exponential(load(scores + at) - pivot);
+        store(scores + at, weight);
+        total += weight;
+      }
+      const V share = mask_at(any + c) ? 1 / total : V{};
+      for (int64_t at = c; at < keys * columns; at += columns) store(scores + at, load(scores + at) * share);
+      for (int64_t lane = 0; lane < lanes<A> && c + lane < near.queries; ++lane) {
+        lse[near.query_rows[c + lane]] = largest[lane] + std::log(total[lane]);
+      }
+    }
+  }
+
+  bool backward_group(const AttentionGrads& grads) {
+    const int64_t queries = near.queries, keys = near.keys, query_size = queries * wide, key_size = keys * wide;
+    const int64_t matrix = keys * columns;
+    A* const q = thread_memory<A>(2 * heads * (query_size + key_size) + 2 * columns * dim +
+                                  2 * std::max(query_size, key_size) + 4 * matrix);
+    A *const k = q + heads * query_size, *const v = k + heads * key_size, *const incoming = v + heads * key_size;
+    A *const query_columns = incoming + heads * query_size, *const grad_columns = query_columns + columns * dim;
+    A* const panel_memory = grad_columns + columns * dim;
+    A *const weights = panel_memory + std::max(query_size, key_size), *const slopes = weights + matrix;
+    A *const factors = slopes + matrix, *const dropped = factors + matrix;
+    Mask odd{};
+    for (int64_t r = 0; r < std::max(queries, keys); ++r) {
+      if (r < queries) copy_in(call.q, near.query_rows[r], queries, query_factor, q + r * wide, odd);
+      if (r < keys) copy_in(call.k, near.key_rows[r], keys, 1, k + r * wide, odd);
+      if (r < keys) copy_in(call.v, near.key_rows[r], keys, 1, v + r * wide, odd);
+      if (r < queries) copy_in(grads.output, near.query_rows[r], queries, 1, incoming + r * wide, odd);
+    }
+    if (masked && any_set(odd)) return false;
+    Ahead<S> ahead = rows_ahead();
+    if (next != nullptr) ahead.add(grads.output, next->query_rows, next->queries);
+    const int64_t parts = 5 * heads;
+    for (int64_t h = 0; h < heads; ++h) {
+      A *const query = q + h * query_size, *const key = k + h * key_size, *const value = v + h * key_size;
+      A* const grad = incoming + h * query_size;
+      product<A>(keys, dim, key, wide, 1, across(query, queries, query_columns), 0, weights, columns, false);
+      product<A>(keys, dim, value, wide, 1, across(grad, queries, grad_columns), 0, slopes, columns, false);
+      ahead.ask(parts);
+      const A* lse = static_cast<const A*>(call.lse) + (first_head + h) * call.query_rows;
+      const A* used = weights;
+      if (call.dropout.active) {
+        std::fill(factors, factors + matrix, A(0));
+        each_factor(first_head + h, [&](int64_t query, int64_t j, A factor) { factors[j * columns + query] = factor; });
+        slope<true, true>(weights, slopes, factors, dropped, lse);
+        used = dropped;
+      } else if (masked) {
+        slope<true, false>(weights, slopes, nullptr, nullptr, lse);
+      } else {
+        slope<false, false>(weights, slopes, nullptr, nullptr, lse);
+      }
+      ahead.ask(parts);
+      // Gradients take the places of rows that are not read any more: of V, dO and K, in this order.
+      product<A>(keys, queries, used, columns, 1, panels_of(grad, queries, panel_memory), 0, value, wide, false);
+      ahead.ask(parts);
+      product<A>(queries, keys, slopes, 1, columns, panels_of(key, keys, panel_memory), 0, grad, wide, false);
+      ahead.ask(parts);
+      product<A>(keys, queries, slopes, columns, 1, panels_of(query, queries, panel_memory), 0, key, wide, false);
+      ahead.ask(parts);
+    }
+    for (int64_t r = 0; r < std::max(queries, keys); ++r) {
+      if (r < queries) {
+        copy_out(incoming + r * wide, queries, static_cast<A>(call.scale), grads.q, near.query_rows[r]);
+      }
+      if (r < keys) copy_out(k + r * wide, keys, score_factor, grads.k, near.key_rows[r]);
+      if (r < keys) copy_out(v + r * wide, keys, 1, grads.v, near.key_rows[r]);
+    }
+    return true;
+  }
+
+  // Scores become weights, `dropped` those that multiplied V, and dP becomes dS.
+  template <bool kMasked, bool kDropout>
+  void slope(A* weights, A* slopes, const A* factors, A* dropped, const A* lse) const {
+    const int64_t keys = near.keys, columns = this->columns;
+    const A score_factor = this->score_factor;
+    A pivots[kSmall];
+    for (int64_t query = 0; query < columns; ++query) {
+      const A sum = query < near.queries ? lse[near.query_rows[query]] : A(0);
+      pivots[query] = sum == -INFINITY ? A(0) : sum;
+    }
+    for (int64_t c = 0; c < columns; c += lanes<A>) {
+      const V pivot = load(pivots + c);
+      V delta{};
+      for (int64_t at = c; at < keys * columns; at += columns) {
+        V weight = exponential(load(weights + at) * score_factor - pivot), grad = load(slopes + at);
+        if constexpr (kMasked) {
+          const Mask mask = masked ? mask_at(seen + at) : Mask{} - 1;
+          weight = mask ? weight : V{};
+          grad = mask ? grad : V{};
+        }
+        if constexpr (kDropout) {
+          const V factor = load(factors + at);
+          store(dropped + at, weight * factor);
+          grad *= factor;
+        }
+        store(weights + at, weight);
+        store(slopes + at, grad);
+        delta += weight * grad;
+      }
+      // A softmax over one key is 1 whatever its score.
+      const Mask single = mask_at(one + c);
+      for (int64_t at = c; at < keys * columns; at += columns) {
+        V change = load(weights + at) * (load(slopes + at) - delta);
+        change = single ? V{} : change;
+        if constexpr (kMasked) {
+          if (masked) change = mask_at(seen + at) ? change : V{};
+        }
+        store(slopes + at, change);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace SPANBERT_LEVEL
+}  // namespace spanbert
