@@ -29,20 +29,21 @@ inline int64_t whole_vectors(int64_t columns) {
   return (columns + lanes<A> - 1) / lanes<A> * lanes<A>;
 }
 
-// A matrix in panels: `rows` rows of `columns` columns, zeros up to a whole vector.
+// A matrix in panels: `rows` rows of `columns` columns, zeros up to a whole vector. Of a single panel the rows may be
+// further apart than it is wide: `apart` elements.
 template <class A>
 struct Panels {
   const A* first;
-  int64_t rows, columns;
+  int64_t rows, columns, apart = 0;
 };
 
 template <class A, int R, int V>
-inline void product_tile(const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t depth, A* c, int64_t c_row,
-                         bool add) {
+inline void product_tile(const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t apart, int64_t depth, A* c,
+                         int64_t c_row, bool add) {
   Vector<A> sum[R][V] = {};
   for (int64_t k = 0; k < depth; ++k) {
     Vector<A> row[V];
-    for (int v = 0; v < V; ++v) row[v] = load(b + (k * V + v) * lanes<A>);
+    for (int v = 0; v < V; ++v) row[v] = load(b + k * apart + v * lanes<A>);
     for (int r = 0; r < R; ++r) {
       const A factor = a[r * a_row + k * a_column];
       for (int v = 0; v < V; ++v) sum[r][v] += factor * row[v];
@@ -57,40 +58,42 @@ inline void product_tile(const A* a, int64_t a_row, int64_t a_column, const A* b
 }
 
 template <class A, int R, int V>
-inline void product_rest(int64_t rows, const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t depth, A* c,
-                         int64_t c_row, bool add) {
-  if (rows == R) return product_tile<A, R, V>(a, a_row, a_column, b, depth, c, c_row, add);
-  if constexpr (R > 1) product_rest<A, R - 1, V>(rows, a, a_row, a_column, b, depth, c, c_row, add);
+inline void product_rest(int64_t rows, const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t apart,
+                         int64_t depth, A* c, int64_t c_row, bool add) {
+  if (rows == R) return product_tile<A, R, V>(a, a_row, a_column, b, apart, depth, c, c_row, add);
+  if constexpr (R > 1) product_rest<A, R - 1, V>(rows, a, a_row, a_column, b, apart, depth, c, c_row, add);
 }
 
-// One panel of V vectors, or of fewer.
+// One panel of V vectors, or of fewer; b's rows are `apart` elements apart, 0: as many as the panel is wide.
 template <class A, int V = kVectors>
 inline void product_panel(int64_t vectors, int64_t rows, int64_t depth, const A* a, int64_t a_row, int64_t a_column,
-                          const A* b, int64_t b_row, A* c, int64_t c_row, bool add) {
+                          const A* b, int64_t b_row, int64_t apart, A* c, int64_t c_row, bool add) {
   if constexpr (V > 1) {
     if (vectors < V) {
-      return product_panel<A, V - 1>(vectors, rows, depth, a, a_row, a_column, b, b_row, c, c_row, add);
+      return product_panel<A, V - 1>(vectors, rows, depth, a, a_row, a_column, b, b_row, apart, c, c_row, add);
     }
   }
-  b += b_row * V * lanes<A>;
+  if (apart == 0) apart = V * lanes<A>;
+  b += b_row * apart;
   int64_t row = 0;
   for (; row + kRows <= rows; row += kRows) {
-    product_tile<A, kRows, V>(a + row * a_row, a_row, a_column, b, depth, c + row * c_row, c_row, add);
+    product_tile<A, kRows, V>(a + row * a_row, a_row, a_column, b, apart, depth, c + row * c_row, c_row, add);
   }
   if (row < rows) {
-    product_rest<A, kRows - 1, V>(rows - row, a + row * a_row, a_row, a_column, b, depth, c + row * c_row, c_row, add);
+    product_rest<A, kRows - 1, V>(rows - row, a + row * a_row, a_row, a_column, b, apart, depth, c + row * c_row, c_row,
+                                  add);
   }
 }
 
 // C [rows, b.columns] (+)= A [rows, depth] B [depth, b.columns], B from its row `b_row` on. C is written in whole
 // vectors: its rows must have room for them.
 template <class A>
-inline void product(int64_t rows, int64_t depth, const A* a, int64_t a_row, int64_t a_column, Panels<A> b,
+inline void product(int64_t rows, int64_t depth, const A* a, int64_t a_row, int64_t a_column, const Panels<A>& b,
                     int64_t b_row, A* c, int64_t c_row, bool add) {
   for (int64_t column = 0; column < b.columns; column += kPanel<A>) {
     const int64_t left = b.columns - column, vectors = (left + lanes<A> - 1) / lanes<A>;
-    product_panel<A>(vectors, rows, depth, a, a_row, a_column, b.first + column * b.rows, b_row, c + column, c_row,
-                     add);
+    product_panel<A>(vectors, rows, depth, a, a_row, a_column, b.first + column * b.rows, b_row, b.apart, c + column,
+                     c_row, add);
   }
 }
 

@@ -248,7 +248,7 @@ inline void transpose(Vector<A> (&rows)[lanes<A>]) {
 
 // e^x for x <= 88, relative error below 2e-7; 0 where the result would be subnormal.
 // x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts (Cody and Waite), polynomial as in Cephes' expf.
-inline Vector<float> exponential(Vector<float> x) {
+[[gnu::always_inline]] inline Vector<float> exponential(Vector<float> x) {
   typedef Vector<float> V;
   const V low = broadcast(-87.33654f);
   const V bounded = x < low ? low : x;

@@ -21,9 +21,9 @@ struct Task {
 
 double scores_of(const Neighbourhood& near) { return static_cast<double>(near.queries) * near.keys; }
 
-// Largest first: the small ones fill the gaps at the end. With `share`, a neighbourhood that would keep one thread busy
-// for long after the others is cut into pieces, at the price of packing its keys several times. A task takes all heads
-// of a small neighbourhood, which lie side by side in memory, as long as there are tasks enough.
+// Largest first; the small ones fill the gaps at the end, in the order in which they lie in memory. With `share`, a
+// neighbourhood that would keep one thread busy for long after the others is cut into pieces, at the price of packing
+// its keys several times. A task takes all heads of a small neighbourhood, as long as there are tasks enough.
 std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads, bool share) {
   const int64_t threads = torch::stable::get_num_threads();
   const bool many = std::ssize(all) >= 8 * threads;
@@ -33,7 +33,8 @@ std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads,
     total += scores_of(near) * heads;
     ordered.push_back(&near);
   }
-  std::stable_sort(ordered.begin(), ordered.end(), [&](auto* a, auto* b) { return scores_of(*a) > scores_of(*b); });
+  const auto rank = [](const Neighbourhood& near) { return is_small(near) ? 0 : scores_of(near); };
+  std::stable_sort(ordered.begin(), ordered.end(), [&](auto* a, auto* b) { return rank(*a) > rank(*b); });
   std::vector<Task> tasks;
   for (const Neighbourhood* near : ordered) {
     const bool cut = share && !is_small(*near) && scores_of(*near) * 8 * threads > total;

@@ -1,10 +1,10 @@
 // Attention of a small neighbourhood on a CPU, several heads in one task. Only for kernel files.
 //
-// A head's share of a row is short, and the next row is far away: the processor does not foresee what comes. So the
-// rows of all heads are copied in the order in which they lie in memory, to where they stay in the cache, and results
-// go back the same way. Scores are computed transposed, S' = K Q': a vector holds one key and many queries, and a
-// softmax adds no lanes up. The products are those of attention.h, but delta = rowsum(P * dP), which is the same number
-// and needs no output.
+// A head's share of a row is short, and the next row is far away: the processor does not foresee what comes, so the
+// rows of the thread's next task are asked for while this one is computed. Rows in another format than the sums, or
+// not one after the other, are copied first, all heads of them. Scores are computed transposed, S' = K Q': a vector
+// holds one key and many queries, and a softmax adds no lanes up. The products are those of attention.h, but
+// delta = rowsum(P * dP), which is the same number and needs no output.
 //
 // Products run over all keys and all queries; what is not seen has weight 0. Only a number that is not finite is seen
 // through a weight of 0: there `forward` and `backward` return false, and the caller takes the other way.
@@ -191,13 +191,44 @@ class Small {
     }
     return ahead;
   }
-  // A head's copied rows as panels; one panel is what they are already.
-  Panels<A> panels_of(const A* rows, int64_t count, A* memory) const {
-    if (wide <= kPanel<A>) return {rows, count, wide};
-    return pack<A>([&](int64_t r) { return rows + r * wide; }, count, wide, memory);
+  // Rows where they are used, float or double: row r of head h of the group at first + r * row + h * head.
+  struct View {
+    A* first;
+    int64_t row, head;
+    A* of_head(int64_t h) const { return first + h * head; }
+  };
+  View copies(A* memory, int64_t count) const { return {memory, wide, count * wide}; }
+  // Rows that need no copy: numbers of the accumulator's type in whole vectors, one row after the other.
+  static bool in_turn(const int64_t* indices, int64_t count) {
+    return count == 0 || indices[count - 1] - indices[0] == count - 1;
   }
-  Panels<A> across(const A* rows, int64_t count, A* memory) const {
-    return pack_transposed<A>([&](int64_t r) { return rows + r * wide; }, count, dim, memory);
+  bool direct() const {
+    return std::is_same_v<S, A> && dim == wide && query_factor == 1 && in_turn(near.query_rows, near.queries) &&
+           in_turn(near.key_rows, near.keys);
+  }
+  View in_place(const Rows& rows, const int64_t* indices, int64_t count) const {
+    return {count == 0 ? nullptr : reinterpret_cast<A*>(row(rows, indices[0])), rows.row, rows.head};
+  }
+  bool finite(const View& rows, int64_t count) const {
+    Mask odd{};
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t c = 0; c < wide; c += lanes<A>) {
+          const V x = load(rows.of_head(h) + r * rows.row + c);
+          odd |= bits_as<Mask>(x - x);
+        }
+      }
+    }
+    return !any_set(odd);
+  }
+
+  // A head's copied rows as panels; one panel is what they are already.
+  Panels<A> panels_of(const A* rows, int64_t row, int64_t count, A* memory) const {
+    if (wide <= kPanel<A>) return {rows, count, wide, row};
+    return pack<A>([&](int64_t r) { return rows + r * row; }, count, wide, memory);
+  }
+  Panels<A> across(const A* rows, int64_t row, int64_t count, A* memory) const {
+    return pack_transposed<A>([&](int64_t r) { return rows + r * row; }, count, dim, memory);
   }
 
   static bool any_set(Mask mask) {
@@ -230,22 +261,34 @@ class Small {
 
   bool forward_group() {
     const int64_t queries = near.queries, keys = near.keys, query_size = queries * wide, key_size = keys * wide;
-    A* const q = thread_memory<A>(2 * heads * (query_size + key_size) + columns * (dim + keys) + key_size);
-    A *const k = q + heads * query_size, *const v = k + heads * key_size, *const output = v + heads * key_size;
-    A *const query_columns = output + heads * query_size, *const scores = query_columns + columns * dim;
-    A* const value_memory = scores + keys * columns;
-    Mask odd{};
-    for (int64_t r = 0; r < std::max(queries, keys); ++r) {
-      if (r < queries) copy_in(call.q, near.query_rows[r], queries, query_factor, q + r * wide, odd);
-      if (r < keys) copy_in(call.k, near.key_rows[r], keys, 1, k + r * wide, odd);
-      if (r < keys) copy_in(call.v, near.key_rows[r], keys, 1, v + r * wide, odd);
+    const bool direct = this->direct();
+    const int64_t copied = direct ? 0 : 2 * heads * (query_size + key_size);
+    A* const memory = thread_memory<A>(columns * (dim + keys) + key_size + copied);
+    A *const query_columns = memory, *const scores = query_columns + columns * dim;
+    A *const panel_memory = scores + keys * columns, *const copy = panel_memory + key_size;
+    View q, k, v, output;
+    if (direct) {
+      q = in_place(call.q, near.query_rows, queries);
+      k = in_place(call.k, near.key_rows, keys);
+      v = in_place(call.v, near.key_rows, keys);
+      output = in_place(call.output, near.query_rows, queries);
+      if (masked && !finite(v, keys)) return false;
+    } else {
+      q = copies(copy, queries), k = copies(copy + heads * query_size, keys);
+      v = copies(k.first + heads * key_size, keys), output = copies(v.first + heads * key_size, queries);
+      Mask odd{};
+      for (int64_t r = 0; r < std::max(queries, keys); ++r) {
+        if (r < queries) copy_in(call.q, near.query_rows[r], queries, query_factor, q.first + r * wide, odd);
+        if (r < keys) copy_in(call.k, near.key_rows[r], keys, 1, k.first + r * wide, odd);
+        if (r < keys) copy_in(call.v, near.key_rows[r], keys, 1, v.first + r * wide, odd);
+      }
+      if (masked && any_set(odd)) return false;
     }
-    if (masked && any_set(odd)) return false;
     Ahead<S> ahead = rows_ahead();
     const int64_t parts = 3 * heads;
     for (int64_t h = 0; h < heads; ++h) {
-      const Panels<A> queries_across = across(q + h * query_size, queries, query_columns);
-      product<A>(keys, dim, k + h * key_size, wide, 1, queries_across, 0, scores, columns, false);
+      const Panels<A> queries_across = across(q.of_head(h), q.row, queries, query_columns);
+      product<A>(keys, dim, k.of_head(h), k.row, 1, queries_across, 0, scores, columns, false);
       ahead.ask(parts);
       A* lse = static_cast<A*>(call.lse) + (first_head + h) * call.query_rows;
       masked ? soften<true>(scores, lse) : soften<false>(scores, lse);
@@ -253,11 +296,13 @@ class Small {
       if (call.dropout.active) {
         each_factor(first_head + h, [&](int64_t query, int64_t j, A factor) { scores[j * columns + query] *= factor; });
       }
-      const Panels<A> values = panels_of(v + h * key_size, keys, value_memory);
-      product<A>(queries, keys, scores, 1, columns, values, 0, output + h * query_size, wide, false);
+      const Panels<A> values = panels_of(v.of_head(h), v.row, keys, panel_memory);
+      product<A>(queries, keys, scores, 1, columns, values, 0, output.of_head(h), output.row, false);
       ahead.ask(parts);
     }
-    for (int64_t r = 0; r < queries; ++r) copy_out(output + r * wide, queries, 1, call.output, near.query_rows[r]);
+    for (int64_t r = 0; !direct && r < queries; ++r) {
+      copy_out(output.first + r * wide, queries, 1, call.output, near.query_rows[r]);
+    }
     return true;
   }
 
@@ -292,30 +337,47 @@ class Small {
 
   bool backward_group(const AttentionGrads& grads) {
     const int64_t queries = near.queries, keys = near.keys, query_size = queries * wide, key_size = keys * wide;
-    const int64_t matrix = keys * columns;
-    A* const q = thread_memory<A>(2 * heads * (query_size + key_size) + 2 * columns * dim +
-                                  2 * std::max(query_size, key_size) + 4 * matrix);
-    A *const k = q + heads * query_size, *const v = k + heads * key_size, *const incoming = v + heads * key_size;
-    A *const query_columns = incoming + heads * query_size, *const grad_columns = query_columns + columns * dim;
-    A* const panel_memory = grad_columns + columns * dim;
-    A *const weights = panel_memory + std::max(query_size, key_size), *const slopes = weights + matrix;
+    const int64_t matrix = keys * columns, panel_size = std::max(query_size, key_size);
+    const bool direct = this->direct();
+    const int64_t copied = direct ? 0 : 2 * heads * (query_size + key_size);
+    A* const memory = thread_memory<A>(2 * columns * dim + 4 * matrix + panel_size + copied);
+    A *const query_columns = memory, *const grad_columns = query_columns + columns * dim;
+    A *const weights = grad_columns + columns * dim, *const slopes = weights + matrix;
     A *const factors = slopes + matrix, *const dropped = factors + matrix;
-    Mask odd{};
-    for (int64_t r = 0; r < std::max(queries, keys); ++r) {
-      if (r < queries) copy_in(call.q, near.query_rows[r], queries, query_factor, q + r * wide, odd);
-      if (r < keys) copy_in(call.k, near.key_rows[r], keys, 1, k + r * wide, odd);
-      if (r < keys) copy_in(call.v, near.key_rows[r], keys, 1, v + r * wide, odd);
-      if (r < queries) copy_in(grads.output, near.query_rows[r], queries, 1, incoming + r * wide, odd);
+    A *const panel_memory = dropped + matrix, *const copy = panel_memory + panel_size;
+    View q, k, v, incoming, grad_q, grad_k, grad_v;
+    bool all_finite;
+    if (direct) {
+      q = in_place(call.q, near.query_rows, queries), incoming = in_place(grads.output, near.query_rows, queries);
+      k = in_place(call.k, near.key_rows, keys), v = in_place(call.v, near.key_rows, keys);
+      grad_q = in_place(grads.q, near.query_rows, queries);
+      grad_k = in_place(grads.k, near.key_rows, keys), grad_v = in_place(grads.v, near.key_rows, keys);
+      all_finite = !masked || (finite(q, queries) && finite(k, keys) && finite(v, keys) && finite(incoming, queries));
+    } else {
+      q = copies(copy, queries), incoming = copies(copy + heads * query_size, queries);
+      k = copies(copy + 2 * heads * query_size, keys), v = copies(k.first + heads * key_size, keys);
+      Mask odd{};
+      for (int64_t r = 0; r < std::max(queries, keys); ++r) {
+        if (r < queries) copy_in(call.q, near.query_rows[r], queries, query_factor, q.first + r * wide, odd);
+        if (r < keys) copy_in(call.k, near.key_rows[r], keys, 1, k.first + r * wide, odd);
+        if (r < keys) copy_in(call.v, near.key_rows[r], keys, 1, v.first + r * wide, odd);
+        if (r < queries) copy_in(grads.output, near.query_rows[r], queries, 1, incoming.first + r * wide, odd);
+      }
+      // Gradients take the places of rows that are not read any more by then.
+      grad_v = v, grad_q = incoming, grad_k = k;
+      all_finite = !any_set(odd);
     }
-    if (masked && any_set(odd)) return false;
+    if (masked && !all_finite) return false;
     Ahead<S> ahead = rows_ahead();
     if (next != nullptr) ahead.add(grads.output, next->query_rows, next->queries);
     const int64_t parts = 5 * heads;
     for (int64_t h = 0; h < heads; ++h) {
-      A *const query = q + h * query_size, *const key = k + h * key_size, *const value = v + h * key_size;
-      A* const grad = incoming + h * query_size;
-      product<A>(keys, dim, key, wide, 1, across(query, queries, query_columns), 0, weights, columns, false);
-      product<A>(keys, dim, value, wide, 1, across(grad, queries, grad_columns), 0, slopes, columns, false);
+      const A *query = q.of_head(h), *key = k.of_head(h), *value = v.of_head(h), *grad = incoming.of_head(h);
+      const Panels<A> queries_across = across(query, q.row, queries, query_columns);
+      const Panels<A> grads_across = across(grad, incoming.row, queries, grad_columns);
+      product<A>(keys, dim, key, k.row, 1, queries_across, 0, weights, columns, false);
+      ahead.ask(parts);
+      product<A>(keys, dim, value, v.row, 1, grads_across, 0, slopes, columns, false);
       ahead.ask(parts);
       const A* lse = static_cast<const A*>(call.lse) + (first_head + h) * call.query_rows;
       const A* used = weights;
@@ -329,26 +391,25 @@ class Small {
       } else {
         slope<false, false>(weights, slopes, nullptr, nullptr, lse);
       }
+      const Panels<A> grad_rows = panels_of(grad, incoming.row, queries, panel_memory);
+      product<A>(keys, queries, used, columns, 1, grad_rows, 0, grad_v.of_head(h), grad_v.row, false);
       ahead.ask(parts);
-      // Gradients take the places of rows that are not read any more: of V, dO and K, in this order.
-      product<A>(keys, queries, used, columns, 1, panels_of(grad, queries, panel_memory), 0, value, wide, false);
+      const Panels<A> key_rows = panels_of(key, k.row, keys, panel_memory);
+      product<A>(queries, keys, slopes, 1, columns, key_rows, 0, grad_q.of_head(h), grad_q.row, false);
       ahead.ask(parts);
-      product<A>(queries, keys, slopes, 1, columns, panels_of(key, keys, panel_memory), 0, grad, wide, false);
-      ahead.ask(parts);
-      product<A>(keys, queries, slopes, columns, 1, panels_of(query, queries, panel_memory), 0, key, wide, false);
+      const Panels<A> query_rows = panels_of(query, q.row, queries, panel_memory);
+      product<A>(keys, queries, slopes, columns, 1, query_rows, 0, grad_k.of_head(h), grad_k.row, false);
       ahead.ask(parts);
     }
-    for (int64_t r = 0; r < std::max(queries, keys); ++r) {
-      if (r < queries) {
-        copy_out(incoming + r * wide, queries, static_cast<A>(call.scale), grads.q, near.query_rows[r]);
-      }
-      if (r < keys) copy_out(k + r * wide, keys, score_factor, grads.k, near.key_rows[r]);
-      if (r < keys) copy_out(v + r * wide, keys, 1, grads.v, near.key_rows[r]);
+    for (int64_t r = 0; !direct && r < std::max(queries, keys); ++r) {
+      if (r < queries) copy_out(grad_q.first + r * wide, queries, query_factor, grads.q, near.query_rows[r]);
+      if (r < keys) copy_out(grad_k.first + r * wide, keys, 1, grads.k, near.key_rows[r]);
+      if (r < keys) copy_out(grad_v.first + r * wide, keys, 1, grads.v, near.key_rows[r]);
     }
     return true;
   }
 
-  // Scores become weights, `dropped` those that multiplied V, and dP becomes dS.
+  // Scores become weights, `dropped` those that multiplied V, and dP becomes dS, times the scale.
   template <bool kMasked, bool kDropout>
   void slope(A* weights, A* slopes, const A* factors, A* dropped, const A* lse) const {
     const int64_t keys = near.keys, columns = this->columns;
@@ -381,7 +442,7 @@ class Small {
       const Mask single = mask_at(one + c);
       for (int64_t at = c; at < keys * columns; at += columns) {
         V change = load(weights + at) * (load(slopes + at) - delta);
-        change = single ? V{} : change;
+        change = single ? V{} : change * score_factor;
         if constexpr (kMasked) {
           if (masked) change = mask_at(seen + at) ? change : V{};
         }
