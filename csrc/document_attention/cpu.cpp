@@ -21,12 +21,11 @@ struct Task {
 
 double scores_of(const Neighbourhood& near) { return static_cast<double>(near.queries) * near.keys; }
 
-// Largest first; the small ones fill the gaps at the end, in the order in which they lie in memory. With `share`, a
-// neighbourhood that would keep one thread busy for long after the others is cut into pieces, at the price of packing
-// its keys several times. A task takes all heads of a small neighbourhood, as long as there are tasks enough.
+// Largest first; the small ones fill the gaps at the end, in the order in which they lie in memory, several heads in a
+// task where there are tasks enough. With `share`, a neighbourhood that would keep one thread busy for long after the
+// others is cut into pieces, at the price of packing its keys several times.
 std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads, bool share) {
   const int64_t threads = torch::stable::get_num_threads();
-  const bool many = std::ssize(all) >= 8 * threads;
   double total = 0;
   std::vector<const Neighbourhood*> ordered;
   for (const Neighbourhood& near : all) {
@@ -39,25 +38,27 @@ std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads,
   for (const Neighbourhood* near : ordered) {
     const bool cut = share && !is_small(*near) && scores_of(*near) * 8 * threads > total;
     const int64_t piece = cut ? kTaskQueries : std::max<int64_t>(1, near->queries);
-    const int64_t together = many && is_small(*near) ? heads : 1;
+    const double fair = total / (16.0 * threads * std::max(1.0, scores_of(*near)));
+    const int64_t together = is_small(*near) ? std::max<int64_t>(1, std::min<double>(fair, heads)) : 1;
     for (int64_t head = 0; head < heads; head += together) {
       for (int64_t first = 0; first < std::max<int64_t>(1, near->queries); first += piece) {
-        tasks.push_back({near, head, together, first, std::min(near->queries, first + piece)});
+        tasks.push_back({near, head, std::min(together, heads - head), first, std::min(near->queries, first + piece)});
       }
     }
   }
   return tasks;
 }
 
-// f(task, next): `next` is the neighbourhood that the same thread takes afterwards, or nullptr. A thread draws a task
-// ahead where all of them are small and take all heads.
+// f(task, next): `next` is the neighbourhood of which the same thread takes the same heads afterwards, or nullptr. A
+// thread draws a task ahead where all of them are small.
 template <class F>
-void run(const std::vector<Task>& tasks, int64_t heads, const F& f) {
-  const bool ahead = std::all_of(tasks.begin(), tasks.end(),
-                                 [&](const Task& task) { return is_small(*task.near) && task.heads == heads; });
+void run(const std::vector<Task>& tasks, const F& f) {
+  const bool ahead = std::all_of(tasks.begin(), tasks.end(), [](const Task& task) { return is_small(*task.near); });
   if (!ahead) return parallel_tasks(std::ssize(tasks), [&](int64_t i) { f(tasks[i], nullptr); });
-  parallel_tasks_ahead(std::ssize(tasks),
-                       [&](int64_t i, int64_t next) { f(tasks[i], next < 0 ? nullptr : tasks[next].near); });
+  parallel_tasks_ahead(std::ssize(tasks), [&](int64_t i, int64_t next) {
+    const bool same = next >= 0 && tasks[next].head == tasks[i].head && tasks[next].heads == tasks[i].heads;
+    f(tasks[i], same ? tasks[next].near : nullptr);
+  });
 }
 
 // Rows that no task writes, anchors of empty documents, are zero.
@@ -82,7 +83,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
   call.output = rows_of(output);
   call.lse = lse.mutable_data_ptr();
   const auto kernel = SPANBERT_KERNEL(document_attention_forward);
-  run(tasks_of(near.all, call.heads, true), call.heads, [&](const Task& task, const Neighbourhood* next) {
+  run(tasks_of(near.all, call.heads, true), [&](const Task& task, const Neighbourhood* next) {
     kernel(call, *task.near, next, task.head, task.heads, task.first, task.last);
   });
   return {output, lse};
@@ -115,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor
   const Tensor grad_k = new_result(k, near.has_keys(k.size(0))), grad_v = new_result(v, near.has_keys(k.size(0)));
   const AttentionGrads grads{rows_of(grad), rows_of(grad_q), rows_of(grad_k), rows_of(grad_v)};
   const auto kernel = SPANBERT_KERNEL(document_attention_backward);
-  run(tasks_of(near.all, call.heads, false), call.heads, [&](const Task& task, const Neighbourhood* next) {
+  run(tasks_of(near.all, call.heads, false), [&](const Task& task, const Neighbourhood* next) {
     kernel(call, grads, *task.near, next, task.head, task.heads);
   });
   return {grad_q, grad_k, grad_v};

@@ -32,7 +32,7 @@ struct Neighbourhood {
 };
 
 // Of queries and of keys in a small neighbourhood, which the kernels of small.h take.
-constexpr int64_t kSmall = 64;
+constexpr int64_t kSmall = 128;
 inline bool is_small(const Neighbourhood& near) { return near.queries <= kSmall && near.keys <= kSmall; }
 
 struct AttentionCall {

@@ -14,6 +14,8 @@
 #include <array>
 #include <cmath>
 #include <memory>
+#include <type_traits>
+#include <vector>
 
 #include "common/product.h"
 #include "document_attention/kernels.h"
@@ -113,14 +115,14 @@ class Small {
   const A query_factor = call.scale > 0 ? A(1) : static_cast<A>(call.scale);
   const A score_factor = call.scale > 0 ? static_cast<A>(call.scale) : A(1);
   bool masked = false;                // some query does not see some key
-  Lane seen[kSmall * kSmall];         // [keys, columns], set where the query sees the key; only if masked
+  std::vector<Lane> seen;             // [keys, columns], set where the query sees the key; only if masked
   Lane any[kSmall], one[kSmall];      // [columns], set for queries that see any key, and for those that see one
   int64_t first_head = 0, heads = 0;  // of the group in hand
 
   void find_seen() {
     std::fill(any, any + columns, Lane(0));
     std::fill(one, one + columns, Lane(0));
-    if (masked) std::fill(seen, seen + near.keys * columns, Lane(0));
+    if (masked) seen.assign(near.keys * columns, Lane(0));
     for (int64_t d = 0; d < near.documents; ++d) {
       const int64_t begin = near.query_first[d], end = near.query_first[d + 1];
       int64_t count = 0;
@@ -161,18 +163,20 @@ class Small {
   void copy_in(const Rows& rows, int64_t index, int64_t count, A factor, A* to, Mask& odd) const {
     const int64_t dim = this->dim, whole = dim / lanes<A> * lanes<A>;
     const S* from = row(rows, index);
+    Mask found{};  // in a register, which `odd` is not
     for (int64_t h = 0; h < heads; ++h, from += rows.head, to += count * wide) {
       for (int64_t c = 0; c < whole; c += lanes<A>) {
         const V x = load(from + c) * factor;
-        odd |= bits_as<Mask>(x - x);
+        found |= bits_as<Mask>(x - x);
         store(to + c, x);
       }
       if (whole < dim) {
         const V x = load(from + whole, static_cast<int>(dim - whole)) * factor;
-        odd |= bits_as<Mask>(x - x);
+        found |= bits_as<Mask>(x - x);
         store(to + whole, x);
       }
     }
+    odd |= found;
   }
   void copy_out(const A* from, int64_t count, A factor, const Rows& rows, int64_t index) const {
     const int64_t dim = this->dim, whole = dim / lanes<A> * lanes<A>;
@@ -310,13 +314,14 @@ class Small {
   template <bool kMasked>
   void soften(A* scores, A* lse) const {
     const V none = broadcast<A>(-INFINITY);
+    const Lane* visible = seen.data();
     const int64_t keys = near.keys, columns = this->columns;
     const A factor = score_factor;
     for (int64_t c = 0; c < columns; c += lanes<A>) {
       V largest = none, total{};
       for (int64_t at = c; at < keys * columns; at += columns) {
         V score = load(scores + at) * factor;
-        if constexpr (kMasked) score = mask_at(seen + at) ? score : none;
+        if constexpr (kMasked) score = mask_at(visible + at) ? score : none;
         store(scores + at, score);
         largest = larger(largest, score);
       }
@@ -413,6 +418,7 @@ class Small {
   template <bool kMasked, bool kDropout>
   void slope(A* weights, A* slopes, const A* factors, A* dropped, const A* lse) const {
     const int64_t keys = near.keys, columns = this->columns;
+    const Lane* visible = seen.data();
     const A score_factor = this->score_factor;
     A pivots[kSmall];
     for (int64_t query = 0; query < columns; ++query) {
@@ -425,7 +431,7 @@ class Small {
       for (int64_t at = c; at < keys * columns; at += columns) {
         V weight = exponential(load(weights + at) * score_factor - pivot), grad = load(slopes + at);
         if constexpr (kMasked) {
-          const Mask mask = masked ? mask_at(seen + at) : Mask{} - 1;
+          const Mask mask = masked ? mask_at(visible + at) : Mask{} - 1;
           weight = mask ? weight : V{};
           grad = mask ? grad : V{};
         }
@@ -444,7 +450,7 @@ class Small {
         V change = load(weights + at) * (load(slopes + at) - delta);
         change = single ? V{} : change * score_factor;
         if constexpr (kMasked) {
-          if (masked) change = mask_at(seen + at) ? change : V{};
+          if (masked) change = mask_at(visible + at) ? change : V{};
         }
         store(slopes + at, change);
       }
