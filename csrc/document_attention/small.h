@@ -11,13 +11,13 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "common/product.h"
+#include "document_attention/ahead.h"
 #include "document_attention/kernels.h"
 
 namespace spanbert {
@@ -38,45 +38,6 @@ inline A* thread_memory(int64_t size) {
   }
   return memory.get();
 }
-
-// Asks the memory for rows, all heads of them, some at a time while something else is computed.
-template <class S>
-class Ahead {
- public:
-  Ahead(int64_t head, int64_t heads, int64_t dim)
-      : first(head * dim), bytes(heads * dim * static_cast<int64_t>(sizeof(S))), dim(dim) {}
-
-  // Rows in which the heads do not lie side by side are left out.
-  void add(const Rows& rows, const int64_t* indices, int64_t count) {
-    if (rows.head != dim || count == 0) return;
-    lists[used++] = {static_cast<const S*>(rows.data) + first, rows.row, indices, count};
-    most = std::max(most, count);
-  }
-
-  // One of `parts` shares of all rows.
-  void ask(int64_t parts) {
-    for (done += most * used; row < most && done > 0; done -= parts) {
-      const List& now = lists[list];
-      if (row < now.count) {
-        const char* line = reinterpret_cast<const char*>(now.from + now.indices[row] * now.row);
-        for (const char* end = line + bytes; line < end; line += 64) __builtin_prefetch(line, 0, 2);
-      }
-      list = list + 1 == used ? 0 : list + 1;
-      row += list == 0;
-    }
-  }
-
- private:
-  struct List {
-    const S* from;
-    int64_t row;
-    const int64_t* indices;
-    int64_t count;
-  };
-  const int64_t first, bytes, dim;
-  std::array<List, 4> lists;
-  int64_t used = 0, most = 0, row = 0, list = 0, done = 0;
-};
 
 template <class S>
 class Small {
