@@ -317,13 +317,14 @@ def main(names: tuple[str, ...], seeds: int, size: str, output: Path) -> None:
         raise click.ClickException("SPANBERT_KERNELS_DATA does not name the folder of the data")
     quiet_transformers()
     found: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {}
-    found |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "size": size}
+    found |= {"torch": torch.__version__, "size": size}
+    threads = {"threads": torch.get_num_threads()}
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         chosen = names or (SPEED, *ROWS)
         if SPEED in chosen:
-            found[SPEED] = {"paths": both_paths(Path(data), folder, "small"), "sampler": sampler(Path(data))}
+            found[SPEED] = {**threads, "paths": both_paths(Path(data), folder, "small"), "sampler": sampler(Path(data))}
             console.print(json.dumps(found[SPEED]))
             output.write_text(json.dumps(found, indent=1) + "\n")
         if any(ROWS[name].task == "tagging" for name in chosen if name in ROWS):
@@ -338,7 +339,7 @@ def main(names: tuple[str, ...], seeds: int, size: str, output: Path) -> None:
                 results.append(result)
                 console.print(f"{name}: {json.dumps(result)}")
             row = ROWS[name]
-            entry = {"task": row.task, "data": row.data, "score": row.score, **row.options, "runs": results}
+            entry = {"task": row.task, "data": row.data, "score": row.score, **row.options, **threads, "runs": results}
             found.setdefault("rows", {})[name] = entry
             output.write_text(json.dumps(found, indent=1) + "\n")
 

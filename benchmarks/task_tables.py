@@ -8,18 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from task_results import ROWS
+
 RESULTS = Path(__file__).resolve().parent / "results" / "tasks.json"
 COLUMNS = ("", "data", "score", "mean", "of each seed", "trivial baseline")
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[list[str]]:
-    """A line of the table for each row."""
-    for row in found["rows"].values():
+    """A line of the table for each row, also for those that were not measured."""
+    for name, known in ROWS.items():
+        task = known.task.replace("_", " ")
+        row = found["rows"].get(name)
+        if row is None:
+            yield [task, known.data, known.score, "not measured", "", ""]
+            continue
         values = [run["scores"][row["score"]] for run in row["runs"]]
         baselines = {f"{run['baseline'][row['score']]:.3f}" for run in row["runs"]}
         each = ", ".join(f"{value:.3f}" for value in values)
-        name = row["task"].replace("_", " ")
-        yield [name, row["data"], row["score"], f"{statistics.mean(values):.3f}", each, ", ".join(sorted(baselines))]
+        yield [task, row["data"], row["score"], f"{statistics.mean(values):.3f}", each, ", ".join(sorted(baselines))]
 
 
 def pretraining(found: Mapping[str, Any]) -> str:
