@@ -26,6 +26,8 @@ namespace {
 
 // Of the rows that are copied at once: so many stay in a core's cache.
 constexpr int64_t kSmallBytes = int64_t{384} << 10;
+// Weights that are added up by themselves: sums of blocks round less than one long sum.
+constexpr int64_t kTerms = 8;
 
 // Kept from call to call: fresh memory of this size would be cleared page by page.
 template <class A>
@@ -249,6 +251,7 @@ class Small {
       }
       if (masked && any_set(odd)) return false;
     }
+    A shares[kSmall];
     Ahead<S> ahead = rows_ahead();
     const int64_t parts = 3 * heads;
     for (int64_t h = 0; h < heads; ++h) {
@@ -256,13 +259,17 @@ class Small {
       product<A>(keys, dim, k.of_head(h), k.row, 1, queries_across, 0, scores, columns, false);
       ahead.ask(parts);
       A* lse = static_cast<A*>(call.lse) + (first_head + h) * call.query_rows;
-      masked ? soften<true>(scores, lse) : soften<false>(scores, lse);
+      masked ? soften<true>(scores, shares, lse) : soften<false>(scores, shares, lse);
       ahead.ask(parts);
       if (call.dropout.active) {
         each_factor(first_head + h, [&](int64_t query, int64_t j, A factor) { scores[j * columns + query] *= factor; });
       }
       const Panels<A> values = panels_of(v.of_head(h), v.row, keys, panel_memory);
       product<A>(queries, keys, scores, 1, columns, values, 0, output.of_head(h), output.row, false);
+      for (int64_t r = 0; r < queries; ++r) {
+        A* to = output.of_head(h) + r * output.row;
+        for (int64_t c = 0; c < wide; c += lanes<A>) store(to + c, load(to + c) * shares[r]);
+      }
       ahead.ask(parts);
     }
     for (int64_t r = 0; !direct && r < queries; ++r) {
@@ -271,9 +278,9 @@ class Small {
     return true;
   }
 
-  // Scores become weights.
+  // Scores become weights relative to the largest; `shares` [columns] is what the sums of values are multiplied by.
   template <bool kMasked>
-  void soften(A* scores, A* lse) const {
+  void soften(A* scores, A* shares, A* lse) const {
     const V none = broadcast<A>(-INFINITY);
     const Lane* visible = seen.data();
     const int64_t keys = near.keys, columns = this->columns;
@@ -288,13 +295,16 @@ class Small {
       }
       // Scores that are all -inf have no maximum to subtract; 0 leaves their weights 0.
       const V pivot = largest == none ? V{} : largest;
-      for (int64_t at = c; at < keys * columns; at += columns) {
-        const V weight = exponential(load(scores + at) - pivot);
-        store(scores + at, weight);
-        total += weight;
+      for (int64_t j = 0; j < keys; j += kTerms) {
+        V sum{};
+        for (int64_t at = c + j * columns; at < std::min(j + kTerms, keys) * columns; at += columns) {
+          const V weight = exponential(load(scores + at) - pivot);
+          store(scores + at, weight);
+          sum += weight;
+        }
+        total += sum;
       }
-      const V share = mask_at(any + c) ? 1 / total : V{};
-      for (int64_t at = c; at < keys * columns; at += columns) store(scores + at, load(scores + at) * share);
+      store(shares + c, mask_at(any + c) ? 1 / total : V{});
       for (int64_t lane = 0; lane < lanes<A> && c + lane < near.queries; ++lane) {
         lse[near.query_rows[c + lane]] = largest[lane] + std::log(total[lane]);
       }
