@@ -11,7 +11,20 @@ from typing import Any
 from task_results import ROWS
 
 RESULTS = Path(__file__).resolve().parent / "results" / "tasks.json"
-COLUMNS = ("", "data", "score", "mean", "of each seed", "trivial baseline")
+COLUMNS = ("", "data", "score", "mean", "of each seed", "trivial baseline", "which is")
+LOSS = "loss"  # of a token, which stands beside the score of generated text
+BASELINES = {
+    "tagging": "a word's commonest label",
+    "nested": "word sequences known from training",
+    "coreference": "the same mentions, not linked",
+    "cross_document_coreference": "the same mentions, not linked",
+    "relations": "mentions that follow each other",
+    "summarisation": "the first sentence",
+    "translation": "the source, copied",
+    "parsing": "the word before as head",
+    "classification": "the commonest label",
+    LOSS: "frequencies of tokens",
+}
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -20,12 +33,15 @@ def lines(found: Mapping[str, Any]) -> Iterator[list[str]]:
         task = known.task.replace("_", " ")
         row = found["rows"].get(name)
         if row is None:
-            yield [task, known.data, known.score, "not measured", "", ""]
+            yield [task, known.data, known.score, "not measured", "", "", ""]
             continue
-        values = [run["scores"][row["score"]] for run in row["runs"]]
-        baselines = {f"{run['baseline'][row['score']]:.3f}" for run in row["runs"]}
-        each = ", ".join(f"{value:.3f}" for value in values)
-        yield [task, row["data"], row["score"], f"{statistics.mean(values):.3f}", each, ", ".join(sorted(baselines))]
+        runs = row["runs"]
+        for score in (row["score"], LOSS) if LOSS in runs[0]["scores"] else (row["score"],):
+            values = [run["scores"][score] for run in runs]
+            baselines = sorted({f"{run['baseline'][score]:.3f}" for run in runs})
+            each = ", ".join(f"{value:.3f}" for value in values)
+            baseline = BASELINES[LOSS if score == LOSS else known.task]
+            yield [task, row["data"], score, f"{statistics.mean(values):.3f}", each, ", ".join(baselines), baseline]
 
 
 def pretraining(found: Mapping[str, Any]) -> str:
@@ -56,5 +72,8 @@ def tasks(table: Any) -> str:
         return "Not measured yet.\n"
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     columns: Sequence[str] = COLUMNS
-    about = f"A model of the size {found['size']}, trained for minutes (`benchmarks/results/{RESULTS.name}`):\n\n"
+    about = (
+        f"A model of the size {found['size']}, trained for minutes (`benchmarks/results/{RESULTS.name}`). Of losses, "
+        "less is better; so little text teaches no model to write well:\n\n"
+    )
     return f"{about}{table(columns, lines(found))}\n{pretraining(found)}{speed(found)}"

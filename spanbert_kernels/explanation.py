@@ -6,8 +6,10 @@ They say where the model looked, not what would have happened had it looked else
 from __future__ import annotations
 
 import contextlib
+import itertools
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,45 +18,71 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_kernels.models import SpanBERTForSequenceClassification, SpanBERTForSpanClassification
+from spanbert_kernels.acceleration import AccelerationWarning
+from spanbert_kernels.models import (
+    SpanBERTForCoreference,
+    SpanBERTForSequenceClassification,
+    SpanBERTForSpanClassification,
+)
 from spanbert_kernels.nn import CrossDocumentMixer
-from spanbert_kernels.tasks import classification, nested
+from spanbert_kernels.nn.packing import Packing
+from spanbert_kernels.tasks import classification, coreference, cross_document_coreference, nested
 from spanbert_kernels.tasks.brackets import MarkedDocument
+from spanbert_kernels.tasks.cross_document_coreference import Cluster
 from spanbert_kernels.tasks.labelled import LabelledDocument
 
-__all__ = ["ClusterExplanation", "SpanExplanation", "document_weights", "explain_classification", "explain_nested"]
+__all__ = [
+    "ClusterExplanation",
+    "SpanExplanation",
+    "document_weights",
+    "explain_classification",
+    "explain_coreference",
+    "explain_nested",
+]
+
+Shares = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class ClusterExplanation:
-    """A cluster's documents, what was predicted of each, and how much each looked at each.
+    """A cluster's documents, what was predicted of each, and how much each looked at each and at its own words.
 
     `weights[layer] [heads, D, D]`: row i is what document i saw; each row sums to 1 over the documents that it sees, or
     is 0 where it sees none. Empty where the model's documents do not see each other.
+
+    `words[i]` are document i's, with what follows each in the text; `word_shares[i] [W]` are their shares in what the
+    token that the prediction is made of read in the last layer, a mean over heads, special tokens left out.
     """
 
     texts: tuple[str, ...]
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
-    weights: dict[int, NDArray[np.float32]]
+    weights: dict[int, Shares]
+    words: tuple[tuple[str, ...], ...]
+    word_shares: tuple[Shares, ...]
 
     def mean(self) -> NDArray[np.float32] | None:
         """Over layers and heads, `[D, D]`; None where documents do not see each other."""
         if not self.weights:
             return None
-        found: NDArray[np.float32] = np.mean([each.mean(0) for each in self.weights.values()], axis=0)
+        found: Shares = np.mean([each.mean(0) for each in self.weights.values()], axis=0)
         return found
 
 
 @dataclass(frozen=True)
 class SpanExplanation:
-    """A mention, its type, and the share of each of its words in the span's vector; the shares sum to 1."""
+    """A mention, its type or entity, and the share of each of its words in the span's vector; the shares sum to 1.
+
+    `seen`: the share of each document of the cluster in what the mention's tokens looked at in the cross-document
+    layers, a mean over tokens, layers and heads; empty where documents do not see each other.
+    """
 
     document: str
     words: tuple[str, ...]
     first: int
     label: str
-    weights: NDArray[np.float32]
+    weights: Shares
+    seen: dict[str, float] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -88,7 +116,7 @@ def explain_classification(
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[LabelledDocument],
 ) -> list[ClusterExplanation]:
-    """The predictions for each cluster, and which documents each document looked at.
+    """The predictions for each cluster, and which documents, and which of its own words, each document looked at.
 
     Raises:
         ValueError: the model's queries are tokens, whose weights are not a document's.
@@ -108,11 +136,143 @@ def explain_classification(
             del batch["cluster_ids"]
         with document_weights(model) as weights:
             best = model(**batch).logits.float().softmax(-1).max(-1)
+        attention = _last_attention(model, batch)
         by_layer = {layer: each.permute(1, 0, 2).numpy() for layer, each in zip(layers, weights, strict=True)}
         texts = tuple(document.text for document in own)
         predicted = tuple(labels[i] for i in best.indices.tolist())
-        found.append(ClusterExplanation(texts, predicted, tuple(best.values.tolist()), by_layer))
+        words, shares = zip(
+            *(
+                _words_read(text, tokenizer, attention[row, : len(example["input_ids"])].numpy())
+                for row, (text, example) in enumerate(zip(texts, examples, strict=True))
+            ),
+            strict=True,
+        )
+        found.append(ClusterExplanation(texts, predicted, tuple(best.values.tolist()), by_layer, words, shares))
     return found
+
+
+def _last_attention(model: SpanBERTForSequenceClassification, batch: dict[str, Tensor]) -> Tensor:
+    """What the pooled token of each document read in the last layer, a mean over heads: `[B, L]`."""
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the only one that has the matrices
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AccelerationWarning)  # that the original path runs
+            matrices = model(**batch, output_attentions=True).attentions[-1]
+    finally:
+        model.set_attn_implementation(implementation)
+    rows, length = batch["input_ids"].shape
+    packing = Packing.from_mask(batch["attention_mask"], rows, length, matrices.device)
+    pooled = model.bert.pooled_positions(packing) % length
+    read: Tensor = matrices.float().mean(1)[torch.arange(len(pooled)), pooled]
+    return read
+
+
+def _words_read(text: str, tokenizer: PreTrainedTokenizerBase, read: Shares) -> tuple[tuple[str, ...], Shares]:
+    """The words of a text, with what follows each, and their shares; what the model did not see is the last, with 0."""
+    if not text:
+        return (), np.zeros(0, dtype=np.float32)
+    encoding = tokenizer(text, truncation=True, max_length=len(read), return_offsets_mapping=True)
+    shares: dict[int, float] = {}
+    starts: dict[int, int] = {}
+    end = 0
+    for word, (start, stop), share in zip(encoding.word_ids(), encoding["offset_mapping"], read, strict=True):
+        if word is None:
+            continue
+        starts.setdefault(word, start)
+        shares[word] = shares.get(word, 0.0) + float(share)
+        end = stop
+    bounds = [0, *list(starts.values())[1:], end]
+    words = [text[first:last] for first, last in itertools.pairwise(bounds)]
+    values = list(shares.values())
+    if text[end:]:
+        words.append(text[end:])
+        values.append(0.0)
+    found = np.array(values, dtype=np.float32)
+    return tuple(words), found / max(float(found.sum()), 1e-30)
+
+
+@torch.no_grad()
+def explain_coreference(
+    model: SpanBERTForCoreference, tokenizer: PreTrainedTokenizerBase, clusters: Sequence[Cluster]
+) -> list[SpanExplanation]:
+    """The mentions that are linked, which of their words their vectors are made of, and which documents they looked at.
+
+    A mention's label is the number of its entity. For coreference in a document, a cluster is that document.
+
+    Raises:
+        ValueError: the model's queries are anchors, whose weights are not a mention's.
+    """
+    config = model.config
+    if config.cross_document_layers and config.cross_document_queries != "tokens":
+        raise ValueError(f"mentions are explained by their tokens, the queries are {config.cross_document_queries}")
+    length = coreference.window_length(model)
+    found: list[SpanExplanation] = []
+    model.eval()
+    for cluster in clusters:
+        examples = [coreference.encode(coreference.unmarked(each), tokenizer, length) for each in cluster]
+        batch = cross_document_coreference.collate([cross_document_coreference.merged(examples)])
+        if not config.cross_document_layers:
+            del batch["cluster_ids"]
+        with document_weights(model) as weights, _span_attention(model) as scores:
+            output = model(**batch)
+        document_of = np.repeat(np.arange(len(cluster)), [len(each["windows"]) for each in examples])
+        seen = _seen_by_words(weights, batch, document_of)
+        text = cross_document_coreference.joined(cluster)
+        starts = np.cumsum([0, *(len(each.words) for each in cluster)])
+        linked = [sorted(own) for own in coreference.linked(output) if len(own) > 1]
+        for number, mentions in enumerate(sorted(linked), start=1):
+            for first, last in mentions:
+                place = int(np.searchsorted(starts, first, side="right")) - 1
+                mean = [] if seen is None else seen[first : last + 1].mean(0).tolist()
+                found.append(
+                    SpanExplanation(
+                        cluster[place].name,
+                        text.words[first : last + 1],
+                        first - int(starts[place]),
+                        f"entity {number}",
+                        scores[0][first : last + 1].softmax(0).numpy(),
+                        {document.name: share for document, share in zip(cluster, mean, strict=bool(mean))},
+                    )
+                )
+    return found
+
+
+def _seen_by_words(
+    weights: Sequence[Tensor], batch: dict[str, Tensor], document_of: NDArray[np.int64]
+) -> Shares | None:
+    """How much each word's tokens looked at each document, `[W, D]`; None where documents do not see each other."""
+    if not weights:
+        return None
+    by_window = torch.stack([each.mean(1) for each in weights]).mean(0)  # [T, windows]
+    by_document = by_window.new_zeros(len(by_window), int(document_of[-1]) + 1)
+    by_document.index_add_(1, torch.from_numpy(document_of), by_window[:, : len(document_of)])
+    starts = torch.zeros_like(batch["input_ids"])
+    row, _ = (batch["columns"] >= 0).nonzero().unbind(1)
+    starts[row, batch["columns"][batch["columns"] >= 0]] = 1
+    # a token's word is the last that began in its row; special tokens belong to none
+    real = batch["attention_mask"] > 0
+    word = (starts[real].cumsum(0) - 1).numpy()
+    ids = batch["input_ids"]
+    inner = real.clone()
+    inner[:, 0] = False
+    inner[torch.arange(len(ids)), real.sum(1) - 1] = False
+    kept = inner[real].numpy()
+    total = np.zeros((int(starts.sum()), by_document.shape[1]), dtype=np.float32)
+    np.add.at(total, word[kept], by_document.numpy()[kept])
+    total /= np.bincount(word[kept], minlength=len(total))[:, None]
+    return total
+
+
+@contextlib.contextmanager
+def _span_attention(model: Any) -> Iterator[list[Tensor]]:
+    """While it lasts, every forward adds the scores of the attention inside spans to the list, `[W]` each."""
+    kept: list[Tensor] = []
+    hook = model.attention.register_forward_hook(lambda module, inputs, output: kept.append(output[:, 0].float()))
+    try:
+        yield kept
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()
@@ -136,12 +296,8 @@ def _word_scores(model: Any, tokenizer: PreTrainedTokenizerBase, document: Marke
     plain = MarkedDocument(document.name, document.words, (), document.path, document.lines)
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     length = min(nested.WINDOW, model.config.max_position_embeddings)
-    kept: list[Tensor] = []
-    hook = model.attention.register_forward_hook(lambda module, inputs, output: kept.append(output[:, 0].float()))
-    try:
+    with _span_attention(model.eval()) as kept:
         for window in nested.windows_of([plain], tokenizer, labels, length):
             batch = nested.collate([window.example])
-            model.eval()(batch["input_ids"], batch["attention_mask"], columns=batch["columns"])
-    finally:
-        hook.remove()
+            model(batch["input_ids"], batch["attention_mask"], columns=batch["columns"])
     return torch.cat(kept) if kept else torch.empty(0)

@@ -15,7 +15,13 @@ from spanbert_kernels.cli.training_options import POSITIVE, require
 if TYPE_CHECKING:
     from spanbert_kernels.explanation import ClusterExplanation, SpanExplanation
 
-LIBRARIES = {"classification": ("sklearn",), "nested": ()}  # what the tasks that can be explained import
+LIBRARIES = {  # what the tasks that can be explained import
+    "classification": ("sklearn",),
+    "coreference": ("scorch",),
+    "cross_document_coreference": ("scorch",),
+    "nested": (),
+}
+MOST_READ = 8  # words of a document in the picture
 PICTURED = 12  # clusters or mentions in the picture, which a page of paper holds
 
 
@@ -30,8 +36,9 @@ PICTURED = 12  # clusters or mentions in the picture, which a page of paper hold
 def explain(task: str, data: Path, model: Path, output: Path, limit: int) -> None:
     """Show what carried the predictions for the file DATA: a page, and beside it a picture.
 
-    classification: which documents of its cluster each document looked at. nested: which words of a mention its vector
-    is made of.
+    classification: which documents of its cluster, and which of its own words, each document looked at. nested: which
+    words of a mention its vector is made of. coreference: the same for mentions that are linked.
+    cross_document_coreference: and which documents they looked at. DATA is what predict takes.
 
     Exit code: 0; 2 if a file cannot be used.
     """
@@ -60,14 +67,20 @@ def _explained(task: str, folder: Path, data: Path) -> tuple[list[ClusterExplana
         from spanbert_kernels.tasks.labelled import read_labelled
 
         return explanation.explain_classification(*load_classifier(folder), read_labelled(data, labels=False)), []
-    from spanbert_kernels.tasks.brackets import MarkedDocument
-    from spanbert_kernels.tasks.columns import read_words
-    from spanbert_kernels.tasks.nested import _load as load_nested
+    if task == "nested":
+        from spanbert_kernels.tasks.brackets import MarkedDocument
+        from spanbert_kernels.tasks.columns import read_words
+        from spanbert_kernels.tasks.nested import _load as load_nested
 
-    documents = [
-        MarkedDocument(f"line {line}", words, (), data, (line,) * len(words)) for line, words in read_words(data)
-    ]
-    return [], explanation.explain_nested(*load_nested(folder), documents)
+        documents = [
+            MarkedDocument(f"line {line}", words, (), data, (line,) * len(words)) for line, words in read_words(data)
+        ]
+        return [], explanation.explain_nested(*load_nested(folder), documents)
+    from spanbert_kernels.tasks import coreference, cross_document_coreference
+
+    across = task == "cross_document_coreference"
+    cluster = cross_document_coreference.read_plain(data) if across else (coreference.read_plain(data),)
+    return [], explanation.explain_coreference(*coreference._load(folder), [cluster])
 
 
 def page(name: str, clusters: list[ClusterExplanation], spans: list[SpanExplanation], hidden: int = 0) -> str:
@@ -82,17 +95,18 @@ def page(name: str, clusters: list[ClusterExplanation], spans: list[SpanExplanat
 
 
 def draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], path: Path) -> None:
-    """The picture: a square of document weights for each cluster, or a row of shaded words for each mention."""
+    """The picture: a square of document weights for each cluster, or a row of shaded words for each mention or text."""
     from matplotlib.figure import Figure
 
     means = ((number, each.mean()) for number, each in enumerate(clusters, start=1))
     seen = [(number, mean) for number, mean in means if mean is not None]
     columns = min(max(len(seen), 1), 4)
     rows = -(-len(seen) // columns) if seen else 1
-    height = 2.4 * rows if seen else 0.4 * max(len(spans), 1) + 0.6
+    texts = sum(len(each.texts) for each in clusters)
+    height = 2.4 * rows if seen else 0.4 * max(len(spans), texts, 1) + 0.6
     figure = Figure(figsize=(2.4 * columns if seen else 8, height), layout="constrained")
     if not seen:
-        _draw_spans(figure.subplots(), spans)
+        _draw_spans(figure.subplots(), spans or _most_read(clusters))
     for place, (number, weights) in enumerate(seen, start=1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
@@ -104,6 +118,19 @@ def draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], path:
     figure.savefig(path, dpi=150)
 
 
+def _most_read(clusters: list[ClusterExplanation]) -> list[SpanExplanation]:
+    """Of each document the `MOST_READ` words with the largest shares, in the order of the text."""
+    from spanbert_kernels.explanation import SpanExplanation
+
+    found = []
+    for cluster in clusters:
+        for words, shares, label in zip(cluster.words, cluster.word_shares, cluster.labels, strict=True):
+            chosen = sorted(shares.argsort()[::-1][:MOST_READ].tolist())
+            most = shares[chosen] / (shares.max() if len(chosen) else 1)
+            found.append(SpanExplanation("", tuple(words[i].strip() for i in chosen), 0, label, most))
+    return found
+
+
 def _draw_spans(axes: Any, spans: list[SpanExplanation]) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, 1)
@@ -112,7 +139,11 @@ def _draw_spans(axes: Any, spans: list[SpanExplanation]) -> None:
         axes.text(0, 0, "no weights to show", va="center")
     for row, span in enumerate(spans):
         axes.text(0, -row, textwrap.shorten(span.label, 18), fontsize=8, va="center")
-        wide = 0.8 / sum(len(word) + 1 for word in span.words)
+        if span.seen:
+            name, share = max(span.seen.items(), key=lambda entry: entry[1])
+            looked = textwrap.shorten(f"{span.document} looked at {name}: {share:.2f}", 48)
+            axes.text(1, -row, looked, fontsize=8, va="center", ha="right")
+        wide = (0.45 if span.seen else 0.8) / max(sum(len(word) + 1 for word in span.words), 1)
         left = 0.2
         for word, weight in zip(span.words, span.weights, strict=True):
             size = wide * (len(word) + 1)

@@ -197,16 +197,20 @@ def entities_of(
     """What the model finds in each example; a batch is one, whose mentions are not there."""
     found: list[set[Entity]] = [set() for _ in examples]
     for (index,), output in outputs(model, examples, collate, lambda e: len(e["windows"]), 1, backend):
-        entity_of: list[set[tuple[int, int]]] = []
-        spans = [(first, last) for first, last in output.spans.tolist()]
-        alone = (output.scores > 0).tolist()
-        for place, antecedent in enumerate(output.antecedents.tolist()):
-            own = entity_of[antecedent] if antecedent >= 0 else set()
-            own.add(spans[place])
-            entity_of.append(own)
-        kept = (own for place, own in enumerate(entity_of) if len(own) > 1 or alone[place])
-        found[index] = {frozenset(own) for own in kept}
+        found[index] = linked(output)
     return found
+
+
+def linked(output: Any) -> set[Entity]:
+    """The entities of a `CoreferenceOutput`: linked mentions, and alone those that are likelier a mention than not."""
+    entity_of: list[set[tuple[int, int]]] = []
+    spans = [(first, last) for first, last in output.spans.tolist()]
+    alone = (output.scores > 0).tolist()
+    for place, antecedent in enumerate(output.antecedents.tolist()):
+        own = entity_of[antecedent] if antecedent >= 0 else set()
+        own.add(spans[place])
+        entity_of.append(own)
+    return {frozenset(own) for place, own in enumerate(entity_of) if len(own) > 1 or alone[place]}
 
 
 METRICS = {"MUC": muc, "B3": b_cubed, "CEAFe": ceaf_e}
@@ -264,13 +268,23 @@ def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
     return evaluate(*_load(folder), some(read_marked(data), data), backend)
 
 
+def read_plain(path: Path) -> MarkedDocument:
+    """A text as a document without mentions, named by its file.
+
+    Raises:
+        DataFault: there are no words.
+    """
+    rows = read_words(path)
+    if not rows:
+        raise DataFault(path, 1, "there are no words")
+    words = tuple(word for _, own in rows for word in own)
+    return MarkedDocument(path.stem, words, (), path, tuple(line for line, own in rows for _ in own))
+
+
 def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
     """A JSON object: the words of the text, a document, and its entities as lists of [first, last, text]."""
-    rows = read_words(data)
-    if not rows:
-        raise DataFault(data, 1, "there are no words")
-    words = tuple(word for _, own in rows for word in own)
-    document = MarkedDocument(data.stem, words, (), data, tuple(line for line, own in rows for _ in own))
+    document = read_plain(data)
+    words = document.words
     for entities in resolve(*_load(folder), [document], backend):
         listed = [
             [(first, last, " ".join(words[first : last + 1])) for first, last in sorted(entity)] for entity in entities

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.brackets import MarkedDocument, Mention, read_marked
-from spanbert_kernels.tasks.columns import DataFault, read_words, some
+from spanbert_kernels.tasks.columns import some
 from spanbert_kernels.tasks.coreference import Entity
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
@@ -175,23 +175,24 @@ def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
     return evaluate(*_load(folder), clusters_of(some(read_marked(data), data)), backend)
 
 
-def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
-    """A JSON object an entity: its mentions as lists of [document, first, last, text].
+def read_plain(path: Path) -> Cluster:
+    """The text files of a folder as a cluster of documents, or one text file.
 
-    A document is a text file, named by its file; those of a folder are a cluster.
+    Raises:
+        DataFault: a file has no words.
+        ValueError: there is no file.
     """
-    paths = sorted(data.glob("*.txt")) if data.is_dir() else [data]
-    cluster = []
-    for path in paths:
-        rows = read_words(path)
-        if not rows:
-            raise DataFault(path, 1, "there are no words")
-        words = tuple(word for _, own in rows for word in own)
-        cluster.append(MarkedDocument(path.stem, words, (), path, tuple(line for line, own in rows for _ in own)))
+    cluster = tuple(map(coreference.read_plain, sorted(path.glob("*.txt")) if path.is_dir() else [path]))
     if not cluster:
-        raise ValueError(f"there is no .txt file in {data}")
+        raise ValueError(f"there is no .txt file in {path}")
+    return cluster
+
+
+def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+    """A JSON object an entity: its mentions as lists of [document, first, last, text]."""
+    cluster = read_plain(data)
     starts = np.cumsum([0, *(len(document.words) for document in cluster)]).tolist()
-    (found,) = resolve(*_load(folder), [tuple(cluster)], backend)
+    (found,) = resolve(*_load(folder), [cluster], backend)
     for entity in sorted(sorted(each) for each in found):
         mentions = []
         for first, last in entity:

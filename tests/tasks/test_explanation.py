@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from spanbert_kernels import SpanBERTForSequenceClassification, SpanBERTForSpanClassification, accelerate
+from spanbert_kernels import (
+    SpanBERTForCoreference,
+    SpanBERTForSequenceClassification,
+    SpanBERTForSpanClassification,
+    accelerate,
+)
 from spanbert_kernels.cli import main
-from spanbert_kernels.explanation import document_weights, explain_classification, explain_nested
-from spanbert_kernels.tasks import classification
+from spanbert_kernels.explanation import document_weights, explain_classification, explain_coreference, explain_nested
+from spanbert_kernels.tasks import classification, coreference, cross_document_coreference
 from spanbert_kernels.tasks.brackets import MarkedDocument
 from spanbert_kernels.tasks.labelled import LabelledDocument
 from spanbert_kernels.tasks.start import Start
@@ -70,6 +76,34 @@ def test_weights_are_those_of_the_forward_pass(accelerated: bool) -> None:
     assert first.probabilities == pytest.approx(plain.softmax(-1).max(-1).values.tolist())
 
 
+@pytest.mark.parametrize("anchor", ["first", "last"])
+def test_words_of_a_document(anchor: str) -> None:
+    """Shares of what the pooled token read in the last layer, by the model's own matrices."""
+    model, tokenizer = classifier(cross_document_anchor=anchor, pooler_token="anchor", max_position_embeddings=12)
+    for layer in model.bert.encoder.layer:
+        torch.nn.init.normal_(layer.attention.self.query.weight)
+    texts = ("ships in the north today", "", "  we saw ships " * 8)
+    cluster = [LabelledDocument(text, "x", "p", Path("file.jsonl"), 1) for text in texts]
+    (found,) = explain_classification(model, tokenizer, cluster)
+    assert model.config._attn_implementation == "sdpa"
+    assert tuple("".join(words) for words in found.words) == texts
+    model.set_attn_implementation("eager")
+    batch = classification.collate([classification.encode(cluster, tokenizer, ["x", "y"], 12)])
+    with torch.no_grad():
+        matrices = model(**batch, output_attentions=True).attentions[-1].mean(1)
+    for row, (text, shares) in enumerate(zip(texts, found.word_shares, strict=True)):
+        ids = tokenizer(text, truncation=True, max_length=12)
+        read = matrices[row, 0 if anchor == "first" else len(ids["input_ids"]) - 1]
+        wanted = np.zeros(len(shares))
+        for column, word in enumerate(ids.word_ids()):
+            if word is not None:
+                wanted[word] += float(read[column])
+        np.testing.assert_allclose(shares, wanted / max(wanted.sum(), 1e-30), rtol=1e-5)
+    assert found.word_shares[0].max() > 0.3
+    assert found.words[2][-1].startswith(" ")  # what was cut off
+    assert found.word_shares[2][-1] == 0
+
+
 def test_documents_that_do_not_see_each_other() -> None:
     (first, _) = explain_classification(*classifier(cross_document_layers=[]), documents())
     assert (first.weights, first.mean()) == ({}, None)
@@ -102,6 +136,71 @@ def test_words_of_a_mention() -> None:
         assert each.label == "person"
 
 
+def linker(**fields: Any) -> tuple[Any, Any]:
+    start = Start(size="tiny", vocabulary_size=60)
+    tokenizer = start.tokenizer([" ".join(WORDS)] * 2)
+    fields = {**cross_document_coreference.cross_document_fields(2), "max_span_width": 2, **fields}
+    model = start.build(SpanBERTForCoreference, tokenizer, 1, max_position_embeddings=16, **fields).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate"):
+            torch.nn.init.ones_(parameter)
+    torch.nn.init.normal_(model.attention.weight)
+    torch.nn.init.constant_(model.fine.bias, 5.0)
+    model.config.kept_spans_share = 1.0
+    return model, tokenizer
+
+
+def reports() -> tuple[MarkedDocument, ...]:
+    texts = (WORDS * 3, WORDS[3:], WORDS[:2])
+    return tuple(MarkedDocument(f"d{i}", t, (), Path("file.txt"), (1,) * len(t)) for i, t in enumerate(texts))
+
+
+def test_mentions_across_documents() -> None:
+    """Which documents a mention's tokens looked at, and its words, by the forward pass itself."""
+    model, tokenizer = linker()
+    cluster = reports()
+    found = explain_coreference(model, tokenizer, [cluster])
+    assert {each.document for each in found} == {"d0", "d1", "d2"}
+    (entities,) = cross_document_coreference.resolve(model, tokenizer, [cluster])
+    assert sorted({each.label for each in found}) == [
+        f"entity {i + 1}" for i in range(sum(len(e) > 1 for e in entities))
+    ]
+    starts = {"d0": 0, "d1": 15, "d2": 17}
+    spans = {(starts[each.document] + each.first, len(each.words)) for each in found}
+    assert spans == {(first, last + 1 - first) for entity in entities if len(entity) > 1 for first, last in entity}
+
+    examples = [coreference.encode(document, tokenizer, 16) for document in cluster]
+    sizes = [len(each["windows"]) for each in examples]
+    assert sizes[0] > 1 == sizes[1] == sizes[2]
+    batch = cross_document_coreference.collate([cross_document_coreference.merged(examples)])
+    kept: list[torch.Tensor] = []
+    model.attention.register_forward_hook(lambda module, inputs, output: kept.append(output[:, 0]))
+    with torch.no_grad(), document_weights(model) as weights:
+        model(**batch)
+    rows = torch.stack([each.mean(1) for each in weights]).mean(0)
+    offsets = np.cumsum([0, *batch["attention_mask"].sum(1).tolist()])
+    for each in found:
+        place = starts[each.document] + each.first
+        np.testing.assert_allclose(each.weights, kept[0][place : place + len(each.words)].softmax(0), rtol=1e-5)
+        assert sum(each.seen.values()) == pytest.approx(1, rel=1e-5)
+        if each.document == "d1":  # a single window, the last but one
+            assert each.seen["d1"] == 0
+            pieces = [len(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in cluster[1].words]
+            bounds = offsets[-3] + 1 + np.cumsum([0, *pieces])
+            words = [rows[first:last].mean(0) for first, last in pairwise(bounds)]
+            wanted = torch.stack(words[each.first : each.first + len(each.words)]).mean(0)
+            assert each.seen["d0"] == pytest.approx(float(wanted[: sizes[0]].sum()), rel=1e-5)
+            assert each.seen["d2"] == pytest.approx(float(wanted[-1]), rel=1e-5)
+
+
+def test_mentions_of_a_document_alone() -> None:
+    found = explain_coreference(*linker(cross_document_layers=[]), [reports()[:1]])
+    assert found
+    assert all(each.seen == {} for each in found)
+    with pytest.raises(ValueError, match="the queries are anchors"):
+        explain_coreference(*linker(cross_document_queries="anchors", cross_document_anchor="first"), [reports()])
+
+
 def test_the_page_and_the_picture(tmp_path: Path) -> None:
     model, tokenizer = classifier()
     model.save_pretrained(tmp_path / "model")
@@ -114,15 +213,24 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     result = run.invoke(main, ["explain", "classification", str(data), *arguments])
     assert result.exit_code == 0, result.output
     page = (tmp_path / "page.html").read_text()
-    assert "we saw &lt;script&gt;" in page
+    assert "&lt;</span>" in page
     assert "<script>" not in page
     assert page.count("looked at 3") == 1
     with Image.open(tmp_path / "page.png") as picture:
         assert min(picture.size) > 100
         assert len(picture.convert("L").getcolors()) > 10  # type: ignore[arg-type]
+    alone, tokenizer = classifier(cross_document_layers=[])
+    alone.save_pretrained(tmp_path / "alone")
+    tokenizer.save_pretrained(tmp_path / "alone")
+    page_of_words = ["--model", str(tmp_path / "alone"), "--output", str(tmp_path / "alone.html")]
+    result = run.invoke(main, ["explain", "classification", str(data), *page_of_words])
+    assert result.exit_code == 0, result.output
+    assert "do not see each other" in (tmp_path / "alone.html").read_text()
+    with Image.open(tmp_path / "alone.png") as picture:
+        assert len(picture.convert("L").getcolors()) > 10  # type: ignore[arg-type]
     result = run.invoke(main, ["explain", "tagging", str(data), *arguments])
     assert result.exit_code == 2
-    assert "'classification', 'nested'" in result.output
+    assert "'classification', 'coreference'" in result.output
     result = run.invoke(main, ["explain", "classification", str(tmp_path / "none.jsonl"), *arguments])
     assert result.exit_code == 2
 
@@ -135,6 +243,21 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "more are not shown" in (tmp_path / "words.html").read_text()
     assert (tmp_path / "words.png").stat().st_size > 1000
+
+    model, tokenizer = linker()
+    model.save_pretrained(tmp_path / "linker")
+    tokenizer.save_pretrained(tmp_path / "linker")
+    (tmp_path / "reports").mkdir()
+    for document in reports():
+        (tmp_path / "reports" / f"{document.name}.txt").write_text(" ".join(document.words) + "\n")
+    arguments = ["--model", str(tmp_path / "linker"), "--output", str(tmp_path / "links.html")]
+    result = run.invoke(main, ["explain", "cross_document_coreference", str(tmp_path / "reports"), *arguments])
+    assert result.exit_code == 0, result.output
+    assert "looked at" in (tmp_path / "links.html").read_text()
+    assert (tmp_path / "links.png").stat().st_size > 1000
+    result = run.invoke(main, ["explain", "cross_document_coreference", str(tmp_path / "model"), *arguments])
+    assert result.exit_code == 2
+    assert "there is no .txt file" in result.output
 
 
 @pytest.mark.slow
