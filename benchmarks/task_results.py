@@ -213,17 +213,18 @@ ROWS = {
     "topics": RowOfTask("classification", "topics of meantime", topics, "accuracy", training(20, 8)),
 }
 SPEED = "speed"
-PRETRAINING = {"steps": 2000, "batch_size": 32, "learning_rate": 1e-3, "evaluate_steps": 250}
+PRETRAINING = {"steps": 5000, "batch_size": 32, "learning_rate": 1e-3, "evaluate_steps": 500}
 
 
 def texts_of(data: Path) -> list[str]:
-    """Of the training parts of gum, ewt, scitldr and wnut17."""
+    """Of the training parts of gum, ewt, scitldr, senti4sd and wnut17."""
     found = []
     for path in [*sorted((data / "gum/dep/train").glob("*.conllu")), data / "ewt/en_ewt-ud-train.part.conllu"]:
         for block in path.read_text().split("# newdoc")[1:]:
             found.append(" ".join(line[9:] for line in block.splitlines() if line.startswith("# text = ")))
     lines = (data / "scitldr/train.jsonl").read_text().splitlines()
     found += [" ".join(json.loads(line)["source"]) for line in lines]
+    found += [document.text for document in read_labelled(data / "senti4sd/train3098itemPOLARITY.csv")]
     sentences = (data / "wnut17/wnut17train.conll").read_text().replace("\r", "").split("\n\n")
     found += [" ".join(row.split("\t")[0] for row in each.split("\n") if row.strip()) for each in sentences]
     return found
