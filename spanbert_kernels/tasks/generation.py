@@ -62,14 +62,28 @@ class Generator:
 
     @classmethod
     def build(
-        cls, start: Start, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase, seed: int
+        cls,
+        start: Start,
+        tokenizer: PreTrainedTokenizerBase,
+        target: PreTrainedTokenizerBase,
+        seed: int,
+        pairs: Sequence[Pair],
     ) -> Generator:
-        """A new decoder behind the encoder that `start` says; windows see each other in its upper layers."""
+        """A new decoder behind the encoder that `start` says; windows see each other in its upper layers.
+
+        It begins with what is known without reading a source, how often each token stands in the targets of `pairs`,
+        and writes no text shorter than all of them.
+        """
         layers = start.layers()
         fields = {"cross_document_queries": "tokens", "cross_document_keys": "tokens"}
         upper = list(range(layers // 2, layers))
         encoder = start.build(WindowedSpanBERTModel, tokenizer, seed, cross_document_layers=upper, **fields)
-        return cls(encoder_decoder(encoder, target, min(layers, DECODER_LAYERS)), tokenizer, target)
+        built = cls(encoder_decoder(encoder, target, min(layers, DECODER_LAYERS)), tokenizer, target)
+        with torch.no_grad():
+            built.model.decoder.get_output_embeddings().bias.copy_(torch.from_numpy(log_frequencies(pairs, built)))
+        lengths = (len(each["labels"]) - 1 for each in encode(pairs, built))
+        built.model.generation_config.min_new_tokens = min(lengths, default=0)
+        return built
 
 
 def encode(pairs: Sequence[Pair], generator: Generator) -> list[dict[str, Tokens]]:
@@ -205,7 +219,12 @@ def write(
             chosen = order[begin : begin + batch]
             inputs = collator.sources([examples[i] for i in chosen])
             found = generator.model.generate(
-                **inputs, num_beams=BEAMS, no_repeat_ngram_size=3, max_new_tokens=length, max_length=None
+                **inputs,
+                num_beams=BEAMS,
+                no_repeat_ngram_size=3,
+                min_new_tokens=min(generator.model.generation_config.min_new_tokens or 0, length),
+                max_new_tokens=length,
+                max_length=None,
             )
             for index, ids in zip(chosen, found, strict=True):
                 text = generator.target_tokenizer.decode(ids, skip_special_tokens=True)
@@ -228,10 +247,15 @@ def loss(generator: Generator, pairs: Sequence[Pair], backend: str = "auto", bat
     return total / max(tokens, 1)
 
 
-def unigram_loss(train: Sequence[Pair], test: Sequence[Pair], generator: Generator) -> float:
-    """The same of a model that knows how often each token stands in the targets to train on, and one more time each."""
+def log_frequencies(pairs: Sequence[Pair], generator: Generator) -> NDArray[np.float64]:
+    """The logarithm of each token's share in the targets, each counted once more than it stands there: `[V]`."""
     size = len(generator.target_tokenizer)
-    counts = sum(np.bincount(example["labels"], minlength=size) for example in encode(train, generator)) + np.ones(size)
-    log_probability = np.log(counts / counts.sum())
+    counts = sum(np.bincount(example["labels"], minlength=size) for example in encode(pairs, generator)) + np.ones(size)
+    found: NDArray[np.float64] = np.log(counts / counts.sum())
+    return found
+
+
+def unigram_loss(train: Sequence[Pair], test: Sequence[Pair], generator: Generator) -> float:
+    """The loss of a model that knows how often each token stands in the targets to train on, and no more."""
     labels = np.concatenate([example["labels"] for example in encode(test, generator)])
-    return float(-log_probability[labels].mean())
+    return float(-log_frequencies(train, generator)[labels].mean())

@@ -49,7 +49,7 @@ def _train_files(
     pairs = some(read_summarised(data), data)
     held_out = some(read_summarised(test), test) if test is not None else []
     tokenizer = start.tokenizer(text for pair in pairs for text in (pair.source, *pair.targets))
-    generator = Generator.build(start, tokenizer, tokenizer, options.seed)
+    generator = Generator.build(start, tokenizer, tokenizer, options.seed, pairs)
     training = generation.train(generator, pairs, options, spans)
     if not held_out:
         return Outcome(training, {}, {})

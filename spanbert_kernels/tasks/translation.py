@@ -50,7 +50,7 @@ def _train_files(
     held_out = some(read_aligned(test), test) if test is not None else []
     tokenizer = start.tokenizer(pair.source for pair in pairs)
     target = train_tokenizer((pair.targets[0] for pair in pairs), start.vocabulary_size)
-    generator = Generator.build(start, tokenizer, target, options.seed)
+    generator = Generator.build(start, tokenizer, target, options.seed, pairs)
     training = generation.train(generator, pairs, options, spans)
     if not held_out:
         return Outcome(training, {}, {})

@@ -108,14 +108,23 @@ def test_losses_by_hand(tmp_path: Path) -> None:
     pairs = [pair("red house", "rot Haus"), pair("blue", "blau", "rot")]
     texts = [" ".join([*WORDS, *WORDS.values()])] * 2
     tokenizer = Start(vocabulary_size=120).tokenizer(texts)
-    generator = Generator.build(Start(size="tiny"), tokenizer, tokenizer, 0)
+    generator = Generator.build(Start(size="tiny"), tokenizer, tokenizer, 0, pairs)
     size = len(tokenizer)
     counts = {"rot": 2, "Haus": 1, "blau": 1, "[SEP]": 3}
     assert all(len(tokenizer.tokenize(word)) == 1 for word in counts)
     wanted = -sum(math.log((counts[word] + 1) / (7 + size)) for word in ("rot", "Haus", "[SEP]")) / 3
     assert generation.unigram_loss(pairs, pairs[:1], generator) == pytest.approx(wanted)
+    begin = generation.unigram_loss(pairs, pairs, generator)
+    assert generation.loss(generator, pairs) == pytest.approx(begin, abs=0.1)
+    assert begin < math.log(size) - 0.5
+    assert generator.model.generation_config.min_new_tokens == 1
     one, two = (generation.loss(generator, [each]) for each in pairs)
     assert generation.loss(generator, pairs, backend="eager") == pytest.approx((3 * one + 4 * two) / 7, rel=1e-5)
+    generator.model.generation_config.min_new_tokens = 5
+    generator.model.save_pretrained(tmp_path / "model")
+    generator.save(tmp_path / "model")
+    (text,) = generation.write(Generator.load(tmp_path / "model"), ["red house"])
+    assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) >= 5
     with pytest.raises(ValueError, match="there is no text"):
         generation.train(generator, [], TrainingOptions(tmp_path))
 
