@@ -195,7 +195,7 @@ ROWS = {
         "cross_document_coreference", "meantime, every third document held out", meantime, "CoNLL F1", training(60, 1)
     ),
     "relations": RowOfTask(
-        "relations", "meantime's events and participants, the same documents", participants, "F1", training(60, 1)
+        "relations", "meantime's events and participants, the same documents", participants, "F1", training(20, 1)
     ),
     "summaries-scitldr": RowOfTask("summarisation", "scitldr", SCITLDR, "ROUGE-L", training(10)),
     "summaries-gum": RowOfTask(

@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 from spanbert_kernels import ops
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
-from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE
+from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, words_of
 
 PAIR_SIZE = 128
 DISTANCES = (1, 2, 3, 4, 8, 16, 32, 64, 128)  # kept spans between, the first number of each bucket
@@ -105,10 +105,8 @@ class SpanBERTForCoreference(SpanBERTPreTrainedModel):
         if (mentions is None) != (entities is None):
             raise ValueError("mentions and entities come together")
         hidden = self.bert(input_ids, attention_mask, **kwargs).last_hidden_state
-        real = columns >= 0
-        row, _ = real.nonzero().unbind(1)
-        words = self.dropout(hidden[row, columns[real]])  # [T, H]
-        offsets = F.pad(real.sum(1).cumsum(0), (1, 0))
+        words, offsets = words_of(hidden, columns)
+        words = self.dropout(words)  # [T, H]
         plan = ops.enumerate_spans(offsets, self.config.max_span_width)
         attention = self.attention(words)[:, 0]
         scores = ops.span_score(
@@ -118,7 +116,7 @@ class SpanBERTForCoreference(SpanBERTPreTrainedModel):
         spans = torch.stack(plan.bounds(), 1) - torch.tensor([0, 1], device=words.device)
         if documents is None:
             documents = torch.zeros(len(columns), dtype=torch.long, device=words.device)
-        cu_documents = F.pad(torch.bincount(documents, weights=real.sum(1)).long().cumsum(0), (1, 0))
+        cu_documents = F.pad(torch.bincount(documents, weights=offsets.diff()).long().cumsum(0), (1, 0))
         budget = (cu_documents.diff() * self.config.kept_spans_share).ceil().long()
         kept = ops.prune_spans(spans, scores.detach(), budget, cu_seqlens=cu_documents)
         chosen, own = spans[kept], scores[kept]

@@ -1,7 +1,10 @@
 """Relations of entities over `SpanBERTModel`: a label for every ordered pair of entities of a cluster of documents.
 
-An entity's vector is the mean of its mentions' span vectors, in whichever documents they stand. To the biaffine score
-of two entities one of the least distance of their mentions is added.
+An entity's vector is the mean of its mentions' span vectors, in whichever documents they stand, and one for how many
+they are. A layer over both entities' vectors and one for the least distance of their mentions scores the pair.
+
+Few pairs are related, and few relations are known to learn from: scores begin with nearly all pairs unrelated, and the
+words' part is dropped as strongly as Lee et al. drop theirs (2017, End-to-end Neural Coreference Resolution).
 """
 
 from __future__ import annotations
@@ -13,16 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertPreTrainedModel
+from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from spanbert_kernels import ops
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
-from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE
-from spanbert_kernels.nn.biaffine import Biaffine
+from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, words_of
 
 RELATION_SIZE = 128
-DISTANCES = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # words between first words, the first number of each bucket
+BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of mentions, and of words between first words: the first number of each
+NEVER_MEET = 2 * len(BUCKETS) + 2  # the bucket of entities without mentions in one window
+UNRELATED = 5.0  # what is added to the score of no relation
+DROPPED = 0.5  # of an entity's span vector, in training
+AT_ONCE = 65536  # pairs
 
 
 @dataclass
@@ -57,9 +64,16 @@ class SpanBERTForRelations(SpanBERTPreTrainedModel):
         self.attention = nn.Linear(size, 1)
         self.widths = nn.Embedding(config.max_span_width, WIDTH_SIZE)
         self.states = nn.Linear(3 * size + WIDTH_SIZE, 2 * RELATION_SIZE)
-        self.relation = Biaffine(RELATION_SIZE, config.num_labels)
-        self.distances = nn.Embedding(len(DISTANCES) + 2, config.num_labels)  # the last for those that never meet
+        self.counts = nn.Embedding(len(BUCKETS) + 1, 2 * RELATION_SIZE)
+        self.distances = nn.Embedding(NEVER_MEET + 1, RELATION_SIZE)
+        self.relation = nn.Linear(RELATION_SIZE, config.num_labels)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Embedding) and module in (self.widths, self.counts, self.distances):
+            init.normal_(module.weight)  # as large as span vectors, else these are learned by heart first
 
     def forward(
         self,
@@ -90,19 +104,18 @@ class SpanBERTForRelations(SpanBERTPreTrainedModel):
         if columns is None or mentions is None or entities is None or clusters is None:
             raise ValueError("columns [B, W], mentions [M, 3], entities [M] and clusters [E] are wanted, one is None")
         hidden = self.bert(input_ids, attention_mask, **kwargs).last_hidden_state
-        real = columns >= 0
-        row, _ = real.nonzero().unbind(1)
-        words = self.dropout(hidden[row, columns[real]])  # [T, H]
-        offsets = F.pad(real.sum(1).cumsum(0), (1, 0))
+        words, offsets = words_of(hidden, columns)
+        words = self.dropout(words)  # [T, H]
         spans = mentions[:, 1:] + offsets[mentions[:, 0]][:, None]
         pooled = ops.span_pool(words, spans, PARTS, self.attention(words)[:, 0], self.widths.weight)  # [M, D]
         member = (entities[:, None] == torch.arange(len(clusters), device=entities.device)).to(pooled.dtype)  # [M, E]
         means = member.T @ pooled / member.sum(0)[:, None].clamp(min=1)
-        first, second = self.dropout(F.relu(self.states(means))).chunk(2, -1)
+        states = self.states(F.dropout(means, DROPPED, self.training)) + self.counts(_bucket(member.sum(0)))
+        first, second = self.dropout(states).chunk(2, -1)  # [E, R] each
         apart = ~torch.eye(len(clusters), dtype=torch.bool, device=clusters.device)
         pairs = ((clusters[:, None] == clusters) & apart).nonzero()  # [P, 2]
-        scores = self.relation(first[None], second[None])[0] + self.distances(self._least(mentions, entities, clusters))
-        logits = scores[pairs[:, 0], pairs[:, 1]]
+        least = self._least(mentions, entities, len(clusters))
+        logits = torch.cat([self._scores(first, second, least, *own.unbind(1)) for own in pairs.split(AT_ONCE)])
         loss = None
         if relations is not None:
             wanted = relations.new_zeros(len(clusters), len(clusters))
@@ -111,15 +124,23 @@ class SpanBERTForRelations(SpanBERTPreTrainedModel):
             loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(clusters), 1)
         return RelationOutput(loss=loss, logits=logits, pairs=pairs)
 
-    def _least(self, mentions: Tensor, entities: Tensor, clusters: Tensor) -> Tensor:
-        """The bucket of the least distance of two entities' mentions in a window, `[E, E]`."""
+    def _scores(self, first: Tensor, second: Tensor, least: Tensor, one: Tensor, other: Tensor) -> Tensor:
+        """Of pairs of entities, `[P, labels]`."""
+        inner = first[one] + second[other] + self.distances(least[one, other])
+        scores = self.relation(self.dropout(F.relu(inner)))
+        scores[:, 0] += UNRELATED
+        return scores
+
+    def _least(self, mentions: Tensor, entities: Tensor, count: int) -> Tensor:
+        """The bucket of the least distance of two entities' mentions, `[E, E]`; an odd one: the second is ahead."""
         row, first, _ = mentions.unbind(1)
-        bucket = torch.searchsorted(
-            torch.tensor(DISTANCES, device=first.device), (first[:, None] - first).abs(), right=True
-        )
-        apart = len(DISTANCES) + 1
-        bucket = bucket.where(row[:, None] == row, apart)
-        count = len(clusters)
+        beyond = first - first[:, None]
+        bucket = (2 * _bucket(beyond.abs()) + (beyond < 0)).where(row[:, None] == row, NEVER_MEET)
         pair = entities[:, None] * count + entities
-        least = torch.full((count * count,), apart, device=first.device)
+        least = torch.full((count * count,), NEVER_MEET, device=first.device)
         return least.scatter_reduce(0, pair.flatten(), bucket.flatten(), "amin").view(count, count)
+
+
+def _bucket(numbers: Tensor) -> Tensor:
+    """The bucket of each number, 0 for those below 1."""
+    return torch.searchsorted(torch.tensor(BUCKETS, device=numbers.device), numbers.long(), right=True)

@@ -19,6 +19,19 @@ PARTS = ("start", "end", "attention", "width")
 WIDTH_SIZE = 32
 
 
+def words_of(hidden: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The first pieces of all words, packed, `[T, H]`, and where each row's begin and end there, `[B + 1]`.
+
+    Example:
+        >>> words, offsets = words_of(torch.arange(6.0).view(2, 3, 1), torch.tensor([[0, 2], [1, -1]]))
+        >>> words[:, 0].tolist(), offsets.tolist()
+        ([0.0, 2.0, 4.0], [0, 2, 3])
+    """
+    real = columns >= 0
+    row, _ = real.nonzero().unbind(1)
+    return hidden[row, columns[real]], F.pad(real.sum(1).cumsum(0), (1, 0))
+
+
 @dataclass
 class SpanClassificationOutput(ModelOutput):
     """`logits [N, labels]` of the spans `[N, 2]`, packed positions of words, the last one included."""
@@ -85,10 +98,8 @@ class SpanBERTForSpanClassification(SpanBERTPreTrainedModel):
         if (mentions is None) != (labels is None):
             raise ValueError("mentions and labels come together")
         hidden = self.bert(input_ids, attention_mask, **kwargs).last_hidden_state
-        real = columns >= 0
-        row, _ = real.nonzero().unbind(1)
-        words = self.dropout(hidden[row, columns[real]])  # [T, H]
-        offsets = F.pad(real.sum(1).cumsum(0), (1, 0))
+        words, offsets = words_of(hidden, columns)
+        words = self.dropout(words)  # [T, H]
         plan = ops.enumerate_spans(offsets, self.config.max_span_width)
         inner = ops.span_linear(
             words, plan, PARTS, self.hidden.weight, self.hidden.bias, self.attention(words)[:, 0], self.widths.weight,

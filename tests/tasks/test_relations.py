@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -84,7 +85,6 @@ def test_the_loss_is_its_definition() -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     model = SpanBERTForRelations(SpanBERTConfig(vocab_size=30, max_span_width=3, num_labels=3, **shape)).eval()
-    torch.nn.init.normal_(model.relation.weight)
     inputs = {
         "input_ids": torch.randint(30, (2, 5)),
         "columns": torch.tensor([[1, 2, 3]] * 2),
@@ -96,11 +96,17 @@ def test_the_loss_is_its_definition() -> None:
     assert output.pairs.tolist() == [[0, 1], [1, 0]]  # none across clusters, none with itself
     chances = output.logits.log_softmax(-1)
     assert output.loss.item() == pytest.approx(-float(chances[0, 0] + chances[1, 2]) / 3, rel=1e-5)
-    assert model._least(inputs["mentions"], entities, clusters).tolist() == [[0, 2, 2], [2, 0, 10], [2, 10, 0]]
-    before = output.logits[0].clone()
-    model.distances.weight[2] += torch.tensor([0.0, 0.0, 5.0])
+    words, never = torch.tensor([[0, 0, 1], [0, 2, 2], [0, 9, 9], [1, 5, 5]]), 20
+    least = model._least(words, torch.tensor([0, 1, 0, 2]), 3)  # entity 1 stands two words after 0, and seven before it
+    assert least.tolist() == [[0, 4, never], [5, 0, never], [never, never, 0]]
     output = model(**inputs, entities=entities, clusters=clusters)
-    torch.testing.assert_close(output.logits[0] - before, torch.tensor([0.0, 0.0, 5.0]))
+    before = output.logits.clone()
+    model.distances.weight[4] += 3.0  # pair 0, 1; of 1, 0 it is bucket 5
+    output = model(**inputs, entities=entities, clusters=clusters)
+    assert not torch.allclose(output.logits[0], before[0])
+    assert torch.equal(output.logits[1], before[1])
+    model.counts.weight[2] += 3.0  # entity 0 has two mentions
+    assert not torch.allclose(model(**inputs, entities=entities, clusters=clusters).logits[1], before[1])
     apart = model(**inputs, entities=torch.tensor([0, 1, 2, 3]), clusters=torch.tensor([0, 0, 0, 0]))
     assert len(apart.pairs) == 12
     assert not torch.allclose(apart.logits[0], output.logits[0])  # the other document's mention counts
@@ -109,6 +115,37 @@ def test_the_loss_is_its_definition() -> None:
     assert len(model(**nothing, entities=empty, clusters=empty, relations=empty.view(0, 3)).pairs) == 0
     with pytest.raises(ValueError, match="one is None"):
         model(**inputs)
+
+
+def test_a_new_model_holds_relations_unlikely_and_is_loaded_as_it_was(tmp_path: Path) -> None:
+    model = Start(size="tiny").build(SpanBERTForRelations, Start(vocabulary_size=40).tokenizer(["a b"] * 2), 0).eval()
+    assert float(model.distances.weight.detach().std()) == pytest.approx(1, abs=0.1)
+    model.save_pretrained(tmp_path)
+    again = SpanBERTForRelations.from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    inputs = {"columns": torch.tensor([[1, 2]]), "mentions": torch.tensor([[0, 0, 0], [0, 1, 1]])}
+    ids = torch.tensor([[2, 5, 6, 3]])
+    with torch.no_grad():
+        logits = model(ids, **inputs, entities=torch.tensor([0, 1]), clusters=torch.tensor([0, 0])).logits
+    assert 0 < float(logits.softmax(-1)[:, 1].max()) < 0.05
+
+
+def test_the_most_promising_have_the_largest_expected_f1() -> None:
+    """Against all outcomes of a few pairs, where the approximation is near enough."""
+    draw = random.Random(0)
+    for _ in range(20):
+        chances = sorted((draw.random() ** 2 for _ in range(8)), reverse=True)
+        exact = []
+        for count in range(1, 9):
+            total = 0.0
+            for outcome in range(256):
+                right = [outcome >> i & 1 for i in range(8)]
+                weight = math.prod(c if r else 1 - c for c, r in zip(chances, right, strict=True))
+                total += weight * 2 * sum(right[:count]) / (count + sum(right))
+            exact.append(total)
+        count = relations.most_promising(chances, sum(chances))
+        assert exact[count - 1] > max(exact) - 0.03
+    assert relations.most_promising([], 0.0) == 0
 
 
 def test_scores(tmp_path: Path) -> None:
@@ -144,3 +181,4 @@ def test_it_learns_across_documents_and_is_loaded_again(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in relations.TASK.predict(tmp_path / "model", test, "auto")]
     assert len(lines) == pytest.approx(60, abs=3)
     assert {line["relation"] for line in lines} == {"left", "reached"}
+    assert all(0 < line["probability"] <= 1 for line in lines)
