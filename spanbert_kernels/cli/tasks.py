@@ -12,7 +12,14 @@ from rich.table import Table
 
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.files import UserError, check_output, write
-from spanbert_kernels.cli.training_options import POSITIVE, options_of, require, training_options, watched
+from spanbert_kernels.cli.training_options import (
+    POSITIVE,
+    options_of,
+    require,
+    training_options,
+    warnings_in_words,
+    watched,
+)
 
 if TYPE_CHECKING:
     from spanbert_kernels.tasks.task import Task
@@ -66,7 +73,7 @@ def train(task: str, data: Path, test: Path | None, span_length: int | None, cro
     start, options = options_of(values)
     try:
         spans = None if span_length is None else SpanTraining(span_length, crop)
-        with bars(watched()):
+        with bars(watched()), warnings_in_words():
             outcome = found.train(data, test, start, options, spans)
     except (ValueError, OSError) as error:
         raise UserError(str(error).splitlines()[0]) from error

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from spanbert_kernels.cli.files import UserError
+from spanbert_kernels.tasks.columns import DataWarning
 
 if TYPE_CHECKING:
     from spanbert_kernels.tasks.start import Start
@@ -52,6 +55,22 @@ def require(*packages: str) -> None:
 def watched() -> bool:
     """Does somebody see progress bars?"""
     return sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def warnings_in_words() -> Iterator[None]:
+    """While it lasts, a warning about the user's data is its sentence; others keep file and line."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if category is DataWarning:
+                click.echo(f"Warning: {message}", err=True)
+            else:
+                usual(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,10 @@ class DataFault(ValueError):
         super().__init__(f"{path}, line {line}: {reason}")
 
 
+class DataWarning(UserWarning):
+    """Something in a data file that can be used in part only; the message begins with the file."""
+
+
 @dataclass(frozen=True)
 class TaggedSentence:
     """Words and their labels, and where they stand: the line of the first word."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.models import SpanBERTForQuestionAnswering, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
-from spanbert_kernels.tasks.columns import some
+from spanbert_kernels.tasks.columns import DataWarning, some
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
 from spanbert_kernels.tasks.squad import Question, read_questions
 from spanbert_kernels.tasks.start import Start, load_trained
@@ -150,6 +150,7 @@ def _warn_of_widened(questions: Sequence[Question], windows: Sequence[Window]) -
         warnings.warn(
             f"{question.path}, question {question.id}: answer {answer!r} begins or ends inside a token, "
             f"so {learnt!r} is learnt; {len(widened)} of {len(questions)} questions are like this",
+            DataWarning,
             stacklevel=3,
         )
 

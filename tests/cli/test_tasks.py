@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def test_train_evaluate_predict(run: Run, write: Write) -> None:
     result = run("predict", "tagging", plain, "--model", "model", "--output", "found.conll", "--backend", "eager")
     assert result.exit_code == 0, result.output
     assert Path("found.conll").read_text() == ROWS[: ROWS.index("\n\n") + 2]
+
+
+def test_warnings_about_data_are_sentences(run: Run, write: Write) -> None:
+    """An answer that is a part of a word."""
+    asked = {"id": "q", "question": "Who ?", "answers": [{"text": "Ann", "answer_start": 0}]}
+    content = {"data": [{"title": "t", "paragraphs": [{"context": "Anna went .", "qas": [asked]}]}]}
+    vocabulary = write("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nAnna\nwent\nWho\n?\n.\n")
+    data = write("questions.json", json.dumps(content))
+    options = ("--output", "model", "--steps", "1", *TINY, "--vocabulary", vocabulary)
+    result = run("train", "question_answering", "--data", data, *options)
+    assert result.exit_code == 0, result.output
+    assert f"Warning: {data}, question q: answer 'Ann' begins or ends inside a token" in result.stderr
+    assert "warnings.warn" not in result.stderr
 
 
 def test_progress_is_shown_to_those_who_watch(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
