@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import UserError, check_output, write
+from spanbert_kernels.cli.files import check_output, user_errors, write
 from spanbert_kernels.cli.training_options import POSITIVE, require
 
 if TYPE_CHECKING:
@@ -49,10 +49,8 @@ def explain(task: str, data: Path, model: Path, output: Path, limit: int) -> Non
     from spanbert_kernels.cli.models import quiet_transformers
 
     quiet_transformers()
-    try:
+    with user_errors():
         clusters, spans = _explained(task, model, data)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error).splitlines()[0]) from error
     hidden = max(len(clusters) + len(spans) - limit, 0)
     write("page", output, page(data.name, clusters[:limit], spans[:limit], hidden))
     draw(clusters[:PICTURED], spans[:PICTURED], picture)

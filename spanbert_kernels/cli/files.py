@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -14,6 +16,24 @@ class UserError(click.ClickException):
     """What a user can put right: one line, exit code 2."""
 
     exit_code = 2
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """A file that cannot be used, or a wrong value, ends the command with a line that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise UserError(first_line(error)) from error
+        raise UserError(f"{formatting.path(Path(error.filename))}: {error.strerror.lower()}") from error
+    except ValueError as error:
+        raise UserError(first_line(error)) from error
+
+
+def first_line(error: Exception) -> str:
+    """Of an error's text, or else its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_output(what: str, output: Path) -> None:

@@ -14,6 +14,7 @@ from transformers.utils import logging
 import spanbert_kernels
 from spanbert_kernels.acceleration import AccelerationReport
 from spanbert_kernels.cli.encoding import WordPieces, wrap_tokenizer
+from spanbert_kernels.cli.files import first_line
 from spanbert_kernels.cli.measuring import resident_bytes
 
 QUICK_SIZE = {
@@ -73,7 +74,7 @@ def load_tokenizer(name: str) -> WordPieces:
             tokenizer = AutoTokenizer.from_pretrained(name)
         return wrap_tokenizer(tokenizer, name)
     except Exception as error:
-        raise CannotLoad(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+        raise CannotLoad(f"cannot load the tokenizer of {name!r}: {first_line(error)}") from error
 
 
 def load_model(name: str, dtype: torch.dtype) -> Any:
@@ -87,7 +88,7 @@ def load_model(name: str, dtype: torch.dtype) -> Any:
             name, dtype=dtype, add_pooling_layer=False, output_loading_info=True
         )
     except Exception as error:
-        raise CannotLoad(f"cannot load the model {name!r}: {_first_line(error)}") from error
+        raise CannotLoad(f"cannot load the model {name!r}: {first_line(error)}") from error
     if missing := sorted(found["missing_keys"]):
         raise CannotLoad(
             f"cannot load the model {name!r}: its checkpoint lacks {len(missing):,} of the encoder's weights, "
@@ -124,7 +125,3 @@ def prepare(model: Any, origin: str) -> Encoders:
         f"{str(model.dtype).removeprefix('torch.')}"
     )
     return Encoders(baseline, model, report, kept, description)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import UserError
+from spanbert_kernels.cli.files import UserError, user_errors
 from spanbert_kernels.cli.training_options import POSITIVE, options_of, require, training_options
 
 
@@ -54,21 +54,18 @@ def pretrain(
     from spanbert_kernels import SpanBERTForPreTraining
     from spanbert_kernels.models import load_released_heads
     from spanbert_kernels.tasks.pretraining import pretrain as run
-    from spanbert_kernels.tasks.training import NothingToResume
 
     every = round(1 / held_out) if held_out else 0
     test = texts[every - 1 :: every] if every else []
     train = [text for i, text in enumerate(texts) if not every or i % every != every - 1]
     start, options = options_of(values, evaluate_steps=evaluate_steps)
-    try:
+    with user_errors():
         tokenizer = start.tokenizer(train)
         fields = {} if start.model else {"max_position_embeddings": max(512, length)}
         model = start.build(SpanBERTForPreTraining, tokenizer, options.seed, **fields)
         if heads is not None:
             load_released_heads(model, heads)
         training = run(model, tokenizer, train, test, options, length)
-    except (NothingToResume, ValueError, OSError) as error:
-        raise UserError(str(error).splitlines()[0]) from error
     _show(training.log, Console(highlight=False))
     paths_taken = ", ".join(f"{name} ({calls:,} calls)" for name, calls in training.paths.items())
     click.echo(f"Ran: {paths_taken or 'the original path'}. Model: {formatting.path(options.output)}")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import UserError, check_output, write
+from spanbert_kernels.cli.files import check_output, user_errors, write
 from spanbert_kernels.cli.training_options import (
     POSITIVE,
     options_of,
@@ -43,8 +43,10 @@ backend_option = click.option("--backend", default="auto", show_default=True, ty
 
 def _load(name: str) -> Task:
     require("accelerate", *LIBRARIES[name])
+    from spanbert_kernels.cli.models import quiet_transformers
     from spanbert_kernels.tasks.task import load
 
+    quiet_transformers()
     return load(name)
 
 
@@ -71,12 +73,9 @@ def train(task: str, data: Path, test: Path | None, span_length: int | None, cro
     from spanbert_kernels.tasks.span_training import SpanTraining
 
     start, options = options_of(values)
-    try:
+    with user_errors(), bars(watched()), warnings_in_words():
         spans = None if span_length is None else SpanTraining(span_length, crop)
-        with bars(watched()), warnings_in_words():
-            outcome = found.train(data, test, start, options, spans)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        outcome = found.train(data, test, start, options, spans)
     losses = outcome.training.values("loss")
     if losses:
         click.echo(f"Loss: {losses[0]:.3f} at first, {losses[-1]:.3f} at last.")
@@ -102,11 +101,8 @@ def evaluate(task: str, model: Path, data: Path, backend: str) -> None:
     found = _load(task)
     from spanbert_kernels.tasks.progress import bars
 
-    try:
-        with bars(watched()):
-            scores = found.evaluate(model, data, backend)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error).splitlines()[0]) from error
+    with user_errors(), bars(watched()):
+        scores = found.evaluate(model, data, backend)
     for name, value in scores.items():
         click.echo(f"{name} {value:.4f}")
 
@@ -127,11 +123,8 @@ def predict(task: str, data: Path, model: Path, output: Path | None, backend: st
     found = _load(task)
     from spanbert_kernels.tasks.progress import bars
 
-    try:
-        with bars(watched()):
-            lines = list(found.predict(model, data, backend))
-    except (ValueError, OSError) as error:
-        raise UserError(str(error).splitlines()[0]) from error
+    with user_errors(), bars(watched()):
+        lines = list(found.predict(model, data, backend))
     text = "".join(f"{line}\n" for line in lines)
     if output is None:
         click.echo(text, nl=False)

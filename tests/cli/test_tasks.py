@@ -60,6 +60,15 @@ def test_warnings_about_data_are_sentences(run: Run, write: Write) -> None:
     assert "warnings.warn" not in result.stderr
 
 
+def test_what_is_missing_is_named(run: Run, write: Write) -> None:
+    """In the words of the system, without its numbers."""
+    missing = run("train", "tagging", "--data", "none.conll", "--output", "model", *TINY)
+    assert (missing.exit_code, missing.stderr) == (2, "Error: none.conll: no such file or directory\n")
+    under = write("file.conll", ROWS) / "documents.conll"
+    below = run("train", "relations", "--data", under.parent, "--output", "model", *TINY)
+    assert (below.exit_code, below.stderr.strip()) == (2, f"Error: {under}: not a directory")
+
+
 def test_progress_is_shown_to_those_who_watch(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     data, model = write("train.conll", ROWS), ("--model", "model")
     silent = run("train", "tagging", "--data", data, "--test", data, "--output", "model", "--steps", "1", *TINY)
