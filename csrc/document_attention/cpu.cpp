@@ -1,6 +1,7 @@
 // The raw CPU operations of document_attention: buffers, tasks, threads.
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -49,16 +50,27 @@ std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads,
   return tasks;
 }
 
-// f(task, next): `next` is the neighbourhood of which the same thread takes the same heads afterwards, or nullptr. A
-// thread draws a task ahead where all of them are small.
+// Heads of neighbourhoods, forward and backward, since the library was loaded: by small.h, and by attention.h.
+std::atomic<int64_t> small_heads{0}, other_heads{0};
+
+int64_t heads_taken(bool small) { return small ? small_heads : other_heads; }
+
+// f(task, next) says whether small.h took the task. `next` is the neighbourhood of which the same thread takes the same
+// heads afterwards, or nullptr. A thread draws a task ahead where all of them are small.
 template <class F>
 void run(const std::vector<Task>& tasks, const F& f) {
-  const bool ahead = std::all_of(tasks.begin(), tasks.end(), [](const Task& task) { return is_small(*task.near); });
-  if (!ahead) return parallel_tasks(std::ssize(tasks), [&](int64_t i) { f(tasks[i], nullptr); });
-  parallel_tasks_ahead(std::ssize(tasks), [&](int64_t i, int64_t next) {
-    const bool same = next >= 0 && tasks[next].head == tasks[i].head && tasks[next].heads == tasks[i].heads;
-    f(tasks[i], same ? tasks[next].near : nullptr);
-  });
+  std::vector<char> small(tasks.size());
+  if (std::all_of(tasks.begin(), tasks.end(), [](const Task& task) { return is_small(*task.near); })) {
+    parallel_tasks_ahead(std::ssize(tasks), [&](int64_t i, int64_t next) {
+      const bool same = next >= 0 && tasks[next].head == tasks[i].head && tasks[next].heads == tasks[i].heads;
+      small[i] = f(tasks[i], same ? tasks[next].near : nullptr);
+    });
+  } else {
+    parallel_tasks(std::ssize(tasks), [&](int64_t i) { small[i] = f(tasks[i], nullptr); });
+  }
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    if (tasks[i].first == 0) (small[i] ? small_heads : other_heads) += tasks[i].heads;
+  }
 }
 
 // Rows that no task writes, anchors of empty documents, are zero.
@@ -84,7 +96,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
   call.lse = lse.mutable_data_ptr();
   const auto kernel = SPANBERT_KERNEL(document_attention_forward);
   run(tasks_of(near.all, call.heads, true), [&](const Task& task, const Neighbourhood* next) {
-    kernel(call, *task.near, next, task.head, task.heads, task.first, task.last);
+    return kernel(call, *task.near, next, task.head, task.heads, task.first, task.last);
   });
   return {output, lse};
 }
@@ -117,13 +129,21 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor
   const AttentionGrads grads{rows_of(grad), rows_of(grad_q), rows_of(grad_k), rows_of(grad_v)};
   const auto kernel = SPANBERT_KERNEL(document_attention_backward);
   run(tasks_of(near.all, call.heads, false), [&](const Task& task, const Neighbourhood* next) {
-    kernel(call, grads, *task.near, next, task.head, task.heads);
+    return kernel(call, grads, *task.near, next, task.head, task.heads);
   });
   return {grad_q, grad_k, grad_v};
 }
 
 }  // namespace
 }  // namespace spanbert
+
+STABLE_TORCH_LIBRARY_FRAGMENT(spanbert_kernels, library) {
+  library.def("document_attention_heads_taken(bool small) -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CompositeExplicitAutograd, library) {
+  library.impl("document_attention_heads_taken", TORCH_BOX(&spanbert::heads_taken));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CPU, library) {
   library.impl("document_attention_forward", TORCH_BOX(&spanbert::forward));

@@ -40,22 +40,28 @@ void backward_head(const AttentionCall& call, const AttentionGrads& grads, const
 
 }  // namespace
 
-void document_attention_forward(const AttentionCall& call, const Neighbourhood& near, const Neighbourhood* next,
+bool document_attention_forward(const AttentionCall& call, const Neighbourhood& near, const Neighbourhood* next,
                                 int64_t head, int64_t heads, int64_t first, int64_t last) {
+  bool taken = false;
   with_storage(call.storage, [&](auto s) {
     using S = decltype(s);
-    if (is_small(near) && Small<S>(call, near, next).forward(head, heads)) return;
+    taken = is_small(near) && Small<S>(call, near, next).forward(head, heads);
+    if (taken) return;
     for (int64_t h = head; h < head + heads; ++h) forward_head<S>(call, near, h, first, last);
   });
+  return taken;
 }
 
-void document_attention_backward(const AttentionCall& call, const AttentionGrads& grads, const Neighbourhood& near,
+bool document_attention_backward(const AttentionCall& call, const AttentionGrads& grads, const Neighbourhood& near,
                                  const Neighbourhood* next, int64_t head, int64_t heads) {
+  bool taken = false;
   with_storage(call.storage, [&](auto s) {
     using S = decltype(s);
-    if (is_small(near) && Small<S>(call, near, next).backward(grads, head, heads)) return;
+    taken = is_small(near) && Small<S>(call, near, next).backward(grads, head, heads);
+    if (taken) return;
     for (int64_t h = head; h < head + heads; ++h) backward_head<S>(call, grads, near, h);
   });
+  return taken;
 }
 
 }  // namespace SPANBERT_LEVEL

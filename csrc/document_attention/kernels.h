@@ -50,10 +50,11 @@ struct AttentionGrads {
 
 // Heads `head` .. head + heads - 1. Forward: queries first .. last - 1 of the neighbourhood, all of a small one;
 // backward: all of its queries and keys. `next`: the neighbourhood that this thread takes afterwards, or nullptr.
-SPANBERT_DECLARE(void document_attention_forward(const AttentionCall& call, const Neighbourhood& near,
+// Returns whether the kernels of small.h took it.
+SPANBERT_DECLARE(bool document_attention_forward(const AttentionCall& call, const Neighbourhood& near,
                                                  const Neighbourhood* next, int64_t head, int64_t heads, int64_t first,
                                                  int64_t last))
-SPANBERT_DECLARE(void document_attention_backward(const AttentionCall& call, const AttentionGrads& grads,
+SPANBERT_DECLARE(bool document_attention_backward(const AttentionCall& call, const AttentionGrads& grads,
                                                   const Neighbourhood& near, const Neighbourhood* next, int64_t head,
                                                   int64_t heads))
 

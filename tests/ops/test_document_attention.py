@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from op_checks import Case, OpChecks, Tensors, every_backend
 from torch import Tensor
 
-from spanbert_kernels.ops import backends, document_attention
+from spanbert_kernels.ops import backends, cross_document_attention, document_attention, library
 
 everywhere = every_backend("document_attention")
 
@@ -256,3 +256,30 @@ def test_a_max_seqlen_that_is_too_small(backend: str) -> None:
     q, k, v, cu_seqlens = make((3, 2))
     with pytest.raises(ValueError, match="max_seqlen is 2, but document 0 has 3 tokens"):
         document_attention(q, k, v, cu_seqlens, max_seqlen=2, backend=backend)
+
+
+@pytest.mark.skipif(library.cpu_level() is None, reason="the CPU library is not built")
+def test_which_cpu_kernels_take_a_document() -> None:
+    """Up to 128 rows those of small.h, forward and backward, but where a weight of 0 would meet an infinite value."""
+    taken = torch.ops.spanbert_kernels.document_attention_heads_taken
+
+    def heads(lengths: tuple[int, ...], **options: Any) -> tuple[int, int]:
+        tensors = {
+            k: v.float() if v.is_floating_point() else v for k, v in attention_inputs(1, lengths=lengths).items()
+        }
+        bad = options.pop("bad", None)
+        if bad is not None:
+            tensors["v"][bad] = torch.inf
+        q = tensors["q"].requires_grad_()
+        before = taken(True), taken(False)
+        result = cross_document_attention if options else document_attention
+        result(q, *(tensors[name] for name in ("k", "v", "cu_seqlens")), **options, backend="cpu").sum().backward()
+        return taken(True) - before[0], taken(False) - before[1]
+
+    assert heads((5, 128, 1)) == (2 * 2 * 3, 0)
+    assert heads((129,)) == (0, 2 * 2)
+    assert heads((129, 7)) == (2 * 2, 2 * 2)
+    pair = {"cu_clusters": torch.tensor([0, 2]), "queries": "tokens", "keys": "tokens"}
+    assert heads((60, 68), **pair) == (2 * 2, 0)
+    assert heads((60, 69), **pair) == (0, 2 * 2)
+    assert heads((60, 68), bad=0, **pair) == (0, 2 * 2)
