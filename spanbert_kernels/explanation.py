@@ -170,8 +170,6 @@ def _last_attention(model: SpanBERTForSequenceClassification, batch: dict[str, T
 
 def _words_read(text: str, tokenizer: PreTrainedTokenizerBase, read: Shares) -> tuple[tuple[str, ...], Shares]:
     """The words of a text, with what follows each, and their shares; what the model did not see is the last, with 0."""
-    if not text:
-        return (), np.zeros(0, dtype=np.float32)
     encoding = tokenizer(text, truncation=True, max_length=len(read), return_offsets_mapping=True)
     shares: dict[int, float] = {}
     starts: dict[int, int] = {}
@@ -182,7 +180,7 @@ def _words_read(text: str, tokenizer: PreTrainedTokenizerBase, read: Shares) -> 
         starts.setdefault(word, start)
         shares[word] = shares.get(word, 0.0) + float(share)
         end = stop
-    bounds = [0, *list(starts.values())[1:], end]
+    bounds = [0, *list(starts.values())[1:], end] if starts else []
     words = [text[first:last] for first, last in itertools.pairwise(bounds)]
     values = list(shares.values())
     if text[end:]:

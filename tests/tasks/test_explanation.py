@@ -82,7 +82,7 @@ def test_words_of_a_document(anchor: str) -> None:
     model, tokenizer = classifier(cross_document_anchor=anchor, pooler_token="anchor", max_position_embeddings=12)
     for layer in model.bert.encoder.layer:
         torch.nn.init.normal_(layer.attention.self.query.weight)
-    texts = ("ships in the north today", "", "  we saw ships " * 8)
+    texts = ("ships in the north today", "", "  we saw ships " * 8, " \u200b")
     cluster = [LabelledDocument(text, "x", "p", Path("file.jsonl"), 1) for text in texts]
     (found,) = explain_classification(model, tokenizer, cluster)
     assert model.config._attn_implementation == "sdpa"
