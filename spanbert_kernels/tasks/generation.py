@@ -188,9 +188,15 @@ class Collator:
 
 
 def train(
-    generator: Generator, pairs: Sequence[Pair], options: TrainingOptions, spans: SpanTraining | None = None
+    generator: Generator,
+    pairs: Sequence[Pair],
+    options: TrainingOptions,
+    spans: SpanTraining | None = None,
+    label_smoothing: float = 0.0,
 ) -> Training:
     """Trains the model and writes it to `options.output`.
+
+    With `label_smoothing`, so much of each token's probability is spread over all others in what is learnt.
 
     Raises:
         ValueError: there is no pair.
@@ -200,7 +206,8 @@ def train(
     examples = Examples(encode(pairs, generator), spans, options.seed)
     with warnings.catch_warnings():  # that the loss is no longer the decoder's
         warnings.filterwarnings("ignore", message="Version v4.12.0", category=FutureWarning)
-        training = fit(generator.model, options, examples, Collator.of(generator))
+        collator = Collator.of(generator)
+        training = fit(generator.model, options, examples, collator, label_smoothing_factor=label_smoothing)
     generator.save(options.output)
     return training
 

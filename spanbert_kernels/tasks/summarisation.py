@@ -21,6 +21,7 @@ from spanbert_kernels.tasks.training import TrainingOptions
 
 METRICS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 LENGTH = 64  # tokens of a summary that is written
+LABEL_SMOOTHING = 0.1  # summaries are few; Vaswani et al. 2017, Attention Is All You Need
 FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s|$)|.+", re.DOTALL)
 
 
@@ -50,7 +51,7 @@ def _train_files(
     held_out = some(read_summarised(test), test) if test is not None else []
     tokenizer = start.tokenizer(text for pair in pairs for text in (pair.source, *pair.targets))
     generator = Generator.build(start, tokenizer, tokenizer, options.seed, pairs)
-    training = generation.train(generator, pairs, options, spans)
+    training = generation.train(generator, pairs, options, spans, LABEL_SMOOTHING)
     if not held_out:
         return Outcome(training, {}, {})
     baseline = {**lead(held_out), "loss": generation.unigram_loss(pairs, held_out, generator)}

@@ -128,8 +128,11 @@ def fit(
     collate: Callable[[list[Any]], dict[str, Any]],
     held_out: Sequence[Any] | Dataset[Any] | None = None,
     metrics: Callable[[Any], dict[str, float]] | None = None,
+    **arguments: Any,
 ) -> Training:
     """Trains a model whose forward returns a loss, and writes it to `options.output`.
+
+    `arguments` are more of the Trainer's.
 
     Raises:
         NothingToResume: `options.resume`, but `options.output` holds no checkpoint.
@@ -143,7 +146,7 @@ def fit(
     with on_path(model, options.backend) as paths:
         trainer = Trainer(
             model=model,
-            args=arguments_of(options),
+            args=arguments_of(options, **arguments),
             train_dataset=train,
             eval_dataset=held_out,
             data_collator=collate,
