@@ -129,6 +129,21 @@ def test_losses_by_hand(tmp_path: Path) -> None:
         generation.train(generator, [], TrainingOptions(tmp_path))
 
 
+def test_smoothed_labels(tmp_path: Path) -> None:
+    """A share of the loss is that of all tokens alike, which no model has below log(V)."""
+    pairs = [pair("red house", "rot Haus")] * 4
+    tokenizer = Start(vocabulary_size=60).tokenizer([" ".join([*WORDS, *WORDS.values()])] * 2)
+    losses = []
+    for share in (0.0, 0.1):
+        generator = Generator.build(Start(size="tiny"), tokenizer, tokenizer, 0, pairs)
+        options = TrainingOptions(tmp_path, steps=10, batch_size=4, learning_rate=1e-12, quiet=True)
+        (loss,) = generation.train(generator, pairs, options, label_smoothing=share).values("loss")
+        losses.append(loss)
+    plain, smoothed = losses
+    alike = (smoothed - 0.9 * plain) / 0.1
+    assert math.log(len(tokenizer)) < alike < 1.2 * math.log(len(tokenizer))
+
+
 def test_scores() -> None:
     pairs = [pair("The cat sat. It was red.", "the cat sat", "a dog")]
     assert summarisation.score(pairs, ["the cat sat"])["ROUGE-L"] == 1.0
