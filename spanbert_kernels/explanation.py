@@ -30,6 +30,7 @@ from spanbert_kernels.tasks import classification, coreference, cross_document_c
 from spanbert_kernels.tasks.brackets import MarkedDocument
 from spanbert_kernels.tasks.cross_document_coreference import Cluster
 from spanbert_kernels.tasks.labelled import LabelledDocument
+from spanbert_kernels.tasks.progress import counted
 
 __all__ = [
     "ClusterExplanation",
@@ -128,7 +129,7 @@ def explain_classification(
     layers = sorted(config.cross_document_layers)
     found = []
     model.eval()
-    for cluster in classification.clusters_of(documents):
+    for cluster in counted(classification.clusters_of(documents), "explaining"):
         own = [LabelledDocument(d.text, labels[0], d.cluster, d.path, d.line) for d in (documents[i] for i in cluster)]
         examples = classification.encode(own, tokenizer, labels, config.max_position_embeddings)
         batch = classification.collate([examples])
@@ -207,7 +208,7 @@ def explain_coreference(
     length = coreference.window_length(model)
     found: list[SpanExplanation] = []
     model.eval()
-    for cluster in clusters:
+    for cluster in counted(clusters, "explaining"):
         examples = [coreference.encode(coreference.unmarked(each), tokenizer, length) for each in cluster]
         batch = cross_document_coreference.collate([cross_document_coreference.merged(examples)])
         if not config.cross_document_layers:

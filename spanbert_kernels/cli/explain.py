@@ -10,7 +10,7 @@ import click
 
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.files import check_output, user_errors, write
-from spanbert_kernels.cli.training_options import POSITIVE, require
+from spanbert_kernels.cli.training_options import POSITIVE, require, watched
 
 if TYPE_CHECKING:
     from spanbert_kernels.explanation import ClusterExplanation, SpanExplanation
@@ -22,7 +22,7 @@ LIBRARIES = {  # what the tasks that can be explained import
     "nested": (),
 }
 MOST_READ = 8  # words of a document in the picture
-PICTURED = 12  # clusters or mentions in the picture, which a page of paper holds
+PICTURED = 12  # clusters, mentions or documents in the picture, which a page of paper holds
 
 
 @click.command()
@@ -47,9 +47,10 @@ def explain(task: str, data: Path, model: Path, output: Path, limit: int) -> Non
     check_output("picture", picture)
     require("accelerate", *LIBRARIES[task])
     from spanbert_kernels.cli.models import quiet_transformers
+    from spanbert_kernels.tasks.progress import bars
 
     quiet_transformers()
-    with user_errors():
+    with user_errors(), bars(watched()):
         clusters, spans = _explained(task, model, data)
     hidden = max(len(clusters) + len(spans) - limit, 0)
     write("page", output, page(data.name, clusters[:limit], spans[:limit], hidden))
@@ -100,11 +101,11 @@ def draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], path:
     seen = [(number, mean) for number, mean in means if mean is not None]
     columns = min(max(len(seen), 1), 4)
     rows = -(-len(seen) // columns) if seen else 1
-    texts = sum(len(each.texts) for each in clusters)
-    height = 2.4 * rows if seen else 0.4 * max(len(spans), texts, 1) + 0.6
+    shown = spans or _most_read(clusters)[:PICTURED]
+    height = 2.4 * rows if seen else 0.4 * max(len(shown), 1) + 0.6
     figure = Figure(figsize=(2.4 * columns if seen else 8, height), layout="constrained")
     if not seen:
-        _draw_spans(figure.subplots(), spans or _most_read(clusters))
+        _draw_spans(figure.subplots(), shown)
     for place, (number, weights) in enumerate(seen, start=1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
@@ -124,7 +125,7 @@ def _most_read(clusters: list[ClusterExplanation]) -> list[SpanExplanation]:
     for cluster in clusters:
         for words, shares, label in zip(cluster.words, cluster.word_shares, cluster.labels, strict=True):
             chosen = sorted(shares.argsort()[::-1][:MOST_READ].tolist())
-            most = shares[chosen] / (shares.max() if len(chosen) else 1)
+            most = shares[chosen] / max(float(shares.max(initial=0)), 1e-30)
             found.append(SpanExplanation("", tuple(words[i].strip() for i in chosen), 0, label, most))
     return found
 

@@ -79,9 +79,11 @@ class Generator:
         upper = list(range(layers // 2, layers))
         encoder = start.build(WindowedSpanBERTModel, tokenizer, seed, cross_document_layers=upper, **fields)
         built = cls(encoder_decoder(encoder, target, min(layers, DECODER_LAYERS)), tokenizer, target)
+        examples = encode(pairs, built)
         with torch.no_grad():
-            built.model.decoder.get_output_embeddings().bias.copy_(torch.from_numpy(log_frequencies(pairs, built)))
-        lengths = (len(each["labels"]) - 1 for each in encode(pairs, built))
+            frequencies = torch.from_numpy(log_frequencies(examples, len(target)))
+            built.model.decoder.get_output_embeddings().bias.copy_(frequencies)
+        lengths = (len(each["labels"]) - 1 for each in examples)
         built.model.generation_config.min_new_tokens = min(lengths, default=0)
         return built
 
@@ -254,10 +256,9 @@ def loss(generator: Generator, pairs: Sequence[Pair], backend: str = "auto", bat
     return total / max(tokens, 1)
 
 
-def log_frequencies(pairs: Sequence[Pair], generator: Generator) -> NDArray[np.float64]:
-    """The logarithm of each token's share in the targets, each counted once more than it stands there: `[V]`."""
-    size = len(generator.target_tokenizer)
-    counts = sum(np.bincount(example["labels"], minlength=size) for example in encode(pairs, generator)) + np.ones(size)
+def log_frequencies(examples: Sequence[dict[str, Tokens]], size: int) -> NDArray[np.float64]:
+    """The logarithm of each token's share in the targets, each counted once more than it stands there: `[size]`."""
+    counts = sum(np.bincount(example["labels"], minlength=size) for example in examples) + np.ones(size)
     found: NDArray[np.float64] = np.log(counts / counts.sum())
     return found
 
@@ -265,4 +266,4 @@ def log_frequencies(pairs: Sequence[Pair], generator: Generator) -> NDArray[np.f
 def unigram_loss(train: Sequence[Pair], test: Sequence[Pair], generator: Generator) -> float:
     """The loss of a model that knows how often each token stands in the targets to train on, and no more."""
     labels = np.concatenate([example["labels"] for example in encode(test, generator)])
-    return float(-log_frequencies(train, generator)[labels].mean())
+    return float(-log_frequencies(encode(train, generator), len(generator.target_tokenizer))[labels].mean())

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -188,19 +189,22 @@ def relate(
         )
         for cluster in clusters
     ]
-    likely: list[tuple[float, int, Related]] = []
+    scored, places = [torch.empty(0)], [torch.empty(0, 4, dtype=torch.long)]
     expected = 0.0
     for (index,), output in outputs(model, examples, collate, lambda e: len(e["windows"]), 1, backend):
-        names = examples[index]["names"]
         chances = output.logits.softmax(-1)[:, 1:]
         expected += float(chances.sum())
         best = chances.max(-1)
-        pairs = zip(best.values.tolist(), output.pairs.tolist(), best.indices.tolist(), strict=True)
-        likely += ((chance, index, (names[a], names[b], labels[kind + 1])) for chance, (a, b), kind in pairs)
-    likely.sort(reverse=True)
+        scored.append(best.values)
+        places.append(F.pad(torch.cat((output.pairs, best.indices[:, None] + 1), 1), (1, 0), value=index))
+    likely = torch.cat(scored).sort(descending=True, stable=True)
+    chosen = likely.indices[: most_promising(likely.values.tolist(), expected)]
     found: list[dict[Related, float]] = [{} for _ in clusters]
-    for chance, index, related in likely[: most_promising([chance for chance, _, _ in likely], expected)]:
-        found[index][related] = chance
+    for chance, (index, first, second, kind) in zip(
+        likely.values.tolist(), torch.cat(places)[chosen].tolist(), strict=False
+    ):
+        names = examples[index]["names"]
+        found[index][names[first], names[second], labels[kind]] = chance
     return found
 
 

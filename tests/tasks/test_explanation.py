@@ -162,9 +162,8 @@ def test_mentions_across_documents() -> None:
     found = explain_coreference(model, tokenizer, [cluster])
     assert {each.document for each in found} == {"d0", "d1", "d2"}
     (entities,) = cross_document_coreference.resolve(model, tokenizer, [cluster])
-    assert sorted({each.label for each in found}) == [
-        f"entity {i + 1}" for i in range(sum(len(e) > 1 for e in entities))
-    ]
+    count = sum(len(entity) > 1 for entity in entities)
+    assert {each.label for each in found} == {f"entity {i + 1}" for i in range(count)}
     starts = {"d0": 0, "d1": 15, "d2": 17}
     spans = {(starts[each.document] + each.first, len(each.words)) for each in found}
     assert spans == {(first, last + 1 - first) for entity in entities if len(entity) > 1 for first, last in entity}
@@ -228,6 +227,12 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     assert "do not see each other" in (tmp_path / "alone.html").read_text()
     with Image.open(tmp_path / "alone.png") as picture:
         assert len(picture.convert("L").getcolors()) > 10  # type: ignore[arg-type]
+        height = picture.height
+    data.write_text("".join(json.dumps({"text": text, "cluster": "p"}) + "\n" for text in [*TEXTS, "\u200b"] * 20))
+    result = run.invoke(main, ["explain", "classification", str(data), *page_of_words])
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "alone.png") as picture:  # no more than a page holds
+        assert height < picture.height < 4 * height
     result = run.invoke(main, ["explain", "tagging", str(data), *arguments])
     assert result.exit_code == 2
     assert "'classification', 'coreference'" in result.output
