@@ -6,6 +6,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <optional>
 
 #include "common/vector.h"
 
@@ -29,12 +31,13 @@ inline int64_t whole_vectors(int64_t columns) {
   return (columns + lanes<A> - 1) / lanes<A> * lanes<A>;
 }
 
-// A matrix in panels: `rows` rows of `columns` columns, zeros up to a whole vector. Of a single panel the rows may be
-// further apart than it is wide: `apart` elements.
+// A matrix in panels: `rows` rows of `columns` columns, zeros up to a whole vector. The rows of a single panel may lie
+// where they are: with `apart`, that many elements lie from one to the next, any number of them.
 template <class A>
 struct Panels {
   const A* first;
-  int64_t rows, columns, apart = 0;
+  int64_t rows, columns;
+  std::optional<int64_t> apart = std::nullopt;
 };
 
 template <class A, int R, int V>
@@ -64,24 +67,25 @@ inline void product_rest(int64_t rows, const A* a, int64_t a_row, int64_t a_colu
   if constexpr (R > 1) product_rest<A, R - 1, V>(rows, a, a_row, a_column, b, apart, depth, c, c_row, add);
 }
 
-// One panel of V vectors, or of fewer; b's rows are `apart` elements apart, 0: as many as the panel is wide.
+// One panel of V vectors, or of fewer; b's rows are `apart` elements apart, if nothing is said as many as the panel is
+// wide.
 template <class A, int V = kVectors>
 inline void product_panel(int64_t vectors, int64_t rows, int64_t depth, const A* a, int64_t a_row, int64_t a_column,
-                          const A* b, int64_t b_row, int64_t apart, A* c, int64_t c_row, bool add) {
+                          const A* b, int64_t b_row, std::optional<int64_t> apart, A* c, int64_t c_row, bool add) {
   if constexpr (V > 1) {
     if (vectors < V) {
       return product_panel<A, V - 1>(vectors, rows, depth, a, a_row, a_column, b, b_row, apart, c, c_row, add);
     }
   }
-  if (apart == 0) apart = V * lanes<A>;
-  b += b_row * apart;
+  const int64_t between = apart.value_or(V * lanes<A>);
+  b += b_row * between;
   int64_t row = 0;
   for (; row + kRows <= rows; row += kRows) {
-    product_tile<A, kRows, V>(a + row * a_row, a_row, a_column, b, apart, depth, c + row * c_row, c_row, add);
+    product_tile<A, kRows, V>(a + row * a_row, a_row, a_column, b, between, depth, c + row * c_row, c_row, add);
   }
   if (row < rows) {
-    product_rest<A, kRows - 1, V>(rows - row, a + row * a_row, a_row, a_column, b, apart, depth, c + row * c_row, c_row,
-                                  add);
+    product_rest<A, kRows - 1, V>(rows - row, a + row * a_row, a_row, a_column, b, between, depth, c + row * c_row,
+                                  c_row, add);
   }
 }
 
