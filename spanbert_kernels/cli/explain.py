@@ -10,7 +10,7 @@ import click
 
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.files import check_output, user_errors, write
-from spanbert_kernels.cli.training_options import POSITIVE, require, watched
+from spanbert_kernels.cli.training_options import POSITIVE, data_in_words, require, watched
 
 if TYPE_CHECKING:
     from spanbert_kernels.explanation import ClusterExplanation, SpanExplanation
@@ -50,7 +50,7 @@ def explain(task: str, data: Path, model: Path, output: Path, limit: int) -> Non
     from spanbert_kernels.tasks.progress import bars
 
     quiet_transformers()
-    with user_errors(), bars(watched()):
+    with user_errors(), bars(watched()), data_in_words():
         clusters, spans = _explained(task, model, data)
     hidden = max(len(clusters) + len(spans) - limit, 0)
     write("page", output, page(data.name, clusters[:limit], spans[:limit], hidden))

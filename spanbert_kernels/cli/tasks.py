@@ -14,10 +14,10 @@ from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.files import check_output, user_errors, write
 from spanbert_kernels.cli.training_options import (
     POSITIVE,
+    data_in_words,
     options_of,
     require,
     training_options,
-    warnings_in_words,
     watched,
 )
 
@@ -73,7 +73,7 @@ def train(task: str, data: Path, test: Path | None, span_length: int | None, cro
     from spanbert_kernels.tasks.span_training import SpanTraining
 
     start, options = options_of(values)
-    with user_errors(), bars(watched()), warnings_in_words():
+    with user_errors(), bars(watched()), data_in_words():
         spans = None if span_length is None else SpanTraining(span_length, crop)
         outcome = found.train(data, test, start, options, spans)
     losses = outcome.training.values("loss")
@@ -101,7 +101,7 @@ def evaluate(task: str, model: Path, data: Path, backend: str) -> None:
     found = _load(task)
     from spanbert_kernels.tasks.progress import bars
 
-    with user_errors(), bars(watched()):
+    with user_errors(), bars(watched()), data_in_words():
         scores = found.evaluate(model, data, backend)
     for name, value in scores.items():
         click.echo(f"{name} {value:.4f}")
@@ -123,7 +123,7 @@ def predict(task: str, data: Path, model: Path, output: Path | None, backend: st
     found = _load(task)
     from spanbert_kernels.tasks.progress import bars
 
-    with user_errors(), bars(watched()):
+    with user_errors(), bars(watched()), data_in_words():
         lines = list(found.predict(model, data, backend))
     text = "".join(f"{line}\n" for line in lines)
     if output is None:

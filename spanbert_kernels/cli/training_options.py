@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spanbert_kernels.cli.files import UserError
+from spanbert_kernels.data.counts import recording
 from spanbert_kernels.tasks.columns import DataWarning
 
 if TYPE_CHECKING:
@@ -70,6 +71,13 @@ def warnings_in_words() -> Iterator[None]:
                 usual(message, category, *rest, **more)
 
         warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def data_in_words() -> Iterator[None]:
+    """While it lasts, stderr hears in sentences of faults in the user's data, and what of it was taken and left out."""
+    with warnings_in_words(), recording(lambda line: click.echo(line, err=True)):
         yield
 
 

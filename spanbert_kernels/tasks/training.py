@@ -15,6 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from spanbert_kernels import accelerate, ops
+from spanbert_kernels.data import counts
 
 BACKENDS = ("auto", "eager")
 
@@ -137,6 +138,7 @@ def fit(
     Raises:
         NothingToResume: `options.resume`, but `options.output` holds no checkpoint.
     """
+    counts.say()
     checkpoint = None
     if options.resume:
         checkpoint = get_last_checkpoint(str(options.output)) if options.output.is_dir() else None
