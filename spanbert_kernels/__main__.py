@@ -6,10 +6,11 @@ import importlib.metadata
 import platform
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from spanbert_kernels import __version__, host
+from spanbert_kernels.cli.errors import ending
+from spanbert_kernels.cli.terminal import Console
 from spanbert_kernels.ops import backends, library
 
 PACKAGES = ("torch", "transformers", "triton", "numpy")
@@ -65,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    ending(main)

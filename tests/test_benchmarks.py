@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 
 from spanbert_kernels.cli.bench import running
@@ -65,7 +65,7 @@ print(memory.peak_megabytes(*case, 2 * free))
 
 
 def python(code: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    done = children.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -99,5 +99,5 @@ def test_the_operations_have_a_suite() -> None:
 @pytest.mark.parametrize("suite", ["bench_spans_on_gpu.py", "bench_attention_on_gpu.py"])
 def test_the_gpu_suites_are_found(suite: str) -> None:
     command = [sys.executable, "-m", "pytest", suite, "-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    done = children.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import children
 import pytest
 from setuptools import Distribution
 
@@ -29,7 +30,7 @@ needs_library = pytest.mark.skipif(library.build_info()["cpu"] is None, reason=s
 def undefined_symbols(path: Path) -> list[str]:
     if shutil.which("nm") is None:
         pytest.skip("no nm here")
-    done = subprocess.run(["nm", "-DC", "--undefined-only", str(path)], capture_output=True, text=True, check=True)
+    done = children.run(["nm", "-DC", "--undefined-only", str(path)], capture_output=True, text=True, check=True)
     return [line.split(maxsplit=1)[1] for line in done.stdout.splitlines()]
 
 
@@ -81,7 +82,7 @@ def build(source: Path, **environment: str) -> tuple[subprocess.CompletedProcess
     """Runs the build step of setup.py and returns it with the folder of the built library."""
     target = source / "built"
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(target)]
-    done = subprocess.run(
+    done = children.run(
         command, cwd=source, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
     return done, target / "spanbert_kernels" / "_lib"
@@ -173,7 +174,7 @@ def test_a_pure_python_wheel_works(source: Path, tmp_path: Path) -> None:
         ".",
     ]
     environment = {**os.environ, "SPANBERT_KERNELS_BUILD": "0"}
-    subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True)
+    children.run(command, cwd=source, env=environment, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     unpacked = tmp_path / "unpacked"
     with zipfile.ZipFile(wheel) as archive:
@@ -185,7 +186,7 @@ def test_a_pure_python_wheel_works(source: Path, tmp_path: Path) -> None:
         "print(span_pool(torch.ones(3, 1), torch.tensor([[0, 2]]), ['sum'], backend='eager').item())\n"
     )
     # Not from the checkout: -P keeps the working folder out, the path puts the wheel first.
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, "-c", code],
         cwd=unpacked,
         env={**os.environ, "PYTHONPATH": str(unpacked)},

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-import subprocess
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import children
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +80,55 @@ def long_files(root: Path) -> Iterator[str]:
                     yield f"{path.relative_to(root)} has {lines} lines, more than {MAX_LINES}"
 
 
-CHECKS = (missing_rooms, upward_imports, vague_names, long_files)
+# What starts processes without the tests' own way: that way itself, and programs that run without the tests.
+STARTERS = ("tests/children.py", "tests/test_house.py", "tests/aot/compile_triton.py", "tests/gpu/check.py")
+STARTS = re.compile(r"\b(subprocess\.(run|Popen|call|check_\w+)|os\.(system|popen|spawn\w+|fork))\(")
+# What puts a file where it is wanted before it is whole, unless the line says that it goes aside or to a stream.
+WRITERS = (f"{PACKAGE}/tasks/atomic.py", f"{PACKAGE}/cli/measuring.py", f"{PACKAGE}/cli/bench/running.py")
+WRITES = re.compile(
+    r"(?<!atomic)\.write_(text|bytes)\(|\bopen\([^)]*[\"'][wxa]b?[\"']"
+    r"|(\b(torch\.save|save_file)|\.(save_model|savefig))\((?!.*\b(aside|stream)\b)"
+)
+PRINTERS = (f"{PACKAGE}/cli/terminal.py", f"{PACKAGE}/cli/errors.py")
+PRINTS = re.compile(r"\bclick\.(echo|secho)\(|(?<![.\w])print\(|from rich\.console import|sys\.std(out|err)\.write")
+
+
+def processes_not_ended(root: Path) -> Iterator[str]:
+    for path, line in _lines_with(root, "tests", STARTS, STARTERS):
+        yield f"{path}:{line} starts a process that nobody ends: use tests/children.py"
+
+
+def files_not_written_aside(root: Path) -> Iterator[str]:
+    for path, line in _lines_with(root, PACKAGE, WRITES, WRITERS):
+        yield f"{path}:{line} writes a file in place: use {PACKAGE}/tasks/atomic.py"
+
+
+def printing_past_the_terminal(root: Path) -> Iterator[str]:
+    for path, line in _lines_with(root, f"{PACKAGE}/cli", PRINTS, PRINTERS):
+        yield f"{path}:{line} prints what may hold controls: use {PACKAGE}/cli/terminal.py"
+
+
+def _lines_with(
+    root: Path, folder: str, pattern: re.Pattern[str], exceptions: tuple[str, ...]
+) -> Iterator[tuple[str, int]]:
+    for path in sorted((root / folder).rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if name in exceptions:
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if pattern.search(line) and not line.lstrip().startswith((">>>", "...")):
+                yield name, number
+
+
+CHECKS = (
+    missing_rooms,
+    upward_imports,
+    vague_names,
+    long_files,
+    processes_not_ended,
+    files_not_written_aside,
+    printing_past_the_terminal,
+)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -111,7 +160,7 @@ BARE_IMPORT = (
 
 @pytest.mark.parametrize("code", [IMPORT, BARE_IMPORT], ids=["with ops", "bare"])
 def test_importing_loads_no_kernel_and_no_driver(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = children.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
 
@@ -180,6 +229,13 @@ def test_an_operation_without_kernels_needs_no_benchmark(house: Path) -> None:
     ("name", "text", "complaint"),
     [
         ("csrc/shout/cpu.cpp", "", "csrc/shout belongs to no operation"),
+        ("tests/ops/a.py", "subprocess.run(['a'])", "tests/ops/a.py:1 starts a process that nobody ends"),
+        ("tests/ops/a.py", "import os\nos.fork()", "tests/ops/a.py:2 starts a process that nobody ends"),
+        ("spanbert_kernels/nn/a.py", "path.write_text('a')", "nn/a.py:1 writes a file in place"),
+        ("spanbert_kernels/nn/a.py", "with open(path, 'w') as file:\n    pass", "nn/a.py:1 writes a file in place"),
+        ("spanbert_kernels/nn/a.py", "figure.savefig(path)", "nn/a.py:1 writes a file in place"),
+        ("spanbert_kernels/cli/a.py", "click.echo(name)", "cli/a.py:1 prints what may hold controls"),
+        ("spanbert_kernels/cli/a.py", "print(name)", "cli/a.py:1 prints what may hold controls"),
         ("spanbert_kernels/nn/utils.py", "", "spanbert_kernels/nn/utils.py says nothing about what is in it"),
         ("spanbert_kernels/ops/helpers.py", "", "spanbert_kernels/ops/helpers.py says nothing about what is in it"),
         ("spanbert_kernels/attic/x.py", "", "spanbert_kernels/attic is not a layer; there are host, ops, nn"),

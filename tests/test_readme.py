@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 
 from spanbert_kernels import SpanBERTModel, ops
@@ -31,7 +32,7 @@ def test_examples(example: str, tmp_path: Path) -> None:
     if needs:
         checkpoint(tmp_path / "checkpoint")
     command = [sys.executable, "-W", "error", "-c", example]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    ran = children.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     if needs:
         assert "Anna lives in Oslo ['PERSON', 'O', 'O', 'PLACE']" in ran.stdout
@@ -72,7 +73,7 @@ def test_a_typed_figure_is_found(tmp_path: Path) -> None:
 
 def check_tables(root: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(root / "benchmarks" / "readme_tables.py"), "--check"]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return children.run(command, capture_output=True, text=True, check=False)
 
 
 def registry() -> list[tuple[str, tuple[str, ...]]]:

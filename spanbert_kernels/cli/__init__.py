@@ -9,6 +9,7 @@ from spanbert_kernels import __version__
 from spanbert_kernels.cli.bench.command import bench as bench_command
 from spanbert_kernels.cli.bench.report import report as report_command
 from spanbert_kernels.cli.demo import demo
+from spanbert_kernels.cli.errors import Commands
 from spanbert_kernels.cli.explain import explain
 from spanbert_kernels.cli.pretraining import pretrain
 from spanbert_kernels.cli.tasks import evaluate, predict, train
@@ -16,7 +17,7 @@ from spanbert_kernels.cli.tasks import evaluate, predict, train
 __all__ = ["main"]
 
 
-@click.group()
+@click.group(cls=Commands)
 @click.version_option(__version__, prog_name="spanbert-kernels")
 def main() -> None:
     """Fused span pooling and cross-document attention for SpanBERT-family encoders."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import psutil
+
 from spanbert_kernels.cli.readers import (
     CORPUS_SUFFIXES,
     READERS,
@@ -30,6 +32,7 @@ _OTHER_SUFFIXES = frozenset(
     {".csv", ".tsv", ".html", ".css", ".js", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".lock", ".log"}
     | {".py", ".ipynb", ".sh", ".c", ".h", ".cpp", ".cu", ".java", ".rs", ".go"}
 )
+MEMORY_OF_TEXT = 6  # bytes that a byte of a file takes while it is decoded and parsed
 
 
 @dataclass
@@ -160,8 +163,12 @@ def _read_text(path: Path) -> str:
         OSError: it cannot be read.
         NotADocument: it is not text in UTF-8.
     """
-    if path.is_block_device() or path.is_char_device() or path.is_socket():
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise NotADocument("is not a file")
+    size, free = status.st_size, psutil.virtual_memory().available
+    if size * MEMORY_OF_TEXT > free:
+        raise NotADocument(f"has {size / 2**20:,.0f} MiB, more than {free / 2**20:,.0f} MiB of free memory can work on")
     data = path.read_bytes()
     if b"\0" in data[:8192]:
         raise NotADocument("is binary")

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import UserError, check_output, write
+from spanbert_kernels.cli.errors import UserError
+from spanbert_kernels.cli.files import check_apart, check_output, write
+from spanbert_kernels.cli.terminal import Console
+from spanbert_kernels.cli.training_options import COUNT, MOST, SEED, THREADS
 
 if TYPE_CHECKING:
     from spanbert_kernels.cli.collecting import Collection
@@ -31,18 +33,14 @@ OUT_OF_TOLERANCE = 1  # exit code; 2 is for what the user can put right
     "--model", help="Folder, hub name, spanbert-base or spanbert-large; by default random weights of base size."
 )
 @click.option(
-    "--tokens", default=8192, show_default=True, type=click.IntRange(min=16), help="Encode as many documents as fit."
+    "--tokens", default=8192, show_default=True, type=click.IntRange(16, MOST), help="Encode as many documents as fit."
 )
-@click.option(
-    "--max-width", default=30, show_default=True, type=click.IntRange(min=1), help="Tokens in the widest span."
-)
-@click.option(
-    "--batch-size", default=16, show_default=True, type=click.IntRange(min=1), help="Windows in a padded batch."
-)
+@click.option("--max-width", default=30, show_default=True, type=COUNT, help="Tokens in the widest span.")
+@click.option("--batch-size", default=16, show_default=True, type=COUNT, help="Windows in a padded batch.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
-@click.option("--repeats", type=click.IntRange(min=1), help="Rounds of every measurement; by default what time allows.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads for PyTorch; by default its own choice.")
-@click.option("--seed", default=0, show_default=True, help="Seed of random weights.")
+@click.option("--repeats", type=COUNT, help="Rounds of every measurement; by default what time allows.")
+@click.option("--threads", type=THREADS, help="Threads for PyTorch; by default its own choice.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of random weights.")
 @click.option("--quick", is_flag=True, help="A tiny random model, to try things out.")
 @click.option(
     "--output",
@@ -81,22 +79,20 @@ def demo(
     check_output("report", output)
     if results is not None:
         check_output("results", results)
+        check_apart({"report": output, "results": results})
     notices = Console(stderr=True, highlight=False)
     collection = _collect(paths, notices)
     with _progress(notices) as begin:
         loading = begin("Loading PyTorch")
         import torch
 
-        from spanbert_kernels.cli import models, pipeline, report, table
+        from spanbert_kernels.cli import pipeline, report, table
 
         loading(1.0)
         if threads is not None:
             torch.set_num_threads(threads)
         settings = pipeline.Settings(model, tokens, max_width, batch_size, dtype, repeats, seed, quick)
-        try:
-            result = pipeline.run(collection, settings, begin)
-        except (models.CannotLoad, pipeline.NoTokens) as error:
-            raise UserError(str(error)) from error
+        result = pipeline.run(collection, settings, begin)
         result.command = _command(context)
         result.seconds = time.perf_counter() - started
         drawing = begin("Report")

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import check_output, user_errors, write
-from spanbert_kernels.cli.training_options import POSITIVE, data_in_words, require, watched
+from spanbert_kernels.cli.files import check_output, write
+from spanbert_kernels.cli.terminal import say
+from spanbert_kernels.cli.training_options import COUNT, data_in_words, require, watched
+from spanbert_kernels.tasks import atomic
 
 if TYPE_CHECKING:
     from spanbert_kernels.explanation import ClusterExplanation, SpanExplanation
@@ -30,9 +32,13 @@ PICTURED = 12  # clusters, mentions or documents in the picture, which a page of
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="The folder that train wrote.")
 @click.option(
-    "--output", default="explanation.html", show_default=True, type=click.Path(path_type=Path), help="The page."
+    "--output",
+    default="explanation.html",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The page, or with a name in .png the picture.",
 )
-@click.option("--limit", default=100, show_default=True, type=POSITIVE, help="Clusters or mentions at most.")
+@click.option("--limit", default=100, show_default=True, type=COUNT, help="Clusters or mentions at most.")
 def explain(task: str, data: Path, model: Path, output: Path, limit: int) -> None:
     """Show what carried the predictions for the file DATA: a page, and beside it a picture.
 
@@ -42,20 +48,33 @@ def explain(task: str, data: Path, model: Path, output: Path, limit: int) -> Non
 
     Exit code: 0; 2 if a file cannot be used.
     """
-    picture = output.with_suffix(".png")
     check_output("page", output)
+    page_path, picture = paths_of(output)
+    check_output("page", page_path)
     check_output("picture", picture)
     require("accelerate", *LIBRARIES[task])
     from spanbert_kernels.cli.models import quiet_transformers
     from spanbert_kernels.tasks.progress import bars
 
     quiet_transformers()
-    with user_errors(), bars(watched()), data_in_words():
+    with bars(watched()), data_in_words():
         clusters, spans = _explained(task, model, data)
     hidden = max(len(clusters) + len(spans) - limit, 0)
-    write("page", output, page(data.name, clusters[:limit], spans[:limit], hidden))
+    write("page", page_path, page(formatting.path(Path(data.name)), clusters[:limit], spans[:limit], hidden))
     draw(clusters[:PICTURED], spans[:PICTURED], picture)
-    click.echo(f"Page: {formatting.path(output)}. Picture: {formatting.path(picture)}")
+    say(f"Page: {formatting.path(page_path)}. Picture: {formatting.path(picture)}")
+
+
+def paths_of(output: Path) -> tuple[Path, Path]:
+    """Of the page and the picture, one of which is named; the other is called the same, but for its ending.
+
+    Example:
+        >>> [path.name for path in paths_of(Path("a.html"))], [path.name for path in paths_of(Path("a.png"))]
+        (['a.html', 'a.png'], ['a.html', 'a.png'])
+    """
+    if output.suffix.lower() == ".png":
+        return output.with_suffix(".html"), output
+    return output, output.with_suffix(".png")
 
 
 def _explained(task: str, folder: Path, data: Path) -> tuple[list[ClusterExplanation], list[SpanExplanation]]:
@@ -95,6 +114,15 @@ def page(name: str, clusters: list[ClusterExplanation], spans: list[SpanExplanat
 
 def draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], path: Path) -> None:
     """The picture: a square of document weights for each cluster, or a row of shaded words for each mention or text."""
+    import matplotlib
+
+    from spanbert_kernels.cli.svg import TEXT
+
+    with matplotlib.rc_context(TEXT), atomic.new_file(path) as aside:
+        _draw(clusters, spans, aside)
+
+
+def _draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], aside: Path) -> None:
     from matplotlib.figure import Figure
 
     means = ((number, each.mean()) for number, each in enumerate(clusters, start=1))
@@ -114,7 +142,11 @@ def draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], path:
         axes.set_xticks(ticks, [str(i + 1) for i in ticks], fontsize=7)
         axes.set_yticks(ticks, [str(i + 1) for i in ticks], fontsize=7)
         axes.set_xlabel("looked at", fontsize=7)
-    figure.savefig(path, dpi=150)
+    figure.savefig(aside, dpi=150, format="png")
+
+
+def _drawn(text: str, length: int) -> str:
+    return textwrap.shorten(formatting.one_line(text), length, placeholder="…") or "…"
 
 
 def _most_read(clusters: list[ClusterExplanation]) -> list[SpanExplanation]:
@@ -137,15 +169,15 @@ def _draw_spans(axes: Any, spans: list[SpanExplanation]) -> None:
     if not spans:
         axes.text(0, 0, "no weights to show", va="center")
     for row, span in enumerate(spans):
-        axes.text(0, -row, textwrap.shorten(span.label, 18), fontsize=8, va="center")
+        axes.text(0, -row, _drawn(span.label, 18), fontsize=8, va="center")
         if span.seen:
             name, share = max(span.seen.items(), key=lambda entry: entry[1])
-            looked = textwrap.shorten(f"{span.document} looked at {name}: {share:.2f}", 48)
+            looked = _drawn(f"{span.document} looked at {name}: {share:.2f}", 48)
             axes.text(1, -row, looked, fontsize=8, va="center", ha="right")
         wide = (0.45 if span.seen else 0.8) / max(sum(len(word) + 1 for word in span.words), 1)
         left = 0.2
         for word, weight in zip(span.words, span.weights, strict=True):
             size = wide * (len(word) + 1)
             box = {"facecolor": "tab:blue", "alpha": float(weight) * 0.6, "edgecolor": "none"}
-            axes.text(left, -row, word.replace("$", r"\$"), fontsize=8, va="center", bbox=box)
+            axes.text(left, -row, formatting.one_line(word), fontsize=8, va="center", bbox=box)
             left += min(size, 0.016 * (len(word) + 1))

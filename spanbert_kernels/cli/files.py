@@ -1,39 +1,13 @@
-"""Files that commands write, and errors that a user can put right."""
+"""Where commands write, looked at before the work begins."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
-
 from spanbert_kernels.cli import formatting
-
-
-class UserError(click.ClickException):
-    """What a user can put right: one line, exit code 2."""
-
-    exit_code = 2
-
-
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """A file that cannot be used, or a wrong value, ends the command with a line that names it."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None or error.strerror is None:
-            raise UserError(first_line(error)) from error
-        raise UserError(f"{formatting.path(Path(error.filename))}: {error.strerror.lower()}") from error
-    except ValueError as error:
-        raise UserError(first_line(error)) from error
-
-
-def first_line(error: Exception) -> str:
-    """Of an error's text, or else its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+from spanbert_kernels.cli.errors import UserError
+from spanbert_kernels.tasks import atomic
 
 
 def check_output(what: str, output: Path) -> None:
@@ -45,14 +19,38 @@ def check_output(what: str, output: Path) -> None:
         reason = f"there is no folder {formatting.path(folder)}"
     elif not os.access(output if output.exists() else folder, os.W_OK):
         reason = "permission denied"
+    elif (not output.exists() or output.is_file()) and not os.access(output.resolve().parent, os.W_OK):
+        reason = f"it is written aside first, and folder {formatting.path(folder)} takes no new file"
     else:
         return
     raise UserError(f"cannot write the {what} to {formatting.path(output)}: {reason}")
 
 
+def check_output_folder(what: str, folder: Path) -> None:
+    """Before minutes of work: is there a folder to write to, or a place for one?"""
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        reason = f"{formatting.path(existing)} is no folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"{formatting.path(existing)}: permission denied"
+    else:
+        return
+    raise UserError(f"cannot write the {what} to {formatting.path(folder)}: {reason}")
+
+
+def check_apart(outputs: dict[str, Path]) -> None:
+    """No two of the files that a command writes are one; `outputs` by what they are."""
+    seen: dict[Path, str] = {}
+    for what, path in outputs.items():
+        other = seen.setdefault(path.resolve(), what)
+        if other != what:
+            raise UserError(f"the {other} and the {what} would both be written to {formatting.path(path)}")
+
+
 def write(what: str, path: Path, text: str) -> None:
-    """Writes a text, or says in a line why it cannot."""
+    """Writes a text, whole or not at all, or says in a line why it cannot."""
     try:
-        path.write_text(text, encoding="utf-8")
+        atomic.write_text(path, text)
     except OSError as error:
-        raise UserError(f"cannot write the {what} to {formatting.path(path)}: {error.strerror or error}") from error
+        reason = error.strerror or str(error).removeprefix(f"cannot write {path}: ")
+        raise UserError(f"cannot write the {what} to {formatting.path(path)}: {reason}") from error

@@ -1,12 +1,17 @@
-"""Numbers as people read them, the same in the terminal's table and in the report."""
+"""Numbers, names and texts as people read them, the same in the terminal's table and in the report."""
 
 from __future__ import annotations
 
 import math
 import os
+import unicodedata
 from pathlib import Path
 
 from spanbert_kernels.cli.measuring import MEBIBYTE
+
+LONGEST_LINE = 1000  # characters; a message may quote a line of somebody's file
+_JOINERS = "\u200c\u200d"  # emoji and several scripts are written with them
+_HARMLESS = ("Zs", "Cn", "Co")  # spaces, and what this Python's tables do not know yet
 
 
 def seconds(value: float) -> str:
@@ -96,10 +101,44 @@ def count(number: int, thing: str) -> str:
 
 
 def path(name: Path) -> str:
-    r"""A path that any terminal and any UTF-8 file can take: bytes that are no UTF-8 are replaced.
+    r"""A path that any terminal and any UTF-8 file can take: bytes that are no UTF-8 are replaced, controls escaped.
 
     Example:
-        >>> path(Path("r\udce9sum\udce9.txt"))
-        'r\ufffdsum\ufffd.txt'
+        >>> path(Path("r\udce9sum\udce9.txt")), path(Path("a\x1b[2J\n.txt"))
+        ('r\ufffdsum\ufffd.txt', 'a\\x1b[2J\\n.txt')
     """
-    return os.fsencode(name).decode("utf-8", errors="replace")
+    return one_line(os.fsencode(name).decode("utf-8", errors="replace"))
+
+
+def one_line(text: str) -> str:
+    r"""A text without anything that moves a cursor, turns the direction of writing or breaks the line: escapes instead.
+
+    Example:
+        >>> one_line("a\tb\r\n"), one_line("\u202egpj.exe")
+        ('a\\tb\\r\\n', '\\u202egpj.exe')
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    harmless = character.isprintable() or character in _JOINERS or unicodedata.category(character) in _HARMLESS
+    return character if harmless else character.encode("unicode_escape").decode("ascii")
+
+
+def for_terminal(text: str) -> str:
+    r"""Lines that a terminal shows as they are: controls are escaped, and of a line too long the middle is left out.
+
+    Example:
+        >>> for_terminal("one\x07\ntwo"), len(for_terminal("x" * 10**6))
+        ('one\\x07\ntwo', 1000)
+    """
+    return "\n".join(_cut(one_line(line)) for line in text.split("\n"))
+
+
+def _cut(line: str) -> str:
+    if len(line) <= LONGEST_LINE:
+        return line
+    tail = LONGEST_LINE // 4
+    return f"{line[: LONGEST_LINE - tail - 3]} … {line[-tail:]}"

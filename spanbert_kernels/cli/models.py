@@ -14,8 +14,9 @@ from transformers.utils import logging
 import spanbert_kernels
 from spanbert_kernels.acceleration import AccelerationReport
 from spanbert_kernels.cli.encoding import WordPieces, wrap_tokenizer
-from spanbert_kernels.cli.files import first_line
+from spanbert_kernels.cli.errors import first_line
 from spanbert_kernels.cli.measuring import resident_bytes
+from spanbert_kernels.models.damage import CannotLoad
 
 QUICK_SIZE = {
     "hidden_size": 64,
@@ -24,10 +25,6 @@ QUICK_SIZE = {
     "intermediate_size": 128,
     "max_position_embeddings": 128,
 }
-
-
-class CannotLoad(ValueError):
-    """The model or its tokenizer cannot be loaded; the message says which and why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,8 @@ def load_tokenizer(name: str) -> WordPieces:
         except ValueError:  # a model that is not cased
             tokenizer = AutoTokenizer.from_pretrained(name)
         return wrap_tokenizer(tokenizer, name)
+    except CannotLoad:
+        raise
     except Exception as error:
         raise CannotLoad(f"cannot load the tokenizer of {name!r}: {first_line(error)}") from error
 
@@ -87,6 +86,8 @@ def load_model(name: str, dtype: torch.dtype) -> Any:
         model, found = spanbert_kernels.SpanBERTModel.from_pretrained(
             name, dtype=dtype, add_pooling_layer=False, output_loading_info=True
         )
+    except CannotLoad:
+        raise
     except Exception as error:
         raise CannotLoad(f"cannot load the model {name!r}: {first_line(error)}") from error
     if missing := sorted(found["missing_keys"]):

@@ -110,7 +110,6 @@ def document_weights(result: DemoResult) -> str:
     """A heat map of which document looked at which, cluster by cluster."""
     shown = result.document_weights
     size = min(len(shown.names), MOST_DOCUMENTS_SHOWN)
-    # Texts name these, and a dollar sign would start mathematics.
     names = [textwrap.shorten(name.replace("_", " "), 26, placeholder="…") or "?" for name in shown.names[:size]]
     weights = shown.weights[:size, :size]
     with matplotlib.rc_context(STYLE):
@@ -123,7 +122,7 @@ def document_weights(result: DemoResult) -> str:
         axes.set_xlim(-0.5, size - 0.5)
         axes.set_ylim(size - 0.5, -0.5)
         axes.set_aspect("equal")
-        axes.set_yticks(range(size), names, parse_math=False)
-        axes.set_xticks(range(size), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(size), names)
+        axes.set_xticks(range(size), names, rotation=90)
         axes.spines[:].set_visible(False)
         return svg(figure, "Heat map: which document looked at which")

@@ -7,21 +7,19 @@ from typing import Any
 
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import UserError, user_errors
-from spanbert_kernels.cli.training_options import POSITIVE, options_of, require, training_options
+from spanbert_kernels.cli.errors import UserError
+from spanbert_kernels.cli.terminal import Console, say, warn
+from spanbert_kernels.cli.training_options import COUNT, MOST, Number, options_of, require, training_options
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH ...")
-@click.option("--length", default=128, show_default=True, type=click.IntRange(min=8), help="Tokens in a block.")
-@click.option(
-    "--held-out", default=0.1, show_default=True, type=click.FloatRange(0, 0.9), help="Share of documents to test on."
-)
-@click.option("--evaluate-steps", type=POSITIVE, help="Batches between tests on the held-out documents.")
+@click.option("--length", default=128, show_default=True, type=click.IntRange(8, MOST), help="Tokens in a block.")
+@click.option("--held-out", default=0.1, show_default=True, type=Number(0, 0.9), help="Share of documents to test on.")
+@click.option("--evaluate-steps", type=COUNT, help="Batches between tests on the held-out documents.")
 @click.option(
     "--heads",
     type=click.Path(path_type=Path),
@@ -47,7 +45,7 @@ def pretrain(
 
     collection = collect(paths)
     for path, reason in [*collection.skipped, *collection.faults]:
-        click.echo(f"Warning: {formatting.path(path)} {reason}", err=True)
+        warn(f"{formatting.path(path)} {reason}")
     texts = [document.text for document in collection.documents]
     if not texts:
         raise UserError("no document to train on")
@@ -59,16 +57,15 @@ def pretrain(
     test = texts[every - 1 :: every] if every else []
     train = [text for i, text in enumerate(texts) if not every or i % every != every - 1]
     start, options = options_of(values, evaluate_steps=evaluate_steps)
-    with user_errors():
-        tokenizer = start.tokenizer(train)
-        fields = {} if start.model else {"max_position_embeddings": max(512, length)}
-        model = start.build(SpanBERTForPreTraining, tokenizer, options.seed, **fields)
-        if heads is not None:
-            load_released_heads(model, heads)
-        training = run(model, tokenizer, train, test, options, length)
+    tokenizer = start.tokenizer(train)
+    fields = {} if start.model else {"max_position_embeddings": max(512, length)}
+    model = start.build(SpanBERTForPreTraining, tokenizer, options.seed, **fields)
+    if heads is not None:
+        load_released_heads(model, heads)
+    training = run(model, tokenizer, train, test, options, length)
     _show(training.log, Console(highlight=False))
     paths_taken = ", ".join(f"{name} ({calls:,} calls)" for name, calls in training.paths.items())
-    click.echo(f"Ran: {paths_taken or 'the original path'}. Model: {formatting.path(options.output)}")
+    say(f"Ran: {paths_taken or 'the original path'}. Model: {formatting.path(options.output)}")
 
 
 def _show(log: list[dict[str, float]], console: Console) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from html import escape
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from spanbert_kernels.cli import formatting
 
 # Placeholders: in the SVG each becomes a CSS variable, so that the plots follow the page into the dark.
 TODAY, OURS, INK, RULE, PAPER = "#b8bfc9", "#2f6690", "#22262b", "#d9dde3", "#fefefe"
@@ -15,7 +18,9 @@ PEERS = ("#b5651d", "#5a8f3c", "#8a5aa8", "#b03a5b", "#3f8f8f", "#8a7a2a")
 _VARIABLES = {TODAY: "today", OURS: "accent", INK: "ink", RULE: "rule", PAPER: "paper"}
 _VARIABLES |= {colour: f"peer-{number}" for number, colour in enumerate(PEERS)}
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+TEXT = {"text.parse_math": False}  # a dollar sign or a backslash in somebody's text is no mathematics
 STYLE = {
+    **TEXT,
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": RULE,
@@ -49,7 +54,9 @@ def svg(figure: Figure, label: str) -> str:
     text = re.sub(
         r' id="(?:figure|axes|patch|text|line2d|matplotlib\.axis|xtick|ytick|legend|\w*Collection)_\d+"', "", text
     )
-    text = text.replace("'DejaVu Sans'", "var(--font)").replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    text = text.replace("'DejaVu Sans'", "var(--font)")
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+    text = "\n".join(map(formatting.one_line, text.split("\n")))
     for colour, name in _VARIABLES.items():
         text = text.replace(colour, f"var(--{name})")
     return text

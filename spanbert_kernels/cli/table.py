@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.results import DemoResult
 from spanbert_kernels.cli.stages import StageResult
+from spanbert_kernels.cli.terminal import Console
 
 COLUMNS = ("time", "throughput", "peak memory", "speed-up", "largest error")
 SHORT_UNITS = {"documents": "docs"}

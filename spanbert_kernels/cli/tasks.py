@@ -7,19 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import check_output, user_errors, write
-from spanbert_kernels.cli.training_options import (
-    POSITIVE,
-    data_in_words,
-    options_of,
-    require,
-    training_options,
-    watched,
-)
+from spanbert_kernels.cli.files import check_output, write
+from spanbert_kernels.cli.terminal import Console, pour, say
+from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, require, training_options, watched
 
 if TYPE_CHECKING:
     from spanbert_kernels.tasks.task import Task
@@ -54,7 +47,7 @@ def _load(name: str) -> Task:
 @task_argument
 @click.option("--data", required=True, type=FILE, help="The file to train on.")
 @click.option("--test", type=FILE, help="A file to score the result on.")
-@click.option("--span-length", type=POSITIVE, help="Train on one random span of so many tokens a document and step.")
+@click.option("--span-length", type=COUNT, help="Train on one random span of so many tokens a document and step.")
 @click.option(
     "--crop",
     default="loss",
@@ -73,19 +66,19 @@ def train(task: str, data: Path, test: Path | None, span_length: int | None, cro
     from spanbert_kernels.tasks.span_training import SpanTraining
 
     start, options = options_of(values)
-    with user_errors(), bars(watched()), data_in_words():
+    with bars(watched()), data_in_words():
         spans = None if span_length is None else SpanTraining(span_length, crop)
         outcome = found.train(data, test, start, options, spans)
     losses = outcome.training.values("loss")
     if losses:
-        click.echo(f"Loss: {losses[0]:.3f} at first, {losses[-1]:.3f} at last.")
+        say(f"Loss: {losses[0]:.3f} at first, {losses[-1]:.3f} at last.")
     if outcome.scores:
         table = Table("", "model", "trivial baseline", box=box.SIMPLE_HEAD, show_edge=False)
         for name, value in outcome.scores.items():
             table.add_row(name, f"{value:.3f}", f"{outcome.baseline[name]:.3f}")
         Console(highlight=False).print(table)
     taken = ", ".join(f"{name} ({calls:,} calls)" for name, calls in outcome.training.paths.items())
-    click.echo(f"Ran: {taken or 'the original path'}. Model: {formatting.path(options.output)}")
+    say(f"Ran: {taken or 'the original path'}. Model: {formatting.path(options.output)}")
 
 
 @click.command()
@@ -101,10 +94,10 @@ def evaluate(task: str, model: Path, data: Path, backend: str) -> None:
     found = _load(task)
     from spanbert_kernels.tasks.progress import bars
 
-    with user_errors(), bars(watched()), data_in_words():
+    with bars(watched()), data_in_words():
         scores = found.evaluate(model, data, backend)
     for name, value in scores.items():
-        click.echo(f"{name} {value:.4f}")
+        say(f"{name} {value:.4f}")
 
 
 @click.command()
@@ -123,10 +116,10 @@ def predict(task: str, data: Path, model: Path, output: Path | None, backend: st
     found = _load(task)
     from spanbert_kernels.tasks.progress import bars
 
-    with user_errors(), bars(watched()), data_in_words():
+    with bars(watched()), data_in_words():
         lines = list(found.predict(model, data, backend))
     text = "".join(f"{line}\n" for line in lines)
     if output is None:
-        click.echo(text, nl=False)
+        pour(text)
     else:
         write("predictions", output, text)

@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
+import math
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from spanbert_kernels.cli.files import UserError
+from spanbert_kernels.cli.errors import UserError
+from spanbert_kernels.cli.files import check_output_folder
+from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.data.counts import recording
-from spanbert_kernels.tasks.columns import DataWarning
 
 if TYPE_CHECKING:
     from spanbert_kernels.tasks.start import Start
     from spanbert_kernels.tasks.training import TrainingOptions
 
 SIZES = ("tiny", "small", "base")  # of tasks/start.py, which would load PyTorch
-POSITIVE = click.IntRange(min=1)
+MOST = 2**31 - 1
+COUNT = click.IntRange(1, MOST)
+THREADS = click.IntRange(1, 1024)  # a system gives no more than some thousands, and ends the process
+SEED = click.IntRange(0, 2**32 - 1)  # numpy takes no other
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; click's own range lets NaN pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or a line that says why it is none."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number", param, ctx)
+        return float(number)
+
+
 _OPTIONS = (
     click.option("--model", help="Begin with this checkpoint: a folder, hub name, spanbert-base or spanbert-large."),
     click.option("--size", default="small", show_default=True, type=click.Choice(SIZES), help="Of a new model."),
     click.option("--vocabulary", type=click.Path(path_type=Path), help="A vocab.txt; by default made of the texts."),
-    click.option("--vocabulary-size", default=8000, show_default=True, type=POSITIVE, help="Of one that is made."),
+    click.option("--vocabulary-size", default=8000, show_default=True, type=COUNT, help="Of one that is made."),
     click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for checkpoints and model."),
-    click.option("--epochs", default=3.0, show_default=True, type=click.FloatRange(min=0, min_open=True)),
-    click.option("--steps", type=POSITIVE, help="Batches to train on, instead of epochs."),
-    click.option("--batch-size", default=16, show_default=True, type=POSITIVE),
-    click.option("--learning-rate", default=5e-4, show_default=True, type=click.FloatRange(min=0, min_open=True)),
-    click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0)),
-    click.option("--save-steps", type=POSITIVE, help="Batches between checkpoints; by default none are kept."),
+    click.option("--epochs", default=3.0, show_default=True, type=Number(0, 1e6, min_open=True)),
+    click.option("--steps", type=COUNT, help="Batches to train on, instead of epochs."),
+    click.option("--batch-size", default=16, show_default=True, type=COUNT),
+    click.option("--learning-rate", default=5e-4, show_default=True, type=Number(0, 1e3, min_open=True)),
+    click.option("--seed", default=0, show_default=True, type=SEED),
+    click.option("--save-steps", type=COUNT, help="Batches between checkpoints; by default none are kept."),
     click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the output folder."),
     click.option(
         "--backend",
@@ -42,7 +59,7 @@ _OPTIONS = (
         type=click.Choice(["auto", "eager"]),
         help="eager: the original path on plain PyTorch, to check against.",
     ),
-    click.option("--threads", type=POSITIVE, help="Threads for PyTorch; by default its own choice."),
+    click.option("--threads", type=THREADS, help="Threads for PyTorch; by default its own choice."),
 )
 
 
@@ -58,27 +75,9 @@ def watched() -> bool:
     return sys.stderr.isatty()
 
 
-@contextlib.contextmanager
-def warnings_in_words() -> Iterator[None]:
-    """While it lasts, a warning about the user's data is its sentence; others keep file and line."""
-    with warnings.catch_warnings():
-        usual = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if category is DataWarning:
-                click.echo(f"Warning: {message}", err=True)
-            else:
-                usual(message, category, *rest, **more)
-
-        warnings.showwarning = show
-        yield
-
-
-@contextlib.contextmanager
-def data_in_words() -> Iterator[None]:
-    """While it lasts, stderr hears in sentences of faults in the user's data, and what of it was taken and left out."""
-    with warnings_in_words(), recording(lambda line: click.echo(line, err=True)):
-        yield
+def data_in_words() -> AbstractContextManager[None]:
+    """While it lasts, stderr hears in sentences what of the user's data was taken and left out."""
+    return recording(lambda line: say(line, error=True))
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +88,12 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def options_of(values: dict[str, Any], **more: Any) -> tuple[Start, TrainingOptions]:
-    """What a run begins with, and how it goes on; sets the threads."""
+    """What a run begins with, and how it goes on; sets the threads.
+
+    Raises:
+        UserError: the output folder cannot be written to.
+    """
+    check_output_folder("model", values["output"])
     import torch
 
     from spanbert_kernels.cli.models import quiet_transformers

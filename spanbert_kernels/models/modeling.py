@@ -17,6 +17,7 @@ from spanbert_kernels import ops
 from spanbert_kernels.models.checkpoints import resolve_model, what_would_work
 from spanbert_kernels.models.clusters import ClusteredDocuments
 from spanbert_kernels.models.configuration import SpanBERTConfig
+from spanbert_kernels.models.damage import loading
 from spanbert_kernels.nn.biaffine import Biaffine
 from spanbert_kernels.nn.cross_document_mixer import CrossDocumentMixer
 from spanbert_kernels.nn.packing import Packing
@@ -55,13 +56,15 @@ class SpanBERTPreTrainedModel(BertPreTrainedModel):
 
         Raises:
             OSError: nothing by that name, or a file is missing.
-            ValueError: the name looks like a short name but is not one, or holds another kind of model.
+            ValueError: the name looks like a short name but is not one, or holds another kind of model;
+                `CannotLoad` for a folder with a damaged file.
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *args, **kwargs)
         name = resolve_model(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         try:
-            return super().from_pretrained(name, *args, **kwargs)
+            with loading(os.path.join(name, kwargs.get("subfolder") or "")):
+                return super().from_pretrained(name, *args, **kwargs)
         except OSError as error:
             if os.path.isdir(name):
                 raise

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import BertTokenizer
 
 from spanbert_kernels.models.checkpoints import resolve_tokenizer, what_would_work
+from spanbert_kernels.models.damage import loading
 
 
 class SpanBERTTokenizer(BertTokenizer):
@@ -55,11 +56,13 @@ class SpanBERTTokenizer(BertTokenizer):
 
         Raises:
             OSError: nothing by that name, or it has no vocabulary.
-            ValueError: the name looks like a short name but is not one, or the vocabulary was saved as lower-cased.
+            ValueError: the name looks like a short name but is not one, or the vocabulary was saved as lower-cased;
+                `CannotLoad` for a folder with a damaged file.
         """
         name = resolve_tokenizer(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         try:
-            return super().from_pretrained(name, *args, **kwargs)
+            with loading(os.path.join(name, kwargs.get("subfolder") or "")):
+                return super().from_pretrained(name, *args, **kwargs)
         except OSError as error:
             if os.path.isdir(name):
                 raise

@@ -131,9 +131,8 @@ def train(
         if spans.crop == "loss":
             raise ValueError("a document's label belongs to no span: span training of documents needs crop input")
         examples = SpansOfDocuments(examples, spans, options.seed, show)
-    training = fit(model, options, Clusters(examples, clusters_of(documents)), _collate_for(model))
-    tokenizer.save_pretrained(str(options.output))
-    return training
+    clusters = Clusters(examples, clusters_of(documents))
+    return fit(model, options, clusters, _collate_for(model), write_vocabulary=tokenizer.save_pretrained)
 
 
 def _labels(model: Any) -> list[str]:

@@ -164,9 +164,7 @@ def train(
     if not documents:
         raise ValueError("there is no document to train on")
     data = Documents(documents, tokenizer, window_length(model), spans, options.seed)
-    training = fit(model, options, data, collate)
-    tokenizer.save_pretrained(str(options.output))
-    return training
+    return fit(model, options, data, collate, write_vocabulary=tokenizer.save_pretrained)
 
 
 def resolve(

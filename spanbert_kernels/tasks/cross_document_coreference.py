@@ -122,9 +122,8 @@ def train(
     if not documents:
         raise ValueError("there is no document to train on")
     data = coreference.Documents(documents, tokenizer, coreference.window_length(model), spans, options.seed)
-    training = fit(model, options, Clusters(data, [len(cluster) for cluster in clusters], options.seed), collate)
-    tokenizer.save_pretrained(str(options.output))
-    return training
+    groups = Clusters(data, [len(cluster) for cluster in clusters], options.seed)
+    return fit(model, options, groups, collate, write_vocabulary=tokenizer.save_pretrained)
 
 
 def resolve(

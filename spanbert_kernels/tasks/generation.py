@@ -209,9 +209,11 @@ def train(
     with warnings.catch_warnings():  # that the loss is no longer the decoder's
         warnings.filterwarnings("ignore", message="Version v4.12.0", category=FutureWarning)
         collator = Collator.of(generator)
-        training = fit(generator.model, options, examples, collator, label_smoothing_factor=label_smoothing)
-    generator.save(options.output)
-    return training
+        return fit(
+            *(generator.model, options, examples, collator),
+            write_vocabulary=generator.save,
+            label_smoothing_factor=label_smoothing,
+        )
 
 
 @torch.no_grad()

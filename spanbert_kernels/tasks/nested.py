@@ -127,9 +127,7 @@ def train(
     examples: Any = [window.example for window in windows_of(documents, tokenizer, _labels(model), _length(model))]
     if spans is not None:
         examples = SpansOfDocuments(examples, spans, options.seed, show)
-    training = fit(model, options, examples, collate)
-    tokenizer.save_pretrained(str(options.output))
-    return training
+    return fit(model, options, examples, collate, write_vocabulary=tokenizer.save_pretrained)
 
 
 def _labels(model: Any) -> list[str]:

@@ -99,9 +99,7 @@ def train(
     examples: Any = encode(sentences, tokenizer, _relations(model), model.config.max_position_embeddings)
     if spans is not None:
         examples = SpansOfDocuments(examples, spans, options.seed, show)
-    training = fit(model, options, examples, collate)
-    tokenizer.save_pretrained(str(options.output))
-    return training
+    return fit(model, options, examples, collate, write_vocabulary=tokenizer.save_pretrained)
 
 
 def _relations(model: Any) -> list[str]:

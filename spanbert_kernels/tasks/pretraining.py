@@ -142,6 +142,4 @@ def pretrain(
     train = MaskedBlocks(blocks, tokenizer, options.seed)
     evaluated = blocks_of(held_out, tokenizer, length)
     test = MaskedBlocks(evaluated, tokenizer, options.seed) if evaluated else None
-    training = fit(model, options, train, collate, test, losses)
-    tokenizer.save_pretrained(str(options.output))
-    return training
+    return fit(model, options, train, collate, test, losses, write_vocabulary=tokenizer.save_pretrained)

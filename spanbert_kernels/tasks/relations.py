@@ -161,9 +161,7 @@ def train(
     data = coreference.Documents(documents, tokenizer, coreference.window_length(model), spans, options.seed)
     sizes = [len(cluster.documents) for cluster in clusters]
     groups = Groups(cross_document_coreference.Clusters(data, sizes, options.seed), clusters, _labels(model))
-    training = fit(model, options, groups, collate)
-    tokenizer.save_pretrained(str(options.output))
-    return training
+    return fit(model, options, groups, collate, write_vocabulary=tokenizer.save_pretrained)
 
 
 def _labels(model: Any) -> list[str]:

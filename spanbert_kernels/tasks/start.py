@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.models import SpanBERTConfig, SpanBERTTokenizer
 from spanbert_kernels.models.checkpoints import what_would_work
+from spanbert_kernels.models.damage import CannotLoad, loading
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SIZES = {  # layers, hidden size, heads
@@ -50,15 +51,21 @@ def load_trained(kind: Any, folder: Path) -> Any:
     """The model of the class `kind` that a training wrote to the folder.
 
     Raises:
-        ValueError: the folder's model has another head, so that this one's weights would be random.
+        ValueError: the folder's model has another head, so that this one's weights would be random, or lacks weights.
+        CannotLoad: a file of it is damaged.
         OSError: there is no such folder, or no model in it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    model = kind.from_pretrained(folder)
+    with loading(folder):
+        model, found = kind.from_pretrained(folder, output_loading_info=True)
     written = model.config.architectures or ["a model without a head"]
     if written[0].removeprefix("Span") != kind.__name__.removeprefix("Span"):
         raise ValueError(f"{folder} holds {written[0]}, not {kind.__name__}: train it for this task first")
+    if missing := sorted(found["missing_keys"]):
+        raise CannotLoad(
+            f"cannot load the model in {folder}: it lacks {len(missing):,} of its weights, such as {missing[0]}"
+        )
     return model
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
 from spanbert_kernels import accelerate, ops
 from spanbert_kernels.data import counts
+from spanbert_kernels.tasks import atomic, checkpoints
+from spanbert_kernels.tasks.checkpoints import CheckpointTrainer, PassedOver
 
 BACKENDS = ("auto", "eager")
-
-
-class NothingToResume(ValueError):
-    """There is no checkpoint in the folder named."""
+CONFIGURATION = "config.json"  # without which a folder holds no model
+_RATES = ("epochs", "learning_rate")
+_COUNTS = ("steps", "batch_size", "save_steps", "evaluate_steps")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,18 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        for name in _RATES:
+            _check(name, getattr(self, name), "a finite number above 0", lambda value: 0 < value < math.inf)
+        _check("weight_decay", self.weight_decay, "a finite number, 0 or more", lambda value: 0 <= value < math.inf)
+        _check("warmup", self.warmup, "a share, from 0 to less than 1", lambda value: 0 <= value < 1)
+        for name in _COUNTS:
+            if (value := getattr(self, name)) is not None:
+                _check(name, value, "1 or more", lambda value: value >= 1)
+
+
+def _check(name: str, value: float, wanted: str, holds: Callable[[float], bool]) -> None:
+    if not holds(value):
+        raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -129,24 +143,28 @@ def fit(
     collate: Callable[[list[Any]], dict[str, Any]],
     held_out: Sequence[Any] | Dataset[Any] | None = None,
     metrics: Callable[[Any], dict[str, float]] | None = None,
+    *,
+    write_vocabulary: Callable[[Path], object] | None = None,
     **arguments: Any,
 ) -> Training:
-    """Trains a model whose forward returns a loss, and writes it to `options.output`.
+    """Trains a model whose forward returns a loss, and writes it to `options.output`, whole or not at all.
 
-    `arguments` are more of the Trainer's.
+    `write_vocabulary` writes what belongs to the model to the folder that it is given; `arguments` are more of the
+    Trainer's.
 
     Raises:
-        NothingToResume: `options.resume`, but `options.output` holds no checkpoint.
+        CannotResume: `options.resume`, but `options.output` holds no whole checkpoint, or one of another model.
+        CannotWrite: a checkpoint or the model cannot be written, such as on a full disk.
     """
     counts.say()
     checkpoint = None
     if options.resume:
-        checkpoint = get_last_checkpoint(str(options.output)) if options.output.is_dir() else None
-        if checkpoint is None:
-            raise NothingToResume(f"there is no checkpoint in {options.output}")
+        checkpoint, passed_over = checkpoints.newest_whole(options.output)
+        for path, reason in passed_over:
+            warnings.warn(f"{path} is passed over: {reason}; going on from {checkpoint}", PassedOver, stacklevel=1)
     set_seed(options.seed)
     with on_path(model, options.backend) as paths:
-        trainer = Trainer(
+        trainer = CheckpointTrainer(
             model=model,
             args=arguments_of(options, **arguments),
             train_dataset=train,
@@ -157,7 +175,10 @@ def fit(
         )
         if options.quiet:  # whose place the progress bar takes otherwise
             trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model(str(options.output))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with atomic.files_into(options.output, last=CONFIGURATION) as aside:
+            trainer.save_model(str(aside))
+            if write_vocabulary is not None:
+                write_vocabulary(aside)
         log = [{n: v for n, v in entry.items() if isinstance(v, (int, float))} for entry in trainer.state.log_history]
         return Training(log, paths())

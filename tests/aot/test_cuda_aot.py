@@ -6,13 +6,13 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import children
 import pytest
 import torch
 
@@ -70,7 +70,7 @@ def compile_file(operation: str, architecture: int, folder: Path) -> list[Kernel
     report = Path(tempfile.gettempdir()) / f"spanbert_kernels-aot-{os.getuid()}-{key(command)}.txt"
     if not report.is_file():
         cubin = folder / f"{operation}.{architecture}.cubin"
-        done = subprocess.run([*command, "-o", str(cubin)], capture_output=True, text=True, check=False)
+        done = children.run([*command, "-o", str(cubin)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         finished = cubin.with_suffix(".txt")
         finished.write_text(done.stderr)
@@ -80,7 +80,7 @@ def compile_file(operation: str, architecture: int, folder: Path) -> list[Kernel
 
 def key(command: list[str]) -> str:
     """Changes with the compiler, its arguments, the headers of PyTorch and every CUDA source."""
-    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    version = children.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     digest = hashlib.sha256(f"{version} {command} {torch.__version__}".encode())
     for file in sorted([*CSRC.glob("common/*.h"), *CSRC.glob("*/kernels.h"), *CSRC.glob("*/cuda*")]):
         digest.update(file.read_bytes())

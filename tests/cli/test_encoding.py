@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import children
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,7 +100,7 @@ def test_the_trained_vocabulary_is_the_same_in_every_process() -> None:
         "ids = train_word_pieces(documents).encode([document.text for document in documents])\n"
         "print(hashlib.sha256(repr(ids).encode()).hexdigest())\n"
     )
-    elsewhere = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    elsewhere = children.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     collection = default_documents().documents
     ids = train_word_pieces(collection).encode([document.text for document in collection])
     assert elsewhere == hashlib.sha256(repr(ids).encode()).hexdigest()

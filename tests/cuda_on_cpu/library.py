@@ -9,11 +9,11 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import children
 import torch
 
 import spanbert_kernels.ops  # noqa: F401  (defines the raw operators)
@@ -68,13 +68,13 @@ def build(compiler: list[str], library: Path) -> None:
 
         def compile_one(source: Path) -> None:
             command = [*compiler, *FLAGS, "-x", "c++", "-c", str(source), "-o", str(objects[source])]
-            subprocess.run(command, check=True)
+            children.run(command, check=True)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_one, objects))
         linked = Path(folder) / "linked.so"
         link = [*compiler, "-shared", "-fsanitize=undefined", *map(str, objects.values()), "-o", str(linked)]
-        subprocess.run([*link, f"-L{TORCH / 'lib'}", "-ltorch_cpu"], check=True)
+        children.run([*link, f"-L{TORCH / 'lib'}", "-ltorch_cpu"], check=True)
         linked.replace(library)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
+import children
 import pytest
 import torch
 from cuda_on_cpu import library
@@ -23,13 +23,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no g++ here")
     path = tmp_path_factory.mktemp("fibers") / "cases"
     flags = [flag for flag in library.FLAGS if flag not in ("-fPIC", "-fvisibility=hidden")]
-    subprocess.run([compiler, *flags, str(library.HERE / "fiber_cases.cpp"), "-o", str(path)], check=True)
+    children.run([compiler, *flags, str(library.HERE / "fiber_cases.cpp"), "-o", str(path)], check=True)
     return path
 
 
 def run(program: Path, case: str, seed: int | None = None) -> tuple[int, list[str]]:
     environment = {**os.environ} if seed is None else {**os.environ, "SPANBERT_FIBERS_SEED": str(seed)}
-    done = subprocess.run([str(program), case], env=environment, capture_output=True, text=True, check=False)
+    done = children.run([str(program), case], env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.splitlines()
 
 

@@ -167,8 +167,8 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], text: str
 
 @needs_module
 def test_never_the_bottleneck() -> None:
-    """A million tokens, far more than an encoder takes in a second on any machine, well within one."""
+    """A million tokens, far more than an encoder takes in a second on any machine, in less of a processor than that."""
     given = documents([512] * 2000)
-    start = time.perf_counter()
+    start = time.process_time()
     host.mask_spans(**given, seed=1, compiled=True)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0

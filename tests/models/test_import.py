@@ -1,8 +1,8 @@
 """Importing the package is cheap: nothing is loaded before it is used."""
 
-import subprocess
 import sys
 
+import children
 import pytest
 
 import spanbert_kernels
@@ -10,7 +10,7 @@ import spanbert_kernels
 
 def loaded_after(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    return set(children.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
 def test_the_package_alone_loads_nothing() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import children
 import pytest
 import torch
 
@@ -173,5 +173,5 @@ def test_the_environment_variable_reaches_a_real_call() -> None:
         "print(calls)"
     )
     environment = {**os.environ, "SPANBERT_KERNELS_BACKEND": "eager"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = children.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[('span_pool', 'eager')]"

@@ -141,7 +141,7 @@ def test_answers_inside_tokens_are_named(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     tokenizer = Start(vocabulary_size=60).tokenizer([f"Where ? {context}"] * 2)
     model = Start(size="tiny").build(question_answering.SpanBERTForQuestionAnswering, tokenizer, 0)
-    monkeypatch.setattr(question_answering, "fit", lambda *args: None)
+    monkeypatch.setattr(question_answering, "fit", lambda *args, **more: None)
     options = TrainingOptions(tmp_path)
     with pytest.warns(
         UserWarning,

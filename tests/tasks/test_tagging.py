@@ -12,10 +12,11 @@ import torch
 
 from spanbert_kernels import SpanBERTForTokenClassification
 from spanbert_kernels.tasks import tagging
+from spanbert_kernels.tasks.checkpoints import CannotResume
 from spanbert_kernels.tasks.columns import DataFault, TaggedSentence, read_tagged
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
-from spanbert_kernels.tasks.training import NothingToResume, TrainingOptions
+from spanbert_kernels.tasks.training import TrainingOptions
 
 Write = Callable[..., Path]
 
@@ -83,7 +84,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tagged_file: Write, tmp_pa
 
 
 def test_nothing_to_resume(tagged_file: Write, tmp_path: Path) -> None:
-    with pytest.raises(NothingToResume, match="there is no checkpoint in"):
+    with pytest.raises(CannotResume, match="there is no checkpoint in"):
         run(tagged_file("train.conll", 8), tmp_path / "empty", resume=True)
 
 

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import UserError, check_output, write
+from spanbert_kernels.cli.errors import INTERRUPTED, UserError
+from spanbert_kernels.cli.files import check_output, write
+from spanbert_kernels.cli.terminal import Console
 
 if TYPE_CHECKING:
     from spanbert_kernels.cli.bench.record import Record
     from spanbert_kernels.cli.bench.running import Progress
 
 FAILED_OR_SLOWER = 1  # exit code; 2 is for what the user can put right
-INTERRUPTED = 130
 _OF_SPEED = ("processor", "cores", "vector instructions")  # of a machine
 
 
@@ -82,7 +82,10 @@ def bench(context: click.Context, suites: tuple[str, ...], quick: bool, output: 
                 context.exit(INTERRUPTED)
         found, interrupted = _measure(notices, chosen, quick)
     except running.CannotRun as error:
-        raise UserError(str(error)) from error
+        line, *more = str(error).splitlines()
+        for each in more:
+            notices.print(each, markup=False, soft_wrap=True)
+        raise UserError(line) from error
     write("record", output, record.dumps(found))
     console = Console(highlight=False)
     table.show(found, console)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import UserError, check_output, write
+from spanbert_kernels.cli.files import check_output, write
+from spanbert_kernels.cli.terminal import say
 
 if TYPE_CHECKING:
     from spanbert_kernels.cli.bench.record import Record, Row
@@ -28,19 +29,11 @@ def report(files: tuple[Path, ...], output: Path) -> None:
 
     Exit code: 0; 2 if a file is no record or the page cannot be written.
     """
-    from spanbert_kernels.cli.bench.record import NotARecord, load
+    from spanbert_kernels.cli.bench.record import load
 
     check_output("report", output)
-    records = []
-    for path in files:
-        try:
-            records.append(load(path))
-        except NotARecord as error:
-            raise UserError(str(error)) from error
-        except OSError as error:
-            raise UserError(f"cannot read {formatting.path(path)}: {error.strerror or error}") from error
-    write("report", output, render(records))
-    click.echo(f"Report: {formatting.path(output)}")
+    write("report", output, render([load(path) for path in files]))
+    say(f"Report: {formatting.path(output)}")
 
 
 def render(records: list[Record]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +12,7 @@ from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.bench.comparing import Change
 from spanbert_kernels.cli.bench.record import Record, Row
 from spanbert_kernels.cli.bench.summary import Summary, fastest
+from spanbert_kernels.cli.terminal import Console
 
 
 def milliseconds(value: float | None) -> str:

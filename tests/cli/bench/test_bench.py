@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import children
 import pytest
 from click.testing import Result
 
@@ -148,7 +148,7 @@ def test_a_suite_that_dies_is_a_failure(run: Run, with_plugin: Callable[[str], N
 def test_lines_are_read_whole() -> None:
     """The suites may be in the middle of a line when it is looked at."""
     pieces = iter(['{"a"', "", ": 1}\n", '{"b": 2}\n', "", ""])
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"]) as process:
+    with children.started([sys.executable, "-c", "import time; time.sleep(0.5)"]) as process:
         assert list(running._follow(process, lambda: next(pieces, ""))) == ['{"a": 1}\n', '{"b": 2}\n']
 
 

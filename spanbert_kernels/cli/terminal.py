@@ -1,0 +1,42 @@
+"""What commands say: the only place that prints, so that nobody's file name or text can play with the terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import click
+from rich import console
+from rich.text import Text
+
+from spanbert_kernels.cli import formatting
+
+
+def say(text: str, error: bool = False) -> None:
+    """A line, or several, to standard output or to standard error; controls are escaped, long lines cut."""
+    click.echo(formatting.for_terminal(text), err=error)
+
+
+def warn(text: str) -> None:
+    """A warning to standard error."""
+    say(f"Warning: {text}", error=True)
+
+
+def pour(text: str) -> None:
+    """Results: as they are to a file or a pipe; a terminal gets their controls escaped, but for tabs and line ends."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        text = re.sub(r"[^\t\n]+", lambda cell: formatting.one_line(cell[0]), text)
+    click.echo(text, nl=False)
+
+
+class Console(console.Console):
+    """rich's console; in strings, also those in tables, controls are escaped and long lines cut."""
+
+    def on_broken_pipe(self) -> None:
+        """Leaves it to the boundary, which knows the exit code."""
+        raise BrokenPipeError
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """What rich makes of every string."""
+        return super().render_str(formatting.for_terminal(text), **how)

@@ -1,0 +1,143 @@
+"""Checkpoints that are whole: written aside and renamed, checked before a training goes on from one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from spanbert_kernels.models.damage import damage
+from spanbert_kernels.tasks import atomic
+
+NAME = re.compile(r"checkpoint-(\d+)")
+STATE = "trainer_state.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Besides the weights. The Trainer itself goes on without an optimizer or random numbers, to another result.
+NEEDED = ("config.json", "optimizer.pt", "scheduler.pt", STATE)
+
+
+class CannotResume(ValueError):
+    """No checkpoint to go on from; the message says what there is and what to do."""
+
+
+class PassedOver(UserWarning):
+    """A damaged checkpoint that an older one stands in for."""
+
+
+def newest_whole(output: Path) -> tuple[Path, list[tuple[Path, str]]]:
+    """The whole checkpoint of the most steps in a training's folder, and those of more steps, with what they lack.
+
+    Raises:
+        CannotResume: there is none.
+    """
+    passed_over: list[tuple[Path, str]] = []
+    for path in reversed(_in_order(output)):
+        reason = fault(path)
+        if reason is None:
+            return path, passed_over
+        passed_over.append((path, reason))
+    if not passed_over:
+        raise CannotResume(f"there is no checkpoint in {output}: begin without resuming, and with checkpoints to save")
+    found = "; ".join(f"{path.name}: {reason}" for path, reason in passed_over)
+    raise CannotResume(f"there is no whole checkpoint in {output}: {found}; begin without resuming")
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What of a checkpoint is missing or damaged, None if it is whole."""
+    random_numbers = sorted(checkpoint.glob("rng_state*.pth")) or [checkpoint / "rng_state.pth"]
+    for path in [*(checkpoint / name for name in NEEDED), *random_numbers, *_weights(checkpoint)]:
+        reason = damage(path)
+        if reason is not None:
+            return f"its {path.name} {reason}"
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    step = state.get("global_step") if isinstance(state, dict) else None
+    return None if step == _steps(checkpoint) else f"its {STATE} is of step {step}"
+
+
+def _weights(checkpoint: Path) -> Iterator[Path]:
+    if not (checkpoint / INDEX).exists():
+        yield checkpoint / WEIGHTS
+        return
+    yield checkpoint / INDEX
+    with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):  # which the index itself has then
+        found = json.loads((checkpoint / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        yield from (checkpoint / name for name in sorted(set(found)))
+
+
+def _steps(checkpoint: Path) -> int:
+    found = NAME.fullmatch(checkpoint.name)
+    return int(found[1]) if found else -1
+
+
+def _in_order(output: Path) -> list[Path]:
+    """Folders with a checkpoint's name, the fewest steps first."""
+    if not output.is_dir():
+        return []
+    return sorted((path for path in output.iterdir() if _steps(path) >= 0 and path.is_dir()), key=_steps)
+
+
+class CheckpointTrainer(Trainer):
+    """transformers' Trainer, whose checkpoints are there whole or not at all."""
+
+    _aside: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where the checkpoint that is being written goes."""
+        return str(self._aside or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        output = Path(self.args.output_dir)
+        path = output / f"checkpoint-{self.state.global_step}"
+        for left in output.glob(f".checkpoint-*{atomic.PARTIAL}"):
+            shutil.rmtree(left, ignore_errors=True)
+        with atomic.new_folder(path) as aside:
+            self._aside = aside
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._aside = None
+            # the Trainer has made the folder that it would make in its output folder
+            for file in (aside / path.name).iterdir():
+                file.replace(aside / file.name)
+            (aside / path.name).rmdir()
+        self._remove_older(output)
+
+    def _remove_older(self, output: Path) -> None:
+        """What has more steps than the one just written is of another training, which this one takes the place of."""
+        found = _in_order(output)
+        own = [path for path in found if _steps(path) <= self.state.global_step]
+        kept = own[-self.args.save_total_limit :] if self.args.save_total_limit else own
+        for path in found:
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _fitting(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _fitting(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _fitting(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+@contextlib.contextmanager
+def _fitting(checkpoint: str | None) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CannotResume(
+            f"cannot go on from {checkpoint}: it is damaged, or of a training with other options ({line})"
+        ) from error

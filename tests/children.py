@@ -1,0 +1,52 @@
+"""Processes that tests start: with the signals of a fresh shell, and ended with the test, whatever becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+# Whoever starts the tests in the background has them ignore SIGINT, and what is ignored or blocked is inherited.
+_WITH_DEFAULT_SIGNALS = """
+import os, signal, sys
+for each in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+    signal.signal(each, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+_SHIM = (sys.executable, "-I", "-S", "-c", _WITH_DEFAULT_SIGNALS)
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str | os.PathLike[str]], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process, as `subprocess.Popen` gives it; at the end of the block it and all that it started are killed."""
+    words = [*_SHIM, *map(os.fspath, command)]
+    process = subprocess.Popen(words, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+def run(
+    command: Sequence[str | os.PathLike[str]], *, check: bool = False, capture_output: bool = False, **options: Any
+) -> subprocess.CompletedProcess[Any]:
+    """As `subprocess.run`, over `started`."""
+    if capture_output:
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started(command, **options) as process:
+        out, err = process.communicate()
+        done = subprocess.CompletedProcess(list(command), process.returncode, out, err)
+    if check:
+        done.check_returncode()
+    return done
