@@ -75,7 +75,7 @@ def watched() -> bool:
     return sys.stderr.isatty()
 
 
-def data_in_words() -> AbstractContextManager[None]:
+def data_in_words() -> AbstractContextManager[object]:
     """While it lasts, stderr hears in sentences what of the user's data was taken and left out."""
     return recording(lambda line: say(line, error=True))
 
