@@ -25,10 +25,10 @@ from rich.console import Console
 
 from spanbert_kernels import SpanBERTForPreTraining, SpanBERTForSequenceClassification
 from spanbert_kernels.cli.models import quiet_transformers
+from spanbert_kernels.data.conll_coref import read_marked
+from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.tasks import classification
-from spanbert_kernels.tasks.brackets import read_marked
 from spanbert_kernels.tasks.cross_document_coreference import clusters_of
-from spanbert_kernels.tasks.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.tasks.pretraining import MaskedBlocks, blocks_of, pretrain
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import load

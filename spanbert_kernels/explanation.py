@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.acceleration import AccelerationWarning
+from spanbert_kernels.data.conll_coref import MarkedDocument
+from spanbert_kernels.data.labelled import LabelledDocument
 from spanbert_kernels.models import (
     SpanBERTForCoreference,
     SpanBERTForSequenceClassification,
@@ -27,9 +29,7 @@ from spanbert_kernels.models import (
 from spanbert_kernels.nn import CrossDocumentMixer
 from spanbert_kernels.nn.packing import Packing
 from spanbert_kernels.tasks import classification, coreference, cross_document_coreference, nested
-from spanbert_kernels.tasks.brackets import MarkedDocument
 from spanbert_kernels.tasks.cross_document_coreference import Cluster
-from spanbert_kernels.tasks.labelled import LabelledDocument
 from spanbert_kernels.tasks.progress import counted
 
 __all__ = [

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from spanbert_kernels.cli.readers import Document
+from spanbert_kernels.data.documents import Document
 
 GROUP_SIZE = 8  # documents of a cluster where nothing says which belong together
 

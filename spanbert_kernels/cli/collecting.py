@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from spanbert_kernels.cli.readers import (
+from spanbert_kernels.data.documents import (
     CORPUS_SUFFIXES,
     READERS,
     Document,
@@ -20,6 +20,8 @@ from spanbert_kernels.cli.readers import (
     read_plain,
     sniff,
 )
+from spanbert_kernels.data.faults import NotText
+from spanbert_kernels.data.text import encodable, read_text
 
 # Not documents, whatever their suffix, when they are met in a folder.
 _NOTICE = re.compile(
@@ -134,7 +136,7 @@ def _collect_file(path: Path, folder: Path | None, collection: Collection, seen:
     faults: list[str] = []
     try:
         found = [
-            Document(_encodable(name), _encodable(text), path)
+            Document(encodable(name), encodable(text), path)
             for name, text in reader(content, path.stem, faults.append)
             if text.strip()
         ]
@@ -161,7 +163,7 @@ def _read_text(path: Path) -> str:
 
     Raises:
         OSError: it cannot be read.
-        NotADocument: it is not text in UTF-8.
+        NotADocument: it is no file, or not text.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -169,15 +171,7 @@ def _read_text(path: Path) -> str:
     size, free = status.st_size, psutil.virtual_memory().available
     if size * MEMORY_OF_TEXT > free:
         raise NotADocument(f"has {size / 2**20:,.0f} MiB, more than {free / 2**20:,.0f} MiB of free memory can work on")
-    data = path.read_bytes()
-    if b"\0" in data[:8192]:
-        raise NotADocument("is binary")
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise NotADocument(f"is not UTF-8 text (byte {error.start:,} is 0x{data[error.start]:02x})") from None
-
-
-def _encodable(text: str) -> str:
-    """JSON can spell half a surrogate pair, which no tokenizer and no file takes."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
+        return read_text(path)
+    except NotText as fault:
+        raise NotADocument(f"is {fault.reason}") from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from spanbert_kernels.cli.readers import Document
+from spanbert_kernels.data.documents import Document
 
 VOCABULARY_SIZE = 28996  # that of the published cased models
 TRAINING_CHARACTERS = 4_000_000

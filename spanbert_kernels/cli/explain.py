@@ -81,13 +81,13 @@ def _explained(task: str, folder: Path, data: Path) -> tuple[list[ClusterExplana
     from spanbert_kernels import explanation
 
     if task == "classification":
+        from spanbert_kernels.data.labelled import read_labelled
         from spanbert_kernels.tasks.classification import _load as load_classifier
-        from spanbert_kernels.tasks.labelled import read_labelled
 
         return explanation.explain_classification(*load_classifier(folder), read_labelled(data, labels=False)), []
     if task == "nested":
-        from spanbert_kernels.tasks.brackets import MarkedDocument
-        from spanbert_kernels.tasks.columns import read_words
+        from spanbert_kernels.data.conll_coref import MarkedDocument
+        from spanbert_kernels.data.plain import read_words
         from spanbert_kernels.tasks.nested import _load as load_nested
 
         documents = [

@@ -14,10 +14,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_kernels.data.faults import DataFault, some
+from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.models import SpanBERTForSequenceClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
-from spanbert_kernels.tasks.columns import DataFault, some
-from spanbert_kernels.tasks.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task

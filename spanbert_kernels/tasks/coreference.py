@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_kernels.data.conll_coref import MarkedDocument, read_marked
+from spanbert_kernels.data.faults import DataFault, some
+from spanbert_kernels.data.plain import read_words
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
-from spanbert_kernels.tasks.brackets import MarkedDocument, read_marked
-from spanbert_kernels.tasks.columns import DataFault, read_words, some
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task

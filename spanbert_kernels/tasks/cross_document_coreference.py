@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_kernels.data.conll_coref import MarkedDocument, Mention, read_marked
+from spanbert_kernels.data.faults import some
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks import coreference
-from spanbert_kernels.tasks.brackets import MarkedDocument, Mention, read_marked
-from spanbert_kernels.tasks.columns import some
 from spanbert_kernels.tasks.coreference import Entity
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained

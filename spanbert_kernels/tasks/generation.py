@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EncoderDecoderModel, PreTrainedTokenizerBase
 
+from spanbert_kernels.data.parallel import Pair
 from spanbert_kernels.models import SpanBERTTokenizer
 from spanbert_kernels.models.generation import WindowedSpanBERTModel, encoder_decoder
 from spanbert_kernels.tasks.batches import IGNORED, padded
@@ -29,16 +30,6 @@ DECODER_LAYERS = 6  # at most; never more than the encoder has
 BEAMS = 4
 BETWEEN_CHINESE = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) | (?=[\u3000-\u9fff\uff00-\uffef])")
 Tokens = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A text and what is wanted of it, one text or several alternatives; and where it comes from."""
-
-    source: str
-    targets: tuple[str, ...]
-    path: Path
-    line: int
 
 
 @dataclass

@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from ufal.chu_liu_edmonds import chu_liu_edmonds
 
+from spanbert_kernels.data.conllu import ParsedSentence, read_trees, write_tree
+from spanbert_kernels.data.faults import DataFault, some
+from spanbert_kernels.data.plain import read_words
 from spanbert_kernels.models import SpanBERTForDependencyParsing, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
-from spanbert_kernels.tasks.columns import DataFault, read_words, some
-from spanbert_kernels.tasks.conllu import ParsedSentence, read_trees, write_tree
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task

@@ -16,11 +16,11 @@ from torch import Tensor
 from torchmetrics.functional.text import squad
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_kernels.data.faults import DataWarning, some
+from spanbert_kernels.data.squad import Question, read_questions
 from spanbert_kernels.models import SpanBERTForQuestionAnswering, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
-from spanbert_kernels.tasks.columns import DataWarning, some
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
-from spanbert_kernels.tasks.squad import Question, read_questions
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_kernels.data.conll_coref import read_marked
+from spanbert_kernels.data.faults import DataFault, some
+from spanbert_kernels.data.text import lines_of, read_text
 from spanbert_kernels.models import SpanBERTForRelations, SpanBERTTokenizer
 from spanbert_kernels.tasks import coreference, cross_document_coreference
 from spanbert_kernels.tasks.batches import outputs
-from spanbert_kernels.tasks.brackets import read_marked
-from spanbert_kernels.tasks.columns import DataFault, some
 from spanbert_kernels.tasks.cross_document_coreference import Cluster, clusters_of, cross_document_fields, merged
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
@@ -69,7 +70,7 @@ def read_related(folder: Path, relations: bool = True) -> list[RelatedCluster]:
 
 def _read_relations(path: Path) -> dict[tuple[str, str], tuple[int, str]]:
     found: dict[tuple[str, str], tuple[int, str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1):
+    for number, line in enumerate(lines_of(read_text(path)), start=1):
         if not line.strip():
             continue
         columns = [column.strip() for column in line.split("\t")]

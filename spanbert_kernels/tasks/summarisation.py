@@ -10,13 +10,14 @@ from statistics import mean
 
 from rouge_score.rouge_scorer import RougeScorer
 
+from spanbert_kernels.data.faults import some
+from spanbert_kernels.data.parallel import Pair
+from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.tasks import generation
-from spanbert_kernels.tasks.columns import some
-from spanbert_kernels.tasks.generation import Generator, Pair
+from spanbert_kernels.tasks.generation import Generator
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
-from spanbert_kernels.tasks.texts import read_summarised
 from spanbert_kernels.tasks.training import TrainingOptions
 
 METRICS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}

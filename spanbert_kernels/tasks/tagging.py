@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from seqeval.metrics import f1_score, precision_score, recall_score
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_kernels.data.conll_ner import TaggedSentence, read_tagged
+from spanbert_kernels.data.faults import DataFault, some
+from spanbert_kernels.data.plain import read_words
 from spanbert_kernels.models import SpanBERTForTokenClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
-from spanbert_kernels.tasks.columns import DataFault, TaggedSentence, read_tagged, read_words, some
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from sacrebleu import corpus_bleu, corpus_chrf
 
+from spanbert_kernels.data.faults import some
+from spanbert_kernels.data.parallel import Pair, read_aligned, read_lines
 from spanbert_kernels.tasks import generation
-from spanbert_kernels.tasks.columns import some
-from spanbert_kernels.tasks.generation import Generator, Pair
+from spanbert_kernels.tasks.generation import Generator
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, train_tokenizer
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
-from spanbert_kernels.tasks.texts import read_aligned, read_lines
 from spanbert_kernels.tasks.training import TrainingOptions
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")

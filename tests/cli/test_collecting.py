@@ -44,9 +44,10 @@ def test_byte_order_mark_and_windows_line_ends(write: Write, texts: Texts) -> No
     [
         (b"", "is empty"),
         (b" \n\r\n\t", "is empty"),
-        (b"\x7fELF\x00\x00\x01", "is binary"),
+        (b"\x7fELF\x00\x00\x01", "is binary (character 4 is NUL)"),
         ("caf\xe9 au lait".encode("latin-1"), "is not UTF-8 text (byte 3 is 0xe9)"),
-        ("text".encode("utf-16"), "is binary"),
+        ("text".encode("utf-16-le"), "is binary (character 1 is NUL)"),
+        ("text".encode("utf-16")[:-1], "is not UTF-16 text (byte 8 is 0x74)"),
     ],
 )
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.conllu", "x.conll", "x"])

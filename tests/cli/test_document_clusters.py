@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spanbert_kernels.cli.clusters import assign_clusters
-from spanbert_kernels.cli.readers import Document
+from spanbert_kernels.data.documents import Document
 
 
 def labels(*names: str) -> tuple[list[str], str]:

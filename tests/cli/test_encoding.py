@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from spanbert_kernels.cli.collecting import default_documents
 from spanbert_kernels.cli.encoding import WordPieces, select_documents, split_windows, train_word_pieces, wrap_tokenizer
-from spanbert_kernels.cli.readers import Document
+from spanbert_kernels.data.documents import Document
 
 
 def one_id_a_word(batch: Sequence[str]) -> list[list[int]]:

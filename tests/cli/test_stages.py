@@ -15,11 +15,11 @@ from spanbert_kernels.acceleration import AccelerationWarning
 from spanbert_kernels.cli import models
 from spanbert_kernels.cli.encoding import EncodedDocument, Selection
 from spanbert_kernels.cli.measuring import Effort
-from spanbert_kernels.cli.readers import Document
 from spanbert_kernels.cli.stages import cross_document, spans
 from spanbert_kernels.cli.stages.cross_document import attend_padded, compare_cross_document
 from spanbert_kernels.cli.stages.encoder import compare_encoders, encode, pad_batches
 from spanbert_kernels.cli.stages.spans import compare_span_pooling, group_windows, pool_padded
+from spanbert_kernels.data.documents import Document
 
 ONCE = Effort(repeats=1, seconds=0.0)
 LENGTHS = [9, 3, 12, 7, 1]

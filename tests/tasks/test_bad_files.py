@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from spanbert_kernels import SpanBERTForTokenClassification
+from spanbert_kernels.data.conll_coref import read_marked
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.labelled import read_labelled
+from spanbert_kernels.data.squad import Question, read_questions
+from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.tasks import question_answering
-from spanbert_kernels.tasks.brackets import read_marked
-from spanbert_kernels.tasks.columns import DataFault
-from spanbert_kernels.tasks.labelled import read_labelled
-from spanbert_kernels.tasks.squad import Question, read_questions
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import TASKS, load
-from spanbert_kernels.tasks.texts import read_summarised
 from spanbert_kernels.tasks.training import TrainingOptions
 
 EMPTY = {"classification": "a.jsonl", "summarisation": "a.jsonl", "question_answering": "a.json"}

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from spanbert_kernels import SpanBERTForSequenceClassification
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.labelled import LabelledDocument
 from spanbert_kernels.tasks import classification
-from spanbert_kernels.tasks.columns import DataFault
-from spanbert_kernels.tasks.labelled import LabelledDocument
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import TrainingOptions

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from spanbert_kernels import SpanBERTConfig, SpanBERTForCoreference
+from spanbert_kernels.data.conll_coref import MarkedDocument, Mention, read_marked
 from spanbert_kernels.tasks import coreference
-from spanbert_kernels.tasks.brackets import MarkedDocument, Mention, read_marked
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import TrainingOptions

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from spanbert_kernels.data.conll_coref import MarkedDocument, Mention, read_marked
+from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks import cross_document_coreference as task
-from spanbert_kernels.tasks.brackets import MarkedDocument, Mention, read_marked
-from spanbert_kernels.tasks.columns import DataFault
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import TrainingOptions
 

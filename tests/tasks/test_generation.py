@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from spanbert_kernels import accelerate, ops, restore
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.parallel import Pair, read_aligned
+from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.models import WindowedSpanBERTConfig, WindowedSpanBERTModel
 from spanbert_kernels.tasks import generation, summarisation, translation
-from spanbert_kernels.tasks.columns import DataFault
-from spanbert_kernels.tasks.generation import Collator, Examples, Generator, Pair
+from spanbert_kernels.tasks.generation import Collator, Examples, Generator
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
-from spanbert_kernels.tasks.texts import read_aligned, read_summarised
 from spanbert_kernels.tasks.training import TrainingOptions
 
 COLLATOR = Collator(window=5, first=2, last=3, start=2, padding=0)

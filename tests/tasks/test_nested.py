@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from spanbert_kernels import SpanBERTForSpanClassification
+from spanbert_kernels.data.conll_coref import MarkedDocument, Mention, read_marked
+from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.tasks import nested
-from spanbert_kernels.tasks.brackets import MarkedDocument, Mention, read_marked
-from spanbert_kernels.tasks.columns import DataFault
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import TrainingOptions
 

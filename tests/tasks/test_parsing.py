@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from spanbert_kernels import SpanBERTForDependencyParsing
+from spanbert_kernels.data.conllu import ParsedSentence, in_cycle, read_trees, write_tree
+from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.tasks import parsing
-from spanbert_kernels.tasks.columns import DataFault
-from spanbert_kernels.tasks.conllu import ParsedSentence, in_cycle, read_trees, write_tree
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import TrainingOptions

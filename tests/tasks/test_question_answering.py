@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from spanbert_kernels import SpanBERTForQuestionAnswering
+from spanbert_kernels.data.squad import Question, QuestionFault, read_questions
 from spanbert_kernels.tasks import question_answering
 from spanbert_kernels.tasks.question_answering import OUTSIDE, windows_of
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
-from spanbert_kernels.tasks.squad import Question, QuestionFault, read_questions
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import TrainingOptions
 

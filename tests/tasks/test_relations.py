@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from spanbert_kernels import SpanBERTConfig, SpanBERTForRelations
+from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.tasks import relations
-from spanbert_kernels.tasks.columns import DataFault
 from spanbert_kernels.tasks.relations import RelatedCluster, read_related
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import TrainingOptions

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from spanbert_kernels import SpanBERTForTokenClassification
+from spanbert_kernels.data.conll_ner import TaggedSentence, read_tagged
+from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.tasks import tagging
 from spanbert_kernels.tasks.checkpoints import CannotResume
-from spanbert_kernels.tasks.columns import DataFault, TaggedSentence, read_tagged
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import TrainingOptions

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spanbert_kernels.tasks.columns import DataFault, read_tagged
+from spanbert_kernels.data.conll_ner import read_tagged
+from spanbert_kernels.data.faults import DataFault
 
 
 def read(tmp_path: Path, text: str) -> list[tuple[tuple[str, ...], tuple[str, ...], int]]:

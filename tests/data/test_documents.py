@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from spanbert_kernels.cli.readers import (
+from spanbert_kernels.data.documents import (
     NotADocument,
     Reader,
     read_columns,

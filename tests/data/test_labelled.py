@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spanbert_kernels.tasks.columns import DataFault
-from spanbert_kernels.tasks.labelled import read_labelled
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.labelled import read_labelled
 
 
 def read(path: Path, text: str, labels: bool = True) -> list[tuple[str, str, str | None, int]]:

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from spanbert_kernels.tasks.columns import DataFault
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.text import is_blank, lines_of, read_text
 
 WORD, OTHER = re.compile(r"[1-9]\d*"), re.compile(r"\d+[-.]\d+")  # the latter: multiword tokens and empty nodes
 ID, FORM, HEAD, RELATION, COLUMNS = 0, 1, 6, 7, 10
@@ -33,10 +34,8 @@ def read_trees(path: Path) -> list[ParsedSentence]:
     """
     sentences = []
     rows: list[tuple[int, list[str]]] = []
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
-    for number, line in enumerate([*lines, ""], start=1):
-        line = line.rstrip("\r")
-        if not line.strip():
+    for number, line in enumerate([*lines_of(read_text(path)), ""], start=1):
+        if is_blank(line):
             if rows:
                 sentences.append(_sentence(path, rows))
             rows = []

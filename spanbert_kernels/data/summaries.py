@@ -1,4 +1,4 @@
-"""Reads texts with what is wanted of them; what does not parse is named with file and line."""
+"""Reads documents with summaries; what does not parse is named with file and line."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from spanbert_kernels.tasks.columns import DataFault
-from spanbert_kernels.tasks.generation import Pair
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.parallel import Pair, read_lines
+from spanbert_kernels.data.text import lines_of, read_text
 
 SUMMARY = re.compile(r"# meta::summary\d* = \(human\d*\)\s*(.+)")
 SENTENCE = "# text = "
@@ -25,52 +26,15 @@ def read_summarised(path: Path, targets: bool = True) -> list[Pair]:
     """
     if path.is_dir():
         return [pair for file in sorted(path.glob("*.conllu")) for pair in read_summarised(file, targets)]
-    content = path.read_text(encoding="utf-8-sig", errors="replace")
+    content = read_text(path)
     if path.suffix == ".conllu":
         return _annotated(path, content, targets)
     if path.suffix in (".json", ".jsonl", ".ndjson"):
-        numbered = ((number, line) for number, line in enumerate(content.split("\n"), start=1) if line.strip())
+        numbered = ((number, line) for number, line in enumerate(lines_of(content), start=1) if line.strip())
         return [_json_line(path, number, line, targets) for number, line in numbered]
     if targets:
         raise DataFault(path, 1, "summaries stand in .jsonl or .conllu files")
-    return _plain(path, content)
-
-
-def read_aligned(folder: Path) -> list[Pair]:
-    """Lines of `source.txt` and `target.txt` in a folder, which translate each other.
-
-    Raises:
-        DataFault: there are not as many lines in both, or one is empty on one side.
-        OSError: a file cannot be read.
-    """
-    source, target = folder / "source.txt", folder / "target.txt"
-    sides = [
-        path.read_text(encoding="utf-8-sig", errors="replace").rstrip("\n").split("\n") for path in (source, target)
-    ]
-    if len(sides[0]) != len(sides[1]):
-        shorter = source if len(sides[0]) < len(sides[1]) else target
-        raise DataFault(shorter, min(map(len, sides)), f"{len(sides[0])} lines of source, {len(sides[1])} of target")
-    found = []
-    for number, (text, wanted) in enumerate(zip(*sides, strict=True), start=1):
-        for path, line in ((source, text), (target, wanted)):
-            if not line.strip():
-                raise DataFault(path, number, "an empty line")
-        found.append(Pair(text.strip(), (wanted.strip(),), source, number))
-    return found
-
-
-def read_lines(path: Path) -> list[Pair]:
-    """Plain lines, a text each.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    return _plain(path, path.read_text(encoding="utf-8-sig", errors="replace"))
-
-
-def _plain(path: Path, content: str) -> list[Pair]:
-    lines = enumerate(content.split("\n"), start=1)
-    return [Pair(line.strip(), (), path, number) for number, line in lines if line.strip()]
+    return read_lines(path)
 
 
 def _json_line(path: Path, number: int, line: str, targets: bool) -> Pair:
@@ -97,7 +61,7 @@ def _annotated(path: Path, content: str, targets: bool) -> list[Pair]:
     sentences: list[str] = []
     summaries: list[str] = []
     begin, begun = 1, False
-    for number, line in enumerate([*content.split("\n"), "# newdoc"], start=1):
+    for number, line in enumerate([*lines_of(content), "# newdoc"], start=1):
         if line.startswith("# newdoc"):
             if sentences:
                 if targets and not summaries:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.text import read_text
+
 
 class QuestionFault(ValueError):
     """A question that cannot be used; the message begins with the file and the question's id."""
@@ -37,8 +40,10 @@ def read_questions(path: Path, answers: bool = True) -> list[Question]:
         OSError: the file cannot be read.
     """
     try:
-        made = json.loads(path.read_text(encoding="utf-8-sig"))
+        made = json.loads(read_text(path))
         found = list(_questions(made, path))
+    except DataFault:
+        raise
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:

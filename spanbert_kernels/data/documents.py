@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spanbert_kernels.cli import formatting
+from spanbert_kernels.data.text import lines_of
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
 JSON_FIELDS = ("text", "document", "article", "source", "abstract", "body", "content", "sentences", "tokens", "words")
@@ -55,11 +55,6 @@ def _flatten(value: Any) -> str | None:
     return None
 
 
-def lines_of(content: str) -> list[str]:
-    """The lines of a file. `str.splitlines` would also cut at U+2028 and its like, which stand inside text."""
-    return content.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
 def _json_records(content: str, complain: Complain) -> Iterator[Any]:
     """The records of JSON lines, of one JSON array, or of one JSON object."""
     try:
@@ -74,7 +69,8 @@ def _json_records(content: str, complain: Complain) -> Iterator[Any]:
             except (ValueError, RecursionError) as error:
                 bad.append(f"line {number} is not JSON ({error})")
         if bad:
-            complain(bad[0] if len(bad) == 1 else f"{bad[0]}, and {formatting.count(len(bad) - 1, 'more line')}")
+            more = f", and {len(bad) - 1:,} more line{'s' * (len(bad) > 2)}" if len(bad) > 1 else ""
+            complain(bad[0] + more)
     else:
         yield from whole if isinstance(whole, list) else [whole]
 

@@ -1,0 +1,40 @@
+"""What is wrong with a data file: errors and warnings that begin with the file and, where there is one, the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class DataFault(ValueError):
+    """A line of a data file that cannot be used; the message begins with file and line.
+
+    Example:
+        >>> print(DataFault(Path("train.conll"), 3, "a word and its label are wanted"))
+        train.conll, line 3: a word and its label are wanted
+    """
+
+    def __init__(self, path: Path, line: int, reason: str) -> None:
+        super().__init__(f"{path}, line {line}: {reason}")
+        self.path, self.line, self.reason = path, line, reason
+
+
+class NotText(DataFault):
+    """A file that is not text in an encoding that is read; the reason names the byte."""
+
+
+class DataWarning(UserWarning):
+    """Something in a data file that can be used in part only; the message begins with the file."""
+
+
+def some(found: list[Item], path: Path) -> list[Item]:
+    """What was read from a file or folder, to train or score on.
+
+    Raises:
+        ValueError: that is nothing; the message names the file.
+    """
+    if not found:
+        raise ValueError(f"{path}: there is nothing to train or score on")
+    return found

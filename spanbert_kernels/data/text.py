@@ -1,0 +1,103 @@
+"""Files as text: every reader opens its files here, and nothing is replaced or guessed."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from pathlib import Path
+
+from spanbert_kernels.data.faults import NotText
+
+BLANKS = " \t"
+_LINE_END = re.compile("\r\n?|\n")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        NotText: it is neither UTF-8 nor UTF-16 with a byte order mark.
+        OSError: it cannot be read.
+    """
+    return decode(path.read_bytes(), path)
+
+
+def decode(data: bytes, path: Path) -> str:
+    r"""Bytes as text: UTF-8, with or without a byte order mark, or UTF-16 with one.
+
+    Args:
+        data: what stands in the file.
+        path: the file, for the message.
+
+    Raises:
+        NotText: anything else, and text that holds a NUL.
+
+    Example:
+        >>> decode("Zoë".encode("utf-16"), Path("names.txt"))
+        'Zoë'
+        >>> decode(b"A\nZo\xeb", Path("names.txt"))
+        Traceback (most recent call last):
+        ...
+        spanbert_kernels.data.faults.NotText: names.txt, line 2: not UTF-8 text (byte 4 is 0xeb)
+    """
+    encoding, name = ("utf-16", "UTF-16") if data.startswith(_UTF16) else ("utf-8-sig", "UTF-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        # the decoder of UTF-8 counts from behind the mark
+        mark = len(codecs.BOM_UTF8) if encoding == "utf-8-sig" and data.startswith(codecs.BOM_UTF8) else 0
+        place = error.start + mark
+        line = 1 + len(_LINE_END.findall(data[:place].decode(encoding, errors="ignore")))
+        raise NotText(path, line, f"not {name} text (byte {place:,} is 0x{data[place]:02x})") from None
+    if "\0" in text:
+        before = text[: text.index("\0")]
+        raise NotText(path, 1 + len(_LINE_END.findall(before)), f"binary (character {len(before):,} is NUL)")
+    return text
+
+
+def lines_of(text: str) -> list[str]:
+    r"""The lines of a text, which end at \n, \r\n or \r alone: U+2028, U+0085 and their like are text.
+
+    Example:
+        >>> lines_of("one\r\ntwo\u2028still two\rthree\n")
+        ['one', 'two\u2028still two', 'three', '']
+    """
+    return _LINE_END.split(text)
+
+
+def cells_of(line: str) -> list[str]:
+    r"""The cells of a line in columns: between tabs where there are any, else between runs of spaces.
+
+    Example:
+        >>> cells_of("New York\tB-place"), cells_of("10\u00a0km  O ")
+        (['New York', 'B-place'], ['10\xa0km', 'O'])
+    """
+    if "\t" in line:
+        return [cell.strip(" ") for cell in line.split("\t")]
+    return words_of(line)
+
+
+def words_of(line: str) -> list[str]:
+    r"""The words of a line, between spaces and tabs: a no-break space is part of a word.
+
+    Example:
+        >>> words_of(" 10\u00a0km  to Oslo")
+        ['10\xa0km', 'to', 'Oslo']
+    """
+    return [word for word in line.replace("\t", " ").split(" ") if word]
+
+
+def is_blank(line: str) -> bool:
+    """Nothing but spaces and tabs."""
+    return not line.strip(BLANKS)
+
+
+def encodable(text: str) -> str:
+    r"""JSON can spell half a surrogate pair, which no tokenizer and no file takes: a question mark stands for it.
+
+    Example:
+        >>> encodable("nice \ud83d day")
+        'nice ? day'
+    """
+    return text.encode("utf-8", errors="replace").decode("utf-8")
