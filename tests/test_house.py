@@ -81,7 +81,13 @@ def long_files(root: Path) -> Iterator[str]:
 
 
 # What starts processes without the tests' own way: that way itself, and programs that run without the tests.
-STARTERS = ("tests/children.py", "tests/test_house.py", "tests/aot/compile_triton.py", "tests/gpu/check.py")
+STARTERS = (
+    "tests/children.py",
+    "tests/test_house.py",
+    "tests/aot/compile_triton.py",
+    "tests/gpu/check.py",
+    "tests/tasks/killed_trainings.py",
+)
 STARTS = re.compile(r"\b(subprocess\.(run|Popen|call|check_\w+)|os\.(system|popen|spawn\w+|fork))\(")
 # What puts a file where it is wanted before it is whole, unless the line says that it goes aside or to a stream.
 WRITERS = (f"{PACKAGE}/tasks/atomic.py", f"{PACKAGE}/cli/measuring.py", f"{PACKAGE}/cli/bench/running.py")

@@ -38,7 +38,9 @@ _BY_NAME = {
     "zlib.error": "a file is damaged ({error}): copy it again",
     "_pickle.UnpicklingError": "a file is damaged ({error}): copy it again",
     "safetensors_rust.SafetensorError": "a .safetensors file is damaged ({error}): copy it again",
+    "safetensors._safetensors_rust.SafetensorError": "a .safetensors file is damaged ({error}): copy it again",
     "httpx.HTTPError": "{error}",
+    "httpx2.HTTPError": "{error}",
     "builtins.MemoryError": "there is not enough memory: give a smaller batch, shorter documents or fewer of them",
     "torch.OutOfMemoryError": "there is not enough memory ({error}): give a smaller batch or shorter documents",
 }
@@ -108,7 +110,7 @@ def what_a_user_can_do(error: Exception) -> str | None:
         True
     """
     if isinstance(error, OSError) and error.strerror is not None:
-        name = "standard output" if error.filename is None and _stdout_fails() else error.filename
+        name = error.filename
         where = f"{formatting.path(Path(os.fsdecode(name)))}: " if isinstance(name, (str, bytes, os.PathLike)) else ""
         return f"{where}{error.strerror.lower()}{_WHAT_TO_DO.get(error.errno or 0, '')}"
     if isinstance(error, ImportError):
@@ -189,19 +191,10 @@ def _flushed(code: Any) -> Any:
                 continue
             code = PIPE_CLOSED
             if not isinstance(error, BrokenPipeError):
-                UserError(f"standard output: {(error.strerror or str(error)).lower()}").show()
+                error.filename = terminal.STANDARD_OUTPUT
+                UserError(str(what_a_user_can_do(error))).show()
                 code = UserError.exit_code
     return code
-
-
-def _stdout_fails() -> bool:
-    """Whether what is buffered for standard output cannot be written."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _to_nowhere(stream: IO[str]) -> None:

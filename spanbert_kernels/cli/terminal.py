@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -12,10 +14,13 @@ from rich.text import Text
 
 from spanbert_kernels.cli import formatting
 
+STANDARD_OUTPUT = "standard output"
+
 
 def say(text: str, error: bool = False) -> None:
     """A line, or several, to standard output or to standard error; controls are escaped, long lines cut."""
-    click.echo(formatting.for_terminal(text), err=error)
+    with _named():
+        click.echo(formatting.for_terminal(text), err=error)
 
 
 def warn(text: str) -> None:
@@ -27,11 +32,17 @@ def pour(text: str) -> None:
     """Results: as they are to a file or a pipe; a terminal gets their controls escaped, but for tabs and line ends."""
     if sys.stdout is not None and sys.stdout.isatty():
         text = re.sub(r"[^\t\n]+", lambda cell: formatting.one_line(cell[0]), text)
-    click.echo(text, nl=False)
+    with _named():
+        click.echo(text, nl=False)
 
 
 class Console(console.Console):
     """rich's console; in strings, also those in tables, controls are escaped and long lines cut."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """As rich's; an error of standard output says whose it is."""
+        with _named():
+            super().print(*objects, **how)
 
     def on_broken_pipe(self) -> None:
         """Leaves it to the boundary, which knows the exit code."""
@@ -40,3 +51,13 @@ class Console(console.Console):
     def render_str(self, text: str, **how: Any) -> Text:
         """What rich makes of every string."""
         return super().render_str(formatting.for_terminal(text), **how)
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = STANDARD_OUTPUT
+        raise
