@@ -6,6 +6,8 @@ TORCH_VERSION ?= 2.13.0
 TORCH ?=
 DOCUMENTS ?=
 SIDE_BY_SIDE ?= -n auto --maxprocesses 4
+# How long fuzz goes on, and sanitize with the fuzzer.
+SECONDS ?= 120
 # Where bench writes its record, and its report beside it.
 RESULTS ?= spanbert-benchmarks.json
 # Where gpu-check writes its JSON.
@@ -16,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all check bench gpu-check gpu-check-tests gpu-check-bench clean
+.PHONY: demo test test-all check fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -37,6 +39,16 @@ check: $(VENV)/.test-installed
 bench: $(VENV)/.test-installed
 	$(BIN)/spanbert-kernels bench --output $(RESULTS)
 	$(BIN)/spanbert-kernels report $(RESULTS) --output $(RESULTS:.json=.html)
+
+# Drawn calls of all operations on every backend here; a call that fails names the seed that repeats it.
+fuzz: $(VENV)/.test-installed
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
+
+# The operations' tests and the fuzzer on a CPU library with the address and undefined-behaviour sanitizers.
+sanitize: $(VENV)/.test-installed
+	SPANBERT_KERNELS_SANITIZE=1 SPANBERT_KERNELS_BUILD=1 SPANBERT_KERNELS_CUDA=0 \
+	  $(BIN)/python setup.py -q build_ext --build-lib build/sanitized --build-temp build/sanitized/objects
+	$(BIN)/python tests/fuzz/sanitize.py --seconds $(SECONDS) -- $(SIDE_BY_SIDE)
 
 # On a machine with a CUDA GPU, with the torch, Triton, nvcc and pytest that it has; nothing is installed.
 gpu-check: gpu-check-tests gpu-check-bench

@@ -11,7 +11,8 @@ PyTorch is a CUDA build; whether a GPU is present does not matter.
 Environment: SPANBERT_KERNELS_BUILD=0 builds nothing, =1 fails where a build is not possible;
 SPANBERT_KERNELS_CUDA=0 leaves the CUDA library out, =1 builds it for any PyTorch and fails where that is not possible;
 SPANBERT_KERNELS_CUDA_ARCHITECTURES names the GPUs, "80;90;100" by default (the last one as PTX too, for later ones);
-CXX names the compiler; MAX_JOBS limits the parallel jobs.
+SPANBERT_KERNELS_SANITIZE=1 builds the CPU library with the address and undefined-behaviour sanitizers, to be loaded
+beneath them (`make sanitize`); CXX names the compiler; MAX_JOBS limits the parallel jobs.
 """
 
 from __future__ import annotations
@@ -59,7 +60,14 @@ BINDINGS = [
     "csrc/document_attention/neighbourhoods.cpp",
     *(f"csrc/{operation}/cpu.cpp" for operation in OPERATIONS),
 ]
+# What a sanitizer must find: part of sanitized builds alone.
+CANARY, CANARY_KERNELS = "csrc/common/canary.cpp", "csrc/common/canary_kernels.cpp"
 HOST = [f"csrc/host/{name}.cpp" for name in ("module", "prune_spans", "span_masking", "work_lists")]
+
+
+# The first fault ends the process. Typeinfo of PyTorch's classes is hidden, so `vptr` cannot be checked.
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
+SANITIZERS += ["-fno-omit-frame-pointer", "-g1", "-O1"]
 
 
 def find_torch() -> Path:
@@ -163,14 +171,17 @@ class BuildLibraries(build_ext):
         common = [*shlex.split(compiler), "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
         common += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi"]
         common += [f"-I{ROOT / 'csrc'}", f"-I{torch / 'include'}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+        sanitize = os.environ.get("SPANBERT_KERNELS_SANITIZE") == "1"
+        sanitizers = SANITIZERS if sanitize else []
+        common += sanitizers
         levels = LEVELS.get(platform.machine(), {"portable": []})
         common += [f"-DSPANBERT_HAS_{level.upper()}" for level in levels]
 
         commands = {}
-        units = [(source, "", []) for source in BINDINGS]
+        units = [(source, "", []) for source in BINDINGS + [CANARY] * sanitize]
         units += [
             (source, f".{level}", [*flags, f"-DSPANBERT_LEVEL={level}", f"-DSPANBERT_LEVEL_{level.upper()}"])
-            for source in KERNELS
+            for source in KERNELS + [CANARY_KERNELS] * sanitize
             for level, flags in levels.items()
         ]
         for source, suffix, flags in units:
@@ -181,7 +192,7 @@ class BuildLibraries(build_ext):
 
         library = folder / "libspanbert_kernels_cpu.so"
         library.unlink(missing_ok=True)
-        link = [*shlex.split(compiler), "-shared", *map(str, commands), "-o", str(library)]
+        link = [*shlex.split(compiler), "-shared", *sanitizers, *map(str, commands), "-o", str(library)]
         subprocess.run([*link, f"-L{torch / 'lib'}", "-ltorch_cpu", "-Wl,--as-needed"], check=True)
         version = subprocess.run([*shlex.split(compiler), "--version"], check=True, capture_output=True, text=True)
         return {"cpu": sorted(levels), "compiler": version.stdout.splitlines()[0], "torch": torch_version(torch)}

@@ -116,7 +116,7 @@ ProjectionGradients::ProjectionGradients(const PreparedProjection& prepared) {
   const auto zeros = [&](std::vector<int64_t> sizes) { return torch::stable::new_zeros(prepared.projected, sizes); };
   projected = zeros({call.tokens, call.blocks * call.columns});
   partial_scores = zeros({call.heads ? prepared.tiles() : 0, call.tokens, call.heads});
-  table = call.table ? zeros({call.table_rows, call.columns}) : zeros({0});
+  table = prepared.table ? zeros({call.table_rows, call.columns}) : zeros({0});
   bias = zeros({call.bias ? call.columns : 0});
 }
 

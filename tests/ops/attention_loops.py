@@ -70,11 +70,19 @@ def score_terms(tensors: dict[str, Tensor], incoming: list[Tensor], scale: float
         scores = q @ k.mT * scale
         weights, slopes = scores.softmax(-1), (grad @ v.mT).abs() / keep
         exponents = weights * scores.logsumexp(-1, keepdim=True).abs().clamp(min=1) / keep
-        terms = scale * weights * (slopes + (weights * slopes).sum(-1, keepdim=True))
+        terms = abs(scale) * weights * (slopes + (weights * slopes).sum(-1, keepdim=True))
         sizes["q"] = max(sizes["q"], float((terms @ k.abs()).max()))
         sizes["k"] = max(sizes["k"], float((terms.mT @ q.abs()).max()))
         sizes["v"] = max(sizes["v"], float((exponents.mT @ grad.abs()).max()))
     return sizes
+
+
+def largest_logit(q: Tensor, k: Tensor, scale: float | None) -> float:
+    """The largest scaled product of a query and a key, of whatever documents, without its terms' signs."""
+    if not q.numel() or not k.numel():
+        return 0.0
+    products = torch.einsum("rhd,nhd->hrn", q.abs(), k.abs())
+    return float(products.max()) * abs(q.shape[2] ** -0.5 if scale is None else scale)
 
 
 class Seen(NamedTuple):
@@ -183,7 +191,7 @@ def cross_score_terms(
             scores = torch.einsum("rhd,nhd->hrn", q[rows], k[group]) * scale
             weights = scores.softmax(2)
             slopes = torch.einsum("rhd,nhd->hrn", grad[rows], v[group]).abs() / (1 - dropout_p)
-            terms = share * scale * weights * (slopes + (weights * slopes).sum(2, keepdim=True))
+            terms = share * abs(scale) * weights * (slopes + (weights * slopes).sum(2, keepdim=True))
             exponents = share * weights * scores.logsumexp(2, keepdim=True).abs().clamp(min=1) / (1 - dropout_p)
             sums["q"][rows] += torch.einsum("hrn,nhd->rhd", terms, k[group].abs())
             sums["k"][group] += torch.einsum("hrn,rhd->nhd", terms, q[rows].abs())

@@ -24,6 +24,7 @@ from pool_cases import (
     buckets,
     documents,
     enumerated_by_loop,
+    largest_score,
     pool_by_loop,
     pool_inputs,
     score_terms,
@@ -69,8 +70,8 @@ def score_by_loop(
         assert seed is not None
         zero, columns = torch.zeros(1, dtype=torch.int64), torch.arange(inner.shape[1])
         kept = [philox.keep(seed, dropout_p, zero, torch.tensor([row]), columns) for row in range(len(inner))]
-        inner = inner * torch.stack(kept) / (1 - dropout_p)
-    scores = inner @ out_weight.T
+        inner = inner * torch.stack(kept) / (1 - dropout_p) if kept else inner
+    scores = inner @ (out_weight if out_weight.dim() == 1 else out_weight.T)
     return scores if out_bias is None else scores + out_bias
 
 
@@ -161,11 +162,12 @@ def row(
     def terms(tensors: Tensors, gradients: Tensors, incoming: list[Tensor]) -> dict[str, float]:
         """The gradients of all but the first weight sum signed numbers of many spans."""
         found = score_terms(tensors, gradients, incoming) if "attention" in parts else {}
-        if not incoming or not len(incoming[0]):
+        if not incoming or not incoming[0].numel() or not outputs:
             return found
-        inner = incoming[0].abs() if scores is None else incoming[0].abs() @ tensors["out_weight"].abs()
-        if scores is not None and tensors["out_weight"].dim() == 1:
-            inner = incoming[0].abs()[:, None] * tensors["out_weight"].abs()
+        inner = grad = incoming[0].abs()
+        if scores is not None:
+            inner = grad.reshape(len(grad), -1) @ tensors["out_weight"].abs().view(-1, outputs)
+            found["out_bias"] = float(grad.reshape(len(grad), -1).sum(0).max())
         found["bias"] = float(inner.sum(0).max())
         found["hidden"] = hidden_terms(with_spans(tensors), inner)
         table = tensors.get("width_embedding")
@@ -182,13 +184,14 @@ def row(
             layer = {name: t for name, t in with_spans(tensors).items() if name not in second}
             plain = {name: option for name, option in options.items() if name != "dropout_p"}
             inner = linear_by_loop(**{"activation": "relu", **plain}, **layer).abs()
-            sums = incoming[0].abs().reshape(len(inner), max(scores, 1)).T @ inner
+            sums = grad.reshape(len(inner), max(scores, 1)).T @ inner
             found["out_weight"] = float(sums.max())
         return found
 
     return Case(
-        name, made, call, by_loop, arguments=arguments, twice=("eager",), terms=terms, compiled=compiled, large=large
-    )
+        name, made, call, by_loop, arguments=arguments, twice=("eager",), terms=terms, compiled=compiled, large=large,
+        exponents=("scores",), logits=largest_score,
+    )  # fmt: skip
 
 
 LINEAR_CASES = (

@@ -147,6 +147,11 @@ def score_terms(tensors: Tensors, gradients: Tensors, incoming: list[Tensor]) ->
     return {"scores": float(products.max())} if len(products) else {}
 
 
+def largest_score(tensors: Tensors) -> float:
+    scores = tensors.get("scores")
+    return float(scores.abs().max()) if scores is not None and scores.numel() else 0.0
+
+
 def row(
     name: str,
     parts: list[str],
@@ -163,8 +168,9 @@ def row(
     terms = score_terms if "attention" in parts else no_terms
     compiled = ("cpu",) if name in ("all parts", "plan, linear", "max") else ()
     return Case(
-        name, inputs, call, oracle, arguments=arguments, twice=twice, terms=terms, compiled=compiled, large=large
-    )
+        name, inputs, call, oracle, arguments=arguments, twice=twice, terms=terms, compiled=compiled, large=large,
+        exponents=("scores",), logits=largest_score,
+    )  # fmt: skip
 
 
 CASES = (
@@ -185,6 +191,8 @@ CASES = (
         arguments=with_enumeration,
         twice=("eager",),
         terms=score_terms,
+        exponents=("scores",),
+        logits=largest_score,
     ),
     row("no spans", ALL, without_spans),
     row("no tokens", ALL, without_tokens),

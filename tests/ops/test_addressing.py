@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import op_checks
+import places
 import pytest
 import torch
 from op_checks import place_parameters
@@ -57,7 +57,7 @@ PARAMETERS = [
 @pytest.mark.parametrize(("call", "backend"), PARAMETERS, indirect=["backend"])
 def test_rows_far_apart(call: Callable[..., Tensor], backend: str, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(3)
-    near = torch.randn(3, 5, generator=generator).to(op_checks.current.device, DTYPE).requires_grad_()
+    near = torch.randn(3, 5, generator=generator).to(places.current.device, DTYPE).requires_grad_()
     expected = call(near, backend)
     assert len(expected) == 3
     incoming = torch.randn(expected.shape, generator=generator).to(expected)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from op_checks import LEVELS, Place, place_parameters
+from op_checks import place_parameters
+from places import LEVELS, Place
 from torch import Tensor
 
 from spanbert_kernels.ops import cross_document_attention, document_attention

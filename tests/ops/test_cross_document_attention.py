@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_loops import cross_document_attention_by_loop, cross_score_terms
+from attention_loops import cross_document_attention_by_loop, cross_score_terms, largest_logit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import Case, OpChecks, Tensors
@@ -75,6 +75,9 @@ def row(
         kept = {name: options[name] for name in ("normalize", "include_self", "dropout_p", "scale") if name in options}
         return cross_score_terms(**tensors, **sides, **kept, grad=incoming[0])
 
+    def logits(tensors: Tensors) -> float:
+        return largest_logit(tensors["q"], tensors["k"], options.get("scale"))
+
     name_of = (
         "cross_document_attention_pairwise_{}" if options.get("normalize") == "pairwise" else "document_attention_{}"
     )
@@ -95,6 +98,8 @@ def row(
         operators=operators,
         compiled=compilers,
         large=large,
+        exponents=("q", "k"),
+        logits=logits,
     )
 
 

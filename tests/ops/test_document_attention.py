@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_loops import document_attention_by_loop, score_terms
+from attention_loops import document_attention_by_loop, largest_logit, score_terms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import Case, OpChecks, Tensors, every_backend
@@ -47,7 +47,13 @@ def row(
         scale = options.get("scale", tensors["q"].shape[2] ** -0.5)
         return score_terms(tensors, incoming, scale, 1 - options.get("dropout_p", 0.0))
 
-    return Case(name, inputs, call, oracle, twice=("eager",), terms=terms, compiled=compiled, large=large)
+    def logits(tensors: Tensors) -> float:
+        return largest_logit(tensors["q"], tensors["k"], options.get("scale"))
+
+    return Case(
+        name, inputs, call, oracle, twice=("eager",), terms=terms, compiled=compiled, large=large,
+        exponents=("q", "k"), logits=logits,
+    )  # fmt: skip
 
 
 class TestShared(OpChecks):

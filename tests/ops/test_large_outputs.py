@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import op_checks
+import places
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ GPU_BYTES = 6 * 2**30  # the output takes 4 GiB, hidden 64 MiB; the rest is for 
 
 def repeated() -> Tensor:
     """Single tokens, over and over: as many rows of the output, whatever is made of them."""
-    token = torch.arange(ROWS, device=op_checks.current.device) % TOKENS
+    token = torch.arange(ROWS, device=places.current.device) % TOKENS
     return torch.stack([token, token], 1)
 
 
@@ -31,7 +31,7 @@ def repeated_plan() -> SpanPlan:
 
 
 def enumerated_plan() -> SpanPlan:
-    return enumerate_spans(torch.tensor([0, TOKENS], device=op_checks.current.device), WIDTH)
+    return enumerate_spans(torch.tensor([0, TOKENS], device=places.current.device), WIDTH)
 
 
 def gather(hidden: Tensor, spans: Tensor | SpanPlan, backend: str, padded: bool) -> Tensor:
@@ -54,7 +54,7 @@ PARAMETERS = [
     pytest.param(call, make, place, id=f"{operation}-{name}-{make.__name__}-{place.backend}", marks=pytest.mark.gpu)
     for name, (operation, call, makers) in CALLS.items()
     for make in makers
-    for place in op_checks.PLACES
+    for place in places.PLACES
     if place.device == "cuda" and place.backend in backends._registry[operation] and place.backend != "eager"
 ]
 
@@ -65,7 +65,7 @@ def test_more_elements_than_32_bits_count(
 ) -> None:
     if torch.cuda.mem_get_info()[0] < GPU_BYTES:
         pytest.skip(f"takes {GPU_BYTES // 2**30} GiB of GPU memory")
-    device, spans = op_checks.current.device, make()
+    device, spans = places.current.device, make()
     generator = torch.Generator(device).manual_seed(0)
     hidden = torch.randn(TOKENS, COLUMNS, generator=generator, device=device, dtype=torch.bfloat16)
     output = call(hidden, spans, backend)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from op_checks import Case, OpChecks, Tensors
+from packed_cases import linear_by_rows, with_packed, without_gradients
 from torch import Tensor
 
 from spanbert_kernels.ops.packed_linear import PackedWeight, pack_weight, packed_linear
@@ -21,22 +22,6 @@ def inputs(
     shapes |= {"bias": (out,)} if bias else {}
     shapes |= {"residual": (rows * size, out)} if residual else {}
     return {n: torch.randn(shape, generator=generator, dtype=torch.float64) for n, shape in shapes.items()}
-
-
-def linear_by_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-    with torch.no_grad():
-        result = (x[:, None, :] * weight).sum(2)
-        result = result if bias is None else result + bias
-        return result if residual is None else result + residual
-
-
-def without_gradients(**arguments: Any) -> Tensor:
-    with torch.no_grad():
-        return packed_linear(**arguments)
-
-
-def with_packed(tensors: Tensors) -> dict[str, Any]:
-    return {**tensors, "weight": pack_weight(tensors["weight"])}
 
 
 def row(name: str, *, large: bool = False, **shapes: Any) -> Case:

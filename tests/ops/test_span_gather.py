@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-import op_checks
+import places
 import pytest
 import torch
+from gather_cases import gather_by_loop
 from op_checks import Case, OpChecks, Tensors, place_parameters
 from pool_cases import pool_inputs, with_plan
 from torch import Tensor
@@ -21,26 +22,7 @@ on_every_backend = pytest.mark.parametrize(
 
 def here(tensor: Tensor) -> Tensor:
     """The tensor where the backend under test works."""
-    return tensor.to(op_checks.current.device)
-
-
-def gather_by_loop(
-    hidden: Tensor, spans: Tensor, *, padded: bool = False, end_inclusive: bool = True
-) -> tuple[Tensor, Tensor]:
-    rows = hidden.unbind(0)
-    nothing = hidden.new_zeros(0, hidden.shape[1]) + 0 * hidden.sum()
-    pieces = []
-    for start, last in spans.tolist():
-        end = last + 1 if end_inclusive else last
-        pieces.append(torch.stack(rows[start:end]) if end > start else nothing)
-    widths = torch.tensor([len(piece) for piece in pieces], dtype=torch.int64)
-    if not padded:
-        return torch.cat([nothing, *pieces]), torch.cat([torch.zeros(1, dtype=torch.int64), widths.cumsum(0)])
-    width = max((len(piece) for piece in pieces), default=0)
-    full = [torch.cat([piece, hidden.new_zeros(width - len(piece), hidden.shape[1])])[None] for piece in pieces]
-    return torch.cat([hidden.new_zeros(0, width, hidden.shape[1]) + 0 * hidden.sum(), *full]), torch.arange(
-        width
-    ) < widths[:, None]
+    return tensor.to(places.current.device)
 
 
 def without_spans(size: int) -> Tensors:
@@ -146,11 +128,11 @@ def test_a_plan_knows_the_sizes(backend: str, padded: bool, monkeypatch: pytest.
         raise AssertionError("a plan has the sizes")
 
     monkeypatch.setattr(sys.modules["spanbert_kernels.ops.span_gather"], "_read_sizes", look)
-    for plan, (tokens, places) in zip(plans, expected, strict=True):
+    for plan, (tokens, rest) in zip(plans, expected, strict=True):
         leaf = hidden.clone().requires_grad_()
         found = span_gather(leaf, plan, padded=padded, backend=backend)
         assert torch.equal(found[0], tokens)
-        assert torch.equal(found[1], places)
+        assert torch.equal(found[1], rest)
         found[0].sum().backward()
         assert leaf.grad is not None
         (start, end), token = plan.bounds(), here(torch.arange(8))[:, None]

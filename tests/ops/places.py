@@ -1,0 +1,123 @@
+"""Where a backend runs, and how to run something there."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from spanbert_kernels.ops import backends, library
+
+LEVELS = {"portable": 0, "avx2": 1, "avx512": 2}
+
+
+class Place(NamedTuple):
+    """Where a backend runs: CPU kernels at an instruction-set level; Triton in its interpreter and the CUDA kernels
+    as threads of a CPU (`emulated`: slow, and without what only a compiler for GPUs shows), or both on a GPU.
+    """
+
+    backend: str
+    kind: str = ""
+    device: str = "cpu"
+
+    @property
+    def emulated(self) -> bool:
+        return self.device == "cpu" and self.backend in ("cuda", "triton")
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, (self.backend, self.kind)))
+
+
+PLACES = (
+    *(Place("cpu", level) for level in LEVELS),
+    Place("eager"),
+    Place("triton", "interpreter"),
+    Place("cuda", "fibers"),
+    Place("eager", "gpu", "cuda"),
+    Place("triton", "gpu", "cuda"),
+    Place("cuda", "gpu", "cuda"),
+)
+
+# Set by `at`: where tensors are made.
+current = Place("eager")
+
+
+@functools.cache
+def patch_the_language_once() -> None:
+    """Triton's interpreter patches the language again, a millisecond, at every call of a device function."""
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_once(function: Any) -> Any:
+        used = [lang for lang in (language, language.core) if lang in function.__globals__.values()]
+        if any(language.core.is_builtin(lang.load) for lang in used):
+            return patch(function)
+        return interpreter._LangPatchScope()
+
+    interpreter._patch_lang = patch_once
+
+
+@contextmanager
+def cuda_as_fibers() -> Iterator[None]:
+    """The backend `cuda` takes CPU tensors: its kernels, built for a CPU, run a block's threads as fibers."""
+    replaced: list[tuple[dict[str, Any], Any]] = [
+        (library.NAMESPACES, "spanbert_kernels_fibers"),
+        (backends.DEVICES, "cpu"),
+        (backends._LOADERS, lambda: None),
+    ]
+    before = [table["cuda"] for table, _ in replaced]
+    for table, value in replaced:
+        table["cuda"] = value
+    try:
+        yield
+    finally:
+        for (table, _), value in zip(replaced, before, strict=True):
+            table["cuda"] = value
+
+
+def unavailable(place: Place) -> str | None:
+    """Why there is no such place here, or None."""
+    if place.device == "cuda" and not torch.cuda.is_available():
+        return "there is no CUDA GPU here"
+    if place.kind == "interpreter" and not library.interpreted():
+        return "Triton's interpreter is not switched on (TRITON_INTERPRET=1)"
+    if place.kind == "fibers":
+        from cuda_on_cpu import library as fibers
+
+        return fibers.load()
+    reason = backends.refusal(place.backend, place.device, torch.float32)
+    if reason is None and place.kind in LEVELS:
+        before = torch.ops.spanbert_kernels.cpu_level()
+        try:
+            torch.ops.spanbert_kernels.set_cpu_level(LEVELS[place.kind])
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+        torch.ops.spanbert_kernels.set_cpu_level(before)
+    return reason
+
+
+@contextmanager
+def at(place: Place) -> Iterator[str]:
+    """The backend of a place that is there, its kernels set up as the place says."""
+    global current
+    if place.kind == "interpreter":
+        patch_the_language_once()
+    before, current = current, place
+    level = torch.ops.spanbert_kernels.cpu_level() if place.kind in LEVELS else None
+    try:
+        if level is not None:
+            torch.ops.spanbert_kernels.set_cpu_level(LEVELS[place.kind])
+        if place.kind == "fibers":
+            with cuda_as_fibers():
+                yield place.backend
+        else:
+            yield place.backend
+    finally:
+        current = before
+        if level is not None:
+            torch.ops.spanbert_kernels.set_cpu_level(level)
