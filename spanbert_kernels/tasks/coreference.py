@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
-from scorch.scores import b_cubed, ceaf_e, muc
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +18,7 @@ from spanbert_kernels.data.faults import DataFault, some
 from spanbert_kernels.data.plain import read_words
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
+from spanbert_kernels.tasks.coreference_scores import f1_scores
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -212,22 +211,21 @@ def linked(output: Any) -> set[Entity]:
     return {frozenset(own) for place, own in enumerate(entity_of) if len(own) > 1 or alone[place]}
 
 
-METRICS = {"MUC": muc, "B3": b_cubed, "CEAFe": ceaf_e}
-
-
 def score(documents: Sequence[MarkedDocument], found: Sequence[set[Entity]]) -> Scores:
-    """F1 of MUC, B3 and CEAFe over all documents, entities with a single mention included, and their mean, CoNLL F1."""
+    """F1 of MUC, B3 and CEAFe over all documents, entities with a single mention included, and their mean, CoNLL F1.
+
+    A mention of two entities counts as one of the first.
+    """
     wanted = [gold(document) for document in documents]
     key, response = (
         [
-            {(index, *mention) for mention in entity}
+            [(index, *mention) for mention in entity]
             for index, entities in enumerate(each)
             for entity in sorted(map(sorted, entities))
         ]
         for each in (wanted, found)
     )
-    scores = {name: float(metric(key, response)[2]) if response else 0.0 for name, metric in METRICS.items()}
-    return {**scores, "CoNLL F1": mean(scores.values())}
+    return f1_scores(key, response)
 
 
 def evaluate(
