@@ -88,12 +88,12 @@ class WindowedSpanBERTModel(SpanBERTPreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden.flatten(1, 2)[:, :length])
 
 
-def encoder_decoder(encoder: WindowedSpanBERTModel, tokenizer: Any, layers: int) -> EncoderDecoderModel:
-    """The encoder with a new decoder of as many `layers` over the vocabulary of `tokenizer`, ready to generate."""
+def encoder_decoder(encoder: WindowedSpanBERTModel, tokenizer: Any, layers: int, rows: int) -> EncoderDecoderModel:
+    """The encoder with a new decoder of so many `layers`, and `rows` of embeddings for `tokenizer`, ready to write."""
     shape = encoder.config
     decoder = BertLMHeadModel(
         BertConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=rows,
             hidden_size=shape.hidden_size,
             num_hidden_layers=layers,
             num_attention_heads=shape.num_attention_heads,

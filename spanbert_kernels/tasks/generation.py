@@ -24,6 +24,7 @@ from spanbert_kernels.tasks.progress import counted
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit, on_path
+from spanbert_kernels.tasks.vocabulary import rows_of
 
 TARGET_LENGTH = 128  # tokens of a text to learn from, the one that ends it counted
 DECODER_LAYERS = 6  # at most; never more than the encoder has
@@ -69,10 +70,10 @@ class Generator:
         fields = {"cross_document_queries": "tokens", "cross_document_keys": "tokens"}
         upper = list(range(layers // 2, layers))
         encoder = start.build(WindowedSpanBERTModel, tokenizer, seed, cross_document_layers=upper, **fields)
-        built = cls(encoder_decoder(encoder, target, min(layers, DECODER_LAYERS)), tokenizer, target)
+        built = cls(encoder_decoder(encoder, target, min(layers, DECODER_LAYERS), rows_of(target)), tokenizer, target)
         examples = encode(pairs, built)
         with torch.no_grad():
-            frequencies = torch.from_numpy(log_frequencies(examples, len(target)))
+            frequencies = torch.from_numpy(log_frequencies(examples, rows_of(target)))
             built.model.decoder.get_output_embeddings().bias.copy_(frequencies)
         lengths = (len(each["labels"]) - 1 for each in examples)
         built.model.generation_config.min_new_tokens = min(lengths, default=0)
@@ -259,4 +260,4 @@ def log_frequencies(examples: Sequence[dict[str, Tokens]], size: int) -> NDArray
 def unigram_loss(train: Sequence[Pair], test: Sequence[Pair], generator: Generator) -> float:
     """The loss of a model that knows how often each token stands in the targets to train on, and no more."""
     labels = np.concatenate([example["labels"] for example in encode(test, generator)])
-    return float(-log_frequencies(encode(train, generator), len(generator.target_tokenizer))[labels].mean())
+    return float(-log_frequencies(encode(train, generator), rows_of(generator.target_tokenizer))[labels].mean())

@@ -27,6 +27,7 @@ from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 
 OVERLAP = 128  # tokens that neighbouring windows of a long text share
 LONGEST_ANSWER = 30  # tokens
+ENDS = 2  # of an answer: what the head scores
 OUTSIDE = 10**6  # a place beyond every text: the model's loss passes over it
 
 
@@ -223,7 +224,7 @@ def _train_files(
     questions = some(read_questions(data), data)
     held_out = some(read_questions(test), test) if test is not None else []
     tokenizer = start.tokenizer(text for question in questions for text in (question.question, question.context))
-    model = start.build(SpanBERTForQuestionAnswering, tokenizer, options.seed)
+    model = start.build(SpanBERTForQuestionAnswering, tokenizer, options.seed, num_labels=ENDS)
     training = train(model, tokenizer, questions, options, spans)
     if not held_out:
         return Outcome(training, {}, {})

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import BertWordPieceTokenizer
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.models import SpanBERTConfig, SpanBERTTokenizer
 from spanbert_kernels.models.checkpoints import what_would_work
 from spanbert_kernels.models.damage import CannotLoad, loading
+from spanbert_kernels.tasks.columns import DataWarning
+from spanbert_kernels.tasks.labels import head_of, listed
+from spanbert_kernels.tasks.vocabulary import read_tokenizer, rows_of, train_tokenizer
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SIZES = {  # layers, hidden size, heads
     "tiny": (2, 128, 2),
     "small": (4, 256, 4),
     "base": (12, 768, 12),
 }
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SpanBERTTokenizer:
-    """A cased WordPiece tokenizer made from texts, for those who have no vocabulary; the same texts give the same.
-
-    Left alone, the trainer numbers letters in the order of a hash table and breaks ties by these numbers, so that each
-    run gives another vocabulary (tokenizers issue 1794); here they are numbered beforehand.
-    """
-    texts = list(texts)
-    trainer = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
-    letters: Counter[str] = Counter()
-    inside: set[str] = set()
-    for text in texts:
-        for word, _ in trainer.pre_tokenizer.pre_tokenize_str(trainer.normalizer.normalize_str(text)):
-            letters.update(word)
-            inside.update(word[1:])
-    alphabet = sorted(letters, key=lambda letter: (-letters[letter], letter))[: vocab_size // 2]
-    known = [*SPECIAL, *(f"##{letter}" for letter in alphabet if letter in inside)]
-    trainer.train_from_iterator(
-        texts, vocab_size, initial_alphabet=alphabet, limit_alphabet=len(alphabet), special_tokens=known,
-        show_progress=False,
-    )  # fmt: skip
-    return SpanBERTTokenizer(vocab=trainer.get_vocab())
 
 
 def load_trained(kind: Any, folder: Path) -> Any:
@@ -59,14 +37,19 @@ def load_trained(kind: Any, folder: Path) -> Any:
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     with loading(folder):
         model, found = kind.from_pretrained(folder, output_loading_info=True)
-    written = model.config.architectures or ["a model without a head"]
-    if written[0].removeprefix("Span") != kind.__name__.removeprefix("Span"):
-        raise ValueError(f"{folder} holds {written[0]}, not {kind.__name__}: train it for this task first")
+    if trained_for(model.config) != kind.__name__.removeprefix("Span"):
+        written = (model.config.architectures or ["a model without a head"])[0]
+        raise ValueError(f"{folder} holds {written}, not {kind.__name__}: train it for this task first")
     if missing := sorted(found["missing_keys"]):
         raise CannotLoad(
             f"cannot load the model in {folder}: it lacks {len(missing):,} of its weights, such as {missing[0]}"
         )
     return model
+
+
+def trained_for(config: Any) -> str:
+    """The class that wrote a configuration, by BERT's name; "" where none is named."""
+    return (config.architectures or [""])[0].removeprefix("Span")
 
 
 @dataclass(frozen=True)
@@ -87,7 +70,7 @@ class Start:
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         """The checkpoint's, that of the vocabulary, or one made of the texts."""
         if self.vocabulary is not None:
-            return SpanBERTTokenizer(vocab=self.vocabulary)
+            return read_tokenizer(self.vocabulary)
         if self.model is not None:
             self.layers()  # says what is wrong with a name; the tokenizer would ask for a vocabulary
             found: PreTrainedTokenizerBase = SpanBERTTokenizer.from_pretrained(self.model)
@@ -110,11 +93,45 @@ class Start:
             raise OSError(f"cannot load checkpoint {self.model!r} from the hub: give {what_would_work()}") from error
 
     def build(self, kind: Any, tokenizer: PreTrainedTokenizerBase, seed: int, **fields: Any) -> Any:
-        """A model of the class `kind`; `fields` are of its configuration."""
+        """A model of the class `kind`; `fields` are of its configuration.
+
+        A checkpoint that was trained for other labels than those among the fields gets a new head, and a warning says
+        so.
+
+        Raises:
+            ValueError: the vocabulary is larger than the checkpoint's.
+        """
         torch.manual_seed(seed)
+        rows = rows_of(tokenizer)
         if self.model is not None:
-            return kind.from_pretrained(self.model, **fields)
+            return self._from_checkpoint(kind, rows, seed, fields)
         layers, hidden, heads = SIZES[self.size]
         shape = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
-        config = {**shape, "intermediate_size": 4 * hidden, "vocab_size": len(tokenizer), **fields}
+        config = {**shape, "intermediate_size": 4 * hidden, "vocab_size": rows, **fields}
         return kind(kind.config_class(**config))
+
+    def _from_checkpoint(self, kind: Any, rows: int, seed: int, fields: dict[str, Any]) -> Any:
+        config = kind.config_class.from_pretrained(self.model)
+        if rows > config.vocab_size:
+            vocabulary = self.vocabulary or "its vocabulary"
+            raise ValueError(f"{self.model} knows {config.vocab_size:,} entries, but {vocabulary} has {rows:,}")
+        before, wanted = (dict(labels) for labels in (config.id2label, fields.get("id2label", config.id2label)))
+        same_task = trained_for(config) == kind.__name__.removeprefix("Span")
+        if before == wanted and (same_task or "id2label" not in fields):
+            return kind.from_pretrained(self.model, **fields)
+        trained, loading = kind.from_pretrained(self.model, output_loading_info=True)
+        head = head_of(kind, config)
+        torch.manual_seed(seed)
+        if head <= set(loading["missing_keys"]):
+            return kind.from_pretrained(self.model, **fields)
+        model = kind(kind.config_class.from_pretrained(self.model, **fields))
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        kept = {name: tensor for name, tensor in trained.state_dict().items() if shapes.get(name) == tensor.shape}
+        model.load_state_dict({name: tensor for name, tensor in kept.items() if name not in head}, strict=False)
+        task = f"the labels {listed(before.values())}" if same_task else "another task"
+        warnings.warn(
+            f"{self.model} was trained for {task}: it gets a new head for {listed(wanted.values())}",
+            DataWarning,
+            stacklevel=3,
+        )
+        return model

@@ -14,9 +14,10 @@ from spanbert_kernels.data.parallel import Pair, read_aligned, read_lines
 from spanbert_kernels.tasks import generation
 from spanbert_kernels.tasks.generation import Generator
 from spanbert_kernels.tasks.span_training import SpanTraining
-from spanbert_kernels.tasks.start import Start, train_tokenizer
+from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import TrainingOptions
+from spanbert_kernels.tasks.vocabulary import train_tokenizer
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
