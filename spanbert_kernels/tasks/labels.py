@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from spanbert_kernels.tasks.columns import DataWarning
+from spanbert_kernels.data.faults import DataWarning
 
 SHOWN = 12  # labels in a message
 

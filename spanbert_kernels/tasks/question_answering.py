@@ -27,7 +27,7 @@ from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 
 OVERLAP = 128  # tokens that neighbouring windows of a long text share
 LONGEST_ANSWER = 30  # tokens
-ENDS = 2  # of an answer: what the head scores
+ENDS = 2  # of an answer, which the head scores
 OUTSIDE = 10**6  # a place beyond every text: the model's loss passes over it
 
 

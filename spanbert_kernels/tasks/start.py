@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_kernels.data.faults import DataWarning
 from spanbert_kernels.models import SpanBERTConfig, SpanBERTTokenizer
 from spanbert_kernels.models.checkpoints import what_would_work
 from spanbert_kernels.models.damage import CannotLoad, loading
-from spanbert_kernels.tasks.columns import DataWarning
 from spanbert_kernels.tasks.labels import head_of, listed
 from spanbert_kernels.tasks.vocabulary import read_tokenizer, rows_of, train_tokenizer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import BertWordPieceTokenizer
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_kernels.data.text import lines_of, read_text
 from spanbert_kernels.models import SpanBERTTokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -43,11 +44,10 @@ def read_tokenizer(path: Path) -> SpanBERTTokenizer:
     Special tokens that are not there get numbers after the last line.
 
     Raises:
-        ValueError: there is no entry, or no [UNK] among them, or the file is not UTF-8.
+        ValueError: there is no entry, or no [UNK] among them, or the file is not text.
         OSError: the file cannot be read.
     """
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    numbers = {entry: number for number, line in enumerate(lines) if (entry := line.rstrip("\r"))}
+    numbers = {entry: number for number, entry in enumerate(lines_of(read_text(path))) if entry}
     if "[UNK]" not in numbers:
         raise ValueError(f"{path}: a vocabulary has an entry a line and [UNK] among them, this one has {len(numbers)}")
     return SpanBERTTokenizer(vocab=numbers)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spanbert_kernels.tasks import coreference
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
+from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.coreference_scores import METRICS, disjoint, f1_scores
 
 

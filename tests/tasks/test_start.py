@@ -19,8 +19,8 @@ from spanbert_kernels import (
     SpanBERTForTokenClassification,
     SpanBERTModel,
 )
+from spanbert_kernels.data.faults import DataWarning
 from spanbert_kernels.models import SpanBERTTokenizer
-from spanbert_kernels.tasks.columns import DataWarning
 from spanbert_kernels.tasks.labels import head_of, label_fields, labels_of
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.vocabulary import read_tokenizer, rows_of
