@@ -139,6 +139,7 @@ class TestShared(OpChecks):
         row("links", build={"links": LINKS}),
         row("links, tokens", build={"links": LINKS}, compiled=True, queries="tokens", keys="tokens", include_self=True),
         row("links, pairwise", build={"links": LINKS}, keys="tokens", include_self=True, normalize="pairwise"),
+        row("whole vectors", build={"dim": 16}, queries="tokens", keys="tokens"),
         row("dropout", build={"seed": 2**61 + 5}, keys="tokens", dropout_p=0.3),
         row(
             "dropout, pairwise",

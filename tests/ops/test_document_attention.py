@@ -65,6 +65,8 @@ class TestShared(OpChecks):
         row("dropout", partial(attention_inputs, seed=-(2**62) - 3), dropout_p=0.3),
         # Without the hint, eager's shapes depend on values, and compiling it takes a quarter of a minute.
         row("max_seqlen", partial(attention_inputs, seed=4), compiled=(), dropout_p=0.3, max_seqlen=9),
+        # What is read as whole vectors is not copied first.
+        row("whole vectors", partial(attention_inputs, lengths=(5, 0, 9), dim=16), compiled=()),
         row("no documents", partial(attention_inputs, lengths=())),
         row("no tokens", partial(attention_inputs, lengths=(0, 0))),
         # Documents of a tile of the GPU kernels, and of one more.
