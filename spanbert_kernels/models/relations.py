@@ -107,7 +107,8 @@ class SpanBERTForRelations(SpanBERTPreTrainedModel):
         words, offsets = words_of(hidden, columns)
         words = self.dropout(words)  # [T, H]
         spans = mentions[:, 1:] + offsets[mentions[:, 0]][:, None]
-        pooled = ops.span_pool(words, spans, PARTS, self.attention(words)[:, 0], self.widths.weight)  # [M, D]
+        plan = ops.plan_spans(spans, cu_seqlens=offsets)
+        pooled = ops.span_pool(words, plan, PARTS, self.attention(words)[:, 0], self.widths.weight)  # [M, D]
         member = (entities[:, None] == torch.arange(len(clusters), device=entities.device)).to(pooled.dtype)  # [M, E]
         means = member.T @ pooled / member.sum(0)[:, None].clamp(min=1)
         states = self.states(F.dropout(means, DROPPED, self.training)) + self.counts(_bucket(member.sum(0)))

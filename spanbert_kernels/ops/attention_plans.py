@@ -141,6 +141,8 @@ def plan_attention(
         (3, 3, 2)
     """
     checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
+    checks.check_readable("cu_seqlens", cu_seqlens)
+    checks.check_flag("include_self", include_self)
     documents = len(cu_seqlens) - 1
     if cu_clusters is None:
         queries = keys = "tokens"
@@ -166,8 +168,7 @@ def check_who_sees_whom(
 ) -> None:
     """Clusters, sides and links fit each other. Values are looked at on a CPU only: no synchronisation."""
     for name, value in (("queries", queries), ("keys", keys)):
-        if value not in SIDES:
-            raise ValueError(f'{name} must be "anchors" or "tokens", got {value!r}')
+        checks.check_choice(name, value, SIDES)
     documents = len(cu_seqlens) - 1
     checks.check_offsets("cu_clusters", cu_clusters, documents, "documents")
     checks.check_device("cu_clusters", cu_clusters, "cu_seqlens", cu_seqlens)
@@ -178,6 +179,8 @@ def check_who_sees_whom(
 
 
 def check_links(links: tuple[Tensor, Tensor], cu_clusters: Tensor, documents: int) -> None:
+    if not isinstance(links, (tuple, list)) or len(links) != 2:
+        raise TypeError(f"links must be two tensors (indptr [D + 1], indices), got {checks.shown(links)}")
     indptr, indices = links
     checks.check_index("links[1]", indices, 1, "[links]")
     checks.check_offsets("links[0]", indptr, len(indices), "links")

@@ -78,7 +78,7 @@ class Operation:
 
 @_constant_in_graphs
 def _wish(wish: str | None) -> str | None:
-    return wish or _forced or os.environ.get("SPANBERT_KERNELS_BACKEND") or None
+    return wish if wish is not None else _forced or os.environ.get("SPANBERT_KERNELS_BACKEND") or None
 
 
 @_constant_in_graphs

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import numbers
+import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 INDEX_DTYPES = (torch.int32, torch.int64)
+MOST = 2**31 - 1  # tokens, or anything else that is counted
+
+
+def check_tensor(name: str, value: object, shape: str) -> None:
+    """Every tensor argument passes here first: what is none is named, with its value."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {shape}, got {type(value).__name__}: {shown(value)}")
 
 
 def check_floating(name: str, tensor: Tensor, dims: int, shape: str) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor of shape {shape}, got {type(tensor).__name__}")
+    check_tensor(name, tensor, shape)
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     if tensor.dim() != dims:
@@ -20,12 +29,59 @@ def check_floating(name: str, tensor: Tensor, dims: int, shape: str) -> None:
 
 
 def check_index(name: str, tensor: Tensor, dims: int, shape: str) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor of shape {shape}, got {type(tensor).__name__}")
+    check_tensor(name, tensor, shape)
     if tensor.dtype not in INDEX_DTYPES:
         raise TypeError(f"{name} must be int32 or int64, got {tensor.dtype}")
     if tensor.dim() != dims:
         raise ValueError(f"{name} must have shape {shape}, got {list(tensor.shape)}")
+
+
+def check_readable(name: str, tensor: Tensor) -> None:
+    """For what reads a tensor's values on the host."""
+    if tensor.device.type == "meta":
+        raise TypeError(f"{name} is on meta, where it has no values to read")
+
+
+def check_integer(name: str, value: object, least: int, most: int = MOST) -> int:
+    """A whole number of `least` to `most`, numpy's kinds among them."""
+    if isinstance(value, bool) or not isinstance(value, (numbers.Integral, torch.SymInt)):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}: {shown(value)}")
+    number: int = value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[assignment]
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {shown(number)}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, got {shown(number)}")
+    return number
+
+
+def check_number(name: str, value: object) -> None:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}: {shown(value)}")
+    if isinstance(value, numbers.Real) and not abs(value) <= sys.float_info.max:  # type: ignore[operator]
+        raise ValueError(f"{name} must be finite, got {shown(value)}")
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}: {shown(value)}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """One of some names."""
+    expected = " or ".join(filter(None, (", ".join(f'"{each}"' for each in choices[:-1]), f'"{choices[-1]}"')))
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}: {shown(value)}")
+    if value not in choices:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def shown(value: object) -> str:
+    """A value for a message, on one line and cut."""
+    if isinstance(value, Tensor):
+        return f"a tensor, {value.dtype} of shape {list(value.shape)}"
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
@@ -58,5 +114,6 @@ def check_offsets(name: str, offsets: Tensor, total: int | None, total_name: str
 
 
 def check_probability(name: str, value: float) -> None:
+    check_number(name, value)
     if not 0.0 <= value < 1.0:
         raise ValueError(f"{name} must be in [0, 1), got {value}")

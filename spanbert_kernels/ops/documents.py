@@ -20,13 +20,13 @@ def anchor_indices(cu_seqlens: Tensor, which: str = "last") -> Tensor:
 
     Raises:
         ValueError: `which` is neither, or the offsets do not ascend from 0.
+        TypeError: the offsets are not int32 or int64.
 
     Example:
         >>> anchor_indices(torch.tensor([0, 3, 3, 5])).tolist()
         [2, -1, 4]
     """
-    if which not in ("last", "first"):
-        raise ValueError(f'which must be "last" or "first", got {which!r}')
+    checks.check_choice("which", which, ("last", "first"))
     checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
     begin, end = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     anchor = end - 1 if which == "last" else begin

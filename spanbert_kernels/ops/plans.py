@@ -156,16 +156,18 @@ def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
 
     Raises:
         ValueError: offsets that do not ascend from 0, or a width below 1.
+        TypeError: offsets that are not int32 or int64, a width that is no integer.
 
     Example:
         >>> plan = enumerate_spans(torch.tensor([0, 4]), max_width=3)
         >>> len(plan), plan.max_width
         (9, 3)
     """
-    if max_width < 1:
-        raise ValueError(f"max_width must be at least 1, got {max_width}")
+    max_width = checks.check_integer("max_width", max_width, 1)
     checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
+    checks.check_readable("cu_seqlens", cu_seqlens)
     offsets = cu_seqlens.tolist()
+    checks.check_integer("the last of cu_seqlens", offsets[-1], 0)
     lengths = [after - before for before, after in itertools.pairwise(offsets)]
     widest = max([min(length, max_width) for length in lengths], default=0)
     count = total_width = 0
@@ -179,31 +181,43 @@ def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
     return SpanPlan(count, offsets[-1], widest, total_width, cu_seqlens.device, cu_seqlens=own)
 
 
-def plan_spans(spans: Tensor, *, num_tokens: int | None = None, end_inclusive: bool = True) -> SpanPlan:
+def plan_spans(
+    spans: Tensor, *, num_tokens: int | None = None, cu_seqlens: Tensor | None = None, end_inclusive: bool = True
+) -> SpanPlan:
     """Sort spans once, for many calls.
 
     Args:
         spans: int32 or int64 `[N, 2]`, packed (start, end); overlapping, repeated and empty spans are welcome.
-        num_tokens: T, the tokens of the calls to come; by default as many as the spans reach.
+        num_tokens: T, the tokens of the calls to come; by default as many as the spans reach, or the documents hold.
+        cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents, no border of which a span may cross.
         end_inclusive: the end is the span's last token (default), or the one after it.
 
     Returns:
         A sorted plan. Reads the largest width and end once on the host.
 
     Raises:
-        ValueError: wrong shape, negative `num_tokens`, or a span with tokens that reaches outside `0 .. num_tokens`
-            (the first one is named).
-        TypeError: spans that are not int32 or int64.
+        ValueError: wrong shape, negative `num_tokens`, or a span that reaches outside `0 .. num_tokens` or across the
+            border of a document (the first one is named).
+        TypeError: spans or offsets that are not int32 or int64.
 
     Example:
         >>> plan = plan_spans(torch.tensor([[2, 3], [0, 1]]))
         >>> plan.starts.tolist(), plan.rows.tolist(), plan.max_width
         ([0, 2], [1, 0], 2)
     """
-    if num_tokens is not None and num_tokens < 0:
-        raise ValueError(f"num_tokens must be at least 0, got {num_tokens}")
+    if num_tokens is not None:
+        num_tokens = checks.check_integer("num_tokens", num_tokens, 0)
+    start, end = span_bounds(spans, end_inclusive)
+    checks.check_readable("spans", spans)
+    if cu_seqlens is not None:
+        checks.check_offsets("cu_seqlens", cu_seqlens, num_tokens, "tokens")
+        checks.check_device("cu_seqlens", cu_seqlens, "spans", spans)
+        num_tokens = checks.check_integer("the last of cu_seqlens", int(cu_seqlens[-1]), 0)
     with _fit_for_autograd():
-        return _plan_bounds(*span_bounds(spans, end_inclusive), num_tokens)
+        plan = _plan_bounds(start, end, num_tokens)
+    if cu_seqlens is not None:
+        check_documents(start, end, cu_seqlens)
+    return plan
 
 
 def _plan_bounds(start: Tensor, end: Tensor, num_tokens: int | None) -> SpanPlan:
@@ -211,8 +225,9 @@ def _plan_bounds(start: Tensor, end: Tensor, num_tokens: int | None) -> SpanPlan
     if len(start) == 0:
         none = torch.zeros(0, dtype=torch.int64, device=device)  # `start` may be a view of what the caller has
         return SpanPlan(0, num_tokens or 0, 0, 0, device, none, none, none)
-    reach = int(end.max())
-    total = max(reach, 0) if num_tokens is None else num_tokens
+    total = num_tokens
+    if total is None:
+        total = checks.check_integer("the largest number in spans", max(int(start.max()), int(end.max()), 0), 0)
     check_range(start, end, total)
     # An empty span reads no token: moved to (0, 0), it sorts first and can be left in place by every kernel.
     empty = end <= start
@@ -224,22 +239,49 @@ def _plan_bounds(start: Tensor, end: Tensor, num_tokens: int | None) -> SpanPlan
 
 def span_bounds(spans: Tensor, end_inclusive: bool) -> tuple[Tensor, Tensor]:
     """First token and token after the last, int64 `[N]` each, of a span tensor `[N, 2]`."""
+    checks.check_flag("end_inclusive", end_inclusive)
     checks.check_index("spans", spans, 2, "[N, 2]")
     if spans.shape[1] != 2:
         raise ValueError(f"spans must have shape [N, 2], got {list(spans.shape)}")
     start, end = spans.long().unbind(1)
-    return start, end + 1 if end_inclusive else end
+    # The largest int64 has no successor, and needs none to lie outside.
+    return start, end.clamp(max=torch.iinfo(torch.int64).max - 1) + 1 if end_inclusive else end
 
 
 def check_range(start: Tensor, end: Tensor, num_tokens: int) -> None:
-    """Raise for the first span that has tokens and reaches outside `0 .. num_tokens`."""
-    bad = (end > start) & ((start < 0) | (end > num_tokens))
+    """Raise for the first span that reaches outside `0 .. num_tokens`, or starts there, be it empty."""
+    bad = (start < 0) | (start > num_tokens) | (end > num_tokens)
     if bool(bad.any()):
         row = int(bad.to(torch.uint8).argmax())
         raise ValueError(
-            f"span {row} covers tokens {int(start[row])} to {int(end[row]) - 1}, "
+            f"spans: span {row} covers tokens {int(start[row])} to {int(end[row]) - 1}, "
             f"but hidden has {num_tokens} tokens (0 to {num_tokens - 1})"
         )
+
+
+def check_documents(start: Tensor, end: Tensor, cu_seqlens: Tensor) -> None:
+    """Raise for the first span with tokens of more than one document; the bounds are in range."""
+    offsets = cu_seqlens.long().contiguous()
+    document = torch.searchsorted(offsets[1:], start.contiguous(), right=True).clamp(max=max(len(offsets) - 2, 0))
+    bad = (end > start) & (end > offsets[1:][document]) if len(offsets) > 1 else end > start
+    if bool(bad.any()):
+        row = int(bad.to(torch.uint8).argmax())
+        raise ValueError(
+            f"spans: span {row} covers tokens {int(start[row])} to {int(end[row]) - 1}, not in one document"
+        )
+
+
+def plan_bounds(plan: SpanPlan, end_inclusive: bool) -> tuple[Tensor, Tensor]:
+    """The plan's bounds; it says itself what its spans' ends were."""
+    check_no_ends(end_inclusive)
+    return plan.bounds()
+
+
+def check_no_ends(end_inclusive: bool) -> None:
+    """Raise where a plan is told what the ends of its spans are."""
+    checks.check_flag("end_inclusive", end_inclusive)
+    if not end_inclusive:
+        raise ValueError("end_inclusive=False is for a span tensor: a plan knows its ends, give it to plan_spans")
 
 
 def resolve(
@@ -249,11 +291,13 @@ def resolve(
     synchronisation (on a CPU) or is asked for.
     """
     num_tokens = hidden.shape[0]
+    checks.check_flag("validate", validate)
     if isinstance(spans, SpanPlan):
+        check_no_ends(end_inclusive)
         if spans.num_tokens != num_tokens:
-            raise ValueError(f"the plan was made for {spans.num_tokens} tokens, but hidden has {num_tokens}")
+            raise ValueError(f"spans: the plan was made for {spans.num_tokens} tokens, but hidden has {num_tokens}")
         if spans.device != hidden.device:
-            raise TypeError(f"the plan is on {spans.device}, but hidden is on {hidden.device}")
+            raise TypeError(f"spans: the plan is on {spans.device}, but hidden is on {hidden.device}")
         return spans
     start, end = span_bounds(spans, end_inclusive)
     checks.check_device("spans", spans, "hidden", hidden)
@@ -310,6 +354,7 @@ def width_index(widths: Tensor, table_rows: int, width_rows: Callable[[Tensor], 
         return widths.clamp(1, table_rows) - 1
     index = width_rows(widths.clamp(min=1))
     checks.check_index("the result of width_rows", index, 1, "[N]")
+    checks.check_device("the result of width_rows", index, "the widths that it was given", widths)
     if index.shape != widths.shape:
         raise ValueError(f"width_rows must return one row per width ({len(widths)}), got {list(index.shape)}")
     if index.device.type == "cpu" and not torch.compiler.is_compiling() and len(index):
@@ -317,3 +362,8 @@ def width_index(widths: Tensor, table_rows: int, width_rows: Callable[[Tensor], 
         if low < 0 or high >= table_rows:
             raise ValueError(f"width_rows gave row {low if low < 0 else high}, but the table has {table_rows} rows")
     return index.long()
+
+
+def check_width_rows(width_rows: object) -> None:
+    if width_rows is not None and not callable(width_rows):
+        raise TypeError(f"width_rows must be a function from widths to rows, got {type(width_rows).__name__}")

@@ -29,6 +29,7 @@ from pool_cases import (
     pool_inputs,
     score_terms,
     with_enumeration,
+    with_half_open_plan,
     with_plan,
     without_spans,
     without_tokens,
@@ -199,8 +200,8 @@ LINEAR_CASES = (
     row("mention", MENTION, partial(many, heads=1, table=3), activation="relu", compiled=("eager",)),
     row("no bias", ["end", "sum"], many, bias=False),
     row("width alone", ["width"], partial(many, table=4), width_rows=buckets),
-    row("half-open plan", ["mean", "width"], partial(many, table=4), arguments=partial(with_plan, end_inclusive=False),
-        end_inclusive=False, activation="gelu"),
+    row("half-open plan", ["mean", "width"], partial(many, table=4), arguments=with_half_open_plan,
+        activation="gelu"),
     row("enumerated", LINEAR, documents, arguments=with_enumeration, activation="relu", compiled=("cpu",)),
     row("no tokens", LINEAR, without_tokens, activation="gelu"),
     # A block of columns, vectors and a rest after it; several ranges of groups.

@@ -136,6 +136,12 @@ def with_plan(tensors: Tensors, **options: Any) -> dict[str, Any]:
     return {**tensors, "spans": plan_spans(tensors["spans"], num_tokens=len(tensors["hidden"]), **options)}
 
 
+def with_half_open_plan(tensors: Tensors) -> dict[str, Any]:
+    """The plan of the same spans, given by the token after their last."""
+    step = torch.tensor([0, 1], device=tensors["spans"].device)
+    return with_plan({**tensors, "spans": tensors["spans"] + step}, end_inclusive=False)
+
+
 def with_enumeration(tensors: Tensors) -> dict[str, Any]:
     rest = {name: t for name, t in tensors.items() if name != "cu_seqlens"}
     return {**rest, "spans": enumerate_spans(tensors["cu_seqlens"], 3)}

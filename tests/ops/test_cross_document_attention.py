@@ -335,7 +335,7 @@ def csr(*rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     ("error", "text", "changes"),
     [
         bad(ValueError, 'queries must be "anchors" or "tokens", got \'rows\'', queries="rows"),
-        bad(ValueError, 'keys must be "anchors" or "tokens", got None', keys=None),
+        bad(TypeError, 'keys must be "anchors" or "tokens", got NoneType', keys=None),
         bad(ValueError, 'normalize must be "joint" or "pairwise", got \'sum\'', normalize="sum"),
         bad(ValueError, "return_lse needs normalize=\"joint\", got 'pairwise'", normalize="pairwise", return_lse=True),
         bad(ValueError, r"q must have shape \[rows, heads, head_dim\], got \[6, 6\]", q=torch.zeros(6, 6)),

@@ -249,7 +249,7 @@ def test_what_is_dropped_may_be_infinite(backend: str, enumerated: bool) -> None
 @everywhere
 def test_empty_spans_score_the_activated_bias(backend: str) -> None:
     tensors = make(LINEAR)
-    tensors["spans"][[0, 5, 12]] = torch.tensor([[3, 2], [50, 40], [-7, -9]])
+    tensors["spans"][[0, 5, 12]] = torch.tensor([[3, 2], [8, 5], [0, -1]])
     output = span_score(**tensors, parts=LINEAR, activation="gelu", backend=backend)
     inner = torch.nn.functional.gelu(tensors["bias"])
     expected = tensors["out_weight"] @ inner + tensors["out_bias"]
@@ -310,7 +310,7 @@ H, S = torch.zeros(4, 3), torch.zeros(5, 2, dtype=torch.int64)
         bad(ValueError, r"out_bias must have shape \[1\], got \[2\]", out_bias=torch.zeros(2)),
         bad(ValueError, r"dropout_p must be in \[0, 1\), got 1.0", dropout_p=1.0),
         bad(TypeError, "seed must be one int64 number", dropout_p=0.1, seed=torch.zeros(2).long()),
-        bad(ValueError, "unknown activation 'tanh'", activation="tanh"),
+        bad(ValueError, "activation must be .*'tanh'", activation="tanh"),
     ],
 )  # fmt: skip
 def test_bad_arguments(backend: str, error: type[Exception], text: str, changes: dict[str, Any]) -> None:

@@ -122,8 +122,7 @@ def _check(start: Tensor, end: Tensor, weight: Tensor | None, max_width: int, cu
         checks.check_same("weight", weight, "start", start)
         if weight.shape != (start.shape[1], end.shape[1]):
             raise ValueError(f"weight must be {[start.shape[1], end.shape[1]]}, got {list(weight.shape)}")
-    if max_width < 1:
-        raise ValueError(f"max_width must be at least 1, got {max_width}")
+    checks.check_integer("max_width", max_width, 1)
     if cu_seqlens is not None:
         checks.check_offsets("cu_seqlens", cu_seqlens, start.shape[0], "tokens")
         checks.check_device("cu_seqlens", cu_seqlens, "start", start)

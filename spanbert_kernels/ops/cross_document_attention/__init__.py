@@ -11,7 +11,13 @@ from spanbert_kernels.ops import attention_plans, checks, library
 from spanbert_kernels.ops.attention_plans import AttentionPlan, AttentionWork
 from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.cross_document_attention import reference
-from spanbert_kernels.ops.document_attention import WORK_TENSORS, DocumentAttention, check_dropout, check_heads
+from spanbert_kernels.ops.document_attention import (
+    WORK_TENSORS,
+    DocumentAttention,
+    check_dropout,
+    check_heads,
+    check_scale,
+)
 
 __all__ = ["cross_document_attention"]
 
@@ -108,8 +114,9 @@ def cross_document_attention(
         >>> cross_document_attention(q, k, v, cu_seqlens, cu_clusters).view(3, 2).tolist()
         [[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
     """
-    if normalize not in NORMALIZATIONS:
-        raise ValueError(f'normalize must be "joint" or "pairwise", got {normalize!r}')
+    checks.check_choice("normalize", normalize, NORMALIZATIONS)
+    for name, flag in (("include_self", include_self), ("return_lse", return_lse), ("return_weights", return_weights)):
+        checks.check_flag(name, flag)
     if return_lse and normalize != "joint":
         raise ValueError(f'return_lse needs normalize="joint", got {normalize!r}')
     check_heads(q, k, v, "rows")
@@ -126,7 +133,7 @@ def cross_document_attention(
     _check_rows("q", q, plan.queries, plan.cu_seqlens)
     _check_rows("k", k, plan.keys, plan.cu_seqlens)
     seed = check_dropout(dropout_p, seed, q)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    scale = check_scale(scale, q)
     backend = OPERATION.choose(q, backend)
     weights: Tensor | None
     if backend == "eager":

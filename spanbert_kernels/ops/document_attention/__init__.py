@@ -67,14 +67,21 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor, rows: str) -> None:
 def check_dropout(dropout_p: float, seed: Tensor | None, q: Tensor) -> Tensor | None:
     """The seed of this call: the one given, a fresh one, or None where nothing is dropped."""
     checks.check_probability("dropout_p", dropout_p)
-    if dropout_p == 0.0:
-        return None
     if seed is None:
-        return philox.new_seed(q.device)
+        return None if dropout_p == 0.0 else philox.new_seed(q.device)
+    checks.check_tensor("seed", seed, "[1]")
     if seed.dtype != torch.int64 or seed.numel() != 1:
         raise TypeError(f"seed must be one int64 number in a tensor, got {seed.dtype} of shape {list(seed.shape)}")
     checks.check_device("seed", seed, "q", q)
-    return seed.reshape(1)
+    return None if dropout_p == 0.0 else seed.reshape(1)
+
+
+def check_scale(scale: float | None, q: Tensor) -> float:
+    """The scale of the logits, by default that of the heads' size."""
+    if scale is None:
+        return q.shape[2] ** -0.5
+    checks.check_number("scale", scale)
+    return scale
 
 
 def document_attention(
@@ -129,7 +136,8 @@ def document_attention(
         plan = AttentionPlan(cu_seqlens, None, "tokens", "tokens", True, None, q.shape[0], max_seqlen or 0, 1)
     checks.check_device("cu_seqlens", plan.cu_seqlens, "q", q)
     seed = check_dropout(dropout_p, seed, q)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    scale = check_scale(scale, q)
+    checks.check_flag("return_lse", return_lse)
     backend = OPERATION.choose(q, backend)
     if backend == "eager":
         known = max(plan.max_seqlen, 1) if plan is cu_seqlens else max_seqlen
@@ -151,7 +159,10 @@ def _check_plan(plan: AttentionPlan, q: Tensor) -> AttentionPlan:
 
 
 def _check_max_seqlen(max_seqlen: int | None, cu_seqlens: Tensor) -> None:
-    if max_seqlen is None or cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+    if max_seqlen is None:
+        return
+    checks.check_integer("max_seqlen", max_seqlen, 0)
+    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
         return
     for document, length in enumerate(cu_seqlens.diff().tolist()):
         if length > max_seqlen:

@@ -40,6 +40,10 @@ class PackedWeight:
     panels: Tensor
     out_features: int
 
+    def __post_init__(self) -> None:
+        checks.check_floating("panels", self.panels, 3, "[panels, in, width]")
+        checks.check_integer("out_features", self.out_features, 0, self.panels.shape[0] * self.panels.shape[2])
+
 
 def pack_weight(weight: Tensor) -> PackedWeight:
     """Lays out a copy of `weight [out, in]`, for this processor, to be used with `packed_linear`.
@@ -105,6 +109,7 @@ def packed_linear(
     for name, tensor, shape in (("bias", bias, (out_features,)), ("residual", residual, (x.shape[0], out_features))):
         if tensor is None:
             continue
+        checks.check_floating(name, tensor, len(shape), "[out]" if name == "bias" else "[T, out]")
         checks.check_same(name, tensor, "x", x)
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")

@@ -64,8 +64,14 @@ def prune_spans(
         >>> prune_spans(spans, torch.tensor([1.0, 2.0, 0.5, -1.0]), k=2).tolist()
         [2, 1]
     """
-    start, end = spans.bounds() if isinstance(spans, SpanPlan) else plans.span_bounds(spans, end_inclusive)
+    if isinstance(spans, SpanPlan):
+        start, end = plans.plan_bounds(spans, end_inclusive)
+    else:
+        start, end = plans.span_bounds(spans, end_inclusive)
+    checks.check_flag("non_crossing", non_crossing)
     checks.check_floating("scores", scores, 1, "[N]")
+    for name, tensor in (("spans", start), ("scores", scores)):
+        checks.check_readable(name, tensor)
     if len(scores) != len(start):
         raise ValueError(f"scores must hold one score for each of {len(start)} spans, got {list(scores.shape)}")
     device = scores.device
@@ -91,9 +97,10 @@ def _budgets(k: int | Tensor, cu_seqlens: Tensor | None, start: Tensor, end: Ten
     if cu_seqlens is None:
         if isinstance(k, Tensor):
             raise ValueError("k as a tensor holds a number for each document: it needs cu_seqlens")
-        if k < 0:
-            raise ValueError(f"k must be at least 0, got {k}")
+        checks.check_integer("k", k, 0)
         return torch.tensor([min(k, len(start))]), torch.zeros_like(start)
+    checks.check_index("cu_seqlens", cu_seqlens, 1, "[documents + 1]")
+    checks.check_readable("cu_seqlens", cu_seqlens)
     offsets = cu_seqlens.cpu()
     checks.check_offsets("cu_seqlens", offsets, None, "tokens")
     documents = len(offsets) - 1
@@ -101,8 +108,10 @@ def _budgets(k: int | Tensor, cu_seqlens: Tensor | None, start: Tensor, end: Ten
         checks.check_index("k", k, 1, "[documents]")
         if len(k) != documents:
             raise ValueError(f"k must hold a number for each of {documents} documents, got {list(k.shape)}")
+        checks.check_readable("k", k)
         budgets = k.cpu().long()
     else:
+        checks.check_integer("k", k, 0)
         budgets = torch.full((documents,), k, dtype=torch.int64)
     if documents and int(budgets.min()) < 0:
         raise ValueError(f"k must be at least 0, got {int(budgets.min())}")
@@ -112,5 +121,7 @@ def _budgets(k: int | Tensor, cu_seqlens: Tensor | None, start: Tensor, end: Ten
     bad |= last >= offsets[1:][document.clamp(max=documents - 1)] if documents else True
     if bool(bad.any()):
         row = int(bad.to(torch.uint8).argmax())
-        raise ValueError(f"span {row} covers tokens {int(start[row])} to {int(end[row]) - 1}, not in one document")
+        raise ValueError(
+            f"spans: span {row} covers tokens {int(start[row])} to {int(end[row]) - 1}, not in one document"
+        )
     return budgets, document

@@ -92,6 +92,7 @@ def span_gather(
         ([1.0, 2.0, 2.0, 3.0], [0, 2, 4])
     """
     checks.check_floating("hidden", hidden, 2, "[T, H]")
+    checks.check_flag("padded", padded)
     resolved = plans.resolve(spans, hidden, end_inclusive, validate)
     chosen = OPERATION.choose(hidden, backend)
     start, end = resolved.bounds() if isinstance(resolved, SpanPlan) else resolved

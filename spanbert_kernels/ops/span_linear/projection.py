@@ -125,8 +125,8 @@ def check_call(
     """Everything that both operations check, and the backend of the call."""
     checks.check_floating("hidden", hidden, 2, "[T, H]")
     codes = check_parts(parts)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}; there are {', '.join(ACTIVATIONS)}")
+    checks.check_choice("activation", activation, ACTIVATIONS)
+    plans.check_width_rows(width_rows)
     resolved = plans.resolve(spans, hidden, end_inclusive, validate)
     chosen = operation.choose(hidden, backend)
     scores = check_scores(scores, hidden, parts)

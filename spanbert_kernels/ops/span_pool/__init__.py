@@ -153,6 +153,7 @@ def span_pool(
         [[2.0, 3.5, 3.0, 5.0], [1.5, 5.5, 3.0, 9.0]]
     """
     checks.check_floating("hidden", hidden, 2, "[T, H]")
+    plans.check_width_rows(width_rows)
     codes = check_parts(parts)
     resolved = plans.resolve(spans, hidden, end_inclusive, validate)
     chosen = OPERATION.choose(hidden, backend)
@@ -175,15 +176,16 @@ def span_pool(
 
 
 def check_parts(parts: Sequence[str]) -> list[int]:
-    if isinstance(parts, str):
-        raise TypeError(f"parts must be a sequence of names, got the string {parts!r}")
+    if isinstance(parts, (str, bytes)) or not isinstance(parts, Sequence):
+        kind = f"the string {parts!r}" if isinstance(parts, str) else type(parts).__name__
+        raise TypeError(f"parts must be a sequence of names, got {kind}")
     if not parts:
         raise ValueError(f"parts is empty; it takes any of {', '.join(PARTS)}")
     for part in parts:
         if part not in PARTS:
-            raise ValueError(f"unknown part {part!r}; there are {', '.join(PARTS)}")
+            raise ValueError(f"parts: unknown part {part!r}; there are {', '.join(PARTS)}")
         if list(parts).count(part) > 1:
-            raise ValueError(f"part {part!r} is named twice in {list(parts)}")
+            raise ValueError(f"parts: part {part!r} is named twice in {list(parts)}")
     return [PARTS.index(part) for part in parts]
 
 
@@ -193,8 +195,7 @@ def check_scores(scores: Tensor | None, hidden: Tensor, parts: Sequence[str]) ->
         return None
     if scores is None:
         raise ValueError("part 'attention' needs scores [T] or [T, K], got None")
-    if not isinstance(scores, Tensor):
-        raise TypeError(f"scores must be a tensor of shape [T] or [T, K], got {type(scores).__name__}")
+    checks.check_tensor("scores", scores, "[T] or [T, K]")
     checks.check_device("scores", scores, "hidden", hidden)
     if not scores.dtype.is_floating_point:
         raise TypeError(f"scores must be floating point, got {scores.dtype}")

@@ -12,6 +12,7 @@ from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.document_attention import check_dropout
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_linear import projection
+from spanbert_kernels.ops.span_pool import PARTS, check_parts
 from spanbert_kernels.ops.span_score import reference
 
 __all__ = ["span_score"]
@@ -145,10 +146,10 @@ def span_score(
         >>> span_score(hidden, torch.tensor([[0, 0], [1, 2], [0, 2]]), ["start"], weight, None, out_weight).tolist()
         [6.0, 15.0, 6.0]
     """
-    if "max" in parts and not isinstance(parts, str):
+    if "max" in [PARTS[code] for code in check_parts(parts)]:
         raise ValueError(
-            "span_score takes no part 'max': it is not linear, so its layer cannot be pooled after the projection; "
-            "use span_linear(..., activation=...) and a second linear layer"
+            "parts: span_score takes no part 'max': it is not linear, so its layer cannot be pooled after the "
+            "projection; use span_linear(..., activation=...) and a second linear layer"
         )
     call = projection.check_call(
         OPERATION, hidden, spans, parts, weight, bias, scores, width_embedding, activation, width_rows, end_inclusive,
@@ -182,6 +183,6 @@ def _check_second_layer(
             f"out_weight must have shape [S, O] or [O], O = {inner}, the rows of weight, got {list(out_weight.shape)}"
         )
     rows = (out_weight[None] if dims == 1 else out_weight).to(hidden.dtype)  # call.hidden has been widened
-    if out_bias is not None and out_bias.dim() == 0 and dims == 1:
+    if isinstance(out_bias, Tensor) and out_bias.dim() == 0 and dims == 1:
         out_bias = out_bias[None]
     return rows, projection.check_vector("out_bias", out_bias, len(rows), hidden)

@@ -1,0 +1,257 @@
+"""Wrong kinds of arguments: every argument of every public operation refuses each, by name, before any kernel runs.
+
+Operations and their arguments are read from their signatures. A new operation needs a row in CALLS, a new argument an
+entry in KINDS, or the test fails.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from spanbert_kernels import ops
+
+T, H, OUT = 6, 4, 5
+OFFSETS = torch.tensor([0, 2, 6])
+SPANS = torch.tensor([[0, 1], [2, 5], [3, 3]])
+PARTS = ["start", "mean", "attention", "width"]
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape)
+
+
+def pooling() -> dict[str, Any]:
+    table, scores = ones(3, 2), ones(T)
+    return {"hidden": ones(T, H), "spans": SPANS, "parts": PARTS, "scores": scores, "width_embedding": table}
+
+
+def layer() -> dict[str, Any]:
+    return {**pooling(), "weight": ones(OUT, 3 * H + 2), "bias": ones(OUT)}
+
+
+def heads() -> dict[str, Any]:
+    return {"q": ones(2, 1, H), "k": ones(2, 1, H), "v": ones(2, 1, H), "cu_seqlens": OFFSETS}
+
+
+SEEDED = {"dropout_p": 0.5, "seed": torch.tensor([1])}
+LINKS = (torch.tensor([0, 1, 2]), torch.tensor([1, 0]))
+
+# A call of every public operation that works.
+CALLS: dict[str, Callable[[], dict[str, Any]]] = {
+    "anchor_indices": lambda: {"cu_seqlens": OFFSETS},
+    "banded_span_scores": lambda: {
+        "start": ones(T, H), "end": ones(T, OUT), "weight": ones(H, OUT), "max_width": 3, "cu_seqlens": OFFSETS
+    },
+    "cross_document_attention": lambda: {**heads(), **SEEDED, "cu_clusters": torch.tensor([0, 2]), "links": LINKS},
+    "document_attention": lambda: {**{name: ones(T, 1, H) for name in "qkv"}, "cu_seqlens": OFFSETS, **SEEDED},
+    "enumerate_spans": lambda: {"cu_seqlens": OFFSETS, "max_width": 3},
+    "pack_weight": lambda: {"weight": ones(OUT, H)},
+    "packed_linear": lambda: {
+        "x": ones(T, H), "weight": ops.pack_weight(ones(OUT, H)), "bias": ones(OUT), "residual": ones(T, OUT)
+    },
+    "plan_attention": lambda: {"cu_seqlens": OFFSETS, "cu_clusters": torch.tensor([0, 2]), "links": LINKS},
+    "plan_spans": lambda: {"spans": SPANS, "num_tokens": T, "cu_seqlens": OFFSETS},
+    "prune_spans": lambda: {"spans": SPANS, "scores": ones(3), "k": torch.tensor([1, 1]), "cu_seqlens": OFFSETS},
+    "span_gather": lambda: {"hidden": ones(T, H), "spans": SPANS},
+    "span_linear": layer,
+    "span_pool": pooling,
+    "span_score": lambda: {**layer(), "out_weight": ones(2, OUT), "out_bias": ones(2), **SEEDED},
+}  # fmt: skip
+
+
+class Kind(NamedTuple):
+    """What an argument may be: not one of `wrong`, nor what `also` makes of the good value."""
+
+    wrong: dict[str, Any]
+    also: Callable[[Any], dict[str, Any]] = lambda good: {}
+    optional: bool = False
+
+
+def generator() -> Iterator[str]:
+    yield from PARTS
+
+
+NO_TENSOR: dict[str, Any] = {
+    "a float": 1.0, "an integer": 3, "a flag": True, "a string": "mean", "an array": np.ones(3), "a list": [1.0, 2.0],
+    "a generator": generator(), "an object": object(),
+}  # fmt: skip
+
+
+def like_floating(good: Tensor) -> dict[str, Any]:
+    return {
+        "int64": good.long(), "bool": good.bool(), "complex": good.to(torch.complex64), "meta": good.to("meta"),
+        "a dimension more": good[None, None], "a scalar": torch.tensor(1.0), "a row more": torch.cat([good, good[:1]]),
+    }  # fmt: skip
+
+
+def like_index(good: Tensor) -> dict[str, Any]:
+    return {
+        "int16": good.short(), "float32": good.float(), "bool": good.bool(), "meta": good.to("meta"),
+        "a dimension more": good[None], "a scalar": torch.tensor(1), "negative": good - 100,
+        "far outside": good + 2**40, "the largest": torch.full_like(good, 2**63 - 1),
+        "the smallest": torch.full_like(good, -(2**63)),
+    }  # fmt: skip
+
+
+def offsets_like(good: Tensor) -> dict[str, Any]:
+    return {**like_index(good), "none": good[:0], "falling": good.flip(0), "a pair": (good, good)}
+
+
+def but(kind: Kind, *names: str) -> Kind:
+    """Without what is right for an argument."""
+
+    def also(good: Any) -> dict[str, Any]:
+        return {name: value for name, value in kind.also(good).items() if name not in names}
+
+    return Kind({name: value for name, value in kind.wrong.items() if name not in names}, also, kind.optional)
+
+
+def whole(least: int) -> Kind:
+    numbers = {"below": least - 1, "negative": -3, "huge": 2**63, "a fraction": 2.5, "nan": float("nan")}
+    return but(Kind({**NO_TENSOR, **numbers, "a tensor": ones(2)}), "an integer")
+
+
+FLOATING = Kind(NO_TENSOR, like_floating)
+OPTIONAL = Kind(NO_TENSOR, like_floating, optional=True)
+# Whose rows, or whose rows and device, nothing else says.
+ROWS = but(FLOATING, "a row more")
+ALONE = but(FLOATING, "meta", "a row more")
+INDEX, OFFSET = Kind(NO_TENSOR, like_index), Kind(NO_TENSOR, offsets_like)
+FLAG = Kind({"an integer": 1, "nothing": None, "a string": "no", "a tensor": torch.tensor([True]), "numpy": np.ones(1)})
+NUMBER = Kind({"nan": float("nan"), "infinite": float("inf"), "a flag": True, "a string": "1", "a tensor": ones(1),
+               "complex": 1j, "a list": [1.0], "beyond floats": 10**400})  # fmt: skip
+CHOICE = Kind({"unknown": "everything", "an integer": 1, "a flag": False, "no letters": "", "a list": ["last"],
+               "a tensor": ones(2), "bytes": b"relu", "a generator": generator()})  # fmt: skip
+FUNCTION = Kind({"an integer": 3, "a string": "width", "a tensor": ones(3), "a list": [0, 1]}, lambda good: {
+    "other device": lambda widths: (widths * 0).to("meta"), "float": lambda widths: widths * 0.0,
+    "int16": lambda widths: (widths * 0).short(), "bool": lambda widths: widths > 5, "short": lambda widths: widths[:1],
+    "a column": lambda widths: (widths * 0)[:, None], "negative": lambda widths: widths * 0 - 1,
+    "beyond": lambda widths: widths * 0 + 3, "nothing": lambda widths: None, "a list": lambda widths: widths.tolist(),
+})  # fmt: skip
+NAMES = Kind({**NO_TENSOR, "none": [], "unknown": ["median"], "twice": ["mean", "mean"], "integers": [0, 1],
+              "nothing": None, "a set": {"mean"}, "bytes": b"mean", "in a list": [["mean"]]})  # fmt: skip
+SEED = Kind(NO_TENSOR, lambda good: {
+    "int32": good.int(), "float": good.float(), "two": torch.tensor([1, 2]), "none": good[:0], "meta": good.to("meta")
+}, optional=True)  # fmt: skip
+CSR = Kind({**NO_TENSOR, "one": (OFFSETS,), "three": (OFFSETS, OFFSETS, OFFSETS), "no tensors": (1, 2)}, lambda good: {
+    "float offsets": (good[0].float(), good[1]), "float targets": (good[0], good[1].float()),
+    "meta": (good[0].to("meta"), good[1].to("meta")), "beyond": (good[0], good[1] + 5), "short": (good[0][:1], good[1]),
+    "negative": (good[0], good[1] - 5), "a tensor": good[0],
+}, optional=True)  # fmt: skip
+
+# Every argument, by name, or by "operation.name" where it means something of its own.
+KINDS: dict[str, Kind] = {
+    "activation": CHOICE,
+    "backend": CHOICE,
+    "bias": OPTIONAL,
+    "cu_clusters": OFFSET,
+    "cu_seqlens": OFFSET,
+    "anchor_indices.cu_seqlens": but(OFFSET, "meta", "far outside"),
+    "dropout_p": Kind({**NUMBER.wrong, "one": 1.0, "negative": -0.1}),
+    "end": FLOATING,
+    "end_inclusive": FLAG,
+    "hidden": ALONE,
+    "include_self": FLAG,
+    "k": FLOATING,
+    "prune_spans.k": but(Kind(whole(0).wrong, like_index), "huge", "far outside", "the largest"),
+    "keys": CHOICE,
+    "links": CSR,
+    "max_seqlen": whole(1),
+    "max_width": whole(1),
+    "non_crossing": FLAG,
+    "normalize": CHOICE,
+    "num_tokens": whole(0),
+    "out_bias": but(OPTIONAL, "a scalar"),
+    "out_weight": ROWS,
+    "padded": FLAG,
+    "parts": NAMES,
+    "q": FLOATING,
+    "queries": CHOICE,
+    "residual": OPTIONAL,
+    "return_lse": FLAG,
+    "return_weights": FLAG,
+    "scale": NUMBER,
+    "scores": FLOATING,
+    "seed": SEED,
+    "spans": INDEX,
+    "start": FLOATING,
+    "v": FLOATING,
+    "validate": FLAG,
+    "weight": ROWS,
+    "pack_weight.weight": ALONE,
+    "packed_linear.weight": Kind({**NO_TENSOR, "a tensor": ones(OUT, H)}),
+    "which": CHOICE,
+    "width_embedding": ROWS,
+    "width_rows": FUNCTION,
+    "x": ALONE,
+}
+
+PUBLIC = {
+    name: getattr(ops, name)
+    for name in ops.__all__
+    if inspect.isfunction(getattr(ops, name))
+}  # fmt: skip
+
+
+def kind_of(operation: str, argument: str) -> Kind:
+    return KINDS.get(f"{operation}.{argument}") or KINDS[argument]
+
+
+ARGUMENTS = [(name, argument) for name, call in PUBLIC.items() for argument in inspect.signature(call).parameters]
+
+
+def test_every_operation_has_a_call_that_works() -> None:
+    assert sorted(CALLS) == sorted(PUBLIC)
+    for name, call in PUBLIC.items():
+        call(**CALLS[name]())
+
+
+@pytest.mark.parametrize(("operation", "argument"), ARGUMENTS, ids=".".join)
+def test_no_wrong_kind_is_taken(operation: str, argument: str) -> None:
+    kind, good = kind_of(operation, argument), CALLS[operation]()
+    wrong = {**kind.wrong, **kind.also(good.get(argument))}
+    if argument in good and not kind.optional and good[argument] is not None:
+        default = inspect.signature(PUBLIC[operation]).parameters[argument].default
+        if default is inspect.Parameter.empty and argument != "weight":
+            wrong["nothing at all"] = None
+    taken = []
+    for what, value in wrong.items():
+        try:
+            PUBLIC[operation](**{**good, argument: value})
+        except (TypeError, ValueError) as error:
+            if argument not in str(error) or "unexpected keyword" in str(error):
+                taken.append(f"{what}: not named in {error}")
+        except Exception as error:
+            taken.append(f"{what}: {type(error).__name__}: {error}")
+        else:
+            taken.append(f"{what}: taken")
+    assert not taken, "\n".join(taken)
+
+
+@pytest.mark.parametrize("operation", [n for n, a in ARGUMENTS if a == "end_inclusive" and n != "plan_spans"])
+def test_a_plan_takes_no_word_about_its_ends(operation: str) -> None:
+    for plan in (ops.plan_spans(SPANS, num_tokens=T), ops.enumerate_spans(torch.tensor([0, 1, 2, 3]), 1)):
+        with pytest.raises(ValueError, match="end_inclusive=False is for a span tensor"):
+            PUBLIC[operation](**{**CALLS[operation](), "spans": plan, "end_inclusive": False})
+
+
+@pytest.mark.parametrize("operation", [n for n, a in ARGUMENTS if a == "spans" and n != "prune_spans"])
+@pytest.mark.parametrize(("start", "end"), [(0, 2**63 - 1), (7, 4), (7, 6), (2**63 - 1, 0), (-1, -5), (5, 6), (6, 6)])
+def test_a_span_lies_inside_the_tokens_and_an_empty_one_starts_there(operation: str, start: int, end: int) -> None:
+    spans = torch.tensor([[0, 1], [start, end], [6, 5]])
+    with pytest.raises(ValueError, match=f"span 1 covers tokens {start} to .*, but hidden has 6 tokens"):
+        PUBLIC[operation](**{**CALLS[operation](), "spans": spans})
+
+
+@pytest.mark.parametrize("operation", ["plan_spans", "prune_spans"])
+def test_a_span_crosses_no_border_of_documents(operation: str) -> None:
+    for spans, row in (([[0, 1], [1, 2], [2, 5]], 1), ([[2, 5], [0, 0], [0, 5]], 2)):
+        with pytest.raises(ValueError, match=f"span {row} covers tokens .*, not in one document"):
+            PUBLIC[operation](**{**CALLS[operation](), "spans": torch.tensor(spans)})
