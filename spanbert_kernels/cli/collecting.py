@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import psutil
-
 from spanbert_kernels.data.documents import (
     CORPUS_SUFFIXES,
     READERS,
@@ -20,7 +18,7 @@ from spanbert_kernels.data.documents import (
     read_plain,
     sniff,
 )
-from spanbert_kernels.data.faults import NotText
+from spanbert_kernels.data.faults import NotAFile, NotText
 from spanbert_kernels.data.text import encodable, read_text
 
 # Not documents, whatever their suffix, when they are met in a folder.
@@ -34,7 +32,6 @@ _OTHER_SUFFIXES = frozenset(
     {".csv", ".tsv", ".html", ".css", ".js", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".lock", ".log"}
     | {".py", ".ipynb", ".sh", ".c", ".h", ".cpp", ".cu", ".java", ".rs", ".go"}
 )
-MEMORY_OF_TEXT = 6  # bytes that a byte of a file takes while it is decoded and parsed
 
 
 @dataclass
@@ -165,13 +162,9 @@ def _read_text(path: Path) -> str:
         OSError: it cannot be read.
         NotADocument: it is no file, or not text.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise NotADocument("is not a file")
-    size, free = status.st_size, psutil.virtual_memory().available
-    if size * MEMORY_OF_TEXT > free:
-        raise NotADocument(f"has {size / 2**20:,.0f} MiB, more than {free / 2**20:,.0f} MiB of free memory can work on")
     try:
         return read_text(path)
+    except NotAFile as fault:
+        raise NotADocument(fault.reason) from None
     except NotText as fault:
         raise NotADocument(f"is {fault.reason}") from None

@@ -85,7 +85,10 @@ def in_words() -> Iterator[None]:
     """Makes of what a user can put right a `UserError`, of an interrupt and a closed pipe an exit; a bug passes."""
     try:
         yield
-    except (click.ClickException, click.exceptions.Exit):
+    except click.exceptions.Exit:
+        raise
+    except click.ClickException as error:
+        error.message = formatting.for_terminal(error.message)
         raise
     except (KeyboardInterrupt, click.Abort):
         with contextlib.suppress(OSError):

@@ -33,7 +33,7 @@ def pour(text: str) -> None:
     if sys.stdout is not None and sys.stdout.isatty():
         text = re.sub(r"[^\t\n]+", lambda cell: formatting.one_line(cell[0]), text)
     with _named():
-        click.echo(text, nl=False)
+        click.echo(text, nl=False, color=True)  # click would take what looks like a colour out of the results
 
 
 class Console(console.Console):

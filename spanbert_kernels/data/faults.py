@@ -21,6 +21,14 @@ class DataFault(ValueError):
         self.path, self.line, self.reason = path, line, reason
 
 
+class NotAFile(ValueError):
+    """A path that is not read; the reason follows its name."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} {reason}")
+        self.path, self.reason = path, reason
+
+
 class NotText(DataFault):
     """A file that is not text in an encoding that is read; the reason names the byte."""
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import codecs
 import re
+import stat
 from pathlib import Path
 
-from spanbert_kernels.data.faults import NotText
+from spanbert_kernels.data import memory
+from spanbert_kernels.data.faults import NotAFile, NotText
 
 BLANKS = " \t"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+MEMORY_OF_TEXT = 6  # bytes that a byte of a file takes while it is decoded and parsed
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 _LINE_END = re.compile("\r\n?|\n")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -17,10 +27,22 @@ def read_text(path: Path) -> str:
     """The text of a file.
 
     Raises:
+        NotAFile: it is a pipe, a socket or a device, which may never end, or more than there is memory for, or stands
+            for a file that is elsewhere.
         NotText: it is neither UTF-8 nor UTF-16 with a byte order mark.
         OSError: it cannot be read.
     """
-    return decode(path.read_bytes(), path)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise NotAFile(path, f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')}, not a file")
+    free = memory.available()
+    if status.st_size * MEMORY_OF_TEXT > free:
+        size = f"{status.st_size / 2**20:,.0f} MiB"
+        raise NotAFile(path, f"has {size}, more than the {free / 2**20:,.0f} MiB of free memory can work on: split it")
+    data = path.read_bytes()
+    if data.startswith(LFS_POINTER):
+        raise NotAFile(path, "is a Git LFS pointer, not the file itself: fetch that with `git lfs pull`")
+    return decode(data, path)
 
 
 def decode(data: bytes, path: Path) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from transformers import BertTokenizer
 
 from spanbert_kernels.models.checkpoints import resolve_tokenizer, what_would_work
-from spanbert_kernels.models.damage import loading
+from spanbert_kernels.models.damage import CannotLoad, damage, loading
 
 
 class SpanBERTTokenizer(BertTokenizer):
@@ -48,6 +49,8 @@ class SpanBERTTokenizer(BertTokenizer):
             vocab = os.fspath(vocab)
             if not os.path.isfile(vocab):
                 raise FileNotFoundError(f"there is no vocabulary file {vocab!r}")
+            if (reason := damage(Path(vocab))) is not None:
+                raise CannotLoad(f"cannot load vocabulary {vocab}: it {reason}")
         super().__init__(vocab=vocab, do_lower_case=False, **kwargs)
 
     @classmethod

@@ -110,7 +110,7 @@ def test_paths_that_lead_nowhere(write: Write, tmp_path: Path) -> None:
     assert reasons(tmp_path / "empty") == {"empty": "the folder holds no files"}
     assert "cannot be read" in reasons(loop)["loop"]
     assert "cannot be read" in next(iter(reasons(tmp_path / ("n" * 300)).values()))
-    assert reasons(Path("/dev/zero")) == {"zero": "is not a file"}
+    assert reasons(Path("/dev/zero")) == {"zero": "is a device, not a file"}
 
 
 def test_notes_and_other_kinds_of_files_are_passed_over_in_folders_alone(write: Write, tmp_path: Path) -> None:

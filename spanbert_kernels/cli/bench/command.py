@@ -64,7 +64,7 @@ def bench(context: click.Context, suites: tuple[str, ...], quick: bool, output: 
     if compare and Path(compare).is_file():
         try:
             earlier = record.load(Path(compare))
-        except (record.NotARecord, OSError) as error:
+        except (ValueError, OSError) as error:
             raise UserError(f"cannot compare: {error}") from error
     elif compare:
         commit = running.commit_named(compare)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spanbert_kernels.data.text import read_text
+
 FORMAT = 1
 
 
@@ -185,10 +187,11 @@ def _entry(entry: Entry) -> dict[str, Any]:
 
 
 def load(path: Path) -> Record:
-    """The record in a file; raises `NotARecord` or `OSError`."""
+    """The record in a file; raises `NotARecord`, `OSError`, or what `read_text` raises."""
+    text = read_text(path)
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        made = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise NotARecord(f"{path} is not JSON: {error}") from None
     if not isinstance(made, dict) or "format" not in made:
         raise NotARecord(f"{path} is not a record of spanbert-kernels bench")
