@@ -88,7 +88,7 @@ def in_words() -> Iterator[None]:
     except click.exceptions.Exit:
         raise
     except click.ClickException as error:
-        error.message = formatting.for_terminal(error.message)
+        vars(error)["message"] = formatting.for_terminal(error.message)
         raise
     except (KeyboardInterrupt, click.Abort):
         with contextlib.suppress(OSError):
