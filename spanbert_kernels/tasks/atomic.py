@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PARTIAL = ".partial"  # ends the name of what is being written
+_OF_TORCH = ("PytorchStreamWriter", "inline_container", "iostream")  # errors of its writer
 
 
 class CannotWrite(OSError):
@@ -118,9 +119,9 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise CannotWrite(f"cannot write {path}: {(error.strerror or str(error)).lower()}{_room(path)}") from error
     except Exception as error:
-        if type(error).__name__ != "SafetensorError" and "PytorchStreamWriter" not in str(error):
+        if type(error).__name__ != "SafetensorError" and not any(words in str(error) for words in _OF_TORCH):
             raise
-        raise CannotWrite(f"cannot write {path}: {str(error).splitlines()[0]}{_room(path)}") from error
+        raise CannotWrite(f"cannot write {path} to its end: {str(error).splitlines()[0]}{_room(path)}") from error
 
 
 def _room(path: Path) -> str:
