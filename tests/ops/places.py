@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -86,6 +87,8 @@ def unavailable(place: Place) -> str | None:
         return "there is no CUDA GPU here"
     if place.kind == "interpreter" and not library.interpreted():
         return "Triton's interpreter is not switched on (TRITON_INTERPRET=1)"
+    if place.kind == "fibers" and "libasan" in os.environ.get("LD_PRELOAD", ""):
+        return "the address sanitizer does not follow fibers from stack to stack"
     if place.kind == "fibers":
         from cuda_on_cpu import library as fibers
 
