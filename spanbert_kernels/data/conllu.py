@@ -85,9 +85,9 @@ def in_cycle(heads: list[int]) -> int | None:
 
 
 def write_tree(words: tuple[str, ...], heads: list[int], relations: list[str]) -> str:
-    """A sentence in CoNLL-U, with its empty line."""
+    """A sentence in CoNLL-U, with its empty line; a head below 0 is not known."""
     rows = (
-        f"{i}\t{word}\t_\t_\t_\t_\t{head}\t{relation}\t_\t_\n"
+        f"{i}\t{word}\t_\t_\t_\t_\t{'_' if head < 0 else head}\t{relation}\t_\t_\n"
         for i, (word, head, relation) in enumerate(zip(words, heads, relations, strict=True), start=1)
     )
     return "".join(rows)

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 DEFAULT = "Data"
+TRAINING, TEST = "Training data", "Test data"
 
 
 @dataclass

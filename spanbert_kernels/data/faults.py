@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +36,11 @@ class NotText(DataFault):
 
 class DataWarning(UserWarning):
     """Something in a data file that can be used in part only; the message begins with the file."""
+
+
+def warn(text: str) -> None:
+    """Warns of something in the user's data; the text begins with the file."""
+    warnings.warn(text, DataWarning, stacklevel=3)
 
 
 def some(found: list[Item], path: Path) -> list[Item]:

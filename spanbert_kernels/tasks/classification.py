@@ -14,10 +14,13 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_kernels.data.counts import TEST, TRAINING, counting, took
+from spanbert_kernels.data.counts import cut as cut_short
 from spanbert_kernels.data.faults import DataFault, some
 from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.models import SpanBERTForSequenceClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
+from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -40,11 +43,15 @@ def cross_document_fields(documents: Sequence[LabelledDocument], layers: int) ->
 
 
 def numbers_of(documents: Sequence[LabelledDocument], labels: Sequence[str]) -> list[int]:
-    """The number of each document's label; raises `DataFault` for one that is not among `labels`."""
+    """The number of each document's label.
+
+    Raises:
+        DataFault: a label that is not among `labels`.
+    """
     number = {label: i for i, label in enumerate(labels)}
     for document in documents:
         if document.label not in number:
-            reason = f"unknown label {document.label}; the model has {', '.join(labels)}"
+            reason = f"unknown label {document.label}; the model has {listed(labels)}"
             raise DataFault(document.path, document.line, reason)
     return [number[document.label] for document in documents]
 
@@ -60,7 +67,10 @@ def encode(
     numbers = numbers_of(documents, labels)
     examples = []
     for document, number in zip(documents, numbers, strict=True):
-        ids = tokenizer(document.text, truncation=True, max_length=length)["input_ids"]
+        ids = tokenizer(document.text, verbose=False)["input_ids"]
+        if len(ids) > length:
+            cut_short("document", f"to its first {length - 2} tokens")
+            ids = [*ids[: length - 1], tokenizer.sep_token_id]
         examples.append({"input_ids": np.array(ids, dtype=np.int64), "labels": number})
     return examples
 
@@ -126,17 +136,15 @@ def train(
     """
     if not documents:
         raise ValueError("there is no document to train on")
-    examples: Any = encode(documents, tokenizer, _labels(model), model.config.max_position_embeddings)
+    with counting(TRAINING):
+        took("document", len(documents))
+        examples: Any = encode(documents, tokenizer, labels_of(model), model.config.max_position_embeddings)
     if spans is not None:
         if spans.crop == "loss":
             raise ValueError("a document's label belongs to no span: span training of documents needs crop input")
         examples = SpansOfDocuments(examples, spans, options.seed, show)
     clusters = Clusters(examples, clusters_of(documents))
     return fit(model, options, clusters, _collate_for(model), write_vocabulary=tokenizer.save_pretrained)
-
-
-def _labels(model: Any) -> list[str]:
-    return [model.config.id2label[i] for i in range(model.config.num_labels)]
 
 
 def classify(
@@ -146,7 +154,7 @@ def classify(
     backend: str = "auto",
 ) -> list[tuple[str, float]]:
     """The label of each document and its probability. The documents' own labels are not looked at."""
-    labels, clusters = _labels(model), clusters_of(documents)
+    labels, clusters = labels_of(model), clusters_of(documents)
     plain = [LabelledDocument(d.text, labels[0], d.cluster, d.path, d.line) for d in documents]
     examples = Clusters(encode(plain, tokenizer, labels, model.config.max_position_embeddings), clusters)
     found: dict[int, tuple[str, float]] = {}
@@ -176,13 +184,11 @@ def evaluate(
     documents: Sequence[LabelledDocument],
     backend: str = "auto",
 ) -> Scores:
-    """The scores of a model.
-
-    Raises:
-        DataFault: a label that the model does not have.
-    """
-    numbers_of(documents, _labels(model))
-    predicted = classify(model, tokenizer, documents, backend)
+    """The scores of a model; documents with a label that it does not have are missed."""
+    with counting(TEST):
+        took("document", len(documents))
+        predicted = classify(model, tokenizer, documents, backend)
+    warn_of_unknown(((each.label, each.path, each.line) for each in documents), labels_of(model))
     return score([document.label for document in documents], [label for label, _ in predicted])
 
 
@@ -199,10 +205,11 @@ def _train_files(
     held_out = some(read_labelled(test), test) if test is not None else []
     tokenizer = start.tokenizer(document.text for document in documents)
     labels = sorted({document.label for document in documents})
-    numbers_of(held_out, labels)  # an unknown one is named before the training
+    if len(labels) == 1:
+        raise ValueError(f"{data}: all documents have the label {labels[0]}, so there is nothing to tell apart")
     fields = {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
+        **label_fields(labels),
+        "problem_type": "single_label_classification",
         **cross_document_fields(documents, start.layers()),
     }
     model = start.build(SpanBERTForSequenceClassification, tokenizer, options.seed, **fields)

@@ -14,11 +14,13 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_coref import MarkedDocument, read_marked
-from spanbert_kernels.data.faults import DataFault, some
+from spanbert_kernels.data.counts import TEST, TRAINING, counting
+from spanbert_kernels.data.faults import DataFault, some, warn
 from spanbert_kernels.data.plain import read_words
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.coreference_scores import f1_scores
+from spanbert_kernels.tasks.mentions import count_mentions, first_of_words
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -31,9 +33,9 @@ Words = tuple[int, int]  # the first, and the one after the last
 
 
 def gold(document: MarkedDocument) -> set[Entity]:
-    """The entities of a document, those with a single mention too."""
+    """The entities of a document, those with a single mention too; the same words are a mention of the first alone."""
     found: dict[str, set[tuple[int, int]]] = {}
-    for mention in document.mentions:
+    for mention in first_of_words(document).mentions:
         found.setdefault(mention.entity, set()).add((mention.first, mention.last))
     return {frozenset(mentions) for mentions in found.values()}
 
@@ -54,7 +56,7 @@ def encode(
         low, high = max(first, begin), max(min(last, end), max(first, begin))
         ids, columns = encoded(pieces[first:last], tokenizer)
         windows.append({"input_ids": ids, "columns": columns[low - first : high - first]})
-        for mention in document.mentions:
+        for mention in dict.fromkeys(document.mentions):
             if low <= mention.first and mention.last < high:
                 mentions.append((row, mention.first - low, mention.last - low))
                 entities.append(number.setdefault(mention.entity, len(number)))
@@ -97,6 +99,11 @@ class Documents(Dataset[dict[str, Any]]):
         self.spans, self.seed, self.epoch = spans, seed, 0
         self.whole = [encode(document, tokenizer, length) for document in documents]
         self.sizes = [np.array([len(own) for own in pieces_of(d.words, tokenizer, length)]) for d in documents]
+
+    @property
+    def starts(self) -> list[list[int]]:
+        """Of each document, the first words of its windows."""
+        return [example["starts"] for example in self.whole]
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -159,12 +166,22 @@ def train(
     """Trains the model and writes it to `options.output`; a batch holds `options.batch_size` documents.
 
     Raises:
-        ValueError: there is no document.
+        ValueError: there is no document, or no mention in any that the model can learn.
     """
     if not documents:
         raise ValueError("there is no document to train on")
-    data = Documents(documents, tokenizer, window_length(model), spans, options.seed)
+    plain = list(map(first_of_words, documents))
+    data = Documents(plain, tokenizer, window_length(model), spans, options.seed)
+    count_training(documents, data, model.config.max_span_width)
     return fit(model, options, data, collate, write_vocabulary=tokenizer.save_pretrained)
+
+
+def count_training(documents: Sequence[MarkedDocument], data: Documents, width: int) -> None:
+    """Counts what there is to learn from; raises `ValueError` where no mention is."""
+    with counting(TRAINING):
+        room = data.length - 2
+        if not count_mentions(documents, data.starts, data.tokenizer, room, width, "entity"):
+            raise ValueError(f"{documents[0].path}: there is no mention to train on")
 
 
 def resolve(
@@ -234,8 +251,18 @@ def evaluate(
     documents: Sequence[MarkedDocument],
     backend: str = "auto",
 ) -> Scores:
-    """The scores of a model."""
+    """The scores of a model; mentions across windows, too wide or of a second entity are missed."""
+    count_test(model, tokenizer, documents)
     return score(documents, resolve(model, tokenizer, documents, backend))
+
+
+def count_test(model: Any, tokenizer: PreTrainedTokenizerBase, documents: Sequence[MarkedDocument]) -> None:
+    """Counts what there is to score on, and which mentions will be missed."""
+    length = window_length(model)
+    starts = Documents(documents, tokenizer, length, None, 0).starts
+    with counting(TEST):
+        if not count_mentions(documents, starts, tokenizer, length - 2, model.config.max_span_width, "entity"):
+            warn(f"{documents[0].path}: there is no mention to find")
 
 
 def singletons(documents: Sequence[MarkedDocument], found: Sequence[set[Entity]]) -> Scores:
@@ -253,6 +280,7 @@ def _train_files(
     training = train(model, tokenizer, documents, options, spans)
     if not held_out:
         return Outcome(training, {}, {})
+    count_test(model, tokenizer, held_out)
     found = resolve(model, tokenizer, held_out, options.backend)
     return Outcome(training, score(held_out, found), singletons(held_out, found))
 

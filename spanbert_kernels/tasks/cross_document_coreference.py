@@ -19,6 +19,7 @@ from spanbert_kernels.data.faults import some
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.coreference import Entity
+from spanbert_kernels.tasks.mentions import first_of_words
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -116,12 +117,14 @@ def train(
     """Trains the model and writes it to `options.output`; a batch holds `options.batch_size` groups of documents.
 
     Raises:
-        ValueError: there is no document.
+        ValueError: there is no document, or no mention in any that the model can learn.
     """
     documents = [document for cluster in clusters for document in cluster]
     if not documents:
         raise ValueError("there is no document to train on")
-    data = coreference.Documents(documents, tokenizer, coreference.window_length(model), spans, options.seed)
+    plain = list(map(first_of_words, documents))
+    data = coreference.Documents(plain, tokenizer, coreference.window_length(model), spans, options.seed)
+    coreference.count_training(documents, data, model.config.max_span_width)
     groups = Clusters(data, [len(cluster) for cluster in clusters], options.seed)
     return fit(model, options, groups, collate, write_vocabulary=tokenizer.save_pretrained)
 
@@ -148,6 +151,7 @@ def evaluate(
     backend: str = "auto",
 ) -> Scores:
     """MUC, B3, CEAFe and CoNLL F1 over clusters: a link between documents counts as one inside a document does."""
+    coreference.count_test(model, tokenizer, [document for cluster in clusters for document in cluster])
     return coreference.score([joined(c) for c in clusters], resolve(model, tokenizer, clusters, backend))
 
 
@@ -161,6 +165,7 @@ def _train_files(
     training = train(model, tokenizer, clusters, options, spans)
     if not held_out:
         return Outcome(training, {}, {})
+    coreference.count_test(model, tokenizer, [document for cluster in held_out for document in cluster])
     gold = [joined(cluster) for cluster in held_out]
     found = resolve(model, tokenizer, held_out, options.backend)
     return Outcome(training, coreference.score(gold, found), coreference.singletons(gold, found))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EncoderDecoderModel, PreTrainedTokenizerBase
 
+from spanbert_kernels.data.counts import TRAINING, counting, cut, took
 from spanbert_kernels.data.parallel import Pair
 from spanbert_kernels.models import SpanBERTTokenizer
 from spanbert_kernels.models.generation import WindowedSpanBERTModel, encoder_decoder
@@ -90,6 +91,16 @@ def encode(pairs: Sequence[Pair], generator: Generator) -> list[dict[str, Tokens
             labels = np.array([*ids, generator.target_tokenizer.sep_token_id], dtype=np.int64)
             found.append({"tokens": source, "labels": labels})
     return found
+
+
+def count_pairs(pairs: Sequence[Pair], generator: Generator) -> None:
+    """Counts the texts, and the targets that are cut."""
+    took("text", len(pairs))
+    long = [target for pair in pairs for target in pair.targets if len(target) >= TARGET_LENGTH]
+    tokens = (
+        generator.target_tokenizer(target, add_special_tokens=False, verbose=False)["input_ids"] for target in long
+    )
+    cut("target", f"to its first {TARGET_LENGTH - 1} tokens", sum(len(own) >= TARGET_LENGTH for own in tokens))
 
 
 class Examples(Dataset[dict[str, Tokens]]):
@@ -197,6 +208,8 @@ def train(
     """
     if not pairs:
         raise ValueError("there is no text to train on")
+    with counting(TRAINING):
+        count_pairs(pairs, generator)
     examples = Examples(encode(pairs, generator), spans, options.seed)
     with warnings.catch_warnings():  # that the loss is no longer the decoder's
         warnings.filterwarnings("ignore", message="Version v4.12.0", category=FutureWarning)

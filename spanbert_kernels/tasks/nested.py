@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels import ops
 from spanbert_kernels.data.conll_coref import MarkedDocument, read_marked
-from spanbert_kernels.data.faults import DataFault, some
+from spanbert_kernels.data.counts import TEST, TRAINING, counting
+from spanbert_kernels.data.faults import DataFault, some, warn
 from spanbert_kernels.data.plain import read_words
 from spanbert_kernels.models import SpanBERTForSpanClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
+from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
+from spanbert_kernels.tasks.mentions import count_mentions, first_of_words
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -41,6 +44,15 @@ class Window:
     example: dict[str, Any]
 
 
+def labels_of_documents(documents: Iterable[MarkedDocument]) -> list[str]:
+    """All types, after the name for no mention, which no type has."""
+    kinds = {mention.kind for document in documents for mention in document.mentions}
+    nothing = NO_MENTION
+    while nothing in kinds:
+        nothing = f"({nothing})"
+    return [nothing, *sorted(kinds)]
+
+
 def gold(document: MarkedDocument) -> Found:
     """The mentions of a document."""
     return {(mention.first, mention.last, mention.kind) for mention in document.mentions}
@@ -54,14 +66,15 @@ def windows_of(
     Raises:
         DataFault: a type that is not among `labels`.
     """
-    number = {label: i for i, label in enumerate(labels)}
+    number = {label: i for i, label in enumerate(labels) if i}
     found = []
     for index, document in enumerate(documents):
         for mention in document.mentions:
-            if mention.kind not in number or mention.kind == NO_MENTION:
-                known = ", ".join(labels[1:])
+            if mention.kind not in number:
                 line = document.lines[mention.first]
-                raise DataFault(document.path, line, f"unknown type {mention.kind!r}; the model has {known}")
+                raise DataFault(
+                    document.path, line, f"unknown type {mention.kind!r}; the model has {listed(labels[1:])}"
+                )
         pieces = pieces_of(document.words, tokenizer, length - 2)
         for first, last in cut_words(document.words, [len(own) for own in pieces], length - 2):
             found.append(Window(index, first, _example(document, pieces, first, last, tokenizer, number)))
@@ -121,18 +134,28 @@ def train(
     """Trains the classifier, whose types stand in `model.config.id2label`, and writes it to `options.output`.
 
     Raises:
-        ValueError: there is no document; `DataFault` for a type that the model does not have.
+        ValueError: there is no document, or no mention in any that the model can learn; `DataFault` for a type that it
+            does not have.
     """
     if not documents:
         raise ValueError("there is no document to train on")
-    examples: Any = [window.example for window in windows_of(documents, tokenizer, _labels(model), _length(model))]
+    plain = list(map(first_of_words, documents))
+    windows = windows_of(plain, tokenizer, labels_of(model), _length(model))
+    with counting(TRAINING):
+        if not _count(documents, windows, tokenizer, model):
+            raise ValueError(f"{documents[0].path}: there is no mention to train on")
+    examples: Any = [window.example for window in windows]
     if spans is not None:
         examples = SpansOfDocuments(examples, spans, options.seed, show)
     return fit(model, options, examples, collate, write_vocabulary=tokenizer.save_pretrained)
 
 
-def _labels(model: Any) -> list[str]:
-    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+def _count(documents: Sequence[MarkedDocument], windows: Sequence[Window], tokenizer: Any, model: Any) -> int:
+    """Counts documents and mentions; gives how many mentions the model can use."""
+    starts: list[list[int]] = [[] for _ in documents]
+    for window in windows:
+        starts[window.document].append(window.first)
+    return count_mentions(documents, starts, tokenizer, _length(model) - 2, model.config.max_span_width, "kind")
 
 
 def _length(model: Any) -> int:
@@ -149,7 +172,7 @@ def find(
 
     The documents' own mentions are not looked at.
     """
-    labels = _labels(model)
+    labels = labels_of(model)
     plain = [MarkedDocument(d.name, d.words, (), d.path, d.lines) for d in documents]
     windows = windows_of(plain, tokenizer, labels, _length(model))
     found: list[Found] = [set() for _ in documents]
@@ -186,6 +209,12 @@ def evaluate(
     backend: str = "auto",
 ) -> Scores:
     """The scores of a model; mentions across windows, too wide or of a type that it does not have are missed."""
+    windows = windows_of([replace(document, mentions=()) for document in documents], tokenizer, [], _length(model))
+    with counting(TEST):
+        if not _count(documents, windows, tokenizer, model):
+            warn(f"{documents[0].path}: there is no mention to find")
+    kinds = ((mention.kind, each.path, each.lines[mention.first]) for each in documents for mention in each.mentions)
+    warn_of_unknown(kinds, labels_of(model)[1:])
     return score(documents, find(model, tokenizer, documents, backend))
 
 
@@ -214,10 +243,8 @@ def _train_files(
     documents = some(read_marked(data), data)
     held_out = some(read_marked(test), test) if test is not None else []
     tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
-    kinds = sorted({mention.kind for document in documents for mention in document.mentions})
-    labels = dict(enumerate([NO_MENTION, *kinds]))
-    numbers = {label: i for i, label in labels.items()}
-    model = start.build(SpanBERTForSpanClassification, tokenizer, options.seed, id2label=labels, label2id=numbers)
+    fields = label_fields(labels_of_documents(documents))
+    model = start.build(SpanBERTForSpanClassification, tokenizer, options.seed, **fields)
     training = train(model, tokenizer, documents, options, spans)
     if not held_out:
         return Outcome(training, {}, {})

@@ -14,16 +14,19 @@ from transformers import PreTrainedTokenizerBase
 from ufal.chu_liu_edmonds import chu_liu_edmonds
 
 from spanbert_kernels.data.conllu import ParsedSentence, read_trees, write_tree
+from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
 from spanbert_kernels.data.faults import DataFault, some
 from spanbert_kernels.data.plain import read_words
 from spanbert_kernels.models import SpanBERTForDependencyParsing, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
+from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unknown
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 
 Tree = tuple[list[int], list[str]]  # heads, 0 for the root, and relations
+NOT_PARSED = -1
 
 
 def encode(
@@ -31,12 +34,14 @@ def encode(
 ) -> list[dict[str, Any]]:
     """An example a sentence: word pieces, the column of each word's first piece, heads and relations.
 
+    A sentence of more than `length` tokens has none: its tree cannot be learnt or found in parts.
+
     Raises:
-        DataFault: a relation that is not among `relations`, or a sentence of more than `length` tokens.
+        DataFault: a relation that is not among `relations`.
     """
     number = {relation: i for i, relation in enumerate(relations)}
     examples = []
-    for sentence in sentences:
+    for index, sentence in enumerate(sentences):
         ids, columns = [tokenizer.cls_token_id], [0]
         for place, (word, relation) in enumerate(zip(sentence.words, sentence.relations, strict=True)):
             if relation not in number:
@@ -44,9 +49,12 @@ def encode(
             columns.append(len(ids))
             ids += tokenizer(word, add_special_tokens=False)["input_ids"] or [tokenizer.unk_token_id]
         if len(ids) + 1 > length:
-            raise DataFault(sentence.path, sentence.line, f"{len(ids) + 1} tokens are more than the model's {length}")
+            left_out("sentence", f"longer than {length} tokens")
+            continue
+        took("sentence")
         examples.append(
             {
+                "sentence": index,
                 "input_ids": np.array([*ids, tokenizer.sep_token_id]),
                 "columns": np.array(columns),
                 "heads": np.array([IGNORED, *sentence.heads]),
@@ -92,19 +100,18 @@ def train(
     """Trains the parser, whose relations stand in `model.config.id2label`, and writes it to `options.output`.
 
     Raises:
-        ValueError: there is no sentence; `DataFault` for a relation that the model does not have, or a sentence that
-            is longer than it can be.
+        ValueError: there is no sentence, or none that the model's positions hold; `DataFault` for a relation that it
+            does not have.
     """
     if not sentences:
         raise ValueError("there is no sentence to train on")
-    examples: Any = encode(sentences, tokenizer, _relations(model), model.config.max_position_embeddings)
+    with counting(TRAINING):
+        examples: Any = encode(sentences, tokenizer, labels_of(model), model.config.max_position_embeddings)
+    if not examples:
+        raise ValueError(f"{sentences[0].path}: no sentence is short enough for the model to train on")
     if spans is not None:
         examples = SpansOfDocuments(examples, spans, options.seed, show)
     return fit(model, options, examples, collate, write_vocabulary=tokenizer.save_pretrained)
-
-
-def _relations(model: Any) -> list[str]:
-    return [model.config.id2label[i] for i in range(model.config.num_labels)]
 
 
 def best_tree(scores: NDArray[np.float64]) -> list[int]:
@@ -138,17 +145,23 @@ def parse(
     sentences: Sequence[ParsedSentence],
     backend: str = "auto",
 ) -> list[Tree]:
-    """The best tree of each sentence. The sentences' own trees are not looked at."""
-    relations = _relations(model)
+    """The best tree of each sentence, whose own tree is not looked at.
+
+    The words of a sentence that is longer than the model's positions have the head `NOT_PARSED` and the relation `_`.
+    """
+    relations = labels_of(model)
     plain = [_bare(sentence.words, relations[0], sentence.path, sentence.line) for sentence in sentences]
     examples = encode(plain, tokenizer, relations, model.config.max_position_embeddings)
-    found: list[Tree] = [([], [])] * len(sentences)
+    found: list[Tree] = [([NOT_PARSED] * len(each.words), ["_"] * len(each.words)) for each in sentences]
     for chosen, output in outputs(model, examples, _without_heads, lambda e: len(e["input_ids"]), backend=backend):
         arcs, best = output.arcs.float().log_softmax(-1).double().numpy(), output.relations.argmax(-1).numpy()
         for row, index in enumerate(chosen):
             places = len(examples[index]["columns"])
             heads = best_tree(arcs[row, :places, :places])
-            found[index] = heads, [relations[best[row, i, head]] for i, head in enumerate(heads, start=1)]
+            found[examples[index]["sentence"]] = (
+                heads,
+                [relations[best[row, i, head]] for i, head in enumerate(heads, start=1)],
+            )
     return found
 
 
@@ -171,8 +184,15 @@ def evaluate(
     sentences: Sequence[ParsedSentence],
     backend: str = "auto",
 ) -> Scores:
-    """The scores of a model over all words, punctuation included; a relation that it does not have is never right."""
-    return score(sentences, parse(model, tokenizer, sentences, backend))
+    """The scores of a model over all words, punctuation included.
+
+    A relation that it does not have is never right, nor a word of a sentence that it cannot hold.
+    """
+    with counting(TEST):
+        trees = parse(model, tokenizer, sentences, backend)
+    relations = ((relation, s.path, s.line + place) for s in sentences for place, relation in enumerate(s.relations))
+    warn_of_unknown(relations, labels_of(model))
+    return score(sentences, trees)
 
 
 def left_neighbour(train_on: Iterable[ParsedSentence], sentences: Sequence[ParsedSentence]) -> Scores:
@@ -188,9 +208,8 @@ def _train_files(
     sentences = some(read_trees(data), data)
     held_out = some(read_trees(test), test) if test is not None else []
     tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
-    relations = dict(enumerate(sorted({relation for sentence in sentences for relation in sentence.relations})))
-    numbers = {relation: i for i, relation in relations.items()}
-    model = start.build(SpanBERTForDependencyParsing, tokenizer, options.seed, id2label=relations, label2id=numbers)
+    fields = label_fields(sorted({relation for sentence in sentences for relation in sentence.relations}))
+    model = start.build(SpanBERTForDependencyParsing, tokenizer, options.seed, **fields)
     training = train(model, tokenizer, sentences, options, spans)
     if not held_out:
         return Outcome(training, {}, {})

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from spanbert_kernels import host
+from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
 from spanbert_kernels.models import SpanBERTForPreTraining
 from spanbert_kernels.tasks.batches import IGNORED, padded
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
@@ -44,6 +45,10 @@ def blocks_of(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: 
     for text in texts:
         encoded = tokenizer(text, add_special_tokens=False, verbose=False)
         tokens = np.array(encoded["input_ids"], dtype=np.int64)
+        if not len(tokens):
+            left_out("document", "without a token")
+            continue
+        took("document")
         words = encoded.word_ids()
         starts = np.array([i == 0 or words[i] != words[i - 1] for i in range(len(words))], dtype=bool)
         begin = 0
@@ -51,6 +56,7 @@ def blocks_of(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: 
             end = _cut(tokens, starts, begin, min(begin + room, len(tokens)), ends)
             found.append(Block(tokens[begin:end], starts[begin:end]))
             begin = end
+    took("block", len(found))
     return found
 
 
@@ -136,10 +142,12 @@ def pretrain(
     """
     if length > model.config.max_position_embeddings:
         raise ValueError(f"length {length} is more than the {model.config.max_position_embeddings} positions there are")
-    blocks = blocks_of(texts, tokenizer, length)
+    with counting(TRAINING):
+        blocks = blocks_of(texts, tokenizer, length)
     if not blocks:
         raise ValueError("there is no text to train on")
     train = MaskedBlocks(blocks, tokenizer, options.seed)
-    evaluated = blocks_of(held_out, tokenizer, length)
+    with counting(TEST):
+        evaluated = blocks_of(held_out, tokenizer, length)
     test = MaskedBlocks(evaluated, tokenizer, options.seed) if evaluated else None
     return fit(model, options, train, collate, test, losses, write_vocabulary=tokenizer.save_pretrained)

@@ -16,6 +16,8 @@ from torch import Tensor
 from torchmetrics.functional.text import squad
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
+from spanbert_kernels.data.counts import cut as cut_short
 from spanbert_kernels.data.faults import DataWarning, some
 from spanbert_kernels.data.squad import Question, read_questions
 from spanbert_kernels.models import SpanBERTForQuestionAnswering, SpanBERTTokenizer
@@ -44,15 +46,19 @@ class Window:
 
 
 def windows_of(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Window]:
-    """Windows of at most `length` tokens; a long text has several. One without the whole answer points at [CLS]."""
+    """Windows of at most `length` tokens; a long text has several. One without the whole answer points at [CLS].
+
+    A question is cut where it takes more than half of the tokens.
+    """
+    most = (length - 3) // 2  # beside three special tokens
     found = []
     for index, question in enumerate(questions):
         encoded = tokenizer(
-            question.question,
+            _cut_question(question.question, tokenizer, most),
             question.context,
             truncation="only_second",
             max_length=length,
-            stride=min(OVERLAP, length // 4),
+            stride=min(OVERLAP, length // 4, length - 4 - most),
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
@@ -70,6 +76,17 @@ def windows_of(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase
             }
             found.append(Window(index, offsets, example))
     return found
+
+
+def _cut_question(text: str, tokenizer: PreTrainedTokenizerBase, most: int) -> str:
+    """The first tokens of a question, `most` at most."""
+    if len(text) <= most:  # a token has a character at least
+        return text
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    if len(offsets) <= most:
+        return text
+    cut_short("question", f"to its first {most} tokens")
+    return text[: offsets[most - 1][1]] if most else ""
 
 
 def _place(question: Question, offsets: NDArray[np.int64]) -> tuple[int, int]:
@@ -123,17 +140,29 @@ def train(
     Of an answer that begins or ends inside a token, all of the token is learnt; a warning names the first.
 
     Raises:
-        ValueError: there is no question.
+        ValueError: there is no question, or none whose answer a window holds.
     """
     if not questions:
         raise ValueError("there is no question to train on")
     model.config.answers_may_be_missing = any(not question.answers for question in questions)
-    windows = windows_of(questions, tokenizer, model.config.max_position_embeddings)
+    with counting(TRAINING):
+        windows = _answered(questions, windows_of(questions, tokenizer, model.config.max_position_embeddings))
+    if not windows:
+        raise ValueError(f"{questions[0].path}: there is no question whose answer fits in a window")
     _warn_of_widened(questions, windows)
     examples: Any = [window.example for window in windows]
     if spans is not None:
         examples = SpansOfDocuments(examples, spans, options.seed, show)
     return fit(model, options, examples, collate, write_vocabulary=tokenizer.save_pretrained)
+
+
+def _answered(questions: Sequence[Question], windows: Sequence[Window]) -> list[Window]:
+    """The windows of all questions but those whose answer is in no window, which would teach that there is none."""
+    placed = {window.question for window in windows if window.example["start"]}
+    lost = {index for index, question in enumerate(questions) if question.answers and index not in placed}
+    took("question", len(questions) - len(lost))
+    left_out("question", "its answer fits in no window", len(lost))
+    return [window for window in windows if window.question not in lost]
 
 
 def _warn_of_widened(questions: Sequence[Question], windows: Sequence[Window]) -> None:
@@ -210,7 +239,10 @@ def evaluate(
     backend: str = "auto",
 ) -> Scores:
     """The scores of a model."""
-    return score(questions, answer(model, tokenizer, questions, backend))
+    with counting(TEST):
+        took("question", len(questions))
+        answers = answer(model, tokenizer, questions, backend)
+    return score(questions, answers)
 
 
 def whole_text(questions: Sequence[Question]) -> Scores:

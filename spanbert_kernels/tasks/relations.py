@@ -18,12 +18,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_coref import read_marked
+from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
 from spanbert_kernels.data.faults import DataFault, some
 from spanbert_kernels.data.text import lines_of, read_text
 from spanbert_kernels.models import SpanBERTForRelations, SpanBERTTokenizer
 from spanbert_kernels.tasks import coreference, cross_document_coreference
 from spanbert_kernels.tasks.batches import outputs
 from spanbert_kernels.tasks.cross_document_coreference import Cluster, clusters_of, cross_document_fields, merged
+from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unknown
+from spanbert_kernels.tasks.mentions import count_mentions
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -45,7 +48,8 @@ class RelatedCluster:
 def read_related(folder: Path, relations: bool = True) -> list[RelatedCluster]:
     """Clusters of `documents.conll` in a folder, and the relations of `relations.tsv`: entity, entity, relation.
 
-    Mentions are marked as for coreference. A relation belongs to every cluster that has mentions of both entities.
+    Mentions are marked as for coreference. A relation belongs to every cluster that has mentions of both entities; one
+    that is called none is none.
 
     Raises:
         DataFault: a line that has not three columns, an entity without a mention, one that is related to itself, a pair
@@ -55,6 +59,7 @@ def read_related(folder: Path, relations: bool = True) -> list[RelatedCluster]:
     clusters = clusters_of(read_marked(folder / DOCUMENTS))
     path = folder / RELATIONS
     found = _read_relations(path) if relations else {}
+    left_out("relation", f"called {NO_RELATION}", sum(kind == NO_RELATION for _, kind in found.values()))
     known = [{mention.entity for document in cluster for mention in document.mentions} for cluster in clusters]
     for (first, second), (line, _) in found.items():
         for entity in (first, second):
@@ -63,7 +68,10 @@ def read_related(folder: Path, relations: bool = True) -> list[RelatedCluster]:
         if not any(first in each and second in each for each in known):
             raise DataFault(path, line, f"no cluster has mentions of both {first!r} and {second!r}")
     return [
-        RelatedCluster(cluster, frozenset((a, b, kind) for (a, b), (_, kind) in found.items() if {a, b} <= each))
+        RelatedCluster(
+            cluster,
+            frozenset((a, b, kind) for (a, b), (_, kind) in found.items() if {a, b} <= each and kind != NO_RELATION),
+        )
         for cluster, each in zip(clusters, known, strict=True)
     ]
 
@@ -82,19 +90,18 @@ def _read_relations(path: Path) -> dict[tuple[str, str], tuple[int, str]]:
         if found.get((first, second), (0, kind))[1] != kind:
             line_before, _ = found[first, second]
             raise DataFault(path, number, f"{first!r} and {second!r} have another relation in line {line_before}")
+        left_out("relation", "twice", (first, second) in found)
         found.setdefault((first, second), (number, kind))
     return found
 
 
-def check_relations(folder: Path, labels: Sequence[str]) -> None:
-    """Raises `DataFault` for a relation of the folder that is not among `labels`."""
+def warn_of_unknown_relations(folder: Path, labels: Sequence[str]) -> None:
+    """One warning for the relations of the folder that are not among `labels`."""
     path = folder / RELATIONS
-    for line, kind in _read_relations(path).values():
-        if kind not in labels[1:]:
-            raise DataFault(path, line, f"unknown relation {kind}; the model has {', '.join(labels[1:])}")
+    warn_of_unknown(((kind, path, line) for line, kind in _read_relations(path).values()), labels)
 
 
-def labels_of(clusters: Sequence[RelatedCluster]) -> list[str]:
+def labels_of_clusters(clusters: Sequence[RelatedCluster]) -> list[str]:
     """All relations, none first."""
     return [NO_RELATION, *sorted({kind for cluster in clusters for _, _, kind in cluster.relations})]
 
@@ -154,19 +161,32 @@ def train(
     A batch holds `options.batch_size` groups of documents.
 
     Raises:
-        ValueError: there is no document.
+        ValueError: there is no document, or no relation of entities with a mention.
     """
     documents = [document for cluster in clusters for document in cluster.documents]
     if not documents:
         raise ValueError("there is no document to train on")
     data = coreference.Documents(documents, tokenizer, coreference.window_length(model), spans, options.seed)
+    with counting(TRAINING):
+        if not _count(clusters, data):
+            raise ValueError(f"{documents[0].path}: there is no relation to train on")
     sizes = [len(cluster.documents) for cluster in clusters]
-    groups = Groups(cross_document_coreference.Clusters(data, sizes, options.seed), clusters, _labels(model))
+    groups = Groups(cross_document_coreference.Clusters(data, sizes, options.seed), clusters, labels_of(model))
     return fit(model, options, groups, collate, write_vocabulary=tokenizer.save_pretrained)
 
 
-def _labels(model: Any) -> list[str]:
-    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+def _count(clusters: Sequence[RelatedCluster], data: coreference.Documents) -> int:
+    """Counts documents, mentions and relations; gives how many relations a model can use."""
+    count_mentions(data.documents, data.starts, data.tokenizer, data.length - 2, None, "entity", shared=True)
+    examples = iter(data.whole)
+    lost, total = 0, 0
+    for cluster in clusters:
+        there = {name for _ in cluster.documents for name in next(examples)["names"]}
+        lost += sum(not {first, second} <= there for first, second, _ in cluster.relations)
+        total += len(cluster.relations)
+    took("relation", total - lost)
+    left_out("relation", "of an entity whose mentions were left out", lost)
+    return total - lost
 
 
 def relate(
@@ -179,7 +199,7 @@ def relate(
 
     Of all pairs the likeliest are taken, as many as give the largest expected F1.
     """
-    labels, length = _labels(model), coreference.window_length(model)
+    labels, length = labels_of(model), coreference.window_length(model)
     examples = [
         with_relations(
             merged([coreference.encode(document, tokenizer, length) for document in cluster.documents]),
@@ -237,7 +257,10 @@ def evaluate(
     clusters: Sequence[RelatedCluster],
     backend: str = "auto",
 ) -> Scores:
-    """The scores of a model."""
+    """The scores of a model; relations that it does not have, or of entities without a mention left, are missed."""
+    documents = [document for cluster in clusters for document in cluster.documents]
+    with counting(TEST):
+        _count(clusters, coreference.Documents(documents, tokenizer, coreference.window_length(model), None, 0))
     return score(clusters, relate(model, tokenizer, clusters, backend))
 
 
@@ -256,17 +279,18 @@ def neighbours(train_on: Sequence[RelatedCluster], clusters: Sequence[RelatedClu
 def _train_files(
     data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    clusters = some(read_related(data), data)
-    held_out = some(read_related(test), test) if test is not None else []
+    with counting(TRAINING):
+        clusters = some(read_related(data), data)
+    with counting(TEST):
+        held_out = some(read_related(test), test) if test is not None else []
     documents = [document for cluster in clusters for document in cluster.documents]
     tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
-    labels = labels_of(clusters)
+    labels = labels_of_clusters(clusters)
     if len(labels) == 1:
         raise ValueError(f"{data / RELATIONS}: there is no relation to train on")
     if test is not None:
-        check_relations(test, labels)
-    fields = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    fields |= cross_document_fields(start.layers())
+        warn_of_unknown_relations(test, labels)
+    fields = {**label_fields(labels), **cross_document_fields(start.layers())}
     model = start.build(SpanBERTForRelations, tokenizer, options.seed, **fields)
     training = train(model, tokenizer, clusters, options, spans)
     if not held_out:
@@ -280,8 +304,9 @@ def _load(folder: Path) -> tuple[SpanBERTForRelations, PreTrainedTokenizerBase]:
 
 def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
     model, tokenizer = _load(folder)
-    clusters = some(read_related(data), data)
-    check_relations(data, _labels(model))
+    with counting(TEST):
+        clusters = some(read_related(data), data)
+    warn_of_unknown_relations(data, labels_of(model))
     return evaluate(model, tokenizer, clusters, backend)
 
 

@@ -10,6 +10,7 @@ from statistics import mean
 
 from rouge_score.rouge_scorer import RougeScorer
 
+from spanbert_kernels.data.counts import TEST, counting
 from spanbert_kernels.data.faults import some
 from spanbert_kernels.data.parallel import Pair
 from spanbert_kernels.data.summaries import read_summarised
@@ -41,6 +42,8 @@ def lead(pairs: Sequence[Pair]) -> Scores:
 
 def evaluate(generator: Generator, pairs: Sequence[Pair], backend: str = "auto") -> Scores:
     """The scores of a model, and its loss a token."""
+    with counting(TEST):
+        generation.count_pairs(pairs, generator)
     summaries = generation.write(generator, [pair.source for pair in pairs], LENGTH, backend)
     return {**score(pairs, summaries), "loss": generation.loss(generator, pairs, backend)}
 

@@ -14,14 +14,17 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_ner import TaggedSentence, read_tagged
-from spanbert_kernels.data.faults import DataFault, some
+from spanbert_kernels.data.counts import TEST, TRAINING, counting, took
+from spanbert_kernels.data.faults import DataFault, some, warn
 from spanbert_kernels.data.plain import read_words
 from spanbert_kernels.models import SpanBERTForTokenClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
+from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.windows import count_cut_words
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,11 @@ class Window:
     example: dict[str, Any]
 
 
-def labels_of(sentences: Iterable[TaggedSentence]) -> list[str]:
-    """All labels, O first."""
-    return ["O", *sorted({label for sentence in sentences for label in sentence.labels} - {"O"})]
+def labels_of_sentences(sentences: Iterable[TaggedSentence]) -> list[str]:
+    """All labels, O first; of each type B and I, though only one of them may be there."""
+    found = {label for sentence in sentences for label in sentence.labels} - {"O"}
+    both = {f"{mark}-{label.split('-', 1)[1]}" for label in found for mark in "BI"}
+    return ["O", *sorted(found | both)]
 
 
 def windows_of(
@@ -49,6 +54,7 @@ def windows_of(
         DataFault: a label that is not among `labels`.
     """
     check_labels(sentences, labels)
+    count_cut_words((sentence.words for sentence in sentences), tokenizer, length - 2)
     number = {label: i for i, label in enumerate(labels)}
     found = []
     for index, sentence in enumerate(sentences):
@@ -98,19 +104,26 @@ def train(
     """Trains the tagger, whose labels stand in `model.config.id2label`, and writes it to `options.output`.
 
     Raises:
-        ValueError: there is no sentence; `DataFault` for a label that the model does not have.
+        ValueError: there is no sentence, or no entity in any; `DataFault` for a label that the model does not have.
     """
     if not sentences:
         raise ValueError("there is no sentence to train on")
-    windows = windows_of(sentences, tokenizer, _labels(model), model.config.max_position_embeddings)
+    with counting(TRAINING):
+        if not _count(sentences):
+            raise ValueError(f"{sentences[0].path}: there is no entity to train on")
+        windows = windows_of(sentences, tokenizer, labels_of(model), model.config.max_position_embeddings)
     examples: Any = [window.example for window in windows]
     if spans is not None:
         examples = SpansOfDocuments(examples, spans, options.seed)
     return fit(model, options, examples, collate, write_vocabulary=tokenizer.save_pretrained)
 
 
-def _labels(model: Any) -> list[str]:
-    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+def _count(sentences: Sequence[TaggedSentence]) -> int:
+    """Counts sentences and entities; gives the number of entities."""
+    entities = sum(label[0] in "BS" for sentence in sentences for label in sentence.labels)
+    took("sentence", len(sentences))
+    took("entity", entities)
+    return entities
 
 
 def tag(
@@ -124,7 +137,7 @@ def tag(
     The labels of the sentences are not looked at.
     """
     plain = [TaggedSentence(s.words, ("O",) * len(s.words), s.path, s.line) for s in sentences]
-    labels = _labels(model)
+    labels = labels_of(model)
     windows = windows_of(plain, tokenizer, ["O"], model.config.max_position_embeddings)
     found = [["O"] * len(sentence.words) for sentence in sentences]
     examples = [window.example for window in windows]
@@ -158,8 +171,8 @@ def check_labels(sentences: Sequence[TaggedSentence], labels: Sequence[str]) -> 
     for sentence in sentences:
         for place, label in enumerate(sentence.labels):
             if label not in labels:
-                known = ", ".join(labels)
-                raise DataFault(sentence.path, sentence.line + place, f"unknown label {label}; the model has {known}")
+                reason = f"unknown label {label}; the model has {listed(labels)}"
+                raise DataFault(sentence.path, sentence.line + place, reason)
 
 
 def evaluate(
@@ -168,13 +181,14 @@ def evaluate(
     sentences: Sequence[TaggedSentence],
     backend: str = "auto",
 ) -> dict[str, float]:
-    """The scores of a model on whole sentences.
-
-    Raises:
-        DataFault: a label that the model does not have.
-    """
-    check_labels(sentences, _labels(model))
-    return score([s.labels for s in sentences], tag(model, tokenizer, sentences, backend=backend))
+    """The scores of a model on whole sentences; entities with a label that it does not have are missed."""
+    with counting(TEST):
+        if not _count(sentences):
+            warn(f"{sentences[0].path}: there is no entity to find")
+        found = tag(model, tokenizer, sentences, backend=backend)
+    labels = ((label, s.path, s.line + place) for s in sentences for place, label in enumerate(s.labels))
+    warn_of_unknown(labels, labels_of(model))
+    return score([s.labels for s in sentences], found)
 
 
 def majority(train_on: Sequence[TaggedSentence], sentences: Sequence[TaggedSentence]) -> dict[str, float]:
@@ -195,10 +209,8 @@ def _train_files(
     sentences = some(read_tagged(data), data)
     held_out = some(read_tagged(test), test) if test is not None else []
     tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
-    labels = dict(enumerate(labels_of(sentences)))
-    check_labels(held_out, list(labels.values()))
-    numbers = {label: i for i, label in labels.items()}
-    model = start.build(SpanBERTForTokenClassification, tokenizer, options.seed, id2label=labels, label2id=numbers)
+    fields = label_fields(labels_of_sentences(sentences))
+    model = start.build(SpanBERTForTokenClassification, tokenizer, options.seed, **fields)
     training = train(model, tokenizer, sentences, options, spans)
     if not held_out:
         return Outcome(training, {}, {})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sacrebleu import corpus_bleu, corpus_chrf
 
+from spanbert_kernels.data.counts import TEST, counting
 from spanbert_kernels.data.faults import some
 from spanbert_kernels.data.parallel import Pair, read_aligned, read_lines
 from spanbert_kernels.tasks import generation
@@ -40,6 +41,8 @@ def copied(pairs: Sequence[Pair]) -> Scores:
 
 def evaluate(generator: Generator, pairs: Sequence[Pair], backend: str = "auto") -> Scores:
     """The scores of a model, and its loss a token."""
+    with counting(TEST):
+        generation.count_pairs(pairs, generator)
     translations = generation.write(generator, [pair.source for pair in pairs], backend=backend)
     return {**score(pairs, translations), "loss": generation.loss(generator, pairs, backend)}
 

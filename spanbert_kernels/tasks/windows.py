@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
+
+from spanbert_kernels.data.counts import cut as cut_short
 
 SENTENCE_ENDS = frozenset(".!?")
 
@@ -43,3 +45,10 @@ def encoded(
     """A window's tokens, the special ones around them, and the column of each word's first piece."""
     ids = [tokenizer.cls_token_id, *(piece for word in pieces for piece in word), tokenizer.sep_token_id]
     return np.array(ids, dtype=np.int64), np.cumsum([1, *map(len, pieces)])[:-1]
+
+
+def count_cut_words(texts: Iterable[Sequence[str]], tokenizer: PreTrainedTokenizerBase, room: int) -> None:
+    """Counts the words of more than `room` pieces, of which `pieces_of` keeps so many."""
+    long = (word for words in texts for word in words if len(word) > room)  # a piece has a letter at least
+    number = sum(len(tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]) > room for word in long)
+    cut_short("word", f"to its first {room} pieces", number)

@@ -75,26 +75,28 @@ def test_an_empty_cell_is_no_cluster(tmp_path: Path) -> None:
     assert [document.cluster for document in read_labelled(table)] == [None, "k", None]
 
 
+def test_one_label_alone(tmp_path: Path) -> None:
+    """Transformers would fit a number to it."""
+    data = written(tmp_path / "a.jsonl", '{"text": "a", "label": "x"}\n' * 3)
+    with pytest.raises(ValueError, match=r"a\.jsonl: all documents have the label x, so there is nothing"):
+        load("classification").train(data, None, Start(size="tiny"), TrainingOptions(tmp_path / "model"), None)
+
+
 @pytest.mark.parametrize(
-    ("name", "files", "reason"),
+    ("name", "text", "what"),
     [
-        ("tagging", ("Anna\tB-x\n", "left\tO\nAnna\tB-y\n"), r"test, line 2: unknown label B-y; the model has O, B-x"),
-        (
-            "classification",
-            ('{"text": "a", "label": "x"}\n', '{"text": "a", "label": "y"}\n'),
-            r"test\.jsonl, line 1: unknown label y; the model has x",
-        ),
+        ("tagging", "Nobody\tO\ncame\tO\n", "entity"),
+        ("nested", "# begin document a\nNobody\t_\ncame\t_\n", "mention"),
+        ("coreference", "# begin document a\nNobody\t-\ncame\t-\n", "mention"),
+        ("cross_document_coreference", "# begin document a/1\nNobody\t*\n# begin document a/2\nNobody\t*\n", "mention"),
     ],
 )
-def test_unknown_labels_to_score_on_are_named_before_the_training(
-    tmp_path: Path, name: str, files: tuple[str, str], reason: str
-) -> None:
-    ending = ".jsonl" if name == "classification" else ""
-    train, test = (
-        written(tmp_path / f"{part}{ending}", text) for part, text in zip(("train", "test"), files, strict=True)
-    )
-    with pytest.raises(DataFault, match=reason):
-        load(name).train(train, test, Start(size="tiny"), TrainingOptions(tmp_path / "model"), None)
+def test_nothing_to_find_in_a_file(tmp_path: Path, name: str, text: str, what: str) -> None:
+    """Not the same as an empty file: there are sentences, and nothing is marked in any."""
+    data = written(tmp_path / "a.conll", text)
+    start = Start(size="tiny", vocabulary_size=40)
+    with pytest.raises(ValueError, match=rf"a\.conll: there is no {what} to train on"):
+        load(name).train(data, None, start, TrainingOptions(tmp_path / "model"), None)
     assert not (tmp_path / "model").exists()
 
 

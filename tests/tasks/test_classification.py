@@ -118,7 +118,7 @@ def test_bad_input(tmp_path: Path) -> None:
     documents = opinions(10)
     model, tokenizer = model_for(documents)
     with pytest.raises(DataFault, match=r"file.jsonl, line 7: unknown label odd; the model has negative, positive"):
-        classification.evaluate(model, tokenizer, [document("it", "odd", line=7)])
+        classification.train(model, tokenizer, [document("it", "odd", line=7)], options(tmp_path))
     with pytest.raises(ValueError, match="needs crop input"):
         classification.train(model, tokenizer, documents, options(tmp_path), SpanTraining(8, "loss"))
     with pytest.raises(ValueError, match="there is no document"):

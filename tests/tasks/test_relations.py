@@ -32,7 +32,7 @@ def test_reading(tmp_path: Path) -> None:
     first, second = read_related(folder(tmp_path, TEXT + OTHER, "1\t2\tmet\n\n2\t1\tknows\n"))
     assert (len(first.documents), first.relations) == (2, {("1", "2", "met"), ("2", "1", "knows")})
     assert (len(second.documents), second.relations) == (1, set())
-    assert relations.labels_of([first, second]) == ["none", "knows", "met"]
+    assert relations.labels_of_clusters([first, second]) == ["none", "knows", "met"]
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,12 @@ def test_bad_rows_are_named(tmp_path: Path, rows: str, reason: str) -> None:
         read_related(folder(tmp_path, TEXT + OTHER, rows))
 
 
-def test_unknown_relations_are_named_before_the_training(tmp_path: Path) -> None:
-    train, test = (folder(tmp_path / kind, TEXT, f"1\t2\t{kind}\n") for kind in ("met", "knows"))
+def test_no_relation_to_train_on(tmp_path: Path) -> None:
+    """Neither is there one among annotated negatives."""
     options = TrainingOptions(tmp_path / "model")
-    with pytest.raises(DataFault, match=r"relations\.tsv, line 1: unknown relation knows; the model has met"):
-        relations.TASK.train(train, test, Start(size="tiny"), options, None)
-    with pytest.raises(ValueError, match=r"relations\.tsv: there is no relation to train on"):
-        relations.TASK.train(folder(tmp_path / "none", TEXT, ""), None, Start(size="tiny"), options, None)
+    for name, rows in ("empty", ""), ("negatives", "1\t2\tnone\n"):
+        with pytest.raises(ValueError, match=r"relations\.tsv: there is no relation to train on"):
+            relations.TASK.train(folder(tmp_path / name, TEXT, rows), None, Start(size="tiny"), options, None)
     assert not (tmp_path / "model").exists()
 
 
