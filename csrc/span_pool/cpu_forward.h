@@ -64,6 +64,7 @@ struct Forward {
   }
 
   void copy(S* to, const S* from, int64_t columns) const {
+    if (columns == 0) return;  // and perhaps no memory either
     if (!streams) {
       std::memcpy(to, from, columns * sizeof(S));
       return;
