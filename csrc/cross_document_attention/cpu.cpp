@@ -22,21 +22,28 @@ Tensor weights(const Tensor& q_any, const Tensor& k_any, const Tensor& lse_any, 
                   "lse must be the forward's");
   call.lse = const_cast<void*>(lse.const_data_ptr());
   const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
-                            k.size(0), false);
+                            k.size(0));
   const Tensor result = torch::stable::new_zeros(q, {call.query_rows, call.heads, places}, ScalarType::Float);
   for (const auto& cluster : near.clusters) STD_TORCH_CHECK(cluster.documents <= places, "too few places: ", places);
   float* to = result.mutable_data_ptr<float>();
   const auto kernel = SPANBERT_KERNEL(cross_document_attention_weights);
-  parallel_tasks(static_cast<int64_t>(near.clusters.size()) * call.heads, [&](int64_t task) {
-    const auto& cluster = near.clusters[task / call.heads];
-    kernel(call, near.all[cluster.first], near.key_first(cluster), task % call.heads, places, to);
+  parallel_tasks(std::ssize(near.all) * call.heads, [&](int64_t task) {
+    const int64_t i = task / call.heads;
+    kernel(call, near.all[i], near.key_documents[i], task % call.heads, places, to);
   });
   return result;
 }
 
-// The documents of a cluster that have keys.
-Pairs pairs_of(const Neighbourhoods& near, const Neighbourhoods::Cluster& cluster) {
-  return {near.all.data() + cluster.first, near.places.data() + cluster.first, cluster.count};
+// A cluster's neighbourhoods by the queries that they have.
+std::vector<Pairs> pairs_of(const Neighbourhoods& near, const Neighbourhoods::Cluster& cluster) {
+  std::vector<Pairs> found;
+  for (int64_t i = cluster.first; i < cluster.first + cluster.count; ++i) {
+    if (found.empty() || found.back().all->query_rows != near.all[i].query_rows) {
+      found.push_back({near.all.data() + i, near.statistics.data() + i, 0});
+    }
+    ++found.back().count;
+  }
+  return found;
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
@@ -45,51 +52,59 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
                                    const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
                                    const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/,
                                    bool include_self, bool anchor_queries, bool anchor_keys, bool /*clustered*/,
-                                   int64_t places, double scale, double dropout_p, const OptionalTensor& seed) {
+                                   const OptionalTensor& slots, const OptionalTensor& /*back_slots*/, int64_t size,
+                                   double scale, double dropout_p, const OptionalTensor& seed) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
   AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
+  const PairStatistics statistics{slots, size};
   const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
-                            k.size(0), true);
-  for (const auto& cluster : near.clusters) STD_TORCH_CHECK(cluster.documents <= places, "too few places: ", places);
+                            k.size(0), &statistics);
+  count_pairs(near, call.heads);
   const Tensor output = torch::stable::new_zeros(q, q.sizes());
-  Tensor lse = torch::stable::new_empty(q, {call.heads, call.query_rows, places}, accumulator_of(q));
+  Tensor lse = torch::stable::new_empty(q, {call.heads, size}, accumulator_of(q));
   lse = torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
   call.output = rows_of(output);
   call.lse = lse.mutable_data_ptr();
   const auto kernel = SPANBERT_KERNEL(cross_document_attention_pairwise_forward);
-  parallel_tasks(static_cast<int64_t>(near.clusters.size()) * call.heads, [&](int64_t task) {
-    const auto& cluster = near.clusters[task / call.heads];
-    if (cluster.count > 0) kernel(call, pairs_of(near, cluster), task % call.heads, places);
-  });
+  std::vector<Pairs> pairs;
+  for (const auto& cluster : near.clusters) {
+    const std::vector<Pairs> found = pairs_of(near, cluster);
+    pairs.insert(pairs.end(), found.begin(), found.end());
+  }
+  parallel_tasks(std::ssize(pairs) * call.heads,
+                 [&](int64_t task) { kernel(call, pairs[task / call.heads], task % call.heads, size); });
   return {output, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any,
-                                            const Tensor& v_any, const Tensor& lse_any, const Tensor& documents,
-                                            const OptionalTensor& link_offsets, const OptionalTensor& links,
-                                            const OptionalTensor& /*back_offsets*/,
-                                            const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
-                                            const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/,
-                                            int64_t /*most_keys*/, bool include_self, bool anchor_queries,
-                                            bool anchor_keys, bool /*clustered*/, int64_t places, double scale,
-                                            double dropout_p, const OptionalTensor& seed) {
+std::tuple<Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any, const Tensor& v_any, const Tensor& lse_any,
+    const Tensor& documents, const OptionalTensor& link_offsets, const OptionalTensor& links,
+    const OptionalTensor& /*back_offsets*/, const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
+    const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
+    bool anchor_queries, bool anchor_keys, bool /*clustered*/, const OptionalTensor& slots,
+    const OptionalTensor& /*back_slots*/, int64_t size, double scale, double dropout_p, const OptionalTensor& seed) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
   const Tensor grad = with_dense_rows(grad_any), lse = torch::stable::contiguous(lse_any);
   AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
   STD_TORCH_CHECK(grad.scalar_type() == q.scalar_type() && lse.scalar_type() == accumulator_of(q),
                   "grad_output and lse must have the forward's dtypes");
-  STD_TORCH_CHECK(grad.numel() == q.numel() && lse.numel() == call.heads * call.query_rows * places,
+  STD_TORCH_CHECK(grad.numel() == q.numel() && lse.numel() == call.heads * size,
                   "grad_output and lse must have the forward's shapes");
   call.lse = const_cast<void*>(lse.const_data_ptr());
+  const PairStatistics statistics{slots, size};
   const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
-                            k.size(0), true);
+                            k.size(0), &statistics);
+  count_pairs(near, call.heads);
   const Tensor grad_q = torch::stable::new_zeros(q, q.sizes()), grad_k = torch::stable::new_zeros(k, k.sizes());
   const Tensor grad_v = torch::stable::new_zeros(v, v.sizes());
   const AttentionGrads grads{rows_of(grad), rows_of(grad_q), rows_of(grad_k), rows_of(grad_v)};
   const auto kernel = SPANBERT_KERNEL(cross_document_attention_pairwise_backward);
-  parallel_tasks(static_cast<int64_t>(near.clusters.size()) * call.heads, [&](int64_t task) {
-    const auto& cluster = near.clusters[task / call.heads];
-    if (cluster.count > 0) kernel(call, grads, pairs_of(near, cluster), task % call.heads, places);
+  std::vector<std::vector<Pairs>> pairs;
+  for (const auto& cluster : near.clusters) pairs.push_back(pairs_of(near, cluster));
+  parallel_tasks(std::ssize(near.clusters) * call.heads, [&](int64_t task) {
+    const int64_t i = task / call.heads;
+    if (pairs[i].empty()) return;
+    kernel(call, grads, pairs[i].data(), std::ssize(pairs[i]), near.clusters[i].keys, task % call.heads);
   });
   return {grad_q, grad_k, grad_v};
 }

@@ -1,12 +1,15 @@
 // Document weights, and a softmax for each pair of documents, on a CPU.
 //
 // The weights are sums of exp(score - lse) over each document's keys; the scores are computed again, block by block.
-// Pairwise, a cluster and head is one task: the keys of one document at a time meet all queries of the cluster
-// (document_attention/attention.h), and the results are averaged. The backward runs each document's forward again for
-// delta = rowsum(dO * O_j) / n, where n is the number of documents that the query sees.
+// Pairwise, the keys of one document at a time meet all queries of the cluster, or of one document, in one task
+// (document_attention/attention.h, few.h), and the results are averaged. The backward runs each document's forward
+// again for its log-sum-exp and delta = rowsum(dO * O_j) / n, where n is the number of documents that the query sees.
+
+#include <span>
 
 #include "cross_document_attention/kernels.h"
 #include "document_attention/attention.h"
+#include "document_attention/few.h"
 
 namespace spanbert {
 namespace SPANBERT_LEVEL {
@@ -28,10 +31,23 @@ std::unique_ptr<A[]> shares(const Pairs& pairs) {
   return share;
 }
 
+// f(kernel, the Attention that knows its rows) with the kernel for a neighbourhood.
+template <class S, class F>
+void with_kernel(const AttentionCall& call, const Neighbourhood& near, int64_t head, const F& f) {
+  if (is_few(near)) {
+    FewQueries<S> kernel(call, near, head);
+    f(kernel);
+  } else {
+    Attention<S> kernel(call, near, head);
+    f(kernel);
+  }
+}
+
 }  // namespace
 
-void cross_document_attention_weights(const AttentionCall& call, const Neighbourhood& near, const int64_t* key_first,
-                                      int64_t head, int64_t most_places, float* weights) {
+void cross_document_attention_weights(const AttentionCall& call, const Neighbourhood& near,
+                                      const KeyDocuments& documents, int64_t head, int64_t most_places,
+                                      float* weights) {
   with_storage(call.storage, [&](auto s) {
     using S = decltype(s);
     using A = typename Accumulator<S>::type;
@@ -42,13 +58,13 @@ void cross_document_attention_weights(const AttentionCall& call, const Neighbour
       const A pivot = lse[row] == -INFINITY ? A(0) : lse[row];
       float* to = weights + (row * call.heads + head) * most_places;
       A chunk[lanes<A>];
-      int64_t place = 0;
+      int64_t document = 0;
       for (const Range& span : attention.spans) {
         for (int64_t j = span.begin; j < span.end; j += lanes<A>) {
           store(chunk, exponential(load(scores + j) * attention.score_factor - pivot));
           for (int64_t lane = 0; lane < lanes<A> && j + lane < count; ++lane) {
-            while (key_first[place + 1] <= first + j + lane) ++place;
-            to[place] += static_cast<float>(chunk[lane]);
+            while (documents.first[document + 1] <= first + j + lane) ++document;
+            to[documents.places[document]] += static_cast<float>(chunk[lane]);
           }
         }
       }
@@ -57,57 +73,68 @@ void cross_document_attention_weights(const AttentionCall& call, const Neighbour
 }
 
 void cross_document_attention_pairwise_forward(const AttentionCall& call, const Pairs& pairs, int64_t head,
-                                               int64_t most_places) {
+                                               int64_t size) {
   with_storage(call.storage, [&](auto s) {
     using S = decltype(s);
     using A = typename Accumulator<S>::type;
     const Neighbourhood& near = pairs.all[0];
     const auto share = shares<A>(pairs);
-    const int64_t wide = Attention<S>(call, near, head).wide;
-    const auto mean = Attention<S>::zeros(near.queries * wide);
+    const Attention<S> rows(call, near, head);
+    const auto mean = rows.zeros(near.queries * rows.wide);
     for (int64_t i = 0; i < pairs.count; ++i) {
-      Attention<S> attention(call, pairs.all[i], head);
-      attention.forward(0, near.queries, [&](int64_t query, const A* sums, A maximum, A total, bool any) {
-        if (!any) return;
-        const int64_t row = head * call.query_rows + near.query_rows[query];
-        static_cast<A*>(call.lse)[row * most_places + pairs.places[i]] = maximum + std::log(total);
-        for (int64_t c = 0; c < wide; ++c) mean[query * wide + c] += sums[c] / total;
+      with_kernel<S>(call, pairs.all[i], head, [&](auto& kernel) {
+        kernel.forward(0, near.queries, [&](int64_t query, const A* sums, A maximum, A total, bool any) {
+          if (!any) return;
+          static_cast<A*>(call.lse)[head * size + pairs.statistics[i] + near.query_rows[query]] =
+              maximum + std::log(total);
+          for (int64_t c = 0; c < rows.wide; ++c) mean[query * rows.wide + c] += sums[c] / total;
+        });
       });
     }
-    const Attention<S> attention(call, near, head);
     for (int64_t query = 0; query < near.queries; ++query) {
-      attention.narrow(mean.get() + query * wide, share[query], attention.row(call.output, near.query_rows[query]));
+      rows.narrow(mean.get() + query * rows.wide, share[query], rows.row(call.output, near.query_rows[query]));
     }
   });
 }
 
 void cross_document_attention_pairwise_backward(const AttentionCall& call, const AttentionGrads& grads,
-                                                const Pairs& pairs, int64_t head, int64_t most_places) {
+                                                const Pairs* all, int64_t count, const RowRange& keys, int64_t head) {
   with_storage(call.storage, [&](auto s) {
     using S = decltype(s);
     using A = typename Accumulator<S>::type;
-    const Neighbourhood& near = pairs.all[0];
-    const auto share = shares<A>(pairs);
-    const int64_t wide = Attention<S>(call, near, head).wide;
-    const auto grad_queries = Attention<S>::zeros(near.queries * wide), grad_row = Attention<S>::buffer(wide);
-    const auto lse = Attention<S>::buffer(near.queries), delta = Attention<S>::buffer(near.queries);
-    for (int64_t i = 0; i < pairs.count; ++i) {
-      Attention<S> attention(call, pairs.all[i], head, &grads);
-      attention.forward(0, near.queries, [&](int64_t query, const A* sums, A, A total, bool any) {
-        const int64_t row = near.query_rows[query];
-        lse[query] = static_cast<const A*>(call.lse)[(head * call.query_rows + row) * most_places + pairs.places[i]];
-        attention.widen(attention.query(grads.output, query), 1, 1, grad_row.get());
-        A dot = 0;
-        for (int64_t c = 0; c < wide; ++c) dot += grad_row[c] * sums[c];
-        delta[query] = any ? dot * share[query] / total : A(0);
-      });
-      attention.backward(grads, lse.get(), delta.get(), share.get(), grad_queries.get());
+    const bool sparse = all[0].all[0].sparse;
+    const KeySums<A> sums(call, sparse ? keys : RowRange{0, 0});
+    for (const Pairs& pairs : std::span(all, count)) {
+      const Neighbourhood& near = pairs.all[0];
+      const auto share = shares<A>(pairs);
+      const Attention<S> rows(call, near, head);
+      const auto grad_queries = rows.zeros(near.queries * rows.wide), grad_row = rows.buffer(rows.wide);
+      const auto lse = rows.buffer(near.queries), delta = rows.buffer(near.queries);
+      for (const Neighbourhood& pair : std::span(pairs.all, pairs.count)) {
+        if (is_few(pair)) {
+          FewQueries<S>(call, pair, head).backward(grads, share.get(), grad_queries.get(), sums);
+          continue;
+        }
+        Attention<S> attention(call, pair, head, &grads);
+        attention.forward(0, near.queries, [&](int64_t query, const A* values, A maximum, A total, bool any) {
+          lse[query] = any ? maximum + std::log(total) : -INFINITY;
+          attention.widen(attention.query(grads.output, query), 1, 1, grad_row.get());
+          A dot = 0;
+          for (int64_t c = 0; c < rows.wide; ++c) dot += grad_row[c] * values[c];
+          delta[query] = any ? dot * share[query] / total : A(0);
+        });
+        if (sparse) {
+          attention.backward(grads, lse.get(), delta.get(), share.get(), grad_queries.get(), sums.adding(pair));
+        } else {
+          attention.backward(grads, lse.get(), delta.get(), share.get(), grad_queries.get());
+        }
+      }
+      for (int64_t query = 0; query < near.queries; ++query) {
+        rows.narrow(grad_queries.get() + query * rows.wide, static_cast<A>(call.scale),
+                    rows.row(grads.q, near.query_rows[query]));
+      }
     }
-    const Attention<S> attention(call, near, head);
-    for (int64_t query = 0; query < near.queries; ++query) {
-      attention.narrow(grad_queries.get() + query * wide, static_cast<A>(call.scale),
-                       attention.row(grads.q, near.query_rows[query]));
-    }
+    if (sparse) sums.template write<S>(call, grads, head);
   });
 }
 

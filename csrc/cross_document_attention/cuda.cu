@@ -23,7 +23,7 @@ Tensor weights_operator(const Tensor& q, const Tensor& k, const Tensor& lse, con
   if (p.empty_queries()) return torch::stable::new_zeros(q, {q.size(0), q.size(1), places}, ScalarType::Float);
   Tensor weights = torch::stable::new_empty(q, {q.size(0), q.size(1), places}, ScalarType::Float);
   p.work.lse = p.statistics(lse, q.size(1) * q.size(0), "lse");
-  const DocumentsWork work{p.work, places, weights.mutable_data_ptr<float>(), nullptr, nullptr, nullptr};
+  const DocumentsWork work{p.work, places, weights.mutable_data_ptr<float>()};
   with_gpu_storage(q, [&](auto s) {
     with_columns(p.work.dim, [&](auto n) {
       const auto kernel = documents::weights<decltype(s), decltype(n)::value>;
@@ -33,20 +33,34 @@ Tensor weights_operator(const Tensor& q, const Tensor& k, const Tensor& lse, con
   return weights;
 }
 
+DocumentsWork pairs_work(PreparedAttention& p, const OptionalTensor& slots, const OptionalTensor& back_slots,
+                         int64_t size, float* lse) {
+  DocumentsWork pairs{};
+  pairs.attention = p.work;
+  pairs.size = size;
+  pairs.lse = lse;
+  if (p.links > 0) {
+    pairs.slots = indices(slots, p.links, "slots", p.kept);
+    pairs.back_slots = indices(back_slots, p.links, "back_slots", p.kept);
+  }
+  return pairs;
+}
+
 std::tuple<Tensor, Tensor> pairwise_forward_operator(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& documents, const OptionalTensor& link_offsets,
     const OptionalTensor& links, const OptionalTensor& back_offsets, const OptionalTensor& back_links,
     const OptionalTensor& query_tiles, const OptionalTensor& key_tiles, int64_t /*most_queries*/, int64_t /*most_keys*/,
-    bool include_self, bool anchor_queries, bool anchor_keys, bool /*clustered*/, int64_t places, double scale,
-    double dropout_p, const OptionalTensor& seed) {
+    bool include_self, bool anchor_queries, bool anchor_keys, bool /*clustered*/, const OptionalTensor& slots,
+    const OptionalTensor& back_slots, int64_t size, double scale, double dropout_p, const OptionalTensor& seed) {
   const Stream stream(q);
   PreparedAttention p = prepare(q, k, v, documents, link_offsets, links, back_offsets, back_links, query_tiles,
                                 key_tiles, include_self, anchor_queries, anchor_keys, scale, dropout_p, seed);
-  Tensor lse = torch::stable::new_empty(q, {q.size(1), q.size(0), places}, ScalarType::Float);
-  if (p.empty_queries()) return {torch::stable::new_zeros(q, q.sizes()), torch::stable::fill_(lse, -INFINITY)};
+  Tensor lse = torch::stable::new_empty(q, {q.size(1), size}, ScalarType::Float);
+  lse = torch::stable::fill_(lse, -INFINITY);
+  if (p.empty_queries()) return {torch::stable::new_zeros(q, q.sizes()), lse};
   Tensor output = torch::stable::new_empty(q, q.sizes());
   p.work.output = p.rows(output);
-  const DocumentsWork work{p.work, places, nullptr, lse.mutable_data_ptr<float>(), nullptr, nullptr};
+  const DocumentsWork work = pairs_work(p, slots, back_slots, size, lse.mutable_data_ptr<float>());
   with_gpu_storage(q, [&](auto s) {
     with_columns(p.work.dim, [&](auto n) {
       const auto kernel = documents::pairwise_forward<decltype(s), decltype(n)::value>;
@@ -61,8 +75,8 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_backward_operator(
     const Tensor& documents, const OptionalTensor& link_offsets, const OptionalTensor& links,
     const OptionalTensor& back_offsets, const OptionalTensor& back_links, const OptionalTensor& query_tiles,
     const OptionalTensor& key_tiles, int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
-    bool anchor_queries, bool anchor_keys, bool /*clustered*/, int64_t places, double scale, double dropout_p,
-    const OptionalTensor& seed) {
+    bool anchor_queries, bool anchor_keys, bool /*clustered*/, const OptionalTensor& slots,
+    const OptionalTensor& back_slots, int64_t size, double scale, double dropout_p, const OptionalTensor& seed) {
   const Stream stream(q);
   PreparedAttention p = prepare(q, k, v, documents, link_offsets, links, back_offsets, back_links, query_tiles,
                                 key_tiles, include_self, anchor_queries, anchor_keys, scale, dropout_p, seed);
@@ -71,19 +85,16 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_backward_operator(
             torch::stable::new_zeros(v, v.sizes())};
   }
   p.work.grad_output = p.like(grad_output, q, "grad_output");
-  Tensor delta = torch::stable::new_empty(q, {q.size(1), q.size(0), places}, ScalarType::Float);
+  Tensor delta = torch::stable::new_empty(q, {q.size(1), size}, ScalarType::Float);
   Tensor share = torch::stable::new_empty(q, {q.size(1), q.size(0)}, ScalarType::Float);
   Tensor grad_q = torch::stable::new_empty(q, q.sizes()), grad_k = torch::stable::new_empty(k, k.sizes());
   Tensor grad_v = torch::stable::new_empty(v, v.sizes());
   p.work.grad_q = p.rows(grad_q);
   p.work.grad_k = p.rows(grad_k);
   p.work.grad_v = p.rows(grad_v);
-  const DocumentsWork work{p.work,
-                           places,
-                           nullptr,
-                           p.statistics(lse, q.size(1) * q.size(0) * places, "lse"),
-                           delta.mutable_data_ptr<float>(),
-                           share.mutable_data_ptr<float>()};
+  DocumentsWork work = pairs_work(p, slots, back_slots, size, p.statistics(lse, q.size(1) * size, "lse"));
+  work.delta = delta.mutable_data_ptr<float>();
+  work.share = share.mutable_data_ptr<float>();
   with_gpu_storage(q, [&](auto s) {
     with_columns(p.work.dim, [&](auto n) {
       const auto queries = documents::pairwise_backward_queries<decltype(s), decltype(n)::value>;

@@ -20,15 +20,19 @@ using rows::write;
 
 struct DocumentsWork {
   AttentionWork attention;
-  int64_t places;  // documents of the largest cluster
-  float* weights;  // [query rows, heads, places]
-  float* lse;      // [heads, query rows, places]
-  float* delta;    // [heads, query rows, places]: sum of P dP over a document
-  float* share;    // [heads, query rows]: 1 / documents seen
+  int64_t places;             // documents of the largest cluster
+  float* weights;             // [query rows, heads, places]
+  const int64_t* slots;       // [links], PairStatistics.slots, or null
+  const int64_t* back_slots;  // [links]
+  int64_t size;               // statistics of a head
+  float* lse;                 // [heads, size]
+  float* delta;               // [heads, size]: sum of P dP over a document
+  float* share;               // [heads, query rows]: 1 / documents seen
 
-  // Of a query row and head.
-  SPANBERT_DEVICE float* of_places(float* all, int64_t row, int64_t head) const {
-    return all + (head * attention.queries.rows + row) * places;
+  // Where the statistics of a query row and a document are, `slot` being those of row 0: within the head's.
+  SPANBERT_DEVICE int64_t statistic(int64_t slot, int64_t row, int64_t head) const {
+    const int64_t place = slot + row, last = size - 1;
+    return head * size + (place < 0 ? 0 : place < last ? place : last);
   }
 };
 
@@ -38,9 +42,10 @@ struct Seen {
   const int64_t document;
   int64_t now, stop;
   int64_t place, begin, end;  // of the current document: its keys
+  int64_t slot;               // in pairs: where the statistics of query row 0 would be
 
   SPANBERT_DEVICE Seen(const DocumentsWork& work, int64_t document)
-      : work(work), document(document), now(0), stop(0), place(0), begin(0), end(0) {
+      : work(work), document(document), now(0), stop(0), place(0), begin(0), end(0), slot(0) {
     const AttentionWork& attention = work.attention;
     if (document < 0) return;
     now = attention.link_offsets ? attention.link_offsets[document] : attention.cluster_first[document];
@@ -50,13 +55,13 @@ struct Seen {
   SPANBERT_DEVICE bool next() {
     const AttentionWork& attention = work.attention;
     while (now < stop) {
-      const int64_t target = attention.link_offsets ? attention.links[now] : now;
-      ++now;
+      const int64_t item = now++, target = attention.link_offsets ? attention.links[item] : item;
       if (target < 0 || target >= attention.keys.documents) continue;
       if (!attention.link_offsets && target == document && !attention.include_self) continue;
       place = target - attention.cluster_first[document];
       begin = attention.keys.begin(target), end = attention.keys.end(target);
-      if (begin < end && 0 <= place && place < work.places) return true;
+      slot = work.slots ? work.slots[item] : place * attention.queries.rows;
+      if (begin < end && 0 <= place && (work.weights == nullptr || place < work.places)) return true;
     }
     return false;
   }
@@ -101,8 +106,6 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_forward(DocumentsWork wo
   int64_t row, head;
   if (!find_row(attention, attention.queries.rows, row, head)) return;
   float* query = staged.row[warp_index()][0];
-  float* lse = work.of_places(work.lse, row, head);
-  set_all(lse, work.places, -INFINITY);
   const int64_t document = attention.queries.document_of(row);
   const Keep keep(attention, head);
   if (document >= 0) stage<S, N>(attention, attention.q, row, head, query);
@@ -114,7 +117,8 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_forward(DocumentsWork wo
   while (seen.next()) {
     Softmax<N> softmax;
     meet_keys<S>(attention, keep, query, row, head, seen.begin, seen.end, softmax);
-    set(lse, seen.place, softmax.lse());
+    const float lse = softmax.lse();
+    if (lane_index() == 0) work.lse[work.statistic(seen.slot, row, head)] = lse;
     add(sum, 1.0f / warp_sum(softmax.total), softmax.sum);
     ++count;
   }
@@ -148,7 +152,8 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_queries(Documen
   int count = 0;
   Seen seen(work, document);
   while (seen.next()) {
-    lse = work.of_places(work.lse, row, head)[seen.place];
+    const int64_t statistic = work.statistic(seen.slot, row, head);
+    lse = work.lse[statistic];
     float delta = 0;
     for (int64_t key = seen.begin + lane_index(); key < seen.end; key += kLanes) {
       float slope;
@@ -156,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_queries(Documen
       delta = fmaf(weight, slope, delta);
     }
     delta = warp_sum(delta);
-    set(work.of_places(work.delta, row, head), seen.place, delta);
+    if (lane_index() == 0) work.delta[statistic] = delta;
     for (int64_t first = seen.begin; first < seen.end; first += kLanes) {
       const bool inside = first + lane_index() < seen.end;
       float slope = 0, weight = 0;
@@ -180,14 +185,15 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_keys(DocumentsW
   const int64_t document = attention.keys.document_of(row);
   Columns<N> sum_key, sum_value;
   fill(sum_key, 0.0f), fill(sum_value, 0.0f);
-  const int64_t place = document < 0 ? -1 : document - attention.cluster_first[document];
-  if (0 <= place && place < work.places) {
+  if (document >= 0) {
+    const int64_t place = document - attention.cluster_first[document];
     const Keep keep(attention, head);
     stage<S, N>(attention, attention.k, row, head, key);
     stage<S, N>(attention, attention.v, row, head, value);
     warp_barrier();
     Ranges ranges(attention, false, document);
     while (ranges.next()) {
+      const int64_t slot = work.back_slots ? work.back_slots[ranges.place - 1] : place * attention.queries.rows;
       for (int64_t first = ranges.begin; first < ranges.end; first += kLanes) {
         const int64_t query = first + lane_index();
         const bool seen = query < ranges.end && attention.queries.has(query);
@@ -196,9 +202,10 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_keys(DocumentsW
           const float score = dot<S>(attention, key, attention.q, query, head) * attention.scale;
           const bool kept = keep.one(query, row);
           const float share = work.share[head * attention.queries.rows + query];
-          weight = expf(score - work.of_places(work.lse, query, head)[place]) * share;
+          const int64_t statistic = work.statistic(slot, query, head);
+          weight = expf(score - work.lse[statistic]) * share;
           slope = kept ? dot<S>(attention, value, attention.grad_output, query, head) * attention.kept : 0.0f;
-          slope = weight * (slope - work.of_places(work.delta, query, head)[place]);
+          slope = weight * (slope - work.delta[statistic]);
           if (!kept) weight = 0;
         }
         const unsigned lanes = ballot(seen);

@@ -9,22 +9,25 @@
 
 namespace spanbert {
 
-// The neighbourhoods of one cluster in pairs: each has the keys of one document, whose place in the cluster is given.
+// Neighbourhoods with the same queries, each with the keys of one document. `statistics`: where query row 0 of each
+// would have its log-sum-exp.
 struct Pairs {
   const Neighbourhood* all;
-  const int64_t* places;
+  const int64_t* statistics;
   int64_t count;
 };
 
-// Document weights of all queries of a cluster, one head: float32 [query rows, heads, most_places]. `key_first`: the
-// first key of each document of the cluster and, last, their number. `call.lse` is an input.
+// Document weights of a neighbourhood's queries, one head: float32 [query rows, heads, most_places]. `call.lse` is an
+// input.
 SPANBERT_DECLARE(void cross_document_attention_weights(const AttentionCall& call, const Neighbourhood& near,
-                                                       const int64_t* key_first, int64_t head, int64_t most_places,
+                                                       const KeyDocuments& documents, int64_t head, int64_t most_places,
                                                        float* weights))
-// A cluster, one head. `call.lse` is [heads, query rows, most_places]; what is not seen is not written.
+// All that some queries see, one head. `call.lse` is [heads, size]; what is not seen is not written.
 SPANBERT_DECLARE(void cross_document_attention_pairwise_forward(const AttentionCall& call, const Pairs& pairs,
-                                                                int64_t head, int64_t most_places))
+                                                                int64_t head, int64_t size))
+// All of a cluster, whose keys are the rows `keys`, one head: the neighbourhoods that are sparse share them.
 SPANBERT_DECLARE(void cross_document_attention_pairwise_backward(const AttentionCall& call, const AttentionGrads& grads,
-                                                                 const Pairs& pairs, int64_t head, int64_t most_places))
+                                                                 const Pairs* pairs, int64_t count,
+                                                                 const RowRange& keys, int64_t head))
 
 }  // namespace spanbert

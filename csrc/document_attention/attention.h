@@ -329,8 +329,11 @@ struct Attention {
   }
 
   // For every query its log-sum-exp, delta and what multiplies its incoming gradient. Adds to `grad_queries`
-  // [queries, wide], which is not yet multiplied by the scale, and writes the gradients of all keys and values.
-  void backward(const AttentionGrads& grads, const A* lse, const A* delta, const A* share, A* grad_queries) {
+  // [queries, wide], which is not yet multiplied by the scale, and gives out the gradients of all keys and values:
+  // emit(key, that of the key, not yet multiplied by score_factor, that of the value).
+  template <class Emit>
+  void backward(const AttentionGrads& grads, const A* lse, const A* delta, const A* share, A* grad_queries,
+                const Emit& emit) {
     const int64_t block_rows = near.queries < kQueries ? near.queries : kQueries, row_size = block_rows * wide;
     const int64_t packed = key_columns * dim, columns = block_rows * key_columns, key_size = key_block * wide;
     // Keys and values are panels of the transpose, the other panels are of the rows as they are.
@@ -379,11 +382,14 @@ struct Attention {
           product<A>(rows, depth, slopes + begin, key_columns, 1, keys, begin, grad_queries + q * wide, wide, true);
         });
       }
-      for (int64_t j = 0; j < n; ++j) {
-        narrow(grad_keys + j * wide, score_factor, row(grads.k, near.key_rows[from + j]));
-        narrow(grad_values + j * wide, 1, row(grads.v, near.key_rows[from + j]));
-      }
+      for (int64_t j = 0; j < n; ++j) emit(from + j, grad_keys + j * wide, grad_values + j * wide);
     }
+  }
+  void backward(const AttentionGrads& grads, const A* lse, const A* delta, const A* share, A* grad_queries) {
+    backward(grads, lse, delta, share, grad_queries, [&](int64_t key, const A* grad_key, const A* grad_value) {
+      narrow(grad_key, score_factor, row(grads.k, near.key_rows[key]));
+      narrow(grad_value, 1, row(grads.v, near.key_rows[key]));
+    });
   }
 
   // One row: scores become the weights that multiplied V, dP becomes dS.

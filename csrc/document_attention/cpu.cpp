@@ -24,12 +24,13 @@ double scores_of(const Neighbourhood& near) { return static_cast<double>(near.qu
 
 // Largest first; the small ones fill the gaps at the end, in the order in which they lie in memory, several heads in a
 // task where there are tasks enough. With `share`, a neighbourhood that would keep one thread busy for long after the
-// others is cut into pieces, at the price of packing its keys several times.
-std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads, bool share) {
+// others is cut into pieces, at the price of packing its keys several times. Without `sparse`, those are left out.
+std::vector<Task> tasks_of(const std::vector<Neighbourhood>& all, int64_t heads, bool share, bool sparse) {
   const int64_t threads = torch::stable::get_num_threads();
   double total = 0;
   std::vector<const Neighbourhood*> ordered;
   for (const Neighbourhood& near : all) {
+    if (near.sparse && !sparse) continue;
     total += scores_of(near) * heads;
     ordered.push_back(&near);
   }
@@ -88,14 +89,15 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
   AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
   const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
-                            k.size(0), false);
+                            k.size(0));
+  count_pairs(near, call.heads);
   const Tensor output = new_result(q, near.has_queries(q.size(0)));
   Tensor lse = torch::stable::new_empty(q, {call.heads, call.query_rows}, accumulator_of(q));
   if (!near.has_queries(q.size(0))) lse = torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
   call.output = rows_of(output);
   call.lse = lse.mutable_data_ptr();
   const auto kernel = SPANBERT_KERNEL(document_attention_forward);
-  run(tasks_of(near.all, call.heads, true), [&](const Task& task, const Neighbourhood* next) {
+  run(tasks_of(near.all, call.heads, true, true), [&](const Task& task, const Neighbourhood* next) {
     return kernel(call, *task.near, next, task.head, task.heads, task.first, task.last);
   });
   return {output, lse};
@@ -123,13 +125,22 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor
   call.output = rows_of(output);
   call.lse = const_cast<void*>(lse.const_data_ptr());
   const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
-                            k.size(0), false);
+                            k.size(0));
+  count_pairs(near, call.heads);
   const Tensor grad_q = new_result(q, near.has_queries(q.size(0)));
   const Tensor grad_k = new_result(k, near.has_keys(k.size(0))), grad_v = new_result(v, near.has_keys(k.size(0)));
   const AttentionGrads grads{rows_of(grad), rows_of(grad_q), rows_of(grad_k), rows_of(grad_v)};
   const auto kernel = SPANBERT_KERNEL(document_attention_backward);
-  run(tasks_of(near.all, call.heads, false), [&](const Task& task, const Neighbourhood* next) {
+  run(tasks_of(near.all, call.heads, false, false), [&](const Task& task, const Neighbourhood* next) {
     return kernel(call, grads, *task.near, next, task.head, task.heads);
+  });
+  std::vector<Neighbourhoods::Cluster> sparse;
+  std::copy_if(near.clusters.begin(), near.clusters.end(), std::back_inserter(sparse),
+               [](const auto& cluster) { return cluster.sparse; });
+  const auto sparse_kernel = SPANBERT_KERNEL(document_attention_sparse_backward);
+  parallel_tasks(std::ssize(sparse) * call.heads, [&](int64_t task) {
+    const auto& cluster = sparse[task / call.heads];
+    sparse_kernel(call, grads, near.all.data() + cluster.first, cluster.count, cluster.keys, task % call.heads);
   });
   return {grad_q, grad_k, grad_v};
 }
@@ -139,10 +150,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor
 
 STABLE_TORCH_LIBRARY_FRAGMENT(spanbert_kernels, library) {
   library.def("document_attention_heads_taken(bool small) -> int");
+  library.def("document_attention_pairs_met() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CompositeExplicitAutograd, library) {
   library.impl("document_attention_heads_taken", TORCH_BOX(&spanbert::heads_taken));
+  library.impl("document_attention_pairs_met", TORCH_BOX(&spanbert::pairs_met));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CPU, library) {

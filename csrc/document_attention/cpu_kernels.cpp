@@ -1,27 +1,40 @@
-// The joint softmax: attention.h and, for small neighbourhoods, small.h say how it works. Which of them takes a
-// neighbourhood depends on nothing but itself.
+// The joint softmax: attention.h and, for small neighbourhoods, small.h, for few queries few.h say how it works. Which
+// of them takes a neighbourhood depends on nothing but itself.
 
 #include "document_attention/attention.h"
+#include "document_attention/few.h"
 #include "document_attention/small.h"
 
 namespace spanbert {
 namespace SPANBERT_LEVEL {
 namespace {
 
-template <class S>
-void forward_head(const AttentionCall& call, const Neighbourhood& near, int64_t head, int64_t first, int64_t last) {
+// `Kernel`: Attention or FewQueries, `rows` the Attention that knows its rows.
+template <class S, class Kernel>
+void forward_head(Kernel& kernel, const Attention<S>& rows, int64_t first, int64_t last) {
   using A = typename Accumulator<S>::type;
-  Attention<S> attention(call, near, head);
-  A* lse = static_cast<A*>(call.lse) + head * call.query_rows;
-  attention.forward(first, last, [&](int64_t query, const A* sums, A maximum, A total, bool any) {
-    const int64_t row = near.query_rows[query];
-    attention.narrow(sums, any ? 1 / total : A(0), attention.row(call.output, row));
+  const AttentionCall& call = rows.call;
+  A* lse = static_cast<A*>(call.lse) + rows.head * call.query_rows;
+  kernel.forward(first, last, [&](int64_t query, const A* sums, A maximum, A total, bool any) {
+    const int64_t row = rows.near.query_rows[query];
+    rows.narrow(sums, any ? 1 / total : A(0), rows.row(call.output, row));
     lse[row] = maximum + std::log(total);
   });
 }
 
 template <class S>
-void backward_head(const AttentionCall& call, const AttentionGrads& grads, const Neighbourhood& near, int64_t head) {
+void write_queries(const Attention<S>& rows, const AttentionGrads& grads,
+                   const typename Accumulator<S>::type* grad_queries) {
+  for (int64_t q = 0; q < rows.near.queries; ++q) {
+    rows.narrow(grad_queries + q * rows.wide, static_cast<typename Accumulator<S>::type>(rows.call.scale),
+                rows.row(grads.q, rows.near.query_rows[q]));
+  }
+}
+
+// `emit...`: as that of Attention::backward, or none, which writes the gradients.
+template <class S, class... Emit>
+void backward_head(const AttentionCall& call, const AttentionGrads& grads, const Neighbourhood& near, int64_t head,
+                   const Emit&... emit) {
   using A = typename Accumulator<S>::type;
   Attention<S> attention(call, near, head, &grads);
   const auto lse = attention.buffer(near.queries), delta = attention.buffer(near.queries);
@@ -31,11 +44,8 @@ void backward_head(const AttentionCall& call, const AttentionGrads& grads, const
     lse[q] = static_cast<const A*>(call.lse)[head * call.query_rows + row];
     delta[q] = attention.dot(attention.row(grads.output, row), attention.row(call.output, row));
   }
-  attention.backward(grads, lse.get(), delta.get(), nullptr, grad_queries.get());
-  for (int64_t q = 0; q < near.queries; ++q) {
-    attention.narrow(grad_queries.get() + q * attention.wide, static_cast<A>(call.scale),
-                     attention.row(grads.q, near.query_rows[q]));
-  }
+  attention.backward(grads, lse.get(), delta.get(), nullptr, grad_queries.get(), emit...);
+  write_queries(attention, grads, grad_queries.get());
 }
 
 }  // namespace
@@ -45,9 +55,18 @@ bool document_attention_forward(const AttentionCall& call, const Neighbourhood& 
   bool taken = false;
   with_storage(call.storage, [&](auto s) {
     using S = decltype(s);
-    taken = is_small(near) && Small<S>(call, near, next).forward(head, heads);
+    const bool few = is_few(near);
+    taken = !few && is_small(near) && Small<S>(call, near, next).forward(head, heads);
     if (taken) return;
-    for (int64_t h = head; h < head + heads; ++h) forward_head<S>(call, near, h, first, last);
+    for (int64_t h = head; h < head + heads; ++h) {
+      if (few) {
+        FewQueries<S> kernel(call, near, h);
+        forward_head(kernel, kernel.rows, first, last);
+      } else {
+        Attention<S> kernel(call, near, h);
+        forward_head(kernel, kernel, first, last);
+      }
+    }
   });
   return taken;
 }
@@ -62,6 +81,27 @@ bool document_attention_backward(const AttentionCall& call, const AttentionGrads
     for (int64_t h = head; h < head + heads; ++h) backward_head<S>(call, grads, near, h);
   });
   return taken;
+}
+
+void document_attention_sparse_backward(const AttentionCall& call, const AttentionGrads& grads,
+                                        const Neighbourhood* all, int64_t count, const RowRange& keys, int64_t head) {
+  with_storage(call.storage, [&](auto s) {
+    using S = decltype(s);
+    using A = typename Accumulator<S>::type;
+    const KeySums<A> sums(call, keys);
+    for (int64_t i = 0; i < count; ++i) {
+      const Neighbourhood& near = all[i];
+      if (is_few(near)) {
+        FewQueries<S> kernel(call, near, head);
+        const auto grad_queries = kernel.rows.zeros(near.queries * kernel.rows.wide);
+        kernel.backward(grads, nullptr, grad_queries.get(), sums);
+        write_queries(kernel.rows, grads, grad_queries.get());
+      } else {
+        backward_head<S>(call, grads, near, head, sums.adding(near));
+      }
+    }
+    sums.template write<S>(call, grads, head);
+  });
 }
 
 }  // namespace SPANBERT_LEVEL

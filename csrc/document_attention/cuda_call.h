@@ -16,7 +16,7 @@ constexpr int64_t kMostColumns = 256;  // of a head
 struct PreparedAttention {
   std::vector<Tensor> kept;
   AttentionWork work{};
-  int64_t query_tiles = 0, key_tiles = 0, element = 0;
+  int64_t query_tiles = 0, key_tiles = 0, element = 0, links = 0;
 
   HeadRows rows(const Tensor& tensor) {
     HeadRows rows{const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1), false};
@@ -97,6 +97,7 @@ inline PreparedAttention prepare(const Tensor& q, const Tensor& k, const Optiona
   work.cluster_first = bounds + 4 * count;
   work.cluster_last = bounds + 5 * count;
   if (links) {
+    p.links = links->numel();
     work.link_offsets = indices(link_offsets, count + 1, "link_offsets", p.kept);
     work.links = indices(links, links->numel(), "links", p.kept);
     work.back_offsets = indices(back_offsets, count + 1, "back_offsets", p.kept);

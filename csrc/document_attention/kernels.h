@@ -28,12 +28,26 @@ struct Neighbourhood {
   const int64_t* key_rows;     // [keys]
   const int64_t* range_first;  // [documents + 1], the ranges of each document
   const Range* ranges;
-  bool nearly_all;  // each document sees all keys but for its own
+  bool nearly_all;      // each document sees all keys but for its own
+  bool sparse = false;  // of one document, and others have some of its keys, too
 };
 
 // Of queries and of keys in a small neighbourhood, which the kernels of small.h take.
 constexpr int64_t kSmall = 128;
 inline bool is_small(const Neighbourhood& near) { return near.queries <= kSmall && near.keys <= kSmall; }
+
+// The documents whose keys a neighbourhood has: the first key of each and, last, their number; and their places in the
+// cluster.
+struct KeyDocuments {
+  const int64_t* first;   // [count + 1]
+  const int64_t* places;  // [count]
+  int64_t count;
+};
+
+// Rows of a tensor that follow each other.
+struct RowRange {
+  int64_t first, count;
+};
 
 struct AttentionCall {
   Storage storage;
@@ -57,5 +71,9 @@ SPANBERT_DECLARE(bool document_attention_forward(const AttentionCall& call, cons
 SPANBERT_DECLARE(bool document_attention_backward(const AttentionCall& call, const AttentionGrads& grads,
                                                   const Neighbourhood& near, const Neighbourhood* next, int64_t head,
                                                   int64_t heads))
+// All sparse neighbourhoods of a cluster, whose keys are among the rows `keys`, one head.
+SPANBERT_DECLARE(void document_attention_sparse_backward(const AttentionCall& call, const AttentionGrads& grads,
+                                                         const Neighbourhood* all, int64_t count, const RowRange& keys,
+                                                         int64_t head))
 
 }  // namespace spanbert

@@ -1,7 +1,9 @@
 // Who attends to whom, laid out for the CPU kernels, and the arguments that the attention bindings share.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -19,38 +21,90 @@ struct AttentionWork {
   bool include_self, anchor_queries, anchor_keys;
 };
 
-// One neighbourhood for each cluster; or, in pairs, one for each document with keys, whose keys are that document's.
+// A softmax for each pair of documents: where the statistics of a pair lie, `[heads, size]`. Query row r with the
+// document at place p of its cluster: p * query rows + r; with links those of link l: slots[l] + r.
+struct PairStatistics {
+  const OptionalTensor& slots;
+  int64_t size;
+};
+
+// Memory that does not move when more is taken.
+template <class T>
+class Arena {
+ public:
+  T* take(int64_t count) {
+    if (count > left_) {
+      left_ = std::max(count, kBlock);
+      blocks_.emplace_back(new T[left_]);
+      next_ = blocks_.back().get();
+    }
+    left_ -= count;
+    next_ += count;
+    return next_ - count;
+  }
+
+ private:
+  static constexpr int64_t kBlock = 4096;
+  std::vector<std::unique_ptr<T[]>> blocks_;
+  T* next_ = nullptr;
+  int64_t left_ = 0;
+};
+
+// What runs together: a cluster is one neighbourhood or, in pairs, one for each document with keys, whose keys are that
+// document's. Where few documents see each other, so that all pairs would be many times the work of those linked, each
+// query document has a neighbourhood of its own: all keys that it sees or, in pairs, one for each document that it
+// sees.
 class Neighbourhoods {
  public:
-  // Throws where the documents are not those of tensors with so many rows.
-  Neighbourhoods(const AttentionWork& work, int64_t query_rows, int64_t key_rows, bool pairs);
+  // Throws where the documents are not those of tensors with so many rows, or links leave their cluster.
+  Neighbourhoods(const AttentionWork& work, int64_t query_rows, int64_t key_rows,
+                 const PairStatistics* pairs = nullptr);
   Neighbourhoods(const Neighbourhoods&) = delete;
 
   struct Cluster {
     int64_t first_document, documents;
     int64_t first, count;  // of `all`
+    bool sparse;           // each query document has its own
+    RowRange keys;         // rows of the tensors
   };
   std::vector<Neighbourhood> all;
   std::vector<Cluster> clusters;
-  std::vector<int64_t> places;  // of each neighbourhood in pairs: the place in the cluster of the document it is about
-  // For weights: the first key of each document of a cluster, counted as a neighbourhood's keys are.
-  const int64_t* key_first(const Cluster& cluster) const { return key_first_.data() + cluster_offset(cluster); }
+  // Of each neighbourhood in pairs: where the statistics of query row 0 would lie.
+  std::vector<int64_t> statistics;
+  // Of the others, for weights: the first key of each of its documents, their number, and their places in the cluster.
+  std::vector<KeyDocuments> key_documents;
   // Whether all rows of tensors with so many belong to some document.
-  bool has_queries(int64_t rows) const { return std::ssize(query_rows_) == rows; }
-  bool has_keys(int64_t rows) const { return std::ssize(key_rows_) == rows; }
-  // Whether document i of a cluster sees its document j.
-  bool sees(const Cluster& cluster, int64_t i, int64_t j) const;
+  bool has_queries(int64_t rows) const { return queries_ == rows; }
+  bool has_keys(int64_t rows) const { return keys_ == rows; }
 
  private:
-  int64_t cluster_offset(const Cluster& cluster) const { return cluster.first_document + (&cluster - clusters.data()); }
-  void add(const Cluster& cluster, bool pairs);
-  void add_pairs(const Cluster& cluster, Neighbourhood near);
+  // The rows of a cluster's documents, counted from its first one.
+  struct Side {
+    int64_t* first;  // [documents + 1]
+    int64_t* rows;
+  };
+  Side side_of(const Cluster& cluster, const int64_t* begin, const int64_t* end);
+  bool is_sparse(const Cluster& cluster, const Side& queries, const Side& keys) const;
+  void add_cluster(const Cluster& cluster, const Side& queries, const Side& keys);
+  void add_pairs(const Cluster& cluster, const Side& queries, const Side& keys, const PairStatistics& pairs);
+  void add_documents(const Cluster& cluster, const Side& queries, const Side& keys);
+  void add_linked_pairs(const Cluster& cluster, const Side& queries, const Side& keys, const PairStatistics& pairs);
+  Neighbourhood of_document(const Side& queries, int64_t document, int64_t keys, const int64_t* key_rows);
+  // f(link, place in the cluster) for every document that a document of a cluster sees, ascending.
+  template <class F>
+  void each_link(const Cluster& cluster, int64_t place, const F& f) const;
 
   bool include_self_, linked_;
-  std::vector<int64_t> link_offsets_, links_;
-  std::vector<int64_t> query_rows_, key_rows_, query_first_, key_first_, range_first_;
-  std::vector<Range> ranges_;
+  int64_t query_rows_, queries_ = 0, keys_ = 0;
+  std::vector<int64_t> link_offsets_, links_, slots_;
+  Arena<int64_t> numbers_;
+  Arena<Range> ranges_;
 };
+
+// Pairs of a query and a key row, over all heads, that attention of either kind went through since the library was
+// loaded, seen or not.
+void count_pairs(const Neighbourhoods& near, int64_t heads);
+int64_t pairs_met();
 
 Rows rows_of(const Tensor& tensor);
 

@@ -179,6 +179,7 @@ def check_who_sees_whom(
 
 
 def check_links(links: tuple[Tensor, Tensor], cu_clusters: Tensor, documents: int) -> None:
+    """CSR links fit the documents and stay inside a cluster; targets are looked at on a CPU only."""
     if not isinstance(links, (tuple, list)) or len(links) != 2:
         raise TypeError(f"links must be two tensors (indptr [D + 1], indices), got {checks.shown(links)}")
     indptr, indices = links
@@ -190,17 +191,21 @@ def check_links(links: tuple[Tensor, Tensor], cu_clusters: Tensor, documents: in
         )
     if {indptr.device.type, indices.device.type} != {"cpu"} or torch.compiler.is_compiling():
         return
-    cluster_of = [cluster for cluster, size in enumerate(cu_clusters.diff().tolist()) for _ in range(size)]
-    offsets, targets = indptr.tolist(), indices.tolist()
-    for query in range(documents):
-        for target in targets[offsets[query] : offsets[query + 1]]:
-            if not 0 <= target < documents:
-                raise ValueError(f"document {query} links to document {target}, but there are {documents} documents")
-            if cluster_of[target] != cluster_of[query]:
-                raise ValueError(
-                    f"document {query} of cluster {cluster_of[query]} links to document {target} "
-                    f"of cluster {cluster_of[target]}: links must stay inside a cluster"
-                )
+    numbers = torch.arange(documents)
+    query = numbers.repeat_interleave(indptr.diff().long())
+    cluster = torch.searchsorted(cu_clusters[1:].long().contiguous(), numbers, right=True)
+    exists = (indices >= 0) & (indices < documents)
+    stays = exists if documents == 0 else cluster[torch.where(exists, indices, 0).long()] == cluster[query]
+    wrong = ~(exists & stays)
+    if wrong.any():
+        first = int(wrong.int().argmax())
+        source, target = int(query[first]), int(indices[first])
+        if not exists[first]:
+            raise ValueError(f"document {source} links to document {target}, but there are {documents} documents")
+        raise ValueError(
+            f"document {source} of cluster {int(cluster[source])} links to document {target} "
+            f"of cluster {int(cluster[target])}: links must stay inside a cluster"
+        )
 
 
 def make_work(
@@ -273,6 +278,48 @@ def _sorted_links(links: tuple[Tensor, Tensor], first: Tensor, last: Tensor, inc
         return row_offsets, torch.where(repeated, -1, key % (count + 1))
 
     return ordered(query, target), ordered(target, query)
+
+
+class PairStatistics(NamedTuple):
+    """Where a softmax for each pair of documents keeps its statistics, `[heads, size]`.
+
+    Those of query row r and the document at place p of its cluster lie at `p * query rows + r`; with links those of
+    link l at `slots[l] + r`, so that they are as many as linked rows.
+
+    Attributes:
+        slots, back_slots: int64 `[links]`, by the places in AttentionWork's links and back_links.
+        size: statistics of a head.
+    """
+
+    slots: Tensor | None
+    back_slots: Tensor | None
+    size: int
+
+
+def pair_statistics(work: AttentionWork, query_rows: int, places: int) -> PairStatistics:
+    """`places`: documents of the largest cluster. Waits for a GPU where queries are tokens and there are links."""
+    if work.links is None or work.link_offsets is None or work.back_links is None or work.back_offsets is None:
+        return PairStatistics(None, None, places * query_rows)
+    first, last = work.documents[:2]
+    documents, count = first.shape[0], work.links.shape[0]
+    link = torch.arange(count, device=first.device)
+    if documents == 0:
+        return PairStatistics(link, link, 0)
+
+    def owner(offsets: Tensor) -> Tensor:
+        return torch.searchsorted(offsets[1:].contiguous(), link, right=True).clamp(max=documents - 1)
+
+    query = owner(work.link_offsets)
+    if work.anchor_queries:
+        slots, size = link - query, count
+    else:
+        rows = (last - first)[query]
+        end = rows.cumsum(0)
+        slots, size = end - rows - first[query], int(end[-1]) if count else 0
+    # A link's number from its documents: what is twice there counts as its first, and the lists ascend.
+    forth = (query * (documents + 1) + work.links).cummax(0).values if count else link
+    pair = work.back_links * (documents + 1) + owner(work.back_offsets)
+    return PairStatistics(slots, slots[torch.searchsorted(forth, pair).clamp(max=max(count - 1, 0))], size)
 
 
 def _tiles(begin: Tensor, end: Tensor, rows: int) -> Tensor:

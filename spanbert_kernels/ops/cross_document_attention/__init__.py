@@ -30,8 +30,9 @@ NORMALIZATIONS = ("joint", "pairwise")
 # float32 `[query rows, heads, places]`, places = documents of the largest cluster; 0 where nothing is seen.
 _WEIGHTS = f"(Tensor q, Tensor k, Tensor lse, {attention_plans.WORK_SCHEMA}, SymInt places, float scale) -> Tensor"
 # A softmax for each document that a query sees, averaged over those that have keys -> output like q, and the
-# log-sum-exps `[heads, query rows, places]`, natural, -inf where a document is not seen or has no key.
-_CALL = f"{attention_plans.WORK_SCHEMA}, SymInt places, float scale, float dropout_p, Tensor? seed"
+# log-sum-exps `[heads, size]`, after PairStatistics, natural, -inf where a document is not seen or has no key.
+_STATISTICS = "Tensor? slots, Tensor? back_slots, SymInt size"
+_CALL = f"{attention_plans.WORK_SCHEMA}, {_STATISTICS}, float scale, float dropout_p, Tensor? seed"
 _FORWARD = f"(Tensor q, Tensor k, Tensor v, {_CALL}) -> (Tensor, Tensor)"
 _BACKWARD = f"(Tensor grad_output, Tensor q, Tensor k, Tensor v, Tensor lse, {_CALL}) -> (Tensor, Tensor, Tensor)"
 
@@ -42,7 +43,7 @@ def _weights_fake(q: Tensor, k: Tensor, lse: Tensor, *call: Any) -> Tensor:
 
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], call[-4], dtype=dtype)
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], call[-4], dtype=dtype)
 
 
 def _backward_fake(
@@ -191,11 +192,37 @@ def _kernels(
             total = weights.sum(2, keepdim=True)  # 1 but for the rounding of lse
             weights = torch.where(total > 0, weights / total, weights)
         return output, lse, weights
-    output, lse = PairwiseAttention.apply(q, k, v, backend, places, scale, dropout_p, seed, *work)
+    statistics = attention_plans.pair_statistics(work, q.shape[0], places)
+    output, lse = PairwiseAttention.apply(q, k, v, backend, scale, dropout_p, seed, *statistics, *work)
     if weighed:
-        seen = (lse != -torch.inf).float().permute(1, 0, 2)
-        weights = seen / seen.sum(2, keepdim=True).clamp(min=1)
+        weights = _equal_shares(work, q.shape[0], places)[:, None].expand(-1, q.shape[1], -1)
     return output, lse, weights
+
+
+def _equal_shares(work: AttentionWork, rows: int, places: int) -> Tensor:
+    """1 / n for each of the n documents with keys that a query row sees, float32 `[rows, places]`."""
+    begin, end, key_begin, key_end, first, last = work.documents
+    document = torch.arange(begin.shape[0], device=begin.device)
+    if work.links is None or work.link_offsets is None:
+        other = first[:, None] + torch.arange(places, device=begin.device)
+        seen = (other < last[:, None]) & (work.include_self | (other != document[:, None]))
+        other = other.clamp(max=max(begin.shape[0] - 1, 0))
+    else:
+        query = torch.searchsorted(
+            work.link_offsets[1:].contiguous(), torch.arange(len(work.links), device=begin.device), right=True
+        )
+        linked = (query < len(document)) & (work.links >= 0)
+        query, target = torch.where(linked, query, len(document)), torch.where(linked, work.links, 0)
+        place = target - torch.cat([first, first.new_zeros(1)])[query]
+        seen = torch.zeros(len(document) + 1, places + 1, dtype=torch.bool, device=begin.device)
+        seen[query, torch.where(linked, place, places)] = True
+        seen = seen[:-1, :-1]
+        other = (first[:, None] + torch.arange(places, device=begin.device)).clamp(max=max(len(document) - 1, 0))
+    seen = seen & (key_begin < key_end)[other]
+    shares = seen.float() / seen.sum(1, keepdim=True).clamp(min=1)
+    row = torch.arange(rows, device=begin.device)
+    owner = row if work.anchor_queries else torch.searchsorted(end.contiguous(), row, right=True)
+    return shares[owner] * ((begin[owner] <= row) & (row < end[owner]))[:, None]
 
 
 class PairwiseAttention(torch.autograd.Function):
@@ -208,24 +235,26 @@ class PairwiseAttention(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         backend: str,
-        places: int,
         scale: float,
         dropout_p: float,
         seed: Tensor | None,
+        slots: Tensor | None,
+        back_slots: Tensor | None,
+        size: int,
         *work: Any,
     ) -> tuple[Tensor, Tensor]:
         found = AttentionWork(*work)
         forward = library.raw("cross_document_attention_pairwise_forward", backend)
-        output, lse = forward(q, k, v, *work, places, scale, dropout_p, seed)
-        ctx.save_for_backward(q, k, v, lse, seed, *found[:WORK_TENSORS])
-        ctx.call = (backend, places, scale, dropout_p, found[WORK_TENSORS:])
+        output, lse = forward(q, k, v, *work, slots, back_slots, size, scale, dropout_p, seed)
+        ctx.save_for_backward(q, k, v, lse, seed, slots, back_slots, *found[:WORK_TENSORS])
+        ctx.call = (backend, size, scale, dropout_p, found[WORK_TENSORS:])
         ctx.mark_non_differentiable(lse)
         return output, lse
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads = PairwiseAttentionBackward.apply(grad_output, *ctx.saved_tensors, *ctx.call)
-        return (*grads, *[None] * (5 + len(AttentionWork._fields)))
+        return (*grads, *[None] * (7 + len(AttentionWork._fields)))
 
 
 class PairwiseAttentionBackward(torch.autograd.Function):
@@ -233,12 +262,21 @@ class PairwiseAttentionBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad_output: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, seed: Tensor | None, *rest: Any
+        ctx: Any,
+        grad_output: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lse: Tensor,
+        seed: Tensor | None,
+        slots: Tensor | None,
+        back_slots: Tensor | None,
+        *rest: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        backend, places, scale, dropout_p, sizes = rest[WORK_TENSORS:]
+        backend, size, scale, dropout_p, sizes = rest[WORK_TENSORS:]
         backward = library.raw("cross_document_attention_pairwise_backward", backend)
         grads: tuple[Tensor, Tensor, Tensor] = backward(
-            grad_output, q, k, v, lse, *rest[:WORK_TENSORS], *sizes, places, scale, dropout_p, seed
+            grad_output, q, k, v, lse, *rest[:WORK_TENSORS], *sizes, slots, back_slots, size, scale, dropout_p, seed
         )
         return grads
 

@@ -74,10 +74,10 @@ def weigh(q: Tensor, k: Tensor, lse: Tensor, *call: Any) -> Tensor:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
-    *fields, places, scale, dropout_p, seed = call
+    *fields, slots, _, size, scale, dropout_p, seed = call
     work = AttentionWork(*fields)
     output = new_rows(q, work.anchor_queries)
-    lse = q.new_full((q.shape[1], q.shape[0], places), -torch.inf, dtype=torch.float32)
+    lse = q.new_full((q.shape[1], size), -torch.inf, dtype=torch.float32)
     if output.numel() == 0:
         return output, lse
     options = loop_options(q, FORWARD)
@@ -90,7 +90,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor
             **shared_arguments(q, work, dropout_p, seed),
             **_towards_documents(work),
             **tiles,
-            places=places,
+            slots=slots,
+            size=size,
             scale=scale,
             **options,
         )
@@ -100,7 +101,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor
 def backward(
     grad_output: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, *call: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *fields, places, scale, dropout_p, seed = call
+    *fields, slots, back_slots, size, scale, dropout_p, seed = call
     work = AttentionWork(*fields)
     grad_q, grad_k, grad_v = (
         new_rows(tensor, anchors)
@@ -112,19 +113,35 @@ def backward(
         **strided(grad_output=grad_output, q=q, k=k, v=v),
         **shared_arguments(q, work, dropout_p, seed),
         "scale": scale,
-        "places": places,
+        "size": size,
     }
-    raised, delta = (lse.new_empty(q.shape[1], places, q.shape[0]) for _ in range(2))
+    raised, delta = (torch.empty_like(lse) for _ in range(2))
     with torch.cuda.device_of(q):
         options = loop_options(q, BACKWARD)
         tiles, grid = tiled(q, work.query_tiles, work.anchor_queries, options["Q"], options["C"])
         pairwise_backward[grid](
-            **shared, lse=lse, raised=raised, delta=delta, grad_q=grad_q, **_towards_documents(work), **tiles, **options
+            **shared,
+            lse=lse,
+            raised=raised,
+            delta=delta,
+            grad_q=grad_q,
+            slots=slots,
+            **_towards_documents(work),
+            **tiles,
+            **options,
         )
         options = loop_options(q, KEY_BACKWARD, anchor_keys=work.anchor_keys)
         tiles, grid = tiled(q, work.key_tiles, work.anchor_keys, options["K"], options["C"])
         key_backward[grid](
-            **shared, lse=raised, delta=delta, grad_k=grad_k, grad_v=grad_v, **towards_queries(work), **tiles, **options
+            **shared,
+            lse=raised,
+            delta=delta,
+            grad_k=grad_k,
+            grad_v=grad_v,
+            slots=back_slots,
+            **towards_queries(work),
+            **tiles,
+            **options,
         )
     if work.anchor_keys:  # a softmax over one key is 1, whatever its score
         grad_q.zero_()
@@ -142,6 +159,6 @@ def aot_configurations() -> list[AotConfiguration]:
     """Every class of configuration that a launch can choose, with all that its kernel may be given."""
     return [
         *aot_loops("weights", weights_forward, WEIGHTS),
-        *aot_loops("pairwise forward", pairwise_forward, FORWARD),
-        *aot_loops("pairwise backward", pairwise_backward, BACKWARD),
+        *aot_loops("pairwise forward", pairwise_forward, FORWARD, linked=(" of linked pairs",)),
+        *aot_loops("pairwise backward", pairwise_backward, BACKWARD, linked=(" of linked pairs",)),
     ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spanbert_kernels.ops.cross_document_attention.triton_forward import seen_document, seen_list
+from spanbert_kernels.ops.cross_document_attention.triton_forward import pair_slot, seen_document, seen_list
 from spanbert_kernels.ops.document_attention.triton_backward import query_ranges
 from spanbert_kernels.ops.document_attention.triton_forward import (
     LOG2_E,
@@ -23,27 +23,28 @@ from spanbert_kernels.ops.document_attention.triton_forward import (
 )
 
 
-@triton.jit(do_not_specialize=["query_rows", "documents", "heads", "parts", "places", "include_self", "threshold"])
+@triton.jit(do_not_specialize=["query_rows", "documents", "heads", "parts", "size", "include_self", "threshold"])
 def pairwise_backward(
     grad_output,  # [query rows, heads, head_dim], like q, k and v of any row and head stride
     q,
     k,
     v,
-    lse,  # [heads, query rows, places]
-    raised,  # [heads, places, query rows]: the log-sum-exps raised by log n
-    delta,  # [heads, places, query rows]
+    lse,  # [heads, size]
+    raised,  # [heads, size]: the log-sum-exps raised by log n
+    delta,  # [heads, size]
     grad_q,  # [query rows, heads, head_dim]
     work,  # [6, documents], AttentionWork.documents
     link_offsets,  # [documents + 1] or None
     links,
     tiles,  # [tiles, 2] of queries
+    slots,  # [links] or None, PairStatistics.slots
     seed,  # [1], or None without dropout
     query_rows,
     documents,
     heads,
     head_dim,
     parts,  # blocks of a tile
-    places,  # documents of the largest cluster
+    size,  # statistics of a head
     grad_stride,
     grad_head_stride,
     q_stride,
@@ -91,9 +92,8 @@ def pairwise_backward(
     while item < end_item:
         other, begin, end = seen_document(work, links, item, document, documents, include_self)
         if begin < end:
-            place = other - first_document
-            source = lse + (head * query_rows + query) * places + place
-            sums = tl.load(source, mask=there, other=0.0)
+            slot = head * size + pair_slot(slots, item, other - first_document, query_rows) + query
+            sums = tl.load(lse + slot, mask=there, other=0.0)
             deltas = tl.zeros([Q], tl.float32)
             done = begin
             while done < end:
@@ -123,9 +123,8 @@ def pairwise_backward(
                 None, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own, inside, factor,
                 threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
             )  # fmt: skip
-            target = (head * places + place) * query_rows + query
-            tl.store(raised + target, sums, mask=there & (own == 0))
-            tl.store(delta + target, deltas, mask=there & (own == 0))
+            tl.store(raised + slot, sums, mask=there & (own == 0))
+            tl.store(delta + slot, deltas, mask=there & (own == 0))
         item += 1
     target = grad_q + (query[:, None] * heads + head) * head_dim + column[None, :]
     tl.store(target, (total * scale).to(grad_q.dtype.element_ty), mask=there[:, None] & inside[None, :])

@@ -120,24 +120,34 @@ def weights_forward(
         item += 1
 
 
-@triton.jit(do_not_specialize=["query_rows", "documents", "heads", "parts", "places", "include_self", "threshold"])
+@triton.jit
+def pair_slot(slots, item, place, query_rows):
+    """Where query row 0 would have its statistic of a document in `seen_list`, which has a place in the cluster."""
+    slot = place.to(tl.int64) * query_rows
+    if slots is not None:
+        slot = tl.load(slots + item)
+    return slot
+
+
+@triton.jit(do_not_specialize=["query_rows", "documents", "heads", "parts", "size", "include_self", "threshold"])
 def pairwise_forward(
     q,  # [query rows, heads, head_dim], like k and v of any row and head stride
     k,
     v,
     output,  # [query rows, heads, head_dim]
-    lse,  # [heads, query rows, places], -inf
+    lse,  # [heads, size], -inf
     work,  # [6, documents], AttentionWork.documents
     link_offsets,  # [documents + 1] or None
     links,
     tiles,  # [tiles, 2] of queries
+    slots,  # [links] or None, PairStatistics.slots
     seed,  # [1], or None without dropout
     query_rows,
     documents,
     heads,
     head_dim,
     parts,  # blocks of a tile
-    places,  # documents of the largest cluster
+    size,  # statistics of a head
     q_stride,
     q_head_stride,
     k_stride,
@@ -183,7 +193,7 @@ def pairwise_forward(
             )  # fmt: skip
             value += total / mass[:, None]
             number += 1
-            target = lse + (head * query_rows + query) * places + other - first_document
+            target = lse + head * size + pair_slot(slots, item, other - first_document, query_rows) + query
             tl.store(target, (peak + tl.log2(mass)) / LOG2_E, mask=there & (own == 0))
         item += 1
     value = value / (tl.maximum(number, 1) * kept_share)

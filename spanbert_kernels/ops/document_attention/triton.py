@@ -231,7 +231,15 @@ def backward(
         options = loop_options(q, KEY_BACKWARD, anchor_keys=work.anchor_keys)
         tiles, grid = tiled(q, work.key_tiles, work.anchor_keys, options["K"], options["C"])
         key_backward[grid](
-            **shared, places=1, delta=delta, grad_k=grad_k, grad_v=grad_v, **towards_queries(work), **tiles, **options
+            **shared,
+            delta=delta,
+            grad_k=grad_k,
+            grad_v=grad_v,
+            slots=None,
+            size=q.shape[0],
+            **towards_queries(work),
+            **tiles,
+            **options,
         )
     return grad_q, grad_k, grad_v
 
@@ -241,7 +249,15 @@ torch.library.impl("spanbert_kernels::document_attention_backward_triton", ("cud
 
 
 # Triton's types of the arguments.
-POINTERS = {"work": "i64", "link_offsets": "i64", "links": "i64", "anchors": "i64", "seed": "i64", "tiles": "i32"}
+POINTERS = {
+    "work": "i64",
+    "link_offsets": "i64",
+    "links": "i64",
+    "anchors": "i64",
+    "slots": "i64",
+    "seed": "i64",
+    "tiles": "i32",
+}
 POINTERS |= dict.fromkeys(("lse", "delta", "raised", "weights"), "fp32")
 NUMBERS = {"scale": "fp32", "kept_share": "fp32", "threshold": "i64"}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -272,18 +288,22 @@ def aot(name: str, kernel: Any, dtype: str, options: Options) -> AotConfiguratio
     )
 
 
-def aot_loops(name: str, kernel: Any, loops: Loops, side: str = "", **constants: Any) -> list[AotConfiguration]:
+def aot_loops(
+    name: str, kernel: Any, loops: Loops, side: str = "", *, linked: Iterable[str] = (" of links",), **constants: Any
+) -> list[AotConfiguration]:
     """A kernel with a loop in all shapes that `loop_options` chooses, `side` naming the anchors of its tiles.
 
-    With links it has another loop than without, so there are both.
+    With links it has another loop than without, so there are both, and with a softmax for each pair slots, too.
     """
+    pointers = [name for name in ("link_offsets", "links", "slots") if name in kernel.arg_names]
+    absent = {"": pointers, " of links": [name for name in pointers if name == "slots"], " of linked pairs": []}
     found = {}
     for bits, columns, chunked in loops:
         dtype = {16: "bf16", 32: "fp32"}[bits]
         q = torch.empty(1, 1, WIDEST + 1 if chunked else columns, dtype=DTYPES[dtype], device="meta")
         for anchors in ({}, {side: True}) if side else ({},):
-            for links, absent in (("", dict.fromkeys(("link_offsets", "links"))), (" of links", {})):
-                options = {**constants, **absent, **loop_options(q, loops, **anchors)}
+            for links in ("", *linked):
+                options = {**constants, **dict.fromkeys(absent[links]), **loop_options(q, loops, **anchors)}
                 one = aot(f"{name}{links}", kernel, dtype, options)
                 found[one.name] = one
     return [*found.values()]
@@ -307,5 +327,5 @@ def aot_configurations() -> list[AotConfiguration]:
         *aot_loops("forward without dropout", attention_forward, own, "anchor_queries", WHOLE=False, seed=None),
         *aot_whole("whole backward", whole_backward, WHOLE_BACKWARD, {}),
         *aot_loops("query backward", query_backward, QUERY_BACKWARD, "anchor_queries"),
-        *aot_loops("key backward", key_backward, KEY_BACKWARD, "anchor_keys"),
+        *aot_loops("key backward", key_backward, KEY_BACKWARD, "anchor_keys", linked=(" of links", " of linked pairs")),
     ]
