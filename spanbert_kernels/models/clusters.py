@@ -42,9 +42,15 @@ class ClusteredDocuments:
         """Who attends to whom, worked out once for all layers."""
         sight = (mixer.queries, mixer.keys, mixer.include_self)
         if sight not in self._plans:
-            tokens = self.packed_rows.shape[0]
             self._plans[sight] = ops.AttentionPlan(
-                self.cu_seqlens, self.cu_clusters, *sight, None, tokens, self.max_seqlen, 0
+                cu_seqlens=self.cu_seqlens,
+                cu_clusters=self.cu_clusters,
+                queries=mixer.queries,
+                keys=mixer.keys,
+                include_self=mixer.include_self,
+                num_tokens=self.packed_rows.shape[0],
+                max_seqlen=self.max_seqlen,
+                checked=True,
             )
         return self._plans[sight]
 

@@ -72,7 +72,11 @@ class Packing:
     def documents(self) -> ops.AttentionPlan:
         """The plan of attention of the documents with themselves, one for all layers."""
         return ops.AttentionPlan(
-            self.cu_seqlens, None, "tokens", "tokens", True, None, self.num_tokens, self.max_seqlen, 1
+            cu_seqlens=self.cu_seqlens,
+            num_tokens=self.num_tokens,
+            max_seqlen=self.max_seqlen,
+            max_documents=1,
+            checked=True,
         )
 
     def pack(self, padded: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ its own. Attention of documents with themselves is the case of clusters of one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -60,30 +60,47 @@ class AttentionWork(NamedTuple):
     clustered: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionPlan:
-    """Documents, their clusters and who sees whom. Made by `plan_attention`.
+    """Documents, their clusters and who sees whom. Made by `plan_attention`, which copies the tensors that it is given.
 
     Attributes:
         cu_seqlens: `[D + 1]`, offsets of the documents in the packed tokens.
         cu_clusters: `[C + 1]`, offsets of the clusters in the documents; None: each document sees itself alone.
         queries, keys: `"anchors"` or `"tokens"`.
         include_self, links: as in `cross_document_attention`.
-        num_tokens: T.
-        max_seqlen: tokens of the longest document.
-        max_documents: documents of the largest cluster.
+        num_tokens: T; 0 where no side is one of tokens and it is not known.
+        max_seqlen: tokens of the longest document, 0 where that is not known: also where it was given and nobody could
+            look, as kernels for short documents would leave the rest of a longer one out.
+        max_documents: documents of the largest cluster, 0 where that is not known.
+        checked: the fields are known to fit each other; else they are looked at, as far as no GPU is waited for.
+
+    Raises:
+        ValueError: fields that do not fit each other; the value seen is named.
+        TypeError: their kinds, dtypes or devices.
+
+    Example:
+        >>> plan = AttentionPlan(cu_seqlens=torch.tensor([0, 3, 5]), num_tokens=5, max_seqlen=3)
+        >>> plan.num_documents, plan.queries, plan.keys
+        (2, 'tokens', 'tokens')
     """
 
     cu_seqlens: Tensor
-    cu_clusters: Tensor | None
-    queries: str
-    keys: str
-    include_self: bool
-    links: tuple[Tensor, Tensor] | None
+    cu_clusters: Tensor | None = None
+    queries: str = "tokens"
+    keys: str = "tokens"
+    include_self: bool = True
+    links: tuple[Tensor, Tensor] | None = None
     num_tokens: int
-    max_seqlen: int
-    max_documents: int
+    max_seqlen: int = 0
+    max_documents: int = 0
+    checked: InitVar[bool] = False
     _works: dict[bool, AttentionWork] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self, checked: bool) -> None:
+        if not checked:
+            _check_fields(self)
+            object.__setattr__(self, "max_seqlen", checked_max_seqlen(self.max_seqlen or None, self.cu_seqlens))
 
     @property
     def num_documents(self) -> int:
@@ -154,8 +171,65 @@ def plan_attention(
     if documents == 0 and tokens:
         raise ValueError(f"cu_seqlens must start with 0, got {tokens}")
     return AttentionPlan(
-        cu_seqlens, cu_clusters, queries, keys, include_self, links, tokens, largest(cu_seqlens), max_documents
+        cu_seqlens=_copy(cu_seqlens),
+        cu_clusters=None if cu_clusters is None else _copy(cu_clusters),
+        queries=queries,
+        keys=keys,
+        include_self=include_self,
+        links=None if links is None else (_copy(links[0]), _copy(links[1])),
+        num_tokens=tokens,
+        max_seqlen=largest(cu_seqlens),
+        max_documents=max_documents,
+        checked=True,
     )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """The plan's own: what the caller writes to the tensor later changes nothing."""
+    if torch.compiler.is_compiling():
+        return tensor.clone()
+    with torch.inference_mode(False):  # a plan outlives it
+        return tensor.clone()
+
+
+def _check_fields(plan: AttentionPlan) -> None:
+    checks.check_flag("include_self", plan.include_self)
+    for name in ("num_tokens", "max_seqlen", "max_documents"):
+        checks.check_integer(name, getattr(plan, name), 0)
+    sides = (plan.queries, plan.keys)
+    if plan.cu_clusters is None:
+        alone = {"queries": "tokens", "keys": "tokens", "include_self": True, "links": None}
+        for name, value in alone.items():
+            if getattr(plan, name) is not value and getattr(plan, name) != value:
+                raise ValueError(
+                    f"{name} must be {value!r} without cu_clusters, got {checks.shown(getattr(plan, name))}"
+                )
+    known = plan.num_tokens if "tokens" in sides or plan.num_tokens else None
+    checks.check_offsets("cu_seqlens", plan.cu_seqlens, known, "tokens")
+    if plan.cu_clusters is not None:
+        check_who_sees_whom(plan.cu_seqlens, plan.cu_clusters, *sides, plan.links)
+    if plan.max_documents and can_look(plan.cu_seqlens):
+        documents = 1 if plan.cu_clusters is None else largest(plan.cu_clusters)
+        if plan.max_documents != documents:
+            raise ValueError(f"max_documents is {plan.max_documents}, but the largest cluster has {documents}")
+
+
+def can_look(offsets: Tensor) -> bool:
+    """Whether values can be read without waiting for a GPU, and are real."""
+    return offsets.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def checked_max_seqlen(max_seqlen: int | None, cu_seqlens: Tensor) -> int:
+    """What a plan may believe of the longest document: 0, not known, where none is given or nobody can look."""
+    if max_seqlen is None:
+        return 0
+    checks.check_integer("max_seqlen", max_seqlen, 0)
+    if not can_look(cu_seqlens):
+        return 0
+    for document, length in enumerate(cu_seqlens.diff().tolist()):
+        if length > max_seqlen:
+            raise ValueError(f"max_seqlen is {max_seqlen}, but document {document} has {length} tokens")
+    return max_seqlen
 
 
 def largest(offsets: Tensor) -> int:

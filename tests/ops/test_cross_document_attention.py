@@ -129,6 +129,14 @@ MANY = {
     "seed": 5,
     "links": tuple((d + 2,) if d % 4 == 1 else (d - d % 4, d - d % 4 + 1, d - d % 4 + 3) for d in range(144)),
 }
+# One cluster, most of whose documents do not see each other: short ones and longer ones, links to both and from both.
+SPARSE = {
+    "lengths": (1, 40, 0, 30) * 8,
+    "clusters": (0, 32),
+    "dim": 19,
+    "seed": 4,
+    "links": tuple(((d + 4) % 32, (d + 1) % 32) if d % 9 else () for d in range(32)),
+}
 
 
 class TestShared(OpChecks):
@@ -170,6 +178,23 @@ class TestShared(OpChecks):
         ),
         row("many clusters", build={**MANY, "links": None}, large=True),
         row("many clusters, links", build=MANY, large=True, queries="tokens", keys="tokens", dropout_p=0.2),
+        *(
+            row(
+                f"sparse links, {queries} x {keys}, {normalize}",
+                build=SPARSE,
+                large=True,
+                queries=queries,
+                keys=keys,
+                dropout_p=0.2,
+                normalize=normalize,
+            )
+            for queries, keys, normalize in (
+                ("tokens", "tokens", "joint"),
+                ("tokens", "tokens", "pairwise"),
+                ("anchors", "tokens", "joint"),
+                ("tokens", "anchors", "pairwise"),
+            )
+        ),
         row("no documents", build={"lengths": (), "clusters": (0,)}, keys="tokens"),
         row("empty documents", build={"lengths": (0, 0, 0), "clusters": (0, 2, 3)}, queries="tokens", keys="tokens"),
     )

@@ -108,6 +108,7 @@ def document_attention(
         seed: int64 tensor with one number; by default drawn from torch's generator, once per call.
         scale: by default `head_dim ** -0.5`.
         max_seqlen: tokens of the longest document, where the caller knows it; saves a synchronisation on `eager`.
+            Compiled kernels on a GPU, where nobody looks at it, go by the offsets; a plan measures it once.
         return_lse: also return the log-sum-exp (natural log, `[heads, T]`, float32, not differentiable).
         backend: the backend to use; by default the best one here.
 
@@ -132,15 +133,17 @@ def document_attention(
         plan = _check_plan(cu_seqlens, q)
     else:
         checks.check_offsets("cu_seqlens", cu_seqlens, q.shape[0], "tokens")
-        _check_max_seqlen(max_seqlen, cu_seqlens)
-        plan = AttentionPlan(cu_seqlens, None, "tokens", "tokens", True, None, q.shape[0], max_seqlen or 0, 1)
+        believed = attention_plans.checked_max_seqlen(max_seqlen, cu_seqlens)
+        plan = AttentionPlan(
+            cu_seqlens=cu_seqlens, num_tokens=q.shape[0], max_seqlen=believed, max_documents=1, checked=True
+        )
     checks.check_device("cu_seqlens", plan.cu_seqlens, "q", q)
     seed = check_dropout(dropout_p, seed, q)
     scale = check_scale(scale, q)
     checks.check_flag("return_lse", return_lse)
     backend = OPERATION.choose(q, backend)
     if backend == "eager":
-        known = max(plan.max_seqlen, 1) if plan is cu_seqlens else max_seqlen
+        known = (plan.max_seqlen or None) if plan is cu_seqlens else max_seqlen
         # Autocast would take the products out of float32, on this backend alone.
         with torch.autocast(q.device.type, enabled=False):
             output, lse = reference.document_attention(q, k, v, plan.cu_seqlens, scale, dropout_p, seed, known)
@@ -156,17 +159,6 @@ def _check_plan(plan: AttentionPlan, q: Tensor) -> AttentionPlan:
     if plan.num_tokens != q.shape[0]:
         raise ValueError(f"the plan was made for {plan.num_tokens} tokens, but q has {q.shape[0]}")
     return plan
-
-
-def _check_max_seqlen(max_seqlen: int | None, cu_seqlens: Tensor) -> None:
-    if max_seqlen is None:
-        return
-    checks.check_integer("max_seqlen", max_seqlen, 0)
-    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    for document, length in enumerate(cu_seqlens.diff().tolist()):
-        if length > max_seqlen:
-            raise ValueError(f"max_seqlen is {max_seqlen}, but document {document} has {length} tokens")
 
 
 class DocumentAttention(torch.autograd.Function):

@@ -4,8 +4,7 @@ A program takes a tile of one document's query rows and a head through the rows 
 online softmax of FlashAttention-2 (Dao 2023), in base 2. The keys of a cluster lie in one range of rows, or in two
 where a document does not see itself; with links there is a range for each. Nothing that a document does not see is read
 into its tiles, so no Inf or NaN can reach it by a weight of 0. A document that sees itself alone and is short enough
-has the whole row of its scores on chip, WHOLE, and nothing is rescaled; if it is longer after all, as its offsets tell,
-the same program goes on in blocks.
+has the whole row of its scores on chip, WHOLE, and nothing is rescaled.
 
 Letters of shapes: Q and K rows of a block of queries and of keys, C columns of a head, padded to a power of two. A head
 that is wider is CHUNKED: a program makes C columns of the results and goes through all for its scores.
@@ -17,10 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spanbert_kernels.ops import attention_plans
-
 LOG2_E = tl.constexpr(1.4426950408889634)
-TILE_ROWS = tl.constexpr(attention_plans.TILE_ROWS)
 
 
 @triton.jit
@@ -283,99 +279,6 @@ def forward_ranges(
     return total, peak, mass
 
 
-@triton.jit
-def attend(
-    document,
-    head,
-    first,
-    last,
-    q,
-    k,
-    v,
-    output,
-    lse,
-    work,
-    link_offsets,
-    links,
-    anchors,
-    seed,
-    query_rows,
-    documents,
-    heads,
-    head_dim,
-    q_stride,
-    q_head_stride,
-    k_stride,
-    k_head_stride,
-    v_stride,
-    v_head_stride,
-    include_self,
-    scale,
-    threshold,
-    kept_share,
-    WHOLE: tl.constexpr,
-    CHUNKED: tl.constexpr,
-    Q: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """A block of queries of one document, `first` ..: all keys that they see. The arguments of `attention_forward`."""
-    own = tl.program_id(1) * C
-    column = own + tl.arange(0, C)
-    inside = column < head_dim
-    query = first + tl.arange(0, Q)
-    there = query < last
-    q += head * q_head_stride + tl.arange(0, C)[None, :]
-    k += head * k_head_stride + tl.arange(0, C)[None, :]
-    v += head * v_head_stride + tl.arange(0, C)[None, :]
-    queries = load_rows(q + own, query, there, q_stride, inside)
-    bounds = work + 2 * documents
-    factor = scale * LOG2_E
-    total = tl.zeros([Q, C], tl.float32)
-    peak = tl.full([Q], -float("inf"), tl.float32)
-    mass = tl.zeros([Q], tl.float32)
-    if WHOLE:
-        done = tl.load(bounds + document)
-        end = tl.load(bounds + documents + document)
-        total, peak, mass = forward_step(
-            total, peak, mass, queries, query, there, done, end, q, k, v, None, seed, head, documents, head_dim,
-            q_stride, k_stride, v_stride, own, inside, factor, threshold, True, CHUNKED, Q, K, C, PRECISION,
-        )  # fmt: skip
-        done += K
-        while done < end:  # of a document longer than the caller said
-            total, peak, mass = forward_step(
-                total, peak, mass, queries, query, there, done, end, q, k, v, None, seed, head, documents, head_dim,
-                q_stride, k_stride, v_stride, own, inside, factor, threshold, False, CHUNKED, Q, K, C, PRECISION,
-            )  # fmt: skip
-            done += K
-    elif links is None:
-        begin, own_begin, own_end, end = seen_rows(work, bounds, None, 0, document, documents, include_self)
-        total, peak, mass = forward_ranges(
-            total, peak, mass, queries, query, there, begin, own_begin, own_end, end, q, k, v, anchors, seed, head,
-            documents, head_dim, q_stride, k_stride, v_stride, own, inside, factor, threshold,
-            CHUNKED, Q, K, C, PRECISION,
-        )  # fmt: skip
-    else:
-        # One loop over the blocks of all links: loops in loops cost registers.
-        place = tl.load(link_offsets + document)
-        done = place * 0
-        while place < tl.load(link_offsets + document + 1):
-            begin, _, _, end = seen_rows(work, bounds, links, place, document, documents, 0)
-            total, peak, mass = forward_step(
-                total, peak, mass, queries, query, there, begin + done, end, q, k, v, anchors, seed, head, documents,
-                head_dim, q_stride, k_stride, v_stride, own, inside, factor, threshold,
-                False, CHUNKED, Q, K, C, PRECISION,
-            )  # fmt: skip
-            place, done = next_block(place, done, begin, end, K)
-    seen = mass != 0.0
-    value = total / tl.where(seen, mass * kept_share, 1.0)[:, None]
-    target = output + (query[:, None] * heads + head) * head_dim + column[None, :]
-    tl.store(target, value.to(output.dtype.element_ty), mask=there[:, None] & inside[None, :])
-    sums = tl.where(seen, (peak + tl.log2(tl.where(seen, mass, 1.0))) / LOG2_E, -float("inf"))
-    tl.store(lse + head * query_rows + query, sums, mask=there & (own == 0))
-
-
 @triton.jit(do_not_specialize=["query_rows", "documents", "heads", "parts", "include_self", "threshold"])
 def attention_forward(
     q,  # [query rows, heads, head_dim], like k and v of any row and head stride
@@ -414,18 +317,48 @@ def attention_forward(
     document, head, first, last = find_tile(tiles, work, documents, heads, parts, Q)
     if first >= last:
         return
+    own = tl.program_id(1) * C
+    column = own + tl.arange(0, C)
+    inside = column < head_dim
+    query = first + tl.arange(0, Q)
+    there = query < last
+    q += head * q_head_stride + tl.arange(0, C)[None, :]
+    k += head * k_head_stride + tl.arange(0, C)[None, :]
+    v += head * v_head_stride + tl.arange(0, C)[None, :]
+    queries = load_rows(q + own, query, there, q_stride, inside)
+    bounds = work + 2 * documents
+    factor = scale * LOG2_E
+    total = tl.zeros([Q, C], tl.float32)
+    peak = tl.full([Q], -float("inf"), tl.float32)
+    mass = tl.zeros([Q], tl.float32)
     if WHOLE:
-        stop = tl.minimum(last, first + TILE_ROWS)
-        while first < stop:  # once, but for a document longer than the caller said
-            attend(
-                document, head, first, last, q, k, v, output, lse, work, link_offsets, links, anchors, seed, query_rows,
-                documents, heads, head_dim, q_stride, q_head_stride, k_stride, k_head_stride, v_stride, v_head_stride,
-                include_self, scale, threshold, kept_share, WHOLE, CHUNKED, Q, K, C, PRECISION,
-            )  # fmt: skip
-            first += Q
-    else:
-        attend(
-            document, head, first, last, q, k, v, output, lse, work, link_offsets, links, anchors, seed, query_rows,
-            documents, heads, head_dim, q_stride, q_head_stride, k_stride, k_head_stride, v_stride, v_head_stride,
-            include_self, scale, threshold, kept_share, WHOLE, CHUNKED, Q, K, C, PRECISION,
+        total, peak, mass = forward_step(
+            total, peak, mass, queries, query, there, tl.load(bounds + document),
+            tl.load(bounds + documents + document), q, k, v, None, seed, head, documents, head_dim, q_stride,
+            k_stride, v_stride, own, inside, factor, threshold, True, CHUNKED, Q, K, C, PRECISION,
         )  # fmt: skip
+    elif links is None:
+        begin, own_begin, own_end, end = seen_rows(work, bounds, None, 0, document, documents, include_self)
+        total, peak, mass = forward_ranges(
+            total, peak, mass, queries, query, there, begin, own_begin, own_end, end, q, k, v, anchors, seed, head,
+            documents, head_dim, q_stride, k_stride, v_stride, own, inside, factor, threshold,
+            CHUNKED, Q, K, C, PRECISION,
+        )  # fmt: skip
+    else:
+        # One loop over the blocks of all links: loops in loops cost registers.
+        place = tl.load(link_offsets + document)
+        done = place * 0
+        while place < tl.load(link_offsets + document + 1):
+            begin, _, _, end = seen_rows(work, bounds, links, place, document, documents, 0)
+            total, peak, mass = forward_step(
+                total, peak, mass, queries, query, there, begin + done, end, q, k, v, anchors, seed, head, documents,
+                head_dim, q_stride, k_stride, v_stride, own, inside, factor, threshold,
+                False, CHUNKED, Q, K, C, PRECISION,
+            )  # fmt: skip
+            place, done = next_block(place, done, begin, end, K)
+    seen = mass != 0.0
+    value = total / tl.where(seen, mass * kept_share, 1.0)[:, None]
+    target = output + (query[:, None] * heads + head) * head_dim + column[None, :]
+    tl.store(target, value.to(output.dtype.element_ty), mask=there[:, None] & inside[None, :])
+    sums = tl.where(seen, (peak + tl.log2(tl.where(seen, mass, 1.0))) / LOG2_E, -float("inf"))
+    tl.store(lse + head * query_rows + query, sums, mask=there & (own == 0))

@@ -2,8 +2,7 @@
 
 `key_backward` takes it through all queries that see it. `whole_backward` is for short documents that see themselves
 alone, whose scores are one tile: it makes all gradients from that, with five products in place of seven, and nothing is
-read twice; one that is longer after all, as its offsets tell, goes through it in blocks. The formulas are those of
-`triton_backward.py`; letters of shapes: `triton_forward.py`.
+read twice. The formulas are those of `triton_backward.py`; letters of shapes: `triton_forward.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import triton.language as tl
 
 from spanbert_kernels.ops.document_attention.triton_forward import (
     LOG2_E,
-    TILE_ROWS,
     block_bounds,
     block_rows,
     count_blocks,
@@ -248,56 +246,6 @@ def rounded(x, dtype: tl.constexpr, PRECISION: tl.constexpr):
     return x
 
 
-@triton.jit
-def whole_step(
-    total_k,  # [K, C]
-    total_v,  # [K, C]
-    keys,  # [K, C]
-    values,  # [K, C]
-    key_there,  # [K]
-    first_key,
-    first,
-    last,
-    grad_output,  # [1, C], as q: to row 0 of the head
-    q,
-    output,  # [1, C]: to row 0 of the head, rows of `row_size`
-    lse,  # of the head
-    seed,
-    head,
-    row_size,
-    grad_stride,
-    q_stride,
-    inside,
-    scale,
-    threshold,
-    kept_share,
-    Q: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """A block of queries more, and what the keys add to its gradient."""
-    query = first + tl.arange(0, Q)
-    there = query < last
-    queries = load_rows(q, query, there, q_stride, inside)
-    grads = load_rows(grad_output, query, there, grad_stride, inside)
-    outputs = load_rows(output, query, there, row_size, inside)
-    delta = tl.sum(grads.to(tl.float32) * outputs.to(tl.float32), 1)
-    sums = tl.load(lse + query, mask=there, other=float("inf")) * LOG2_E
-    scores = product(queries, tl.trans(keys), tl.zeros([Q, K], tl.float32), PRECISION) * (scale * LOG2_E)
-    weights = tl.where(key_there[None, :], tl.exp2(scores - sums[:, None]), 0.0)
-    if seed is not None:
-        # Less than 0 where it is dropped: one tile in place of two.
-        weights = tl.where(kept_entries(seed, threshold, query, first_key, head, Q, K), weights, -weights)
-    kept_weights = rounded(tl.where(weights < 0, 0.0, weights), grads.dtype, PRECISION)
-    total_v = product(tl.trans(kept_weights), grads, total_v, PRECISION)
-    slopes = product(grads, tl.trans(values), tl.zeros([Q, K], tl.float32), PRECISION)
-    slopes = tl.where(weights < 0, 0.0, slopes / kept_share)
-    slopes = rounded(tl.abs(weights) * (slopes - delta[:, None]), keys.dtype, PRECISION)
-    total_k = product(tl.trans(slopes), queries, total_k, PRECISION)
-    return total_k, total_v, product(slopes, keys, tl.zeros([Q, C], tl.float32), PRECISION) * scale
-
-
 @triton.jit(do_not_specialize=["query_rows", "documents", "heads", "threshold"])
 def whole_backward(
     grad_output,  # [T, heads, head_dim], like q, k and v of any row and head stride
@@ -333,65 +281,42 @@ def whole_backward(
     PRECISION: tl.constexpr,
 ):
     document, head, first, last = find_tile(tiles, work, documents, heads, 1, K)
-    begin = tl.load(work + document)
-    whole = last - begin <= K
-    if (first >= last) | (whole & (first > begin)):
+    if (first >= last) | (first > tl.load(work + document)):
         return  # the tile of a document's first rows takes all of them
-    # A document longer than the caller said: each tile takes its own rows, as keys and then as queries.
-    stop = tl.where(whole, last, tl.minimum(last, first + TILE_ROWS))
     column = tl.arange(0, C)
     inside = column < head_dim
-    row_size = heads * head_dim
+    row, there = block_rows(first, last, None, documents, seed, K)
     place = head * head_dim + column[None, :]
     q += head * q_head_stride + column[None, :]
-    k += head * k_head_stride + column[None, :]
-    v += head * v_head_stride + column[None, :]
     grad_output += head * grad_head_stride + column[None, :]
-    output += place
-    lse += head * query_rows
-    done = first
-    while done < stop:
-        row, there = block_rows(done, stop, None, documents, seed, K)
-        keys = load_rows(k, row, there, k_stride, inside)
-        values = load_rows(v, row, there, v_stride, inside)
-        total_k = tl.zeros([K, C], tl.float32)
-        total_v = tl.zeros([K, C], tl.float32)
-        for part in tl.range(0, K // Q):
-            query = begin + part * Q + tl.arange(0, Q)
-            total_k, total_v, total_q = whole_step(
-                total_k, total_v, keys, values, there, done, begin + part * Q, last, grad_output, q, output, lse, seed,
-                head, row_size, grad_stride, q_stride, inside, scale, threshold, kept_share, Q, K, C, PRECISION,
-            )  # fmt: skip
-            mask = (whole & (query < last))[:, None] & inside[None, :]
-            tl.store(grad_q + query[:, None] * row_size + place, total_q.to(grad_q.dtype.element_ty), mask=mask)
-        behind = begin + K
-        while behind < last:
-            total_k, total_v, _ = whole_step(
-                total_k, total_v, keys, values, there, done, behind, last, grad_output, q, output, lse, seed,
-                head, row_size, grad_stride, q_stride, inside, scale, threshold, kept_share, Q, K, C, PRECISION,
-            )  # fmt: skip
-            behind += Q
-        target = row[:, None] * row_size + place
-        mask = there[:, None] & inside[None, :]
-        tl.store(grad_k + target, (total_k * scale).to(grad_k.dtype.element_ty), mask=mask)
-        tl.store(grad_v + target, (total_v / kept_share).to(grad_v.dtype.element_ty), mask=mask)
-        done += K
-    done = tl.where(whole, stop, first)
-    while done < stop:
-        total = tl.zeros([Q, C], tl.float32)
-        first_key = begin
-        while first_key < last:
-            row, there = block_rows(first_key, last, None, documents, seed, K)
-            keys = load_rows(k, row, there, k_stride, inside)
-            values = load_rows(v, row, there, v_stride, inside)
-            nothing = tl.zeros([K, C], tl.float32)
-            _, _, total_q = whole_step(
-                nothing, nothing, keys, values, there, first_key, done, stop, grad_output, q, output, lse, seed,
-                head, row_size, grad_stride, q_stride, inside, scale, threshold, kept_share, Q, K, C, PRECISION,
-            )  # fmt: skip
-            total += total_q
-            first_key += K
-        query = done + tl.arange(0, Q)
-        mask = (query < stop)[:, None] & inside[None, :]
-        tl.store(grad_q + query[:, None] * row_size + place, total.to(grad_q.dtype.element_ty), mask=mask)
-        done += Q
+    keys = load_rows(k + head * k_head_stride + column[None, :], row, there, k_stride, inside)
+    values = load_rows(v + head * v_head_stride + column[None, :], row, there, v_stride, inside)
+    total_k = tl.zeros([K, C], tl.float32)
+    total_v = tl.zeros([K, C], tl.float32)
+    for part in tl.range(0, K // Q):
+        query = first + part * Q + tl.arange(0, Q)
+        query_there = query < last
+        mask = query_there[:, None] & inside[None, :]
+        target = query[:, None] * heads * head_dim + place
+        queries = load_rows(q, query, query_there, q_stride, inside)
+        grads = load_rows(grad_output, query, query_there, grad_stride, inside)
+        outputs = tl.load(output + target, mask=mask, other=0.0)
+        delta = tl.sum(grads.to(tl.float32) * outputs.to(tl.float32), 1)
+        sums = tl.load(lse + head * query_rows + query, mask=query_there, other=float("inf")) * LOG2_E
+        scores = product(queries, tl.trans(keys), tl.zeros([Q, K], tl.float32), PRECISION) * (scale * LOG2_E)
+        weights = tl.where(there[None, :], tl.exp2(scores - sums[:, None]), 0.0)
+        if seed is not None:
+            # Less than 0 where it is dropped: one tile in place of two.
+            weights = tl.where(kept_entries(seed, threshold, query, first, head, Q, K), weights, -weights)
+        kept_weights = rounded(tl.where(weights < 0, 0.0, weights), grads.dtype, PRECISION)
+        total_v = product(tl.trans(kept_weights), grads, total_v, PRECISION)
+        slopes = product(grads, tl.trans(values), tl.zeros([Q, K], tl.float32), PRECISION)
+        slopes = tl.where(weights < 0, 0.0, slopes / kept_share)
+        slopes = rounded(tl.abs(weights) * (slopes - delta[:, None]), keys.dtype, PRECISION)
+        total_k = product(tl.trans(slopes), queries, total_k, PRECISION)
+        total_q = product(slopes, keys, tl.zeros([Q, C], tl.float32), PRECISION) * scale
+        tl.store(grad_q + target, total_q.to(grad_q.dtype.element_ty), mask=mask)
+    target = row[:, None] * heads * head_dim + place
+    mask = there[:, None] & inside[None, :]
+    tl.store(grad_k + target, (total_k * scale).to(grad_k.dtype.element_ty), mask=mask)
+    tl.store(grad_v + target, (total_v / kept_share).to(grad_v.dtype.element_ty), mask=mask)

@@ -1,0 +1,113 @@
+"""Plans of attention: what they hold is their own and fits together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from op_checks import every_backend
+from torch import Tensor
+
+from spanbert_kernels.ops import (
+    AttentionPlan,
+    attention_plans,
+    cross_document_attention,
+    document_attention,
+    plan_attention,
+)
+
+everywhere = every_backend("document_attention")
+
+
+@everywhere
+def test_a_plan_does_not_follow_what_is_written_to_its_tensors(backend: str) -> None:
+    given = {
+        "cu_seqlens": torch.tensor([0, 2, 3, 5]),
+        "cu_clusters": torch.tensor([0, 3]),
+        "links": (torch.tensor([0, 1, 2, 3]), torch.tensor([1, 2, 0])),
+    }
+    q, k, v = torch.randn(3, 5, 2, 4, generator=torch.Generator().manual_seed(1)).unbind()
+    alone = plan_attention(given["cu_seqlens"])
+    linked = plan_attention(**given, queries="tokens", keys="tokens")
+    options = {**given, "queries": "tokens", "keys": "tokens", "backend": backend}
+    expected = (
+        document_attention(q, k, v, given["cu_seqlens"], backend=backend),
+        cross_document_attention(q, k, v, **options),
+    )
+    for tensor in (given["cu_seqlens"], given["cu_clusters"], *given["links"]):
+        tensor.zero_()
+    assert torch.equal(document_attention(q, k, v, alone, backend=backend), expected[0])
+    assert torch.equal(cross_document_attention(q, k, v, linked, backend=backend), expected[1])
+
+
+def bad(error: type[Exception], text: str, **changes: Any) -> Any:
+    return pytest.param(error, text, changes, id=text[:40])
+
+
+CLUSTERS = {"cu_clusters": torch.tensor([0, 2]), "include_self": False}
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "changes"),
+    [
+        bad(ValueError, "keys must be 'tokens' without cu_clusters, got 'banana'", keys="banana"),
+        bad(ValueError, 'keys must be "anchors" or "tokens", got \'banana\'', keys="banana", **CLUSTERS),
+        bad(ValueError, "include_self must be True without cu_clusters, got False", include_self=False),
+        bad(TypeError, "include_self must be True or False, got int: 1", include_self=1),
+        bad(
+            ValueError, "links must be None without cu_clusters", links=(torch.tensor([0, 0, 0]), torch.tensor([0])[:0])
+        ),
+        bad(ValueError, "must end with the number of tokens, 4, but ends with 5", num_tokens=4),
+        bad(TypeError, "num_tokens must be an integer, got float: 5.0", num_tokens=5.0),
+        bad(ValueError, "max_seqlen is 2, but document 0 has 3 tokens", max_seqlen=2),
+        bad(ValueError, "max_seqlen must be at least 0, got -1", max_seqlen=-1),
+        bad(ValueError, "max_documents is 3, but the largest cluster has 1", max_documents=3),
+        bad(ValueError, "max_documents is 3, but the largest cluster has 2", max_documents=3, **CLUSTERS),
+        bad(ValueError, r"cu_seqlens\[2\] = 2 comes after 3", cu_seqlens=torch.tensor([0, 3, 2]), num_tokens=2),
+        bad(ValueError, "the number of documents, 2, but ends with 3", cu_clusters=torch.tensor([0, 3])),
+        bad(
+            ValueError,
+            "document 0 links to document 5, but there are 2",
+            links=(torch.tensor([0, 1, 1]), torch.tensor([5])),
+            **CLUSTERS,
+        ),
+    ],
+)
+def test_fields_that_do_not_fit(error: type[Exception], text: str, changes: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {"cu_seqlens": torch.tensor([0, 3, 5]), "num_tokens": 5, **changes}
+    with pytest.raises(error, match=text):
+        AttentionPlan(**fields)
+
+
+def test_a_plan_made_by_hand_need_not_know_how_long_documents_are() -> None:
+    q, k, v = torch.randn(3, 5, 2, 4, generator=torch.Generator().manual_seed(1)).unbind()
+    offsets = torch.tensor([0, 3, 5])
+    for backend in ("eager", None):
+        found = document_attention(q, k, v, AttentionPlan(cu_seqlens=offsets, num_tokens=5), backend=backend)
+        assert torch.equal(found, document_attention(q, k, v, offsets, backend=backend))
+
+
+@every_backend("document_attention")
+@pytest.mark.parametrize("planned", [False, True], ids=["offsets", "plan"])
+def test_a_wrong_max_seqlen_that_nobody_can_look_at_changes_no_bit(
+    planned: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: kernels for short documents would leave the rest of the first one out."""
+    if backend == "eager":
+        pytest.skip("an index out of range raises there")
+    offsets = torch.tensor([0, 40, 43])
+    leaves = [x.requires_grad_() for x in torch.randn(3, 43, 1, 16, generator=torch.Generator().manual_seed(2))]
+
+    def run(**options: Any) -> tuple[Tensor, ...]:
+        sight, given = offsets, options
+        if planned:
+            sight, given = AttentionPlan(cu_seqlens=offsets, num_tokens=43, **options), {}
+        output = document_attention(*leaves, sight, **given, backend=backend)
+        assert isinstance(output, Tensor)
+        return output, *torch.autograd.grad(output.square().sum(), leaves)
+
+    expected = run()
+    monkeypatch.setattr(attention_plans, "can_look", lambda offsets: False)
+    for found, exact in zip(run(max_seqlen=20), expected, strict=True):
+        assert torch.equal(found, exact)
