@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ PICTURED = 12  # clusters, mentions or documents in the picture, which a page of
 
 @click.command()
 @click.argument("task", type=click.Choice(list(LIBRARIES)))
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="The folder that train wrote.")
 @click.option(
     "--output",
@@ -39,8 +40,8 @@ PICTURED = 12  # clusters, mentions or documents in the picture, which a page of
     help="The page, or with a name in .png the picture.",
 )
 @click.option("--limit", default=100, show_default=True, type=COUNT, help="Clusters or mentions at most.")
-def explain(task: str, data: Path, model: Path, output: Path, limit: int) -> None:
-    """Show what carried the predictions for the file DATA: a page, and beside it a picture.
+def explain(task: str, data: tuple[Path, ...], model: Path, output: Path, limit: int) -> None:
+    """Show what carried the predictions for DATA, files or folders: a page, and beside it a picture.
 
     classification: which documents of its cluster, and which of its own words, each document looked at. nested: which
     words of a mention its vector is made of. coreference: the same for mentions that are linked.
@@ -54,13 +55,20 @@ def explain(task: str, data: Path, model: Path, output: Path, limit: int) -> Non
     check_output("picture", picture)
     require("accelerate", *LIBRARIES[task])
     from spanbert_kernels.cli.models import quiet_transformers
+    from spanbert_kernels.data.sources import name_of
     from spanbert_kernels.tasks.progress import bars
 
     quiet_transformers()
     with bars(watched()), data_in_words():
         clusters, spans = _explained(task, model, data)
     hidden = max(len(clusters) + len(spans) - limit, 0)
-    write("page", page_path, page(formatting.path(Path(data.name)), clusters[:limit], spans[:limit], hidden))
+    write(
+        "page",
+        page_path,
+        page(
+            formatting.path(Path(name_of([Path(each.name) for each in data]))), clusters[:limit], spans[:limit], hidden
+        ),
+    )
     draw(clusters[:PICTURED], spans[:PICTURED], picture)
     say(f"Page: {formatting.path(page_path)}. Picture: {formatting.path(picture)}")
 
@@ -77,7 +85,7 @@ def paths_of(output: Path) -> tuple[Path, Path]:
     return output, output.with_suffix(".png")
 
 
-def _explained(task: str, folder: Path, data: Path) -> tuple[list[ClusterExplanation], list[SpanExplanation]]:
+def _explained(task: str, folder: Path, data: Sequence[Path]) -> tuple[list[ClusterExplanation], list[SpanExplanation]]:
     from spanbert_kernels import explanation
 
     if task == "classification":
@@ -86,19 +94,16 @@ def _explained(task: str, folder: Path, data: Path) -> tuple[list[ClusterExplana
 
         return explanation.explain_classification(*load_classifier(folder), read_labelled(data, labels=False)), []
     if task == "nested":
-        from spanbert_kernels.data.conll_coref import MarkedDocument
-        from spanbert_kernels.data.plain import read_words
+        from spanbert_kernels.data.words import read_documents
         from spanbert_kernels.tasks.nested import _load as load_nested
 
-        documents = [
-            MarkedDocument(f"line {line}", words, (), data, (line,) * len(words)) for line, words in read_words(data)
-        ]
-        return [], explanation.explain_nested(*load_nested(folder), documents)
+        return [], explanation.explain_nested(*load_nested(folder), read_documents(data, by_line=True))
+    from spanbert_kernels.data.words import read_documents
     from spanbert_kernels.tasks import coreference, cross_document_coreference
 
     across = task == "cross_document_coreference"
-    cluster = cross_document_coreference.read_plain(data) if across else (coreference.read_plain(data),)
-    return [], explanation.explain_coreference(*coreference._load(folder), [cluster])
+    clusters = cross_document_coreference.read_clusters(data) if across else [(each,) for each in read_documents(data)]
+    return [], explanation.explain_coreference(*coreference._load(folder), clusters)
 
 
 def page(name: str, clusters: list[ClusterExplanation], spans: list[SpanExplanation], hidden: int = 0) -> str:

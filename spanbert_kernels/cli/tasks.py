@@ -45,8 +45,8 @@ def _load(name: str) -> Task:
 
 @click.command()
 @task_argument
-@click.option("--data", required=True, type=FILE, help="The file to train on.")
-@click.option("--test", type=FILE, help="A file to score the result on.")
+@click.option("--data", required=True, multiple=True, type=FILE, help="A file or folder to train on; may be repeated.")
+@click.option("--test", multiple=True, type=FILE, help="One to score the result on; may be repeated.")
 @click.option("--span-length", type=COUNT, help="Train on one random span of so many tokens a document and step.")
 @click.option(
     "--crop",
@@ -56,8 +56,22 @@ def _load(name: str) -> Task:
     help="input: only the span is encoded; loss: the whole document, and the span carries loss.",
 )
 @training_options
-def train(task: str, data: Path, test: Path | None, span_length: int | None, crop: str, **values: Any) -> None:
-    """Train TASK on a file and write the model to the output folder.
+def train(
+    task: str, data: tuple[Path, ...], test: tuple[Path, ...], span_length: int | None, crop: str, **values: Any
+) -> None:
+    r"""Train TASK on files and write the model to the output folder.
+
+    \b
+    tagging                     CoNLL columns or JSON with spans; a document is a sentence
+    nested                      coreference columns, CoNLL-U or JSON with spans
+    coreference                 coreference columns, or CoNLL-U with Entity
+    cross_document_coreference  the same, named cluster/document
+    relations                   folders of documents.conll and relations.tsv
+    classification              JSON lines, .csv or .tsv: text, label, cluster
+    parsing                     CoNLL-U; a document is a sentence
+    question_answering          SQuAD's JSON; a document is a text
+    summarisation               JSON lines: source, target; or CoNLL-U
+    translation                 folders of source.txt and target.txt; a line
 
     Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is wrong.
     """
@@ -68,7 +82,7 @@ def train(task: str, data: Path, test: Path | None, span_length: int | None, cro
     start, options = options_of(values)
     with bars(watched()), data_in_words():
         spans = None if span_length is None else SpanTraining(span_length, crop)
-        outcome = found.train(data, test, start, options, spans)
+        outcome = found.train(data, test or None, start, options, spans)
     losses = outcome.training.values("loss")
     if losses:
         say(f"Loss: {losses[0]:.3f} at first, {losses[-1]:.3f} at last.")
@@ -84,10 +98,10 @@ def train(task: str, data: Path, test: Path | None, span_length: int | None, cro
 @click.command()
 @task_argument
 @click.option("--model", required=True, type=FILE, help="The folder that train wrote.")
-@click.option("--data", required=True, type=FILE, help="The file to score on.")
+@click.option("--data", required=True, multiple=True, type=FILE, help="A file or folder to score on; may be repeated.")
 @backend_option
-def evaluate(task: str, model: Path, data: Path, backend: str) -> None:
-    """Score a trained model on a file.
+def evaluate(task: str, model: Path, data: tuple[Path, ...], backend: str) -> None:
+    """Score a trained model on files such as train takes.
 
     Exit code: 0; 2 if a file cannot be used (file and line are named).
     """
@@ -102,12 +116,24 @@ def evaluate(task: str, model: Path, data: Path, backend: str) -> None:
 
 @click.command()
 @task_argument
-@click.argument("data", type=FILE)
+@click.argument("data", nargs=-1, required=True, type=FILE)
 @click.option("--model", required=True, type=FILE, help="The folder that train wrote.")
 @click.option("--output", type=FILE, help="Where the predictions go; by default to the terminal.")
 @backend_option
-def predict(task: str, data: Path, model: Path, output: Path | None, backend: str) -> None:
-    """Apply a trained model to the file DATA.
+def predict(task: str, data: tuple[Path, ...], model: Path, output: Path | None, backend: str) -> None:
+    r"""Apply a trained model to DATA, files or folders: what train takes, whose labels are not looked at, or text.
+
+    \b
+    tagging, parsing               a document is a sentence: a line of a text
+    nested                         a line of a text, a document of other files
+    coreference                    a whole text, a document of other files
+    cross_document_coreference     the same; a folder's are a cluster
+    relations                      a folder with documents.conll
+    classification, summarisation  a line of a text, a record, a row
+    question_answering             SQuAD's JSON; answers are not needed
+    translation                    a line
+
+    With several files every prediction names its own.
 
     Exit code: 0; 2 if a file cannot be used.
     """

@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from spanbert_kernels.data.columns import NO_MARK, check_width, is_ontonotes, parse_columns, word_column
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.text import cells_of, is_blank, lines_of, read_text
+from spanbert_kernels.data.text import read_text
 
-BEGIN = re.compile(r"#\s*begin document\s*(.*)")
 MARK = re.compile(r"\(?[^()]+\)?")
+SPACED = re.compile(r"\| +(?=\S+(?:\| +\S+)* *$)", re.MULTILINE)  # between brackets at the end of a line
 
 
 @dataclass(frozen=True)
@@ -34,42 +35,50 @@ class MarkedDocument:
     lines: tuple[int, ...]
 
 
-def read_marked(path: Path) -> list[MarkedDocument]:
-    """Documents of a file, or of all .conll files of a folder, with brackets in the last column.
+def read_marked(path: Path, mentions: bool = True) -> list[MarkedDocument]:
+    """Documents of a column file with brackets in the last column.
 
     `(person-1-Ada` opens a mention of the entity 1, whose type is person and whose name is Ada, `person-1-Ada)` closes
-    it, `(place-2)` is one of a single word; `(3` and `3)` have no type. Words stand in the last column but one.
+    it, `(place-2)` is one of a single word; `(3` and `3)` have no type. Words stand in the fourth column of
+    CoNLL-2012's twelve and more (OntoNotes, LitBank), else in the first that neither counts nor repeats a name.
+
+    Args:
+        path: the file.
+        mentions: whether the mentions are wanted; else the last column is not looked at.
 
     Raises:
-        DataFault: a row with one column, brackets that do not parse, that close nothing or are never closed, or a
-            document without words.
-        OSError: a file cannot be read.
+        DataFault: a row of one column, or, but for CoNLL-2012's, of more or fewer than the others; no column of words;
+            brackets that do not parse, that close nothing or are never closed; or a document without words.
+        OSError: the file cannot be read.
     """
-    if path.is_dir():
-        return [document for file in sorted(path.glob("*.conll")) for document in read_marked(file)]
-    documents: list[MarkedDocument] = []
-    name, begun = path.stem, 0
-    rows: list[tuple[int, str, str]] = []
-    for number, line in enumerate([*lines_of(read_text(path)), "# begin document"], start=1):
-        if begin := BEGIN.match(line):
-            if rows:
-                documents.append(_document(path, name, rows))
-            elif begun:
-                raise DataFault(path, begun, "a document without words")
-            name, begun, rows = begin[1].strip() or path.stem, number, []
-        elif not is_blank(line) and not (line.startswith("#") and "\t" not in line):
-            columns = cells_of(line if "\t" in line else re.sub(r"\| +", "|", line))
-            if len(columns) < 2 or not columns[-2]:
-                raise DataFault(path, number, f"a word and its brackets are wanted, got {line!r}")
-            rows.append((number, columns[-2], columns[-1]))
-    return documents
+    documents = parse_columns(SPACED.sub("|", read_text(path)))
+    rows = [row for document in documents for row in document.rows()]
+    wanted = "a word and its brackets"
+    if not is_ontonotes(rows) and (mentions or any(len(row.cells) > 1 for row in rows)):
+        check_width(rows, path, wanted)
+    column = word_column(rows)
+    if rows and column is None:
+        raise DataFault(path, rows[0].line, f"{wanted} are wanted, no column has words: {' '.join(rows[0].cells)!r}")
+    found = []
+    for number, document in enumerate(documents, start=1):
+        own = document.rows()
+        if not own:
+            raise DataFault(path, document.line, "a document without words")
+        for row in own:
+            if not row.cells[column or 0]:
+                raise DataFault(path, row.line, f"{wanted} are wanted, got {' '.join(row.cells)!r}")
+        marked = [(row.line, row.cells[column or 0], row.cells[-1] if mentions else "_") for row in own]
+        found.append(
+            _document(path, document.mark or (path.stem if len(documents) == 1 else f"{path.stem} {number}"), marked)
+        )
+    return found
 
 
 def _document(path: Path, name: str, rows: list[tuple[int, str, str]]) -> MarkedDocument:
     opened: dict[str, list[int]] = {}
     found = []
     for place, (line, _, marks) in enumerate(rows):
-        for mark in [] if marks in ("_", "-", "*") else re.split(r"\|\s*", marks):
+        for mark in [] if marks in NO_MARK else marks.split("|"):
             parts = MARK.findall(mark)
             if "".join(parts) != mark or not all(part[0] == "(" or part[-1] == ")" for part in parts):
                 raise DataFault(path, line, f"{marks!r} is not a mention's bracket such as (person-1 or person-1)")

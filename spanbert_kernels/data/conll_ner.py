@@ -1,62 +1,158 @@
-"""Reads words with labels from CoNLL columns; what does not parse is named with file and line."""
+"""Reads words with the labels of named entities from CoNLL columns; what does not parse is named with file and line."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.text import cells_of, is_blank, lines_of, read_text
+from spanbert_kernels.data.columns import Row, check_width, is_label, parse_columns
+from spanbert_kernels.data.faults import DataFault, warn
+from spanbert_kernels.data.text import read_text
 
-LABEL = re.compile(r"O|[BIES]-\S+")
+# Types of phrases, whose labels stand before those of entities in CoNLL-2000 and CoNLL-2003
+PHRASES = frozenset(
+    {"ADJP", "ADVP", "CONJP", "INTJ", "LST", "NP", "PP", "PRT", "SBAR", "UCP", "VP"} | {"NC", "PC", "VC", "AC"}
+)
+ENDS, ALONE = frozenset("EL"), frozenset("SU")
+GERMEVAL_COLUMNS = 4  # number, word, outer label, inner label
+BIOES, IOB1 = "BIOES or BILOU", "IOB1"
 
 
 @dataclass(frozen=True)
 class TaggedSentence:
-    """Words and their labels, and where they stand: the line of the first word."""
+    """Words and their labels, and where they stand: the lines of the file, the first word's and every word's."""
 
     words: tuple[str, ...]
     labels: tuple[str, ...]
     path: Path
     line: int
+    lines: tuple[int, ...] = ()
+
+    def line_of(self, word: int) -> int:
+        """The line of a word by its number; comments may stand between words."""
+        return self.lines[word] if self.lines else self.line + word
 
 
 def read_tagged(path: Path) -> list[TaggedSentence]:
-    """Sentences of a file with a word and, in the last column, its BIO label; sentences stand apart by empty lines.
+    """Sentences of a file with a word and, in the last column, its label; sentences stand apart by empty lines.
 
-    Columns are separated by tabs or spaces. Lines that begin with `-DOCSTART-` or `# ` are passed over.
+    Columns are separated by tabs or spaces, and every row has as many; a first column that counts the words is passed
+    over. Labels are BIO; IOB1, BIOES and BILOU become BIO, and a warning says so. Where labels have layers (GermEval),
+    the outer one is read, and a warning says so. `-DOCSTART-` ends a sentence.
 
     Raises:
-        DataFault: a line with one column, a label that is not BIO, or a label that goes on with nothing.
+        DataFault: a line with one column or with more or fewer than the others, a label of no such scheme, or one that
+            goes on with nothing.
         OSError: the file cannot be read.
     """
-    sentences = []
-    for line, rows in _paragraphs(path):
-        for number, (_, label) in enumerate(rows):
-            before = rows[number - 1][1] if number else "O"
-            if label.startswith("I-") and before[2:] != label[2:]:
-                raise DataFault(path, line + number, f"label {label} goes on with an entity that {before} is not")
-        words, labels = zip(*rows, strict=True)
-        sentences.append(TaggedSentence(words, labels, path, line))
-    return sentences
+    sentences = [rows for document in parse_columns(read_text(path)) for rows in document.sentences]
+    every = [row for rows in sentences for row in rows]
+    if not every:
+        return []
+    width = check_width(every, path, "a word and its label")
+    word = word_place(sentences, width)
+    column = _label_column(every, width, word, path)
+    for row in every:
+        if not row.cells[word]:
+            raise DataFault(path, row.line, f"a word and its label are wanted, got {' '.join(row.cells)!r}")
+        if not is_label(row.cells[column]):
+            raise DataFault(path, row.line, f"{row.cells[column]!r} is not a label such as O, B-person or I-person")
+    labels = _as_bio([[row.cells[column] for row in rows] for rows in sentences], sentences, path)
+    return [
+        TaggedSentence(
+            tuple(row.cells[word] for row in rows), tuple(own), path, rows[0].line, tuple(row.line for row in rows)
+        )
+        for rows, own in zip(sentences, labels, strict=True)
+    ]
 
 
-def _paragraphs(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    rows: list[tuple[str, str]] = []
-    for number, line in enumerate([*lines_of(read_text(path)), ""], start=1):
-        if is_blank(line):
-            if rows:
-                yield number - len(rows), rows
-            rows = []
-            continue
-        if line.startswith(("-DOCSTART-", "# ")):
-            continue
-        columns = cells_of(line)
-        if len(columns) < 2 or not columns[0]:
-            raise DataFault(path, number, f"a word and its label are wanted, got {line!r}")
-        label = columns[-1]
-        if not LABEL.fullmatch(label):
-            raise DataFault(path, number, f"{label!r} is not a label such as O, B-person or I-person")
-        rows.append((columns[0], label))
+def word_place(sentences: Sequence[Sequence[Row]], width: int) -> int:
+    """The column of the words: the first, or the second of three or more where the first counts them."""
+    counted = width > 2 and all(_is_counted(rows) for rows in sentences)
+    return int(counted)
+
+
+def _is_counted(rows: Sequence[Row]) -> bool:
+    first = rows[0].cells[0]
+    return first in ("0", "1") and all(row.cells[0] == str(int(first) + place) for place, row in enumerate(rows))
+
+
+def _label_column(rows: Sequence[Row], width: int, word: int, path: Path) -> int:
+    """The last column, or the first of several that hold layers of labels."""
+    last = width - 1
+    if not all(is_label(row.cells[last]) for row in rows):
+        return last
+    inner = _types(rows, last)
+    outer = last
+    while outer - 1 > word and all(is_label(row.cells[outer - 1]) for row in rows):
+        found = _types(rows, outer - 1)
+        layered = inner <= found or (word == 1 and width == GERMEVAL_COLUMNS)
+        if not found or found <= PHRASES or not layered:
+            break
+        outer -= 1
+    if outer < last and inner:
+        names = f"column {last + 1}" if outer + 2 > last else f"columns {outer + 2} to {last + 1}"
+        reason = f"labels in {names} lie inside those of column {outer + 1} and are not read"
+        warn(f"{path}: {reason}")
+    return outer
+
+
+def _types(rows: Sequence[Row], column: int) -> set[str]:
+    return {row.cells[column][2:] for row in rows} - {""}
+
+
+def _as_bio(labels: Sequence[Sequence[str]], sentences: Sequence[Sequence[Row]], path: Path) -> Sequence[Sequence[str]]:
+    scheme = scheme_of(labels)
+    if scheme == IOB1:
+        found = [_from_iob1(own) for own in labels]
+    else:
+        for rows, own in zip(sentences, labels, strict=True):
+            _check(rows, own, scheme == BIOES, path)
+        if scheme is None:
+            return labels
+        found = [_from_bioes(own) for own in labels]
+    warn(f"{path}: labels are {scheme} and are read as BIO")
+    return found
+
+
+def scheme_of(labels: Sequence[Sequence[str]]) -> str | None:
+    """The scheme of sentences' labels where it is not BIO.
+
+    In IOB1 an entity begins with I, and with B only where one of the same type stands right before it.
+
+    Example:
+        >>> scheme_of([["I-PER", "O", "I-PER", "B-PER"]]), scheme_of([["S-PER"]]), scheme_of([["B-PER", "I-PER"]])
+        ('IOB1', 'BIOES or BILOU', None)
+    """
+    pairs = [(label, before) for own in labels for label, before in zip(own, ["O", *own], strict=False)]
+    if any(label[0] in ENDS | ALONE for label, _ in pairs):
+        return BIOES
+    begins = any(label[0] == "I" and before[2:] != label[2:] for label, before in pairs)
+    needless = any(label[0] == "B" and before[2:] != label[2:] for label, before in pairs)
+    return IOB1 if begins and not needless else None
+
+
+def _check(rows: Sequence[Row], labels: Sequence[str], ends: bool, path: Path) -> None:
+    """Raises `DataFault` for a label that goes on with nothing and, where entities have ends, for one without."""
+    for row, label, before in zip(rows, labels, ["O", *labels], strict=False):
+        is_open = before[0] in "BI" if ends else before != "O"
+        goes_on = label[0] == "I" or label[0] in ENDS
+        if goes_on and not (is_open and before[2:] == label[2:]):
+            raise DataFault(path, row.line, f"label {label} goes on with an entity that {before} is not")
+        if ends and is_open and not goes_on:
+            raise DataFault(path, row.line, f"label {label} follows {before}, whose entity has no end")
+    if ends and labels[-1][0] in "BI":
+        raise DataFault(path, rows[-1].line, f"label {labels[-1]} ends a sentence, and its entity has no end")
+
+
+def _from_iob1(labels: Sequence[str]) -> list[str]:
+    return [
+        f"B-{label[2:]}" if label[0] == "I" and before[2:] != label[2:] else label
+        for label, before in zip(labels, ["O", *labels], strict=False)
+    ]
+
+
+def _from_bioes(labels: Sequence[str]) -> list[str]:
+    bio = dict.fromkeys(ENDS, "I") | dict.fromkeys(ALONE, "B")
+    return [bio.get(label[0], label[0]) + label[1:] for label in labels]

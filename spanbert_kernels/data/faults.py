@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TypeVar
-
-Item = TypeVar("Item")
 
 
 class DataFault(ValueError):
@@ -41,14 +38,3 @@ class DataWarning(UserWarning):
 def warn(text: str) -> None:
     """Warns of something in the user's data; the text begins with the file."""
     warnings.warn(text, DataWarning, stacklevel=3)
-
-
-def some(found: list[Item], path: Path) -> list[Item]:
-    """What was read from a file or folder, to train or score on.
-
-    Raises:
-        ValueError: that is nothing; the message names the file.
-    """
-    if not found:
-        raise ValueError(f"{path}: there is nothing to train or score on")
-    return found

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spanbert_kernels.data import jsonl, kinds, tables
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.text import lines_of, read_text
-
-DELIMITERS = ";", "\t", ","
-COLUMNS = ("id", "label", "text")  # of a file without a header
+from spanbert_kernels.data.jsonl import read_records
+from spanbert_kernels.data.plain import read_lines
+from spanbert_kernels.data.sources import Source, files_of
+from spanbert_kernels.data.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -27,62 +26,47 @@ class LabelledDocument:
     line: int
 
 
-def read_labelled(path: Path, labels: bool = True) -> list[LabelledDocument]:
+def read_labelled(source: Source, labels: bool = True) -> list[LabelledDocument]:
     """Documents of a file: JSON lines with text, label and perhaps cluster; a table of id, label, text; or plain lines.
 
-    A table is a .csv or .tsv file with `;`, tabs or commas between its columns, whose first line may name them
-    (text, label, cluster). Where the cluster is empty, the document stands alone. Plain lines, where `labels` are not
-    asked for, are a document each.
+    A table is a .csv or .tsv file, see `read_table`. Where the cluster is empty, the document stands alone. Plain
+    lines, where `labels` are not asked for, are a document each.
+
+    Args:
+        source: a file, a folder, or several of them.
+        labels: whether every document has to have one.
 
     Raises:
-        DataFault: a line that is not JSON, or without a text or, where `labels` are asked for, without a label.
+        DataFault: a file of another kind, a line that is not JSON, a table without a column text, or a document without
+            a text or, where `labels` are asked for, without a label.
         OSError: the file cannot be read.
     """
-    content = read_text(path)
-    if path.suffix in (".csv", ".tsv"):
-        found = _table(path, content)
-    elif path.suffix in (".json", ".jsonl", ".ndjson"):
-        found = _json_lines(path, content)
+    suffixes = (*jsonl.SUFFIXES, *tables.SUFFIXES, *(() if labels else kinds.TEXTS))
+    return [document for path in files_of(source, suffixes) for document in _documents(path, labels)]
+
+
+def _documents(path: Path, labels: bool) -> list[LabelledDocument]:
+    suffix = path.suffix.lower()
+    found: Iterable[tuple[int, dict[str, Any]]]
+    if suffix in tables.SUFFIXES:
+        found = read_table(path, ("text", "label") if labels else ("text",))
+    elif suffix in jsonl.SUFFIXES:
+        found = read_records(path)
     elif labels:
         raise DataFault(path, 1, "labels stand in .jsonl, .csv or .tsv files")
     else:
-        found = ((i, {"text": line}) for i, line in enumerate(lines_of(content), 1) if line.strip())
+        found = ((line, {"text": text}) for line, text in read_lines(path))
     documents = []
     for line, fields in found:
         text, label, cluster = (fields.get(name) for name in ("text", "label", "cluster"))
         if not isinstance(text, str) or not text.strip():
-            raise DataFault(path, line, f"a text is wanted, got {text!r}")
+            raise DataFault(path, line, f"a text is wanted, got {text!r}{_seen(fields, 'text')}")
         if labels and (label is None or not str(label).strip()):
-            raise DataFault(path, line, f"a label is wanted, got {label!r}")
+            raise DataFault(path, line, f"a label is wanted, got {label!r}{_seen(fields, 'label')}")
         alone = cluster is None or not str(cluster).strip()
         documents.append(LabelledDocument(text, str(label), None if alone else str(cluster), path, line))
     return documents
 
 
-def _json_lines(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(lines_of(content), start=1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataFault(path, number, f"not JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise DataFault(path, number, f"a JSON object is wanted, got {line[:40]!r}")
-        yield number, fields
-
-
-def _table(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    first = content.split("\n", 1)[0]
-    delimiter = next((mark for mark in DELIMITERS if mark in first), ",")
-    rows = csv.reader(content.splitlines(keepends=True), delimiter=delimiter)
-    names: tuple[str, ...] = COLUMNS
-    line = 0
-    for row in rows:
-        line, begin = rows.line_num, line + 1
-        if begin == 1 and {"text", "label"} <= set(row):
-            names = tuple(row)
-        elif row:
-            if len(row) != len(names):
-                raise DataFault(path, begin, f"{len(names)} columns are wanted ({', '.join(names)}), got {len(row)}")
-            yield begin, dict(zip(names, row, strict=True))
+def _seen(fields: dict[str, Any], name: str) -> str:
+    return "" if name in fields else f"; there are {', '.join(fields) or 'no fields'}"[:100]

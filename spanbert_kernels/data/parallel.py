@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from spanbert_kernels.data import kinds
 from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.plain import read_lines
+from spanbert_kernels.data.sources import Source, files_of, paths_of
 from spanbert_kernels.data.text import lines_of, read_text
+
+SOURCE, TARGET = "source.txt", "target.txt"
 
 
 @dataclass(frozen=True)
@@ -19,14 +24,18 @@ class Pair:
     line: int
 
 
-def read_aligned(folder: Path) -> list[Pair]:
-    """Lines of `source.txt` and `target.txt` in a folder, which translate each other.
+def read_aligned(source: Source) -> list[Pair]:
+    """Lines of `source.txt` and `target.txt` in a folder, or in several, which translate each other.
 
     Raises:
         DataFault: there are not as many lines in both, or one is empty on one side.
         OSError: a file cannot be read.
     """
-    source, target = folder / "source.txt", folder / "target.txt"
+    return [pair for folder in paths_of(source) for pair in _aligned(folder)]
+
+
+def _aligned(folder: Path) -> list[Pair]:
+    source, target = folder / SOURCE, folder / TARGET
     sides = [lines_of(read_text(path).rstrip("\r\n")) for path in (source, target)]
     if len(sides[0]) != len(sides[1]):
         shorter = source if len(sides[0]) < len(sides[1]) else target
@@ -40,12 +49,16 @@ def read_aligned(folder: Path) -> list[Pair]:
     return found
 
 
-def read_lines(path: Path) -> list[Pair]:
-    """Plain lines, a text each.
+def read_sources(source: Source) -> list[Pair]:
+    """Texts to translate: the lines of plain files, or of `source.txt` where a folder has one.
+
+    Args:
+        source: a file, a folder, or several of them.
 
     Raises:
-        NotText: the file is not text.
-        OSError: it cannot be read.
+        DataFault: a file of annotated data.
+        OSError: a file cannot be read.
     """
-    lines = enumerate(lines_of(read_text(path)), start=1)
-    return [Pair(line.strip(), (), path, number) for number, line in lines if line.strip()]
+    named = [path / SOURCE if (path / SOURCE).is_file() else path for path in paths_of(source)]
+    files = files_of(named, kinds.TEXTS)
+    return [Pair(text, (), path, line) for path in files for line, text in read_lines(path)]

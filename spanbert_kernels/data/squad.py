@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.jsonl import parse_value
+from spanbert_kernels.data.sources import Source, files_of
 from spanbert_kernels.data.text import read_text
 
 
@@ -30,8 +30,12 @@ class Question:
     path: Path
 
 
-def read_questions(path: Path, answers: bool = True) -> list[Question]:
-    """All questions of a file.
+def read_questions(source: Source, answers: bool = True) -> list[Question]:
+    """All questions of files in SQuAD's format.
+
+    Args:
+        source: a file, a folder, or several of them.
+        answers: whether the answers are wanted; else they are not looked at.
 
     Raises:
         ValueError: the file is not SQuAD's JSON; `QuestionFault` for a question about an empty text and, where
@@ -39,12 +43,16 @@ def read_questions(path: Path, answers: bool = True) -> list[Question]:
             an answer that is not marked `is_impossible`.
         OSError: the file cannot be read.
     """
+    return [question for path in files_of(source, (".json",)) for question in _of_file(path, answers)]
+
+
+def _of_file(path: Path, answers: bool) -> list[Question]:
+    text = read_text(path)
     try:
-        made = json.loads(read_text(path))
-        found = list(_questions(made, path))
-    except DataFault:
-        raise
-    except (ValueError, RecursionError) as error:
+        found = list(_questions(parse_value(text), path, answers))
+    except RecursionError:
+        raise ValueError(f"{path} is not JSON: nested too deeply") from None
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not in SQuAD's format: {type(error).__name__} {error}") from None
@@ -62,11 +70,11 @@ def read_questions(path: Path, answers: bool = True) -> list[Question]:
     return [question for question, _ in found]
 
 
-def _questions(made: Any, path: Path) -> Iterator[tuple[Question, bool]]:
+def _questions(made: Any, path: Path, answers: bool) -> Iterator[tuple[Question, bool]]:
     for article in made["data"]:
         for paragraph in article["paragraphs"]:
             for entry in paragraph["qas"]:
                 impossible = bool(entry.get("is_impossible", False))
-                given = () if impossible else entry.get("answers", ())
-                answers = tuple((str(answer["text"]), int(answer["answer_start"])) for answer in given)
-                yield Question(str(entry["id"]), entry["question"], paragraph["context"], answers, path), impossible
+                given = entry.get("answers", ()) if answers and not impossible else ()
+                own = tuple((str(answer["text"]), int(answer["answer_start"])) for answer in given)
+                yield Question(str(entry["id"]), entry["question"], paragraph["context"], own, path), impossible

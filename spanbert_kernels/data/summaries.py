@@ -2,51 +2,54 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
+from typing import Any
 
+from spanbert_kernels.data import jsonl, kinds
+from spanbert_kernels.data.conllu import read_sentences
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.parallel import Pair, read_lines
-from spanbert_kernels.data.text import lines_of, read_text
+from spanbert_kernels.data.jsonl import read_records
+from spanbert_kernels.data.parallel import Pair
+from spanbert_kernels.data.plain import read_lines
+from spanbert_kernels.data.sources import Source, files_of
 
 SUMMARY = re.compile(r"# meta::summary\d* = \(human\d*\)\s*(.+)")
-SENTENCE = "# text = "
 
 
-def read_summarised(path: Path, targets: bool = True) -> list[Pair]:
+def read_summarised(source: Source, targets: bool = True) -> list[Pair]:
     """Documents with summaries: JSON lines with source and target, or CoNLL-U with `# meta::summary1 = (human) ...`.
 
-    Source and target are a text or a list: of sentences, and of alternatives. A folder stands for its .conllu files;
-    where no `targets` are asked for, plain lines are a document each.
+    Source and target are a text or a list: of sentences, and of alternatives. Where no `targets` are asked for, plain
+    lines are a document each.
+
+    Args:
+        source: a file, a folder, or several of them.
+        targets: whether every document has to have one.
 
     Raises:
-        DataFault: a line that is not JSON, a document without words or, where asked for, without a summary.
+        DataFault: a file of another kind, a line that is not JSON, a document without words or, where asked for,
+            without a summary.
         OSError: a file cannot be read.
     """
-    if path.is_dir():
-        return [pair for file in sorted(path.glob("*.conllu")) for pair in read_summarised(file, targets)]
-    content = read_text(path)
-    if path.suffix == ".conllu":
-        return _annotated(path, content, targets)
-    if path.suffix in (".json", ".jsonl", ".ndjson"):
-        numbered = ((number, line) for number, line in enumerate(lines_of(content), start=1) if line.strip())
-        return [_json_line(path, number, line, targets) for number, line in numbered]
+    suffixes = (".conllu", *jsonl.SUFFIXES, *(() if targets else kinds.TEXTS))
+    return [pair for path in files_of(source, suffixes) for pair in _of_file(path, targets)]
+
+
+def _of_file(path: Path, targets: bool) -> list[Pair]:
+    suffix = path.suffix.lower()
+    if suffix == ".conllu":
+        return _annotated(path, targets)
+    if suffix in jsonl.SUFFIXES:
+        return [_of_record(path, line, fields, targets) for line, fields in read_records(path)]
     if targets:
         raise DataFault(path, 1, "summaries stand in .jsonl or .conllu files")
-    return read_lines(path)
+    return [Pair(text, (), path, line) for line, text in read_lines(path)]
 
 
-def _json_line(path: Path, number: int, line: str, targets: bool) -> Pair:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataFault(path, number, f"not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise DataFault(path, number, f"a JSON object is wanted, got {line[:40]!r}")
-    source = " ".join(_texts(path, number, "source", fields.get("source")))
-    wanted = _texts(path, number, "target", fields.get("target")) if targets else ()
-    return Pair(source, wanted, path, number)
+def _of_record(path: Path, line: int, fields: dict[str, Any], targets: bool) -> Pair:
+    source = " ".join(_texts(path, line, "source", fields.get("source")))
+    return Pair(source, _texts(path, line, "target", fields.get("target")) if targets else (), path, line)
 
 
 def _texts(path: Path, number: int, name: str, value: object) -> tuple[str, ...]:
@@ -56,22 +59,17 @@ def _texts(path: Path, number: int, name: str, value: object) -> tuple[str, ...]
     return tuple(str(text).strip() for text in texts)
 
 
-def _annotated(path: Path, content: str, targets: bool) -> list[Pair]:
-    found = []
-    sentences: list[str] = []
-    summaries: list[str] = []
-    begin, begun = 1, False
-    for number, line in enumerate([*lines_of(content), "# newdoc"], start=1):
-        if line.startswith("# newdoc"):
-            if sentences:
-                if targets and not summaries:
-                    raise DataFault(path, begin, "there is no summary such as '# meta::summary1 = (human) ...'")
-                found.append(Pair(" ".join(sentences), tuple(summaries), path, begin))
-            elif begun:
-                raise DataFault(path, begin, "a document without a line such as '# text = ...'")
-            sentences, summaries, begin, begun = [], [], number, True
-        elif line.startswith(SENTENCE):
-            sentences.append(line.removeprefix(SENTENCE).strip())
-        elif summary := SUMMARY.match(line):
-            summaries.append(summary[1].strip())
-    return found
+def _annotated(path: Path, targets: bool) -> list[Pair]:
+    documents: list[tuple[int, list[str], list[str]]] = []
+    for sentence in read_sentences(path):
+        if sentence.new_document is not None or not documents:
+            documents.append((sentence.line, [], []))
+        _, texts, summaries = documents[-1]
+        texts += [text] if (text := sentence.text()) else []
+        summaries += [match[1].strip() for _, comment in sentence.comments if (match := SUMMARY.match(comment))]
+    for line, texts, summaries in documents:
+        if not texts:
+            raise DataFault(path, line, "a document without a line such as '# text = ...'")
+        if targets and not summaries:
+            raise DataFault(path, line, "there is no summary such as '# meta::summary1 = (human) ...'")
+    return [Pair(" ".join(texts), tuple(summaries), path, line) for line, texts, summaries in documents]

@@ -2,4 +2,4 @@
 
 from spanbert_kernels.data.conll_coref import MarkedDocument as MarkedDocument
 from spanbert_kernels.data.conll_coref import Mention as Mention
-from spanbert_kernels.data.conll_coref import read_marked as read_marked
+from spanbert_kernels.data.entities import read_marked as read_marked

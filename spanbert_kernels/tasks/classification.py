@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, took
 from spanbert_kernels.data.counts import cut as cut_short
-from spanbert_kernels.data.faults import DataFault, some
+from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
+from spanbert_kernels.data.sources import Source, some
 from spanbert_kernels.models import SpanBERTForSequenceClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
+from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -199,7 +200,7 @@ def majority(train_on: Sequence[LabelledDocument], documents: Sequence[LabelledD
 
 
 def _train_files(
-    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
     documents = some(read_labelled(data), data)
     held_out = some(read_labelled(test), test) if test is not None else []
@@ -224,16 +225,16 @@ def _load(folder: Path) -> tuple[SpanBERTForSequenceClassification, PreTrainedTo
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
-def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
     return evaluate(*_load(folder), some(read_labelled(data), data), backend)
 
 
-def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a document: its label, the label's probability, the text."""
     documents = read_labelled(data, labels=False)
+    lines = Lines(document.path for document in documents)
     for document, (label, chance) in zip(documents, classify(*_load(folder), documents, backend), strict=True):
-        found = {"label": label, "probability": round(chance, 4), "text": document.text}
-        yield json.dumps(found, ensure_ascii=False)
+        yield lines.record(document.path, label=label, probability=round(chance, 4), text=document.text)
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

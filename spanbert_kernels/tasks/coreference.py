@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_kernels.data.conll_coref import MarkedDocument, read_marked
+from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.counts import TEST, TRAINING, counting
-from spanbert_kernels.data.faults import DataFault, some, warn
-from spanbert_kernels.data.plain import read_words
+from spanbert_kernels.data.entities import read_marked
+from spanbert_kernels.data.faults import warn
+from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.coreference_scores import f1_scores
 from spanbert_kernels.tasks.mentions import count_mentions, first_of_words
+from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -271,7 +273,7 @@ def singletons(documents: Sequence[MarkedDocument], found: Sequence[set[Entity]]
 
 
 def _train_files(
-    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
     documents = some(read_marked(data), data)
     held_out = some(read_marked(test), test) if test is not None else []
@@ -289,32 +291,21 @@ def _load(folder: Path) -> tuple[SpanBERTForCoreference, PreTrainedTokenizerBase
     return load_trained(SpanBERTForCoreference, folder), SpanBERTTokenizer.from_pretrained(folder)
 
 
-def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
     return evaluate(*_load(folder), some(read_marked(data), data), backend)
 
 
-def read_plain(path: Path) -> MarkedDocument:
-    """A text as a document without mentions, named by its file.
-
-    Raises:
-        DataFault: there are no words.
-    """
-    rows = read_words(path)
-    if not rows:
-        raise DataFault(path, 1, "there are no words")
-    words = tuple(word for _, own in rows for word in own)
-    return MarkedDocument(path.stem, words, (), path, tuple(line for line, own in rows for _ in own))
-
-
-def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
-    """A JSON object: the words of the text, a document, and its entities as lists of [first, last, text]."""
-    document = read_plain(data)
-    words = document.words
-    for entities in resolve(*_load(folder), [document], backend):
+def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
+    """A JSON object a document: its words, and its entities as lists of [first, last, text]."""
+    documents = read_documents(data)
+    lines = Lines(document.path for document in documents)
+    names = [{"document": document.name} if len(documents) > 1 else {} for document in documents]
+    for document, name, entities in zip(documents, names, resolve(*_load(folder), documents, backend), strict=True):
+        words = document.words
         listed = [
             [(first, last, " ".join(words[first : last + 1])) for first, last in sorted(entity)] for entity in entities
         ]
-        yield json.dumps({"words": words, "entities": sorted(listed)}, ensure_ascii=False)
+        yield lines.record(document.path, **name, words=words, entities=sorted(listed))
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

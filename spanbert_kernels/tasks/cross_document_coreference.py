@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_kernels.data.conll_coref import MarkedDocument, Mention, read_marked
-from spanbert_kernels.data.faults import some
+from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
+from spanbert_kernels.data.entities import read_marked
+from spanbert_kernels.data.sources import Source, paths_of, some
+from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.coreference import Entity
@@ -156,7 +158,7 @@ def evaluate(
 
 
 def _train_files(
-    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
     clusters = clusters_of(some(read_marked(data), data))
     held_out = clusters_of(some(read_marked(test), test)) if test is not None else []
@@ -175,36 +177,42 @@ def _load(folder: Path) -> tuple[SpanBERTForCoreference, PreTrainedTokenizerBase
     return load_trained(SpanBERTForCoreference, folder), SpanBERTTokenizer.from_pretrained(folder)
 
 
-def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
     return evaluate(*_load(folder), clusters_of(some(read_marked(data), data)), backend)
 
 
-def read_plain(path: Path) -> Cluster:
-    """The text files of a folder as a cluster of documents, or one text file.
+def read_clusters(source: Source) -> list[Cluster]:
+    """Clusters of documents without mentions: those of a folder, or all files that are named, are one.
+
+    Documents that are named `cluster/document`, as column files can name them, are of that cluster.
 
     Raises:
-        DataFault: a file has no words.
-        ValueError: there is no file.
+        DataFault: a file does not parse or has no words.
+        ValueError: a folder has no file.
     """
-    cluster = tuple(map(coreference.read_plain, sorted(path.glob("*.txt")) if path.is_dir() else [path]))
-    if not cluster:
-        raise ValueError(f"there is no .txt file in {path}")
-    return cluster
+    named = paths_of(source)
+    folders = [path for path in named if path.is_dir()]
+    groups: list[Source] = [*folders, [path for path in named if path not in folders]]
+    found = []
+    for group in groups:
+        documents = read_documents(group) if group else []
+        found += clusters_of(documents) if any("/" in each.name for each in documents) else [tuple(documents)]
+    return [cluster for cluster in found if cluster]
 
 
-def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object an entity: its mentions as lists of [document, first, last, text]."""
-    cluster = read_plain(data)
-    starts = np.cumsum([0, *(len(document.words) for document in cluster)]).tolist()
-    (found,) = resolve(*_load(folder), [cluster], backend)
-    for entity in sorted(sorted(each) for each in found):
-        mentions = []
-        for first, last in entity:
-            number = bisect_right(starts, first) - 1
-            document, begin = cluster[number], starts[number]
-            place = first - begin, last - begin
-            mentions.append((document.name, *place, " ".join(document.words[place[0] : place[1] + 1])))
-        yield json.dumps({"mentions": mentions}, ensure_ascii=False)
+    clusters = read_clusters(data)
+    for cluster, found in zip(clusters, resolve(*_load(folder), clusters, backend), strict=True):
+        starts = np.cumsum([0, *(len(document.words) for document in cluster)]).tolist()
+        for entity in sorted(sorted(each) for each in found):
+            mentions = []
+            for first, last in entity:
+                number = bisect_right(starts, first) - 1
+                document, begin = cluster[number], starts[number]
+                place = first - begin, last - begin
+                mentions.append((document.name, *place, " ".join(document.words[place[0] : place[1] + 1])))
+            yield json.dumps({"mentions": mentions}, ensure_ascii=False)
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +14,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels import ops
-from spanbert_kernels.data.conll_coref import MarkedDocument, read_marked
+from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.counts import TEST, TRAINING, counting
-from spanbert_kernels.data.faults import DataFault, some, warn
-from spanbert_kernels.data.plain import read_words
+from spanbert_kernels.data.entities import read_nested
+from spanbert_kernels.data.faults import DataFault, warn
+from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForSpanClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.mentions import count_mentions, first_of_words
+from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -238,10 +240,10 @@ def dictionary(train_on: Iterable[MarkedDocument], documents: Sequence[MarkedDoc
 
 
 def _train_files(
-    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    documents = some(read_marked(data), data)
-    held_out = some(read_marked(test), test) if test is not None else []
+    documents = some(read_nested(data), data)
+    held_out = some(read_nested(test), test) if test is not None else []
     tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
     fields = label_fields(labels_of_documents(documents))
     model = start.build(SpanBERTForSpanClassification, tokenizer, options.seed, **fields)
@@ -256,16 +258,16 @@ def _load(folder: Path) -> tuple[SpanBERTForSpanClassification, PreTrainedTokeni
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
-def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
-    return evaluate(*_load(folder), some(read_marked(data), data), backend)
+def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
+    return evaluate(*_load(folder), some(read_nested(data), data), backend)
 
 
-def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
-    """A JSON object for each line of plain text: its words, and its mentions as [first, last, type]."""
-    rows = read_words(data)
-    documents = [MarkedDocument(data.stem, words, (), data, (line,) * len(words)) for line, words in rows]
+def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
+    """A JSON object a document, a line of plain text: its words, and its mentions as [first, last, type]."""
+    documents = read_documents(data, by_line=True)
+    lines = Lines(document.path for document in documents)
     for document, mentions in zip(documents, find(*_load(folder), documents, backend), strict=True):
-        yield json.dumps({"words": document.words, "mentions": sorted(mentions)}, ensure_ascii=False)
+        yield lines.record(document.path, words=document.words, mentions=sorted(mentions))
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

@@ -15,11 +15,13 @@ from ufal.chu_liu_edmonds import chu_liu_edmonds
 
 from spanbert_kernels.data.conllu import ParsedSentence, read_trees, write_tree
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
-from spanbert_kernels.data.faults import DataFault, some
-from spanbert_kernels.data.plain import read_words
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.words import read_sentences
 from spanbert_kernels.models import SpanBERTForDependencyParsing, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unknown
+from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -203,7 +205,7 @@ def left_neighbour(train_on: Iterable[ParsedSentence], sentences: Sequence[Parse
 
 
 def _train_files(
-    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
     sentences = some(read_trees(data), data)
     held_out = some(read_trees(test), test) if test is not None else []
@@ -222,15 +224,16 @@ def _load(folder: Path) -> tuple[SpanBERTForDependencyParsing, PreTrainedTokeniz
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
-def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
     return evaluate(*_load(folder), some(read_trees(data), data), backend)
 
 
-def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
-    """CoNLL-U of plain text, a sentence a line, words separated by spaces."""
-    sentences = [_bare(words, "_", data, line) for line, words in read_words(data)]
+def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
+    """CoNLL-U, a sentence after the other."""
+    sentences = [_bare(each.words, "_", each.path, each.line) for each in read_sentences(data)]
+    lines = Lines(sentence.path for sentence in sentences)
     for sentence, tree in zip(sentences, parse(*_load(folder), sentences, backend), strict=True):
-        yield write_tree(sentence.words, *tree)
+        yield lines.comment(sentence.path) + write_tree(sentence.words, *tree)
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
 from spanbert_kernels.data.counts import cut as cut_short
-from spanbert_kernels.data.faults import DataWarning, some
+from spanbert_kernels.data.faults import DataWarning
+from spanbert_kernels.data.sources import Source, some
 from spanbert_kernels.data.squad import Question, read_questions
 from spanbert_kernels.models import SpanBERTForQuestionAnswering, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
+from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -251,7 +252,7 @@ def whole_text(questions: Sequence[Question]) -> Scores:
 
 
 def _train_files(
-    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
     questions = some(read_questions(data), data)
     held_out = some(read_questions(test), test) if test is not None else []
@@ -268,15 +269,16 @@ def _load(folder: Path) -> tuple[SpanBERTForQuestionAnswering, PreTrainedTokeniz
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
-def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
     return evaluate(*_load(folder), some(read_questions(data), data), backend)
 
 
-def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a question: its id and the answer."""
     questions = read_questions(data, answers=False)
+    lines = Lines(question.path for question in questions)
     for question, text in zip(questions, answer(*_load(folder), questions, backend), strict=True):
-        yield json.dumps({"id": question.id, "answer": text}, ensure_ascii=False)
+        yield lines.record(question.path, id=question.id, answer=text)
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

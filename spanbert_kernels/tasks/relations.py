@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,16 +16,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_kernels.data.conll_coref import read_marked
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
-from spanbert_kernels.data.faults import DataFault, some
-from spanbert_kernels.data.text import lines_of, read_text
+from spanbert_kernels.data.entities import read_marked
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.related import read_relations
+from spanbert_kernels.data.sources import Source, paths_of, some
 from spanbert_kernels.models import SpanBERTForRelations, SpanBERTTokenizer
 from spanbert_kernels.tasks import coreference, cross_document_coreference
 from spanbert_kernels.tasks.batches import outputs
 from spanbert_kernels.tasks.cross_document_coreference import Cluster, clusters_of, cross_document_fields, merged
 from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unknown
 from spanbert_kernels.tasks.mentions import count_mentions
+from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -45,20 +46,28 @@ class RelatedCluster:
     relations: frozenset[Related]
 
 
-def read_related(folder: Path, relations: bool = True) -> list[RelatedCluster]:
-    """Clusters of `documents.conll` in a folder, and the relations of `relations.tsv`: entity, entity, relation.
+def read_related(source: Source, relations: bool = True) -> list[RelatedCluster]:
+    """Clusters of `documents.conll` in folders, and the relations of `relations.tsv`: entity, entity, relation.
 
     Mentions are marked as for coreference. A relation belongs to every cluster that has mentions of both entities; one
     that is called none is none.
+
+    Args:
+        source: a folder, or several.
+        relations: whether the relations are wanted; else their file need not be there.
 
     Raises:
         DataFault: a line that has not three columns, an entity without a mention, one that is related to itself, a pair
             with two relations, or one whose entities no cluster has both of.
         OSError: a file cannot be read.
     """
+    return [cluster for folder in paths_of(source) for cluster in _of_folder(folder, relations)]
+
+
+def _of_folder(folder: Path, relations: bool) -> list[RelatedCluster]:
     clusters = clusters_of(read_marked(folder / DOCUMENTS))
     path = folder / RELATIONS
-    found = _read_relations(path) if relations else {}
+    found = read_relations(path) if relations else {}
     left_out("relation", f"called {NO_RELATION}", sum(kind == NO_RELATION for _, kind in found.values()))
     known = [{mention.entity for document in cluster for mention in document.mentions} for cluster in clusters]
     for (first, second), (line, _) in found.items():
@@ -76,29 +85,10 @@ def read_related(folder: Path, relations: bool = True) -> list[RelatedCluster]:
     ]
 
 
-def _read_relations(path: Path) -> dict[tuple[str, str], tuple[int, str]]:
-    found: dict[tuple[str, str], tuple[int, str]] = {}
-    for number, line in enumerate(lines_of(read_text(path)), start=1):
-        if not line.strip():
-            continue
-        columns = [column.strip() for column in line.split("\t")]
-        if len(columns) != 3 or not all(columns):
-            raise DataFault(path, number, f"two entities and their relation are wanted, got {line!r}")
-        first, second, kind = columns
-        if first == second:
-            raise DataFault(path, number, f"entity {first!r} is related to itself")
-        if found.get((first, second), (0, kind))[1] != kind:
-            line_before, _ = found[first, second]
-            raise DataFault(path, number, f"{first!r} and {second!r} have another relation in line {line_before}")
-        left_out("relation", "twice", (first, second) in found)
-        found.setdefault((first, second), (number, kind))
-    return found
-
-
-def warn_of_unknown_relations(folder: Path, labels: Sequence[str]) -> None:
-    """One warning for the relations of the folder that are not among `labels`."""
-    path = folder / RELATIONS
-    warn_of_unknown(((kind, path, line) for line, kind in _read_relations(path).values()), labels)
+def warn_of_unknown_relations(source: Source, labels: Sequence[str]) -> None:
+    """One warning for the relations of the folders that are not among `labels`."""
+    paths = [folder / RELATIONS for folder in paths_of(source)]
+    warn_of_unknown(((kind, path, line) for path in paths for line, kind in read_relations(path).values()), labels)
 
 
 def labels_of_clusters(clusters: Sequence[RelatedCluster]) -> list[str]:
@@ -277,7 +267,7 @@ def neighbours(train_on: Sequence[RelatedCluster], clusters: Sequence[RelatedClu
 
 
 def _train_files(
-    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
     with counting(TRAINING):
         clusters = some(read_related(data), data)
@@ -287,7 +277,7 @@ def _train_files(
     tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
     labels = labels_of_clusters(clusters)
     if len(labels) == 1:
-        raise ValueError(f"{data / RELATIONS}: there is no relation to train on")
+        raise ValueError(f"{paths_of(data)[0] / RELATIONS}: there is no relation to train on")
     if test is not None:
         warn_of_unknown_relations(test, labels)
     fields = {**label_fields(labels), **cross_document_fields(start.layers())}
@@ -302,7 +292,7 @@ def _load(folder: Path) -> tuple[SpanBERTForRelations, PreTrainedTokenizerBase]:
     return load_trained(SpanBERTForRelations, folder), SpanBERTTokenizer.from_pretrained(folder)
 
 
-def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
     model, tokenizer = _load(folder)
     with counting(TEST):
         clusters = some(read_related(data), data)
@@ -310,13 +300,14 @@ def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
     return evaluate(model, tokenizer, clusters, backend)
 
 
-def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a relation of entities that `documents.conll` in a folder marks: entities, name, probability."""
     clusters = read_related(data, relations=False)
-    for found in relate(*_load(folder), clusters, backend):
+    lines = Lines(cluster.documents[0].path for cluster in clusters)
+    for cluster, found in zip(clusters, relate(*_load(folder), clusters, backend), strict=True):
         for (first, second, kind), chance in sorted(found.items()):
-            fields = {"first": first, "second": second, "relation": kind, "probability": chance}
-            yield json.dumps(fields, ensure_ascii=False)
+            path = cluster.documents[0].path
+            yield lines.record(path, first=first, second=second, relation=kind, probability=chance)
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

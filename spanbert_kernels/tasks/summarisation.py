@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +10,12 @@ from statistics import mean
 from rouge_score.rouge_scorer import RougeScorer
 
 from spanbert_kernels.data.counts import TEST, counting
-from spanbert_kernels.data.faults import some
 from spanbert_kernels.data.parallel import Pair
+from spanbert_kernels.data.sources import Source, some
 from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.tasks import generation
 from spanbert_kernels.tasks.generation import Generator
+from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -49,7 +49,7 @@ def evaluate(generator: Generator, pairs: Sequence[Pair], backend: str = "auto")
 
 
 def _train_files(
-    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
     pairs = some(read_summarised(data), data)
     held_out = some(read_summarised(test), test) if test is not None else []
@@ -62,15 +62,17 @@ def _train_files(
     return Outcome(training, evaluate(generator, held_out, options.backend), baseline)
 
 
-def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
     return evaluate(Generator.load(folder), some(read_summarised(data), data), backend)
 
 
-def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a document: its summary."""
-    sources = [pair.source for pair in read_summarised(data, targets=False)]
-    for text in generation.write(Generator.load(folder), sources, LENGTH, backend):
-        yield json.dumps({"summary": text}, ensure_ascii=False)
+    pairs = read_summarised(data, targets=False)
+    lines = Lines(pair.path for pair in pairs)
+    found = generation.write(Generator.load(folder), [pair.source for pair in pairs], LENGTH, backend)
+    for pair, text in zip(pairs, found, strict=True):
+        yield lines.record(pair.path, summary=text)
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

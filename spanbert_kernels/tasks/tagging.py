@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from seqeval.metrics import f1_score, precision_score, recall_score
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_kernels.data.conll_ner import TaggedSentence, read_tagged
+from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, took
-from spanbert_kernels.data.faults import DataFault, some, warn
-from spanbert_kernels.data.plain import read_words
+from spanbert_kernels.data.entities import read_tagged
+from spanbert_kernels.data.faults import DataFault, warn
+from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.words import read_sentences
 from spanbert_kernels.models import SpanBERTForTokenClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
+from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -172,7 +175,7 @@ def check_labels(sentences: Sequence[TaggedSentence], labels: Sequence[str]) -> 
         for place, label in enumerate(sentence.labels):
             if label not in labels:
                 reason = f"unknown label {label}; the model has {listed(labels)}"
-                raise DataFault(sentence.path, sentence.line + place, reason)
+                raise DataFault(sentence.path, sentence.line_of(place), reason)
 
 
 def evaluate(
@@ -204,7 +207,7 @@ def majority(train_on: Sequence[TaggedSentence], sentences: Sequence[TaggedSente
 
 
 def _train_files(
-    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
     sentences = some(read_tagged(data), data)
     held_out = some(read_tagged(test), test) if test is not None else []
@@ -223,16 +226,17 @@ def _load(folder: Path) -> tuple[SpanBERTForTokenClassification, PreTrainedToken
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
-def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
     return evaluate(*_load(folder), some(read_tagged(data), data), backend)
 
 
-def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A word and its label a line, an empty line after each sentence."""
-    sentences = [TaggedSentence(words, ("O",) * len(words), data, line) for line, words in read_words(data)]
+    sentences = read_sentences(data)
+    lines = Lines(sentence.path for sentence in sentences)
     for sentence, labels in zip(sentences, tag(*_load(folder), sentences, backend=backend), strict=True):
-        yield from (f"{word}\t{label}" for word, label in zip(sentence.words, labels, strict=True))
-        yield ""
+        rows = (f"{word}\t{label}\n" for word, label in zip(sentence.words, labels, strict=True))
+        yield lines.comment(sentence.path) + "".join(rows)
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

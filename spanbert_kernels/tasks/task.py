@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from spanbert_kernels.data.sources import Source
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import Training, TrainingOptions
@@ -40,14 +41,15 @@ class Task:
     """A task over files.
 
     Attributes:
-        train: the files to train on and, optional, to test on; where to begin; how; span training, or None.
-        evaluate: scores of the model in a folder on a file, on a backend.
-        predict: lines for a file, on a backend.
+        train: what to train on and, optional, to test on, each a file, a folder or several of them; where to begin;
+            how; span training, or None.
+        evaluate: scores of the model in a folder on such a source, on a backend.
+        predict: texts of lines, the last line end left out, for such a source, on a backend.
     """
 
-    train: Callable[[Path, Path | None, Start, TrainingOptions, SpanTraining | None], Outcome]
-    evaluate: Callable[[Path, Path, str], Scores]
-    predict: Callable[[Path, Path, str], Iterator[str]]
+    train: Callable[[Source, Source | None, Start, TrainingOptions, SpanTraining | None], Outcome]
+    evaluate: Callable[[Path, Source, str], Scores]
+    predict: Callable[[Path, Source, str], Iterator[str]]
 
 
 def load(name: str) -> Task:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,10 +9,11 @@ from pathlib import Path
 from sacrebleu import corpus_bleu, corpus_chrf
 
 from spanbert_kernels.data.counts import TEST, counting
-from spanbert_kernels.data.faults import some
-from spanbert_kernels.data.parallel import Pair, read_aligned, read_lines
+from spanbert_kernels.data.parallel import Pair, read_aligned, read_sources
+from spanbert_kernels.data.sources import Source, some
 from spanbert_kernels.tasks import generation
 from spanbert_kernels.tasks.generation import Generator
+from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -48,7 +48,7 @@ def evaluate(generator: Generator, pairs: Sequence[Pair], backend: str = "auto")
 
 
 def _train_files(
-    data: Path, test: Path | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
     pairs = some(read_aligned(data), data)
     held_out = some(read_aligned(test), test) if test is not None else []
@@ -62,14 +62,17 @@ def _train_files(
     return Outcome(training, evaluate(generator, held_out, options.backend), baseline)
 
 
-def _evaluate_file(folder: Path, data: Path, backend: str) -> Scores:
+def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
     return evaluate(Generator.load(folder), some(read_aligned(data), data), backend)
 
 
-def _predict_file(folder: Path, data: Path, backend: str) -> Iterator[str]:
+def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a line: its translation."""
-    for text in generation.write(Generator.load(folder), [pair.source for pair in read_lines(data)], backend=backend):
-        yield json.dumps({"translation": text}, ensure_ascii=False)
+    pairs = read_sources(data)
+    lines = Lines(pair.path for pair in pairs)
+    found = generation.write(Generator.load(folder), [pair.source for pair in pairs], backend=backend)
+    for pair, text in zip(pairs, found, strict=True):
+        yield lines.record(pair.path, translation=text)
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

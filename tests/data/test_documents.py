@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from spanbert_kernels.data.columns import Row, word_column
 from spanbert_kernels.data.documents import (
     NotADocument,
     Reader,
@@ -14,7 +15,6 @@ from spanbert_kernels.data.documents import (
     read_json,
     read_plain,
     sniff,
-    word_column,
 )
 
 
@@ -64,7 +64,7 @@ def test_a_bad_json_line_is_named_and_the_others_are_read() -> None:
     content = '{"text": "a"}\n{"text": "b"\nnot json\n{"text": "c"}'
     assert [text for _, text in read_json(content, "stem", heard.append)] == ["a", "c"]
     assert len(heard) == 1
-    assert heard[0].startswith("line 2 is not JSON (")
+    assert heard[0].startswith("line 2 is not JSON: ")
     assert heard[0].endswith("and 1 more line")
 
 
@@ -111,9 +111,9 @@ def test_conllu_without_documents_is_cut_every_ten_sentences() -> None:
     assert texts[2] == "s20\ns21\ns22"
 
 
-@pytest.mark.parametrize("row", ["no tabs here", "x\tword\t_", "1"])
+@pytest.mark.parametrize("row", ["no tabs here", "x\tword" + "\t_" * 8, "1"])
 def test_conllu_with_another_kind_of_row_is_no_document(row: str) -> None:
-    with pytest.raises(NotADocument, match="a row that is not CoNLL-U"):
+    with pytest.raises(NotADocument, match=r"is not CoNLL-U \(line 3: "):
         read(read_conllu, conllu(("1", "a")) + row + "\n")
 
 
@@ -162,12 +162,12 @@ def test_columns_without_marks_are_cut_every_ten_sentences() -> None:
     ],
 )
 def test_the_word_column_neither_counts_nor_repeats(rows: list[list[str]], column: int) -> None:
-    assert word_column(rows) == column
+    assert word_column([Row(1, tuple(cells)) for cells in rows]) == column
 
 
 def test_no_column_of_words() -> None:
     with pytest.raises(NotADocument, match="no column of words"):
-        word_column([["1", "x"], ["2", "x"], ["3", "x"]])
+        read(read_columns, "1\tx\n2\tx\n3\tx\n")
     with pytest.raises(NotADocument, match="fewer than two columns"):
         read(read_columns, "one\ntwo\n")
 

@@ -42,7 +42,7 @@ def test_plain_lines_have_no_labels(tmp_path: Path) -> None:
     ("name", "text", "line", "reason"),
     [
         ("a.jsonl", '{"text": "a", "label": "b"}\n{"text"', 2, "not JSON"),
-        ("a.jsonl", "[1]", 1, r"a JSON object is wanted, got '\[1\]'"),
+        ("a.jsonl", "[1]", 1, "a JSON object is wanted, got '1'"),
         ("a.jsonl", '{"text": "", "label": "b"}', 1, "a text is wanted, got ''"),
         ("a.jsonl", '{"text": "a"}', 1, "a label is wanted, got None"),
         ("a.csv", "t1;x;One\nt2;Two\n", 2, r"3 columns are wanted \(id, label, text\), got 2"),

@@ -112,9 +112,13 @@ def tagger(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "tagging"])
 def test_a_model_of_another_task_is_not_used(tmp_path: Path, tagger: Path, name: str) -> None:
     """Its head would be drawn at random. Generators have a class of transformers' own."""
-    data = {"classification": '{"text": "a", "label": "x"}\n', "question_answering": '{"data": []}'}
+    data = {
+        "classification": '{"text": "a", "label": "x"}\n',
+        "question_answering": '{"data": []}',
+        "summarisation": '{"source": "a", "target": "b"}\n',
+    }
     written(tmp_path / "documents.conll", "")
-    path = written(tmp_path / EMPTY.get(name, "a.txt"), data.get(name, '{"source": "a", "target": "b"}\n'))
+    path = written(tmp_path / EMPTY.get(name, "a.txt"), data.get(name, "Anna left\n"))
     with pytest.raises(ValueError, match=r"holds SpanBERTForTokenClassification, not .*: train it for this task first"):
         list(load(name).predict(tagger, tmp_path if name == "relations" else path, "auto"))
 

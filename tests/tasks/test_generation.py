@@ -164,10 +164,10 @@ def test_readers(tmp_path: Path) -> None:
         ("One. Two.", ("T", "U"), 1),
         ("One.", ("T",), 3),
     ]
-    trees = tmp_path / "b.conllu"
+    trees, empty = tmp_path / "b.conllu", "\t_" * 8
     trees.write_text(
         "# newdoc id = b\n# meta::summary1 = (human1) A man.\n# meta::summary2 = (some-model) No.\n# text = He came .\n"
-        "1\tHe\n\n# text = So .\n1\tSo\n"
+        f"1\tHe{empty}\n\n# text = So .\n1\tSo{empty}\n"
     )
     (found,) = read_summarised(tmp_path)
     assert (found.source, found.targets) == ("He came . So .", ("A man.",))

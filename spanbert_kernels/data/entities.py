@@ -1,0 +1,67 @@
+"""Reads named entities and mentions, whatever format a file has."""
+
+from __future__ import annotations
+
+from spanbert_kernels.data import conll_coref, conll_ner, corefud, kinds, spans
+from spanbert_kernels.data.conll_coref import MarkedDocument
+from spanbert_kernels.data.conll_ner import TaggedSentence
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.sources import Source, files_of
+
+
+def read_tagged(source: Source) -> list[TaggedSentence]:
+    """Sentences of words with BIO labels: CoNLL columns, or JSON with spans.
+
+    Args:
+        source: a file, a folder, or several of them.
+
+    Raises:
+        DataFault: what `conll_ner.read_tagged` and `spans.read_spans` raise, or spans that overlap.
+        OSError: a file cannot be read.
+    """
+    found = []
+    for path in files_of(source, kinds.WORDS):
+        if kinds.kind_of(path) == kinds.JSON:
+            found += [_tagged(document) for document in spans.read_spans(path)]
+        else:
+            found += conll_ner.read_tagged(path)
+    return found
+
+
+def _tagged(document: MarkedDocument) -> TaggedSentence:
+    labels = ["O"] * len(document.words)
+    for mention in document.mentions:
+        own = slice(mention.first, mention.last + 1)
+        if any(label != "O" for label in labels[own]):
+            words = " ".join(document.words[own])
+            raise DataFault(document.path, document.lines[0], f"{words!r} overlaps another entity: the task is nested")
+        labels[own] = [f"B-{mention.kind}", *[f"I-{mention.kind}"] * (mention.last - mention.first)]
+    return TaggedSentence(document.words, tuple(labels), document.path, document.lines[0], document.lines)
+
+
+def read_marked(source: Source) -> list[MarkedDocument]:
+    """Documents with mentions of entities: CoNLL coreference columns, or CoNLL-U with Entity brackets.
+
+    Args:
+        source: a file, a folder, or several of them; of a folder with both kinds, the columns.
+
+    Raises:
+        DataFault: what `conll_coref.read_marked` and `corefud.read_entities` raise, or a file of JSON.
+        OSError: a file cannot be read.
+    """
+    found = []
+    for path in files_of(source, (".conll", "_conll", ".conllu")):
+        kind = kinds.kind_of(path)
+        if kind == kinds.JSON:
+            raise DataFault(path, 1, "which mentions are of one entity is read from CoNLL columns or CoNLL-U, not JSON")
+        found += corefud.read_entities(path) if kind == kinds.CONLLU else conll_coref.read_marked(path)
+    return found
+
+
+def read_nested(source: Source) -> list[MarkedDocument]:
+    """Documents with typed mentions, which may lie in each other: what `read_marked` reads, or JSON with spans."""
+    found = []
+    for path in files_of(source, (*kinds.WORDS, "_conll")):
+        is_json = kinds.kind_of(path) == kinds.JSON
+        found += spans.read_spans(path) if is_json else read_marked(path)
+    return found

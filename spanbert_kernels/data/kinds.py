@@ -1,0 +1,59 @@
+"""What kind of file a file is: by its suffix or, where that says nothing, by its first lines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from spanbert_kernels.data.columns import BEGIN, DOCSTART, is_label, is_mark, parse_columns
+from spanbert_kernels.data.conllu import COLUMNS
+from spanbert_kernels.data.text import is_blank, lines_of, read_text
+
+PLAIN, JSON, CONLLU, CONLL, TABLE = "plain text", "JSON", "CoNLL-U", "CoNLL columns", "a table"
+OF_SUFFIX = {
+    ".conllu": CONLLU,
+    **dict.fromkeys((".conll", ".iob", ".iob2", ".bio", ".bioes", ".v4_gold_conll"), CONLL),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), JSON),
+    **dict.fromkeys((".csv", ".tsv"), TABLE),
+}
+TEXTS = frozenset({".txt", ".text"})
+WORDS = frozenset(name for name, kind in OF_SUFFIX.items() if kind != TABLE)
+SNIFFED_LINES = 400
+_JSON = re.compile(r"\s*(\[\s*)?\{\s*([\"}]|$)")
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a file, which is read only where its suffix says nothing.
+
+    Example:
+        >>> kind_of(Path("a.conllu"))
+        'CoNLL-U'
+    """
+    return OF_SUFFIX.get(path.suffix.lower()) or sniff(read_text(path))
+
+
+def sniff(text: str) -> str:
+    r"""The kind of a text, from its first lines; plain text where nothing else fits.
+
+    Example:
+        >>> sniff("EU NNP B-ORG\nrejects VBZ O\n"), sniff("It rains .\nIt snows .\n")
+        ('CoNLL columns', 'plain text')
+    """
+    lines = [line for line in lines_of(text)[:SNIFFED_LINES] if not is_blank(line)]
+    if not lines:
+        return PLAIN
+    if _JSON.match(lines[0]):
+        return JSON
+    if any(map(BEGIN.match, lines)) or lines[0].startswith(DOCSTART):
+        return CONLL
+    rows = [row.cells for document in parse_columns("\n".join(lines)) for row in document.rows()]
+    tabbed = all("\t" in line for line in lines if not line.startswith("#"))
+    if rows and tabbed and all(len(row) == COLUMNS and row[0][:1].isdigit() for row in rows):
+        return CONLLU
+    widths = {len(row) for row in rows}
+    if not tabbed:
+        annotated = all(is_label(row[-1]) for row in rows) or all(is_mark(row[-1]) for row in rows)
+        return CONLL if widths and min(widths) == max(widths) > 1 and annotated else PLAIN
+    # words in a cell hold no spaces; a table with running text in it is not a column file
+    words = all(2 <= len(row) <= 16 and not any(" " in cell for cell in row) for row in rows)
+    return CONLL if words and len(rows) > 1 else PLAIN

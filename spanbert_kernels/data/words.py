@@ -1,0 +1,100 @@
+"""Reads words to predict on: of plain text, and of all files that tasks learn from, whose labels are not looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spanbert_kernels.data import conllu, kinds
+from spanbert_kernels.data.columns import Row, check_width, is_label, is_ontonotes, parse_columns, word_column
+from spanbert_kernels.data.conll_coref import MarkedDocument, read_marked
+from spanbert_kernels.data.conll_ner import TaggedSentence, word_place
+from spanbert_kernels.data.corefud import read_entities
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.plain import words_of_lines
+from spanbert_kernels.data.sources import Source, files_of
+from spanbert_kernels.data.spans import read_spans
+from spanbert_kernels.data.text import read_text
+
+SUFFIXES = (*kinds.TEXTS, *kinds.WORDS, "_conll")
+
+
+def read_sentences(source: Source) -> list[TaggedSentence]:
+    """Sentences, all labelled O: lines of plain text, sentences of CoNLL files, records of JSON.
+
+    Args:
+        source: a file, a folder, or several of them.
+
+    Raises:
+        DataFault: a file that does not parse, or a table.
+        OSError: a file cannot be read.
+    """
+    return [
+        TaggedSentence(words, ("O",) * len(words), path, lines[0], lines)
+        for path in files_of(source, SUFFIXES)
+        for words, lines in _sentences(path)
+    ]
+
+
+def read_documents(source: Source, by_line: bool = False) -> list[MarkedDocument]:
+    """Documents without mentions: files of plain text, or their lines; documents of CoNLL files; records of JSON.
+
+    Args:
+        source: a file, a folder, or several of them.
+        by_line: whether each line of a plain text is a document, instead of the file.
+
+    Raises:
+        DataFault: a file that does not parse, has no words or is a table.
+        OSError: a file cannot be read.
+    """
+    found: list[MarkedDocument] = []
+    for path in files_of(source, SUFFIXES):
+        kind = _kind(path)
+        if kind == kinds.CONLLU:
+            found += read_entities(path, mentions=False)
+        elif kind == kinds.CONLL:
+            found += read_marked(path, mentions=False)
+        elif kind == kinds.JSON:
+            found += read_spans(path, mentions=False)
+        else:
+            rows = words_of_lines(read_text(path))
+            if by_line:
+                found += [MarkedDocument(f"line {i}", own, (), path, (i,) * len(own)) for i, own in rows]
+                continue
+            if not rows:
+                raise DataFault(path, 1, "there are no words")
+            words = tuple(word for _, own in rows for word in own)
+            found.append(MarkedDocument(path.stem, words, (), path, tuple(i for i, own in rows for _ in own)))
+    return found
+
+
+def _kind(path: Path) -> str:
+    kind = kinds.kind_of(path)
+    if kind == kinds.TABLE:
+        raise DataFault(path, 1, f"plain text, CoNLL columns, CoNLL-U or JSON are wanted, got {kind} ({path.suffix})")
+    return kind
+
+
+def _sentences(path: Path) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+    kind = _kind(path)
+    if kind == kinds.CONLLU:
+        words = [sentence.words for sentence in conllu.read_sentences(path) if sentence.words]
+        return [(tuple(token.form for token in own), tuple(token.line for token in own)) for own in words]
+    if kind == kinds.CONLL:
+        return _of_columns(path, read_text(path))
+    if kind == kinds.JSON:
+        return [(document.words, document.lines) for document in read_spans(path, mentions=False)]
+    return [(own, (line,) * len(own)) for line, own in words_of_lines(read_text(path))]
+
+
+def _of_columns(path: Path, text: str) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+    sentences: list[list[Row]] = [rows for document in parse_columns(text) for rows in document.sentences]
+    every = [row for rows in sentences for row in rows]
+    if not is_ontonotes(every) and any(len(row.cells) > 1 for row in every):
+        check_width(every, path, "a word and other columns")
+    if all(is_label(row.cells[-1]) for row in every):
+        column: int | None = word_place(sentences, len(every[0].cells)) if every else 0
+    else:
+        column = word_column(every)
+    if column is None:
+        raise DataFault(path, every[0].line, f"no column has words: {' '.join(every[0].cells)!r}")
+    return [(tuple(row.cells[column] for row in rows), tuple(row.line for row in rows)) for rows in sentences]

@@ -1,0 +1,36 @@
+"""Lines of predictions, which name their file where there are several."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class Lines:
+    """Makes lines of predictions on things that were read from those files.
+
+    Example:
+        >>> Lines([Path("a.txt")]).record(Path("a.txt"), label="good")
+        '{"label": "good"}'
+        >>> Lines([Path("a.txt"), Path("b.txt")]).record(Path("a.txt"), label="good")
+        '{"file": "a.txt", "label": "good"}'
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.several = len(set(paths)) > 1
+
+    def record(self, path: Path, **fields: Any) -> str:
+        """A JSON object."""
+        return json.dumps(({"file": _name(path)} if self.several else {}) | fields, ensure_ascii=False)
+
+    def comment(self, path: Path) -> str:
+        """A line with its end to stand above a sentence of columns, "" where there is one file."""
+        return f"# file = {_name(path)}\n" if self.several else ""
+
+
+def _name(path: Path) -> str:
+    """What UTF-8 cannot hold of a file's name is replaced; a line break in it is a space."""
+    return " ".join(os.fsencode(path).decode("utf-8", errors="replace").splitlines())
