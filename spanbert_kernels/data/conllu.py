@@ -83,13 +83,18 @@ class Sentence:
 
 @dataclass(frozen=True)
 class ParsedSentence:
-    """Words with their heads (0: the root, else 1-based) and relations, and the line of the first word."""
+    """Words with their heads (0: the root, else 1-based) and relations, and the lines of the first word and of all."""
 
     words: tuple[str, ...]
     heads: tuple[int, ...]
     relations: tuple[str, ...]
     path: Path
     line: int
+    lines: tuple[int, ...] = ()
+
+    def line_of(self, word: int) -> int:
+        """The line of a word by its number from 0 on; other tokens may stand between words."""
+        return self.lines[word] if self.lines else self.line + word
 
 
 def read_sentences(path: Path) -> list[Sentence]:
@@ -178,7 +183,8 @@ def _tree(path: Path, words: tuple[Token, ...]) -> ParsedSentence:
     if (looped := in_cycle(heads)) is not None:
         raise DataFault(path, words[looped - 1].line, f"word {looped} depends on itself")
     forms = tuple(token.form for token in words)
-    return ParsedSentence(forms, tuple(heads), tuple(token.relation for token in words), path, first)
+    relations = tuple(token.relation for token in words)
+    return ParsedSentence(forms, tuple(heads), relations, path, first, tuple(token.line for token in words))
 
 
 def in_cycle(heads: list[int]) -> int | None:

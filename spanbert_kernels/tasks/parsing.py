@@ -47,7 +47,9 @@ def encode(
         ids, columns = [tokenizer.cls_token_id], [0]
         for place, (word, relation) in enumerate(zip(sentence.words, sentence.relations, strict=True)):
             if relation not in number:
-                raise DataFault(sentence.path, sentence.line, f"word {place + 1} has an unknown relation {relation}")
+                raise DataFault(
+                    sentence.path, sentence.line_of(place), f"word {place + 1} has an unknown relation {relation}"
+                )
             columns.append(len(ids))
             ids += tokenizer(word, add_special_tokens=False)["input_ids"] or [tokenizer.unk_token_id]
         if len(ids) + 1 > length:
@@ -192,7 +194,7 @@ def evaluate(
     """
     with counting(TEST):
         trees = parse(model, tokenizer, sentences, backend)
-    relations = ((relation, s.path, s.line + place) for s in sentences for place, relation in enumerate(s.relations))
+    relations = ((relation, s.path, s.line_of(place)) for s in sentences for place, relation in enumerate(s.relations))
     warn_of_unknown(relations, labels_of(model))
     return score(sentences, trees)
 
@@ -233,7 +235,7 @@ def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     sentences = [_bare(each.words, "_", each.path, each.line) for each in read_sentences(data)]
     lines = Lines(sentence.path for sentence in sentences)
     for sentence, tree in zip(sentences, parse(*_load(folder), sentences, backend), strict=True):
-        yield lines.comment(sentence.path) + write_tree(sentence.words, *tree)
+        yield "\n".join([*lines.comments(sentence.path), write_tree(sentence.words, *tree)])
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

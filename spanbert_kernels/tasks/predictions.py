@@ -26,9 +26,9 @@ class Lines:
         """A JSON object."""
         return json.dumps(({"file": _name(path)} if self.several else {}) | fields, ensure_ascii=False)
 
-    def comment(self, path: Path) -> str:
-        """A line with its end to stand above a sentence of columns, "" where there is one file."""
-        return f"# file = {_name(path)}\n" if self.several else ""
+    def comments(self, path: Path) -> list[str]:
+        """What stands above a sentence of columns: a line, or none where there is one file."""
+        return [f"# file = {_name(path)}"] if self.several else []
 
 
 def _name(path: Path) -> str:

@@ -189,7 +189,7 @@ def evaluate(
         if not _count(sentences):
             warn(f"{sentences[0].path}: there is no entity to find")
         found = tag(model, tokenizer, sentences, backend=backend)
-    labels = ((label, s.path, s.line + place) for s in sentences for place, label in enumerate(s.labels))
+    labels = ((label, s.path, s.line_of(place)) for s in sentences for place, label in enumerate(s.labels))
     warn_of_unknown(labels, labels_of(model))
     return score([s.labels for s in sentences], found)
 
@@ -235,8 +235,9 @@ def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     sentences = read_sentences(data)
     lines = Lines(sentence.path for sentence in sentences)
     for sentence, labels in zip(sentences, tag(*_load(folder), sentences, backend=backend), strict=True):
-        rows = (f"{word}\t{label}\n" for word, label in zip(sentence.words, labels, strict=True))
-        yield lines.comment(sentence.path) + "".join(rows)
+        yield from lines.comments(sentence.path)
+        yield from (f"{word}\t{label}" for word, label in zip(sentence.words, labels, strict=True))
+        yield ""
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

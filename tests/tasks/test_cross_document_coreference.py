@@ -78,7 +78,7 @@ def test_groups() -> None:
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no document"):
         task.train(None, None, [], TrainingOptions(tmp_path))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"no \.txt file"):
+    with pytest.raises(ValueError, match="the folder holds no file that ends in"):
         list(task.TASK.predict(tmp_path, tmp_path, "auto"))
     (tmp_path / "a.txt").write_text("\n")
     with pytest.raises(DataFault, match=r"a\.txt, line 1: there are no words"):

@@ -253,6 +253,7 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "linker")
     tokenizer.save_pretrained(tmp_path / "linker")
     (tmp_path / "reports").mkdir()
+    (tmp_path / "empty").mkdir()
     for document in reports():
         (tmp_path / "reports" / f"{document.name}.txt").write_text(" ".join(document.words) + "\n")
     arguments = ["--model", str(tmp_path / "linker"), "--output", str(tmp_path / "links.html")]
@@ -260,9 +261,9 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "looked at" in (tmp_path / "links.html").read_text()
     assert (tmp_path / "links.png").stat().st_size > 1000
-    result = run.invoke(main, ["explain", "cross_document_coreference", str(tmp_path / "model"), *arguments])
+    result = run.invoke(main, ["explain", "cross_document_coreference", str(tmp_path / "empty"), *arguments])
     assert result.exit_code == 2
-    assert "there is no .txt file" in result.output
+    assert "the folder holds no file" in result.output
 
 
 @pytest.mark.slow

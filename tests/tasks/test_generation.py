@@ -169,7 +169,7 @@ def test_readers(tmp_path: Path) -> None:
         "# newdoc id = b\n# meta::summary1 = (human1) A man.\n# meta::summary2 = (some-model) No.\n# text = He came .\n"
         f"1\tHe{empty}\n\n# text = So .\n1\tSo{empty}\n"
     )
-    (found,) = read_summarised(tmp_path)
+    (found,) = read_summarised([trees])
     assert (found.source, found.targets) == ("He came . So .", ("A man.",))
     for text, reason in (
         ('{"source": "a", "target": "b"}\n{', r"a\.jsonl, line 2: not JSON"),

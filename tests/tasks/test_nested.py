@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from spanbert_kernels import SpanBERTForSpanClassification
-from spanbert_kernels.data.conll_coref import MarkedDocument, Mention, read_marked
+from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
+from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.tasks import nested
 from spanbert_kernels.tasks.start import Start
