@@ -27,7 +27,8 @@ struct Factors {
   struct Step {
     A rescale, weight, gathered;
   };
-  // Of a head at a span: 1 / z, and what the backward multiplies the gradient gathered so far by.
+  // Of a head at a span: 1 / z (0 where every score is -inf: such a span is like one of no token), and what the
+  // backward multiplies the gradient gathered so far by.
   struct Pool {
     A inverse_total, release;
   };
@@ -97,16 +98,17 @@ struct Factors {
         }
         total = total * here.rescale + here.weight;
       }
-      pool[i * heads] = {A(1) / total, maximum};  // the maximum waits here for the way back
+      pool[i * heads] = {total == 0 ? A(0) : A(1) / total, maximum};  // the maximum waits here for the way back
     }
     A pivot = maximum;
     for (int64_t i = count - 1; i >= 0; --i) {
       A& release = pool[i * heads].release;
-      const A narrower = release;
+      const A narrower = pool[i * heads].inverse_total == 0 ? pivot : release;
       release = narrower == pivot ? A(1) : std::exp(narrower - pivot);
       pivot = narrower;
       for (const int64_t left = i > 0 ? own[i - 1].end : start; reached > left; --reached) {
-        step[(reached - 1 - start) * heads].gathered = std::exp(scores[(reached - 1 - start) * heads] - pivot);
+        const A score = scores[(reached - 1 - start) * heads];
+        step[(reached - 1 - start) * heads].gathered = score == -INFINITY ? A(0) : std::exp(score - pivot);
       }
     }
   }

@@ -115,14 +115,16 @@ struct ForwardWalk {
         for (int v = 0; v < N; ++v) pre[v] += means[v] * own[i].inverse_width;
       }
       if constexpr (OneHead) {
+        const A inverse_total = pool->inverse_total;
         for (int v = 0; v < N; ++v) {
-          one_out[v] = one[v] * pool->inverse_total;
+          one_out[v] = inverse_total == 0 ? V{} : one[v] * inverse_total;
           pre[v] += one_out[v];
         }
       } else {
         for (int64_t k = 0; k < heads; ++k) {
+          const A inverse_total = pool[k].inverse_total;
           for (int v = 0; v < N; ++v) {
-            head_outs[k * N + v] = head_states[k * N + v] * pool[k].inverse_total;
+            head_outs[k * N + v] = inverse_total == 0 ? V{} : head_states[k * N + v] * inverse_total;
             pre[v] += head_outs[k * N + v];
           }
         }
@@ -288,8 +290,10 @@ struct BackwardWalk {
     V gathered[N] = {};
     V dot{};
     int64_t i = call.groups.first[group + 1] - call.groups.first[group] - 1;
+    if (pool[i * heads].inverse_total == 0) return;  // no span has anything to weigh
     for (int64_t t = own[i].end - 1; t >= start; --t) {
       for (; i >= 0 && own[i].end - 1 == t; --i) {
+        if (pool[i * heads].inverse_total == 0) continue;
         const A release = pool[i * heads].release, inverse_total = pool[i * heads].inverse_total;
         for (int v = 0; v < N; ++v) {
           gathered[v] = gathered[v] * release + load(from + i * kProjectedTile + v * lanes<A>) * inverse_total;

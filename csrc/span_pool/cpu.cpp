@@ -138,24 +138,19 @@ Tensor rounded_like(const Tensor& values, const Tensor& like) {
   return torch::stable::copy_(result, values);
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& hidden, const Tensor& output,
-                                            const Tensor& /*argmax*/, const Tensor& /*lse*/,
-                                            const OptionalTensor& starts, const OptionalTensor& ends,
-                                            const OptionalTensor& rows, const OptionalTensor& cu_seqlens,
-                                            const OptionalTensor& /*first*/, const OptionalTensor& /*reach*/,
-                                            int64_t num_spans, int64_t max_width, const OptionalTensor& scores,
-                                            const OptionalTensor& table, const OptionalTensor& table_index,
-                                            const std::vector<int64_t>& parts) {
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& hidden, const Tensor& /*argmax*/,
+                                            const Tensor& /*lse*/, const OptionalTensor& starts,
+                                            const OptionalTensor& ends, const OptionalTensor& rows,
+                                            const OptionalTensor& cu_seqlens, const OptionalTensor& /*first*/,
+                                            const OptionalTensor& /*reach*/, int64_t num_spans, int64_t max_width,
+                                            const OptionalTensor& scores, const OptionalTensor& table,
+                                            const OptionalTensor& table_index, const std::vector<int64_t>& parts) {
   Prepared p = prepare(hidden, starts, ends, rows, cu_seqlens, num_spans, max_width, scores, table, table_index, parts);
   SpanPoolCall& call = p.call;
   STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == num_spans &&
                       grad_output.size(1) == call.output_columns && grad_output.scalar_type() == hidden.scalar_type(),
                   "grad_output must have the output's shape and dtype");
-  const Tensor grad = with_dense_rows(grad_output), result = torch::stable::contiguous(output);
-  if (call.has(kAttention)) {
-    STD_TORCH_CHECK(result.size(0) == num_spans && result.size(1) == call.output_columns, "output has the wrong shape");
-  }
-  call.output = const_cast<void*>(result.const_data_ptr());
+  const Tensor grad = with_dense_rows(grad_output);
 
   const ScalarType wide = call.storage == Storage::float64 ? ScalarType::Double : ScalarType::Float;
   const auto ranges = independent_ranges(p.spans);

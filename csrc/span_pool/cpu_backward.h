@@ -24,7 +24,8 @@ struct Backward {
   A* const grad_hidden;
   // Rows of the tile, each `pad` long.
   std::unique_ptr<A[]> linear{new A[pad]};
-  std::unique_ptr<A[]> pooled{call.has(kAttention) ? new A[pad * call.heads] : nullptr};
+  std::unique_ptr<A[]> weighted{call.has(kAttention) ? new A[pad] : nullptr};
+  std::unique_ptr<A[]> dots;  // of each span of a group: its gradient times what it pooled, slice by slice
   std::unique_ptr<A[]> maxima{call.has(kMax) ? new A[pad] : nullptr};
   std::unique_ptr<A[]> gathered{call.has(kMax) ? new A[pad] : nullptr};
   std::unique_ptr<int64_t[]> winner{call.has(kMax) ? new int64_t[pad] : nullptr};
@@ -111,6 +112,33 @@ struct Backward {
     }
   }
 
+  // The forward of one head again, unrounded: the softmax up to every token, and the `dots`.
+  void weigh(int64_t group, int64_t k, int64_t offset) {
+    const SpanGroups& groups = call.groups;
+    const int64_t start = groups.start[group], begin = groups.first[group], next_group = groups.first[group + 1];
+    const int64_t stop = groups.end(group, next_group - 1);
+    A* const state = weighted.get();
+    each([&](int64_t c, int) { store(state + c, V{}); });
+    RunningSoftmax<A> running;
+    int64_t i = begin;
+    for (int64_t t = start; t < stop; ++t) {
+      A rescale, weight;
+      running.add(static_cast<const A*>(call.scores)[t * call.heads + k], &rescale, &weight);
+      softmax[t - start] = running;
+      const S* x = token(t);
+      each([&](int64_t c, int n) { store(state + c, load(state + c) * rescale + weight * load_up_to(x + c, n)); });
+      for (; i < next_group && groups.end(group, i) - 1 == t; ++i) {
+        if (i + kAhead < next_group) prefetch(groups, i + kAhead, offset);
+        const S* grad = grad_row(groups.row(i), offset);
+        each_slice([&](int64_t slice, int64_t low, int64_t high) {
+          V dot{};
+          between(low, high, [&](int64_t c, int n) { dot += load_up_to(grad + c, n) * load(state + c); });
+          dots[(i - begin) * kSlicesPerTile + slice] = sum_of<A>(dot) * running.scale();
+        });
+      }
+    }
+  }
+
   void walk_attention(int64_t group) {
     const SpanGroups& groups = call.groups;
     const int64_t start = groups.start[group], begin = groups.first[group], heads = call.heads;
@@ -118,38 +146,26 @@ struct Backward {
     const A* scores = static_cast<const A*>(call.scores);
     A* grad_scores = static_cast<A*>(grads.scores) + left / kSliceColumns * call.tokens * heads;
     for (int64_t k = 0; k < heads; ++k) {
-      RunningSoftmax<A> running;
-      for (int64_t t = start; t < stop; ++t) {
-        A rescale, weight;
-        running.add(scores[t * heads + k], &rescale, &weight);
-        softmax[t - start] = running;
-      }
-      A* sums = pooled.get() + k * pad;
+      const int64_t offset = call.offset[kAttention] + k * call.columns;
+      weigh(group, k, offset);
+      if (softmax[stop - 1 - start].scale() == 0) continue;  // no span has anything to weigh
+      A* sums = linear.get();
       each([&](int64_t c, int) { store(sums + c, V{}); });
-      A pivot = running.maximum, dots[kSlicesPerTile] = {};
+      A pivot = softmax[stop - 1 - start].maximum, gathered_dots[kSlicesPerTile] = {};
       int64_t i = groups.first[group + 1] - 1;
       for (int64_t t = stop - 1; t >= start; --t) {
         for (; i >= begin && groups.end(group, i) - 1 == t; --i) {
-          const int64_t row = groups.row(i), offset = call.offset[kAttention] + k * call.columns;
-          prefetch(groups, i - kAhead, offset);
-          const A narrower = softmax[t - start].maximum, scale = 1 / softmax[t - start].total;
+          const A narrower = softmax[t - start].maximum, scale = softmax[t - start].scale();
+          if (scale == 0) continue;
           const A rescale = narrower == pivot ? A(1) : std::exp(narrower - pivot);
           pivot = narrower;
-          const S* grad = grad_row(row, offset);
-          const S* out = static_cast<const S*>(call.output) + row * call.output_columns + offset + left;
-          if (i >= kAhead) {
-            const S* next =
-                static_cast<const S*>(call.output) + groups.row(i - kAhead) * call.output_columns + offset + left;
-            for (int64_t c = 0; c < width; c += 64 / sizeof(S)) __builtin_prefetch(next + c);
-          }
+          const S* grad = grad_row(groups.row(i), offset);
+          const A* const own_dots = dots.get() + (i - begin) * kSlicesPerTile;
           each_slice([&](int64_t slice, int64_t low, int64_t high) {
-            V dot{};
             between(low, high, [&](int64_t c, int n) {
-              const V g = load_up_to(grad + c, n);
-              store(sums + c, load(sums + c) * rescale + g * scale);
-              dot += g * load_up_to(out + c, n);
+              store(sums + c, load(sums + c) * rescale + load_up_to(grad + c, n) * scale);
             });
-            dots[slice] = dots[slice] * rescale + sum_of<A>(dot) * scale;
+            gathered_dots[slice] = gathered_dots[slice] * rescale + own_dots[slice] * scale;
           });
         }
         const A weight = std::exp(scores[t * heads + k] - pivot);
@@ -162,7 +178,7 @@ struct Backward {
             store_up_to(to + c, load_up_to(to + c, n) + weight * sum, n);
             dot += sum * load_up_to(x + c, n);
           });
-          grad_scores[(slice * call.tokens + t) * heads + k] += weight * (sum_of<A>(dot) - dots[slice]);
+          grad_scores[(slice * call.tokens + t) * heads + k] += weight * (sum_of<A>(dot) - gathered_dots[slice]);
         });
       }
     }
@@ -216,6 +232,14 @@ struct Backward {
 
   void run(int64_t first, int64_t last) {
     const bool any_linear = call.has(kStart) || call.has(kEnd) || call.has(kMean) || call.has(kSum);
+    if (call.has(kAttention)) {
+      int64_t most = 0;  // spans of a group
+      for (int64_t group = first; group < last; ++group) {
+        const int64_t own = call.groups.first[group + 1] - call.groups.first[group];
+        most = most < own ? own : most;
+      }
+      dots.reset(new A[most * kSlicesPerTile]);
+    }
     for (int64_t group = first; group < last; ++group) {
       if (any_linear) walk_linear(group);
       if (call.has(kAttention)) walk_attention(group);

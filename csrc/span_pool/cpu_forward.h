@@ -113,10 +113,11 @@ struct Forward {
           state[v] = state[v] * factor[0] + factor[1] * load_up_to(token(t) + column(v), last);
         }
       }
-      const A scale = 1 / softmax[k].total;
+      const A scale = softmax[k].scale();
       for (int v = 0; v < N; ++v) {
         store(memory + column(v), state[v]);
-        write(out + call.offset[kAttention] + k * call.columns + column(v), state[v] * scale, last);
+        const V pooled = scale == 0 ? V{} : state[v] * scale;
+        write(out + call.offset[kAttention] + k * call.columns + column(v), pooled, last);
       }
     }
   }

@@ -15,6 +15,7 @@
 //   d hidden[t] = sum of g_n over spans n with end_n > t                    (sum; mean with 1/width)
 //   d hidden[t] = sum of exp(s_t - m_n) / z_n g_n = exp(s_t - m) A, A = sum of exp(m - m_n) / z_n g_n      (attention)
 //   d s[t]      = exp(s_t - m) (A . x_t - B),                       B = sum of exp(m - m_n) / z_n (g_n . out_n)
+// B is made of out_n before it is rounded: the forward of a group's tokens is run again for it.
 // where m_n and z_n are a softmax's maximum and sum, and m is the maximum of the narrowest span passed so far. Wider
 // spans have larger ones, so no factor exceeds 1; log-sum-exps would do, but their rounding would be in every weight.
 // The maximum's gradient goes to the first maximal token: the forward is run again and what has gathered for a token is

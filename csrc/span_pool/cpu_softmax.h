@@ -30,6 +30,9 @@ struct RunningSoftmax {
     }
     total = total * *rescale + *weight;
   }
+
+  // What the weights are multiplied by to sum to 1; 0 where every score is -inf: such a span is like one of no token.
+  A scale() const { return total == 0 ? A(0) : 1 / total; }
 };
 
 }  // namespace

@@ -134,8 +134,7 @@ void launch_backward(const Prepared& p, PoolGrads grads, Tensor& grad_scores, Te
   const PoolWork& work = p.work;
   constexpr int64_t kBytes = backward::kColumns * sizeof(S);
   const bool attention = work.offset[kAttention] >= 0;
-  grads.aligned = parts_aligned(p, grads.output, grads.output_stride, kBytes) &&
-                  (!attention || parts_aligned(p, work.output, work.output_columns, kBytes));
+  grads.aligned = parts_aligned(p, grads.output, grads.output_stride, kBytes);
   grads.aligned_hidden = all_multiples(kBytes, {address(grads.hidden), work.columns * p.element});
   const auto floats = [&](std::initializer_list<int64_t> sizes) {
     return torch::stable::new_empty(hidden, std::vector<int64_t>(sizes), ScalarType::Float);
@@ -179,7 +178,7 @@ void launch_backward(const Prepared& p, PoolGrads grads, Tensor& grad_scores, Te
 // The log-sum-exps that the forward kept are not read: their rounding would be in every weight. A span's maximum and
 // sum are computed again, at the price of reading its scores.
 std::tuple<Tensor, Tensor, Tensor> backward_operator(
-    const Tensor& grad_output, const Tensor& hidden, const Tensor& output, const Tensor& argmax, const Tensor& /*lse*/,
+    const Tensor& grad_output, const Tensor& hidden, const Tensor& argmax, const Tensor& /*lse*/,
     const OptionalTensor& starts, const OptionalTensor& ends, const OptionalTensor& rows,
     const OptionalTensor& /*cu_seqlens*/, const OptionalTensor& first, const OptionalTensor& reach, int64_t num_spans,
     int64_t /*max_width*/, const OptionalTensor& scores, const OptionalTensor& table, const OptionalTensor& table_index,
@@ -190,11 +189,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_operator(
   STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == num_spans &&
                       grad_output.size(1) == work.output_columns && grad_output.scalar_type() == hidden.scalar_type(),
                   "grad_output must have the output's shape and dtype");
-  const Tensor grad = with_dense_rows(grad_output), result = torch::stable::contiguous(output);
-  if (work.offset[kAttention] >= 0) {
-    STD_TORCH_CHECK(result.size(0) == num_spans && result.size(1) == work.output_columns, "output has the wrong shape");
-    work.output = const_cast<void*>(result.const_data_ptr());
-  }
+  const Tensor grad = with_dense_rows(grad_output);
   const Tensor winners = torch::stable::contiguous(argmax);
   if (work.offset[kMax] >= 0) {
     STD_TORCH_CHECK(winners.size(0) == num_spans && winners.size(1) == work.columns,

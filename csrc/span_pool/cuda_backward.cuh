@@ -26,12 +26,12 @@ using Values = Columns<kColumns>;
 struct PoolGrads {
   const void* output;  // gradient of the output, dense rows
   int64_t output_stride;
-  bool aligned;          // whether the rows of its parts, and of the output's, can be read 4 columns at a time
+  bool aligned;          // whether the rows of its parts can be read 4 columns at a time
   bool aligned_hidden;   // the same for writing
   void* hidden;          // [T, H], contiguous
   float* scores;         // [tiles, T, heads]
   const float* pivot;    // [N, heads]: the maximum of a span's scores
-  const float* inverse;  // [N, heads]: one over the sum of exp(score - pivot)
+  const float* inverse;  // [N, heads]: one over the sum of exp(score - pivot), 0 where every score is -inf
   const float* dot;      // [N, heads]: g_n . out_n
 };
 
@@ -178,6 +178,7 @@ struct Group {
           return Weighed{grad(span, offset), grads.pivot[place], grads.inverse[place], grads.dot[place]};
         },
         [&](const SeenSpan& span, const Weighed& weighed) {
+          if (weighed.inverse == 0) return;
           const Values values = unpack(weighed.grad);
           if (span.low <= 0 && span.high >= size) {
             const float factor = expf(maximum - weighed.pivot) * weighed.inverse;
@@ -248,7 +249,7 @@ __global__ void __launch_bounds__(kThreads) tokens(PoolWork work, PoolGrads grad
   }
 }
 
-// For every span and head: maximum and sum of its softmax, and g . out. A warp each.
+// For every span and head: maximum and sum of its softmax, and g . out, out before it was rounded. A warp each.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     softmaxes(PoolWork work, PoolGrads grads, float* pivot, float* inverse, float* dot) {
@@ -259,20 +260,27 @@ __global__ void __launch_bounds__(kThreads)
   if (span.row < 0 || span.empty()) return;
   const forward::Softmax softmax = forward::span_softmax(work, span.start, span.end, head);
   const S* grad = static_cast<const S*>(grads.output) + span.row * grads.output_stride + offset;
-  const S* out = static_cast<const S*>(work.output) + span.row * work.output_columns + offset;
+  const S* hidden = static_cast<const S*>(work.hidden);
   float product = 0;
   for (int64_t index = 0; index * kLanes * kColumns < work.columns; ++index) {
     const ColumnTile tile = column_tile<kColumns>(index, work.columns);
     const Values a = unpack(load<kColumns>(grad + tile.column, tile.count, grads.aligned));
-    const Values b = unpack(load<kColumns>(out + tile.column, tile.count, grads.aligned));
+    Values b;
+    fill(b, 0.0f);
+#pragma unroll 2
+    for (int64_t t = span.start; t < span.end; ++t) {
+      const float weight = expf(work.scores[t * work.heads + head] - softmax.pivot);
+      add(b, weight, unpack(load<kColumns>(hidden + t * work.hidden_stride + tile.column, tile.count, true)));
+    }
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) product = v < tile.count ? fmaf(a.at[v], b.at[v], product) : product;
   }
-  product = warp_sum(product);
+  const float one_over_total = softmax.total == 0 ? 0.0f : 1.0f / softmax.total;
+  product = warp_sum(product) * one_over_total;
   if (lane_index() > 0) return;
   const int64_t place = span.row * work.heads + head;
   pivot[place] = softmax.pivot;
-  inverse[place] = 1.0f / softmax.total;
+  inverse[place] = one_over_total;
   dot[place] = product;
 }
 

@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(kThreads) enumerated(PoolWork work, int64_t ti
       add(sum, weight, tile.token(start + i));
       Columns<N> mean = sum;
       scale(mean, 1.0f / total);
+      if (total == 0) fill(mean, 0.0f);  // every score is -inf
       tile.write(first + i, offset, mean);
       if (work.lse && index == 0 && lane_index() == 0) {
         work.lse[(first + i) * work.heads + head] = finite_pivot(maximum) + logf(total);

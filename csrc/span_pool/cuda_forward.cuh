@@ -346,7 +346,7 @@ __global__ void __launch_bounds__(kThreads, least_blocks(Kinds))
 #pragma unroll 4
       for (int j = 0; j < behind; ++j) add(sum, shuffle(weight, before + j), tile.token(pieces.tail + j));
       scale(sum, 1.0f / softmax.total);
-      if (span.empty()) fill(sum, 0.0f);
+      if (softmax.total == 0) fill(sum, 0.0f);  // no token, or every score is -inf
       tile.write(span.row, work.offset[kAttention] + head * work.columns, sum);
       if (work.lse && index == 0 && lane == 0) {
         work.lse[span.row * work.heads + head] = softmax.pivot + logf(softmax.total);

@@ -20,7 +20,7 @@ struct PoolWork {
   const int64_t* table_index;  // [N] by output row, or null
   int64_t offset[kParts];      // first output column of each part, -1 for a part that takes no work
   int64_t output_columns;
-  void* output;      // [N, output_columns]; an input of the backward
+  void* output;      // [N, output_columns], of the forward
   void* winners;     // [N, H], the maximum's tokens as offsets from the span's first, or null where nobody asks
   int winner_bytes;  // 1 or 4
   float* lse;        // [N, heads], or null where nobody asks

@@ -21,12 +21,13 @@ GroupedSpans GroupedSpans::from_bounds(const Tensor& starts_tensor, const Tensor
   int64_t before = -1;
   for (int64_t i = 0; i < count; ++i) {
     STD_TORCH_CHECK(row_of(i) >= 0 && row_of(i) < count, "a plan's rows must be 0 to ", count - 1, ", got ", row_of(i));
+    STD_TORCH_CHECK(0 <= starts[i] && starts[i] <= tokens && ends[i] <= tokens, "spans: span ", row_of(i),
+                    " covers tokens ", starts[i], " to ", ends[i] - 1, ", but hidden has ", tokens, " tokens (0 to ",
+                    tokens - 1, ")");
     if (ends[i] <= starts[i]) {
       result.empty.push_back(row_of(i));
       continue;
     }
-    STD_TORCH_CHECK(starts[i] >= 0 && ends[i] <= tokens, "span ", row_of(i), " covers tokens ", starts[i], " to ",
-                    ends[i] - 1, ", but hidden has ", tokens, " tokens (0 to ", tokens - 1, ")");
     ++begins[starts[i] + 1];
     result.max_width = std::max(result.max_width, ends[i] - starts[i]);
     sorted = sorted &&

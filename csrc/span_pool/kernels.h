@@ -40,7 +40,7 @@ struct SpanPoolCall {
   int64_t table_rows, table_columns;
   const int64_t* table_index;  // [N] by output row, or null: min(width, table_rows) - 1
   int64_t offset[kParts];      // first output column of each part, -1 for a part not asked for
-  void* output;                // [N, output_columns]; an input of the backward
+  void* output;                // [N, output_columns], of the forward
   int64_t output_columns;
   bool output_exceeds_caches;
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spanbert_kernels.ops import checks
+
 
 class Biaffine(nn.Module):
     """`score[.., i, j, r] = [x_i; 1] U_r [y_j; 1]`, for every pair of rows.
@@ -22,6 +24,8 @@ class Biaffine(nn.Module):
 
     def __init__(self, size: int, outputs: int) -> None:
         super().__init__()
+        checks.check_integer("size", size, 0)
+        checks.check_integer("outputs", outputs, 0)
         self.weight = nn.Parameter(torch.zeros(outputs, size + 1, size + 1))
 
     def forward(self, dependents: Tensor, heads: Tensor) -> Tensor:

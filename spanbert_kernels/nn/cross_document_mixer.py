@@ -38,7 +38,8 @@ class CrossDocumentMixer(nn.Module):
     A `watcher`, a function that somebody sets, gets the document weights of every call and changes nothing.
 
     Raises:
-        ValueError: an unknown choice, or `hidden_size` is not a multiple of `num_heads`.
+        ValueError: an unknown choice, a number out of range, or `hidden_size` is not a multiple of `num_heads`.
+        TypeError: an argument of another kind.
 
     Example:
         >>> mixer = CrossDocumentMixer(hidden_size=8, num_heads=2)
@@ -67,12 +68,18 @@ class CrossDocumentMixer(nn.Module):
         layer_norm_eps: float = 1e-12,
     ) -> None:
         super().__init__()
+        checks.check_integer("hidden_size", hidden_size, 1)
+        checks.check_integer("num_heads", num_heads, 1)
+        checks.check_flag("include_self", include_self)
+        checks.check_probability("attention_dropout", attention_dropout)
+        checks.check_number("layer_norm_eps", layer_norm_eps)
         if hidden_size % num_heads != 0:
             raise ValueError(f"hidden_size must be a multiple of num_heads, got {hidden_size} and {num_heads}")
         check_choice("queries", queries, ROLES)
         check_choice("keys", keys, ROLES)
         check_choice("normalize", normalize, NORMALIZATIONS)
         check_choice("anchor", anchor, ANCHORS)
+        checks.check_probability("dropout", dropout)
         self.num_heads = num_heads
         self.queries = queries
         self.keys = keys

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spanbert_kernels.ops import checks
+
 POSITION_SIZE = 200
 Activation = Callable[[Tensor], Tensor]
 
@@ -68,6 +70,12 @@ class SpanBoundaryHead(nn.Module):
         layer_norm_eps: float = 1e-12,
     ) -> None:
         super().__init__()
+        sizes = (("hidden_size", hidden_size), ("vocab_size", vocab_size), ("max_targets", max_targets))
+        for name, value in sizes:
+            checks.check_integer(name, value, 1)
+        checks.check_number("layer_norm_eps", layer_norm_eps)
+        if not callable(activation):
+            raise TypeError(f"activation must be a function of a tensor, got {activation!r}")
         self.max_targets = max_targets
         self.position_embeddings = nn.Embedding(max_targets, POSITION_SIZE)
         self.mlp_layer_norm = SpanBoundaryMLP(hidden_size, POSITION_SIZE, activation, layer_norm_eps)

@@ -40,7 +40,7 @@ def both_ways(
     rest = (*work, scores, table, None, codes(*parts))
     output, argmax, lse = operators.span_pool_forward(hidden, *rest, True)
     grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-    kernels = (output, *operators.span_pool_backward(grad, hidden, output, argmax, lse, *rest))
+    kernels = (output, *operators.span_pool_backward(grad, hidden, argmax, lse, *rest))
 
     assert work.starts is not None
     assert work.ends is not None
@@ -148,5 +148,5 @@ def test_work_lists_that_lie_stay_inside_memory(operators: Any) -> None:
     output, argmax, lse = operators.span_pool_forward(hidden, *far, None, None, None, codes("max"), True)
     assert output[:, 0].tolist() == [1, 0]
     rest = (*far, None, None, None, codes("max"))
-    grad, _, _ = operators.span_pool_backward(torch.ones(2, 8), hidden, output, argmax, lse, *rest)
+    grad, _, _ = operators.span_pool_backward(torch.ones(2, 8), hidden, argmax, lse, *rest)
     assert grad[:, 0].tolist() == [1, 0, 0, 0]

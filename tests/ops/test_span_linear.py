@@ -296,3 +296,17 @@ def test_eager_works_in_chunks_without_gradients(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(span_linear(**tensors, parts=EVERY, backend="eager"), expected, rtol=1e-13, atol=1e-13)
     assert len(chunks) > 2
     assert sum(chunks) == 40
+
+
+@everywhere
+@pytest.mark.parametrize("count", [13, 5])
+def test_a_layer_of_no_columns_has_gradients_of_zeros(backend: str, count: int) -> None:
+    tensors = make(LINEAR, spans=count)
+    tensors |= {"weight": tensors["weight"][:0], "bias": tensors["bias"][:0]}
+    leaves = {n: t.clone().requires_grad_() if t.is_floating_point() else t for n, t in tensors.items()}
+    output = span_linear(**leaves, parts=LINEAR, backend=backend)
+    assert output.shape == (count, 0)
+    wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
+    for leaf, grad in zip(wanted, torch.autograd.grad(output.sum(), wanted), strict=True):
+        assert grad.shape == leaf.shape
+        assert not grad.any()

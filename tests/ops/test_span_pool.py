@@ -380,3 +380,22 @@ def test_a_plan_that_lies_is_caught(backend: str) -> None:
 def test_scores_without_a_head() -> None:
     with pytest.raises(ValueError, match=r"at least one head, got \[4, 0\]"):
         span_pool(torch.randn(4, 3), torch.tensor([[0, 2]]), ["attention"], scores=torch.randn(4, 0))
+
+
+@everywhere
+@pytest.mark.parametrize("planned", [False, True], ids=["tensor", "all spans"])
+def test_gradients_of_scores_do_not_see_how_the_output_is_rounded(backend: str, planned: bool) -> None:
+    """Tokens far from 0: a score's gradient is a small difference, of which the output's last bit would be a part."""
+    generator = torch.Generator().manual_seed(6)
+    hidden = (20 + torch.randn(24, 40, generator=generator)).bfloat16()
+    scores = torch.randn(24, 2, generator=generator)
+    plan = enumerate_spans(torch.tensor([0, 10, 24]), 6)
+    grad = torch.randn(len(plan), 80, generator=generator).bfloat16()
+    grads = []
+    for name, dtypes in ((backend, (torch.bfloat16, torch.float32)), ("eager", (torch.float64, torch.float64))):
+        leaf = scores.to(dtypes[1]).requires_grad_()
+        spans = plan if planned else plan.pairs()
+        output = span_pool(hidden.to(dtypes[0]), spans, ["attention"], leaf, backend=name)
+        grads.append(torch.autograd.grad(output, leaf, grad.to(dtypes[0]))[0].double())
+    found, exact = grads
+    assert (found - exact).abs().max() < 1e-4 * exact.abs().max()

@@ -318,3 +318,18 @@ def test_bad_arguments(backend: str, error: type[Exception], text: str, changes:
                  "out_weight": torch.zeros(2), "backend": backend, **changes}  # fmt: skip
     with pytest.raises(error, match=text):
         span_score(**arguments)
+
+
+@everywhere
+@pytest.mark.parametrize("count", [13, 5])
+def test_a_layer_of_no_columns_scores_the_last_bias(backend: str, count: int) -> None:
+    tensors = make(LINEAR)
+    tensors |= {"weight": tensors["weight"][:0], "bias": tensors["bias"][:0], "spans": tensors["spans"][:count]}
+    tensors["out_weight"] = tensors["out_weight"][:, :0]
+    leaves = {n: t.clone().requires_grad_() if t.is_floating_point() else t for n, t in tensors.items()}
+    output = span_score(**leaves, parts=LINEAR, backend=backend)
+    assert torch.equal(output, tensors["out_bias"].expand_as(output))
+    wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    for name, grad in zip(wanted, torch.autograd.grad(output.sum(), list(wanted.values())), strict=True):
+        assert grad.shape == wanted[name].shape
+        assert bool(grad.any()) == (name == "out_bias")

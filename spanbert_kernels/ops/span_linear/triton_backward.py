@@ -94,6 +94,7 @@ def slice_step(
             peak = tl.load(peaks + span, mask=mine, other=0.0)
             delta = tl.load(deltas + span, mask=mine, other=0.0)
             weights = tl.where(held, tl.exp(score[:, None] - peak[None, :]) * scale[None, :], 0.0)
+            held = held & (scale != 0)[None, :]
             dots += tl.sum(tl.where(held, weights * delta[None, :], 0.0), 1)
         else:
             weights = tl.where(held, scale[None, :], 0.0)
@@ -156,6 +157,7 @@ def slice_loop(
                 weight = weight * scale
                 if ATTENTION:
                     scale = tl.where(is_head, tl.load(scales + span, mask=is_head, other=1.0), scale)
+                    held = held & (scale != 0)
                     weight = tl.exp(score - tl.load(peaks + span, mask=is_head, other=0.0)) * scale
             grad = tl.load(source + row * grad_stride, mask=inside[None, :], other=0.0).to(tl.float32)  # [1, C]
             total = tl.where(held[:, None] & (is_finite(grad) == 0), total + weight[:, None] * grad, total)

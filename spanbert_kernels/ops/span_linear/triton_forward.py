@@ -69,7 +69,7 @@ def softmax_of_spans(
     ends,
     scores,  # [heads, T], float32
     peaks,  # [heads, N], the largest score in each span
-    scales,  # [heads, N], 1 / the sum of exp(score - peak)
+    scales,  # [heads, N], 1 / the sum of exp(score - peak), 0 where nothing is weighed
     tokens,
     spans,
     heads,
@@ -95,8 +95,10 @@ def softmax_of_spans(
         mass = mass * tl.exp(before - subtracted) + tl.sum(tl.exp(score - subtracted[:, None]), 1)
         done += BLOCK_K
     place = head.to(tl.int64) * spans + span
-    tl.store(peaks + place, tl.where(valid, peak, 0.0), mask=there)
-    tl.store(scales + place, 1.0 / tl.where(valid, mass, 1.0), mask=there)
+    # A span whose scores are all -inf is like one of no token: it scales every weight by 0.
+    live = valid & (mass != 0)
+    tl.store(peaks + place, tl.where(live, peak, 0.0), mask=there)
+    tl.store(scales + place, tl.where(live, 1.0 / tl.where(live, mass, 1.0), 0.0), mask=there)
 
 
 @triton.jit
@@ -209,7 +211,7 @@ def window_products(
                     if ATTENTION:
                         score = tl.load(head_scores + token, mask=part >= 0, other=0.0)
                         weight = tl.exp(score - peak) * scale
-                    held = (token >= begin) & (token < stop)
+                    held = (token >= begin) & (token < stop) & (scale != 0)
                     total = tl.where(held[:, None] & (is_finite(x) == 0), total + weight[:, None] * x, total)
                     token += 1
         part += 1

@@ -26,7 +26,7 @@ _INPUTS = f"{plans.SPANS_SCHEMA}, Tensor? scores, Tensor? width_embedding, Tenso
 # kernels compute them again and return them empty.
 _FORWARD = f"(Tensor hidden, {_INPUTS}, bool keep) -> (Tensor output, Tensor argmax, Tensor lse)"
 _BACKWARD = (
-    f"(Tensor grad_output, Tensor hidden, Tensor output, Tensor argmax, Tensor lse, {_INPUTS}) "
+    f"(Tensor grad_output, Tensor hidden, Tensor argmax, Tensor lse, {_INPUTS}) "
     "-> (Tensor grad_hidden, Tensor grad_scores, Tensor grad_width_embedding)"
 )
 
@@ -82,7 +82,6 @@ def _forward_fake(
 def _backward_fake(
     grad_output: Tensor,
     hidden: Tensor,
-    output: Tensor,
     argmax: Tensor,
     lse: Tensor,
     starts: Tensor | None,
@@ -135,7 +134,8 @@ def span_pool(
         backend: the backend to use; by default the best one here.
 
     Returns:
-        `[N, sum of the parts' sizes]` in the dtype of `hidden`. A span without tokens gives zeros.
+        `[N, sum of the parts' sizes]` in the dtype of `hidden`. A span without tokens gives zeros, and so does the
+        `attention` of one whose scores are all -inf.
 
     Gradients reach `hidden`, `scores` and `width_embedding`; `max` sends its gradient to the first maximal token, and
     NaN propagates. The linear parts can be differentiated twice.
@@ -265,9 +265,8 @@ class SpanPool(torch.autograd.Function):
         output, argmax, lse = library.raw("span_pool_forward", backend)(
             hidden, *work, scores, table, index, parts, keep
         )
-        # Only the softmax needs its result again.
-        kept = output if PARTS.index("attention") in parts else None
-        ctx.save_for_backward(hidden, kept, argmax, lse, scores, table, index, *work[:6])
+        # The softmax's result, rounded, is of no use to the backward: it is made again.
+        ctx.save_for_backward(hidden, argmax, lse, scores, table, index, *work[:6])
         ctx.parts, ctx.backend, ctx.sizes = parts, backend, work[6:]
         result: Tensor = output
         return result
@@ -276,7 +275,7 @@ class SpanPool(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         *saved, starts, ends, rows, cu_seqlens, first, reach = ctx.saved_tensors
         work = (starts, ends, rows, cu_seqlens, first, reach, *ctx.sizes)
-        hidden, _, _, _, scores, table, _ = saved
+        hidden, _, _, scores, table, _ = saved
         grads = SpanPoolBackward.apply(grad_output, *saved, ctx.parts, ctx.backend, *work)
         wanted = [
             grad if source is not None and needed else None
@@ -293,7 +292,6 @@ class SpanPoolBackward(torch.autograd.Function):
         ctx: Any,
         grad_output: Tensor,
         hidden: Tensor,
-        output: Tensor | None,
         argmax: Tensor,
         lse: Tensor,
         scores: Tensor | None,
@@ -305,9 +303,8 @@ class SpanPoolBackward(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(table, index, *work[:6])
         ctx.parts, ctx.backend, ctx.sizes = parts, backend, work[6:]
-        result = hidden if output is None else output
         grads: tuple[Tensor, Tensor, Tensor] = library.raw("span_pool_backward", backend)(
-            grad_output, hidden, result, argmax, lse, *work, scores, table, index, parts
+            grad_output, hidden, argmax, lse, *work, scores, table, index, parts
         )
         return grads
 
@@ -325,4 +322,4 @@ class SpanPoolBackward(torch.autograd.Function):
         # The parts are linear in (hidden, table): the gradient's derivative is the forward pass itself.
         table_gradient = grad_table if table is not None else None
         again: Tensor = SpanPool.apply(grad_hidden, None, table_gradient, index, ctx.parts, ctx.backend, *work)
-        return (again, *[None] * (len(work) + 9))
+        return (again, *[None] * (len(work) + 8))

@@ -51,10 +51,12 @@ def span_pool(
     def attention_part() -> Tensor:
         assert scores is not None
         inside, _ = gather_padded(scores.to(dtype), start, end, min_width=1)  # [N, W, K]
-        # An empty span has no token to weigh: any finite score will do, its tokens are zeros.
-        inside = inside.masked_fill((~mask & full[:, None])[..., None], -torch.inf)
-        weights = torch.where(mask[..., None], inside.softmax(1), 0)
-        return torch.cat([(each * tokens).sum(1) for each in weights.split(1, dim=2)], dim=1)
+        inside = inside.masked_fill(~mask[..., None], -torch.inf)
+        # A span without a token to weigh, because it has none or every score is -inf: any finite score will do.
+        live = (inside != -torch.inf).any(1)  # [N, K]
+        weights = inside.masked_fill(~live[:, None], 0).softmax(1).masked_fill(~mask[..., None], 0)
+        pooled = torch.stack([(each * tokens).sum(1) for each in weights.split(1, dim=2)], dim=1)  # [N, K, H]
+        return torch.where(live[..., None], pooled, 0).flatten(1)
 
     def width_part() -> Tensor:
         assert width_embedding is not None

@@ -59,10 +59,6 @@ def max_options() -> dict[str, Any]:
     return {"BLOCK_T": 16, "BLOCK_N": 1, "C": 128, "num_warps": 1, "num_stages": 1}
 
 
-def delta_options() -> dict[str, Any]:
-    return {"BLOCK_N": 256 if INTERPRETED else 8, "C": 256, "num_warps": 4, "num_stages": 1}
-
-
 def table_options() -> dict[str, Any]:
     return {"BLOCK_N": 1024 if INTERPRETED else 64, "C": 32, "num_warps": 4, "num_stages": 1}
 
@@ -188,7 +184,6 @@ def _banded_forward(tensors: dict[str, Any], offsets: dict[str, int | None], hea
 def backward(
     grad_output: Tensor,
     hidden: Tensor,
-    output: Tensor,
     argmax: Tensor,
     lse: Tensor,
     starts: Tensor,
@@ -258,7 +253,7 @@ def backward(
                 hidden=hidden,
                 scores=scores.contiguous(),
                 lse=lse,
-                delta=_attention_delta(grad_output, output, lse, offsets["attention_column"], columns),
+                delta=_attention_delta(grad_output, hidden, scores, spans, offsets["attention_column"]),
                 others=others,
                 partial_scores=partial_scores,
                 heads=scores.shape[1],
@@ -270,24 +265,30 @@ def backward(
     return grad_hidden, grad_scores, grad_table
 
 
-def _attention_delta(grad_output: Tensor, output: Tensor, lse: Tensor, column: int | None, columns: int) -> Tensor:
-    """The dot product of every span's gradient with its output, `[N, heads]`."""
-    output = with_dense_rows(output)
-    delta, options = torch.empty_like(lse), delta_options()
-    spans, heads = lse.shape
-    attention_delta[(triton.cdiv(spans, options["BLOCK_N"]) * heads,)](
+def _attention_delta(
+    grad_output: Tensor, hidden: Tensor, scores: Tensor, spans: dict[str, Any], column: int | None
+) -> Tensor:
+    """The dot product of every span's gradient with what it pooled, not yet rounded, `[N, heads]`."""
+    (tokens, columns), heads, count = hidden.shape, scores.shape[1], len(spans["starts"])
+    options = product_options(hidden.dtype)
+    blocks = triton.cdiv(columns, options["C"])
+    partial = scores.new_empty(blocks, count, heads)
+    attention_delta[(triton.cdiv(count, options["BLOCK"]) * blocks * heads,)](
         grad_output=grad_output,
-        output=output,
-        delta=delta,
-        spans=spans,
+        hidden=hidden,
+        **spans,
+        scores=scores.contiguous(),
+        partial_delta=partial,
+        tokens=tokens,
+        spans=count,
         columns=columns,
         heads=heads,
         grad_stride=grad_output.stride(0),
-        output_stride=output.stride(0),
+        hidden_stride=hidden.stride(0),
         attention_column=column,
         **options,
     )
-    return delta
+    return partial.sum(0)
 
 
 def _table_backward(
@@ -325,7 +326,7 @@ torch.library.impl("spanbert_kernels::span_pool_backward_triton", ("cuda", "cpu"
 # Triton's types of the arguments.
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _INDICES = ("starts", "ends", "rows", "first", "reach", "table_index")
-_WIDE = ("scores", "lse", "delta", "others", "partial_scores", "partial_table")
+_WIDE = ("scores", "lse", "delta", "others", "partial_scores", "partial_table", "partial_delta")
 
 
 def _configuration(
@@ -382,10 +383,10 @@ def aot_configurations() -> list[AotConfiguration]:
             _configuration("forward of attention", banded_forward, dtype, options, sorted(pooled | unused)),
             _configuration("backward of linear parts", linear_backward, dtype, backward_options(dtype, "linear")),
             _configuration("backward of attention", attention_backward, dtype, backward_options(dtype, "attention")),
+            _configuration("attention's output for its backward", attention_delta, dtype, options),
         ]
     found += [
         _configuration("backward of the maximum", max_backward, rounded, max_options(), argmax="*u8"),
-        _configuration("backward of the attention's output", attention_delta, rounded, delta_options()),
         _configuration("backward of the width table", table_backward, rounded, table_options()),
     ]
     return found

@@ -6,7 +6,8 @@ A program owns a tile of tokens and goes through the sorted spans that can hold 
 The sums are the forward's matrix product transposed, `A^T @ G`: row t of A^T holds what token t weighs in each
 span of the slice. The softmax's scores get theirs from the same product, head by head:
   d s[t] = sum of p_n[t] (g_n . x_t - g_n . out_n) = (sum of p_n[t] g_n) . x_t - sum of p_n[t] delta_n
-over the spans n that hold t, p_n[t] = exp(s[t] - lse_n). Inf and NaN are kept from other tokens as in the forward.
+over the spans n that hold t, p_n[t] = exp(s[t] - lse_n). delta_n is the dot product of g_n with the pooled vector
+before it was rounded: that is made again. Inf and NaN are kept from other tokens as in the forward.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spanbert_kernels.ops.span_pool.triton_forward import add_product, is_finite
+from spanbert_kernels.ops.span_pool.triton_forward import add_product, exact_window_product, is_finite, softmax_share
 
 
 @triton.jit
@@ -110,7 +111,8 @@ def attention_step(
     span_lse = tl.load(lse + row * heads, mask=touched, other=0.0)
     span_delta = tl.load(delta + row * heads, mask=touched, other=0.0)
     token = tl.arange(0, BLOCK)[:, None]
-    held = (token >= start[None, :]) & (token < end[None, :])
+    # Where every score is -inf no token is weighed, and neither gradient nor delta is looked at.
+    held = (token >= start[None, :]) & (token < end[None, :]) & (span_lse != float("inf"))[None, :]
     weights = tl.where(held, tl.exp(score[:, None] - span_lse[None, :]), 0.0)
     dots += tl.sum(tl.where(held, weights * span_delta[None, :], 0.0), 1)
     rows = source + row[:, None] * grad_stride
@@ -214,7 +216,7 @@ def attention_backward(
     reach,
     scores,  # [T, heads], float32
     lse,  # [N, heads]
-    delta,  # [N, heads], the dot products of the gradient with the output
+    delta,  # [N, heads], the dot products of the gradient with what was pooled
     others,
     grad_hidden,
     partial_scores,  # [column blocks, T, heads], float32
@@ -337,34 +339,57 @@ def max_backward(
     add_and_store(None, grad_hidden, total, first_token, column, tokens, columns, BLOCK_T)
 
 
-@triton.jit(do_not_specialize=["spans", "heads"])
+@triton.jit(do_not_specialize=["tokens", "spans", "heads"])
 def attention_delta(
     grad_output,  # [N, .], dense rows
-    output,  # [N, output_stride]
-    delta,  # [N, heads]
+    hidden,  # [T, H], dense rows
+    starts,
+    ends,
+    rows,
+    scores,  # [T, heads], float32
+    partial_delta,  # [column blocks, N, heads]
+    tokens,
     spans,
     columns,
     heads,
     grad_stride,
-    output_stride,
+    hidden_stride,
     attention_column,
-    BLOCK_N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     C: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
-    head = tl.program_id(0) % heads
-    row = (tl.program_id(0) // heads).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    there = row < spans
-    part = attention_column + head * columns
-    dots = tl.zeros([BLOCK_N, C], tl.float32)
-    done = 0
-    while done < columns:
-        column = done + tl.arange(0, C)
-        mask = there[:, None] & (column < columns)[None, :]
-        grad = tl.load(grad_output + part + row[:, None] * grad_stride + column[None, :], mask=mask, other=0.0)
-        value = tl.load(output + part + row[:, None] * output_stride + column[None, :], mask=mask, other=0.0)
-        dots += grad.to(tl.float32) * value.to(tl.float32)
-        done += C
-    tl.store(delta + row * heads + head, tl.sum(dots, 1), mask=there)
+    """The forward of a tile of spans again, a head and a block of columns of it, times their gradients."""
+    column_blocks = tl.cdiv(columns, C)
+    program = tl.program_id(0)
+    block = program % column_blocks
+    head = program // column_blocks % heads
+    column = block * C + tl.arange(0, C)
+    inside = column < columns
+    span = (program // column_blocks // heads).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = span < spans
+    start = tl.load(starts + span, mask=there, other=0)
+    end = tl.load(ends + span, mask=there, other=0)
+    row = span
+    if rows is not None:
+        row = tl.load(rows + span, mask=there, other=-1)
+    kept = there & (row >= 0) & (row < spans)
+    valid = kept & (start >= 0) & (start < end) & (end <= tokens)
+    low = tl.min(tl.where(valid, start, tokens)) // BLOCK_K * BLOCK_K
+    extent = (tl.max(tl.where(valid, end, 0)) - low).to(tl.int32)
+    from_token = tl.where(valid, start - low, 0).to(tl.int32)
+    to_token = tl.where(valid, end - low, 0).to(tl.int32)
+    pooled, _, mass = exact_window_product(
+        hidden + low * hidden_stride + column[None, :], scores + low * heads + head, from_token, to_token, extent,
+        inside, heads, hidden_stride, True, BLOCK, BLOCK_K, C, PRECISION, INTERPRETED,
+    )  # fmt: skip
+    source = grad_output + attention_column + head * columns + row[:, None] * grad_stride + column[None, :]
+    grad = tl.load(source, mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    dots = tl.sum(tl.where(inside[None, :], grad * softmax_share(pooled, mass, valid), 0.0), 1)
+    place = (block * spans.to(tl.int64) + row) * heads + head
+    tl.store(partial_delta + place, tl.where(valid, dots, 0.0), mask=kept)
 
 
 @triton.jit(do_not_specialize=["tokens", "spans", "share", "table_rows", "table_columns"])

@@ -47,6 +47,20 @@ def softmax_step(peak, score):
 
 
 @triton.jit
+def softmax_share(weighted, mass, valid):
+    """The weighted tokens [N, C] over the weights' sum; a span whose scores are all -inf is like one of no token."""
+    live = valid & (mass != 0)
+    return tl.where(live[:, None], weighted / tl.where(live, mass, 1.0)[:, None], 0.0)
+
+
+@triton.jit
+def log_sum(peak, mass, valid):
+    """The log-sum-exp of every span's scores; +inf, against which every weight is 0, where none of them weighs."""
+    live = valid & (mass != 0)
+    return tl.where(live, peak + tl.log(tl.where(live, mass, 1.0)), float("inf"))
+
+
+@triton.jit
 def walk_token(
     source,
     scores,
@@ -238,11 +252,10 @@ def walk_forward(
                 entry = output + row * output_stride + width_column
                 write_width(table, table_index, entry, row, width, kept, table_rows, table_columns, 32)
         if ATTENTION:
-            value = tl.where(held, weighted / tl.where(valid, mass, 1.0)[:, None], 0.0)
+            value = softmax_share(weighted, mass, valid)
             tl.store(target + attention_column + head * columns, value.to(output.dtype.element_ty), mask=mask)
             if lse is not None and block == 0:
-                log_sum = tl.where(valid, peak + tl.log(tl.where(valid, mass, 1.0)), 0.0)
-                tl.store(lse + row * heads + head, log_sum, mask=kept)
+                tl.store(lse + row * heads + head, log_sum(peak, mass, valid), mask=kept)
         item += 1
 
 
@@ -328,6 +341,48 @@ def window_product(
     return accumulator, peak, mass
 
 
+@triton.jit
+def exact_window_product(
+    source,
+    scores,
+    start,
+    end,
+    extent,
+    inside,
+    heads,
+    hidden_stride,
+    SOFTMAX: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    C: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """`window_product`, where Inf and NaN reach the spans that hold them, and no other."""
+    pooled, peak, mass = window_product(
+        source, scores, start, end, extent, inside, heads, hidden_stride,
+        SOFTMAX, False, BLOCK, BLOCK_K, C, PRECISION, INTERPRETED,
+    )  # fmt: skip
+    if tl.max(tl.where(is_finite(pooled), 0, 1)) > 0:
+        pooled, peak, mass = window_product(
+            source, scores, start, end, extent, inside, heads, hidden_stride,
+            SOFTMAX, True, BLOCK, BLOCK_K, C, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        token = tl.min(start)
+        while token < extent:
+            x = tl.load(source + token.to(tl.int64) * hidden_stride, mask=inside[None, :], other=0.0).to(
+                tl.float32
+            )  # [1, C]
+            held = (token >= start) & (token < end)
+            added = tl.zeros([BLOCK, C], tl.float32) + x
+            if SOFTMAX:
+                subtracted = tl.where(peak == -float("inf"), 0.0, peak)
+                added = added * tl.exp(tl.load(scores + token.to(tl.int64) * heads) - subtracted)[:, None]
+            pooled = tl.where(held[:, None] & (is_finite(x) == 0), pooled + added, pooled)
+            token += 1
+    return pooled, peak, mass
+
+
 @triton.jit(do_not_specialize=["tokens", "spans", "heads", "table_rows", "table_columns"])
 def banded_forward(
     hidden,  # the arguments of walk_forward; there are `starts` and `ends`
@@ -383,27 +438,10 @@ def banded_forward(
         head_scores = scores
         if SOFTMAX:
             head_scores = scores + low * heads + head
-        pooled, peak, mass = window_product(
+        pooled, peak, mass = exact_window_product(
             source, head_scores, from_token, to_token, extent, inside, heads, hidden_stride,
-            SOFTMAX, False, BLOCK, BLOCK_K, C, PRECISION, INTERPRETED,
+            SOFTMAX, BLOCK, BLOCK_K, C, PRECISION, INTERPRETED,
         )  # fmt: skip
-        if tl.max(tl.where(is_finite(pooled), 0, 1)) > 0:
-            pooled, peak, mass = window_product(
-                source, head_scores, from_token, to_token, extent, inside, heads, hidden_stride,
-                SOFTMAX, True, BLOCK, BLOCK_K, C, PRECISION, INTERPRETED,
-            )  # fmt: skip
-            token = tl.min(from_token)
-            while token < extent:
-                x = tl.load(source + token.to(tl.int64) * hidden_stride, mask=inside[None, :], other=0.0).to(
-                    tl.float32
-                )  # [1, C]
-                held = (token >= from_token) & (token < to_token)
-                added = tl.zeros([BLOCK, C], tl.float32) + x
-                if SOFTMAX:
-                    subtracted = tl.where(peak == -float("inf"), 0.0, peak)
-                    added = added * tl.exp(tl.load(head_scores + token.to(tl.int64) * heads) - subtracted)[:, None]
-                pooled = tl.where(held[:, None] & (is_finite(x) == 0), pooled + added, pooled)
-                token += 1
 
     row = span
     if rows is not None:
@@ -413,11 +451,10 @@ def banded_forward(
     mask = kept[:, None] & inside[None, :]
     target = output + row[:, None] * output_stride + column[None, :]
     if SOFTMAX:
-        value = tl.where(valid[:, None], pooled / tl.where(valid, mass, 1.0)[:, None], 0.0)
+        value = softmax_share(pooled, mass, valid)
         tl.store(target + attention_column + head * columns, value.to(output.dtype.element_ty), mask=mask)
         if lse is not None and block == 0:
-            log_sum = tl.where(valid, peak + tl.log(tl.where(valid, mass, 1.0)), 0.0)
-            tl.store(lse + row * heads + head, log_sum, mask=kept)
+            tl.store(lse + row * heads + head, log_sum(peak, mass, valid), mask=kept)
     if mean_column is not None:
         mean = pooled / tl.maximum(width, 1).to(tl.float32)[:, None]
         tl.store(target + mean_column, mean.to(output.dtype.element_ty), mask=mask)
