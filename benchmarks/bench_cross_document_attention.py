@@ -22,6 +22,7 @@ from spanbert_kernels import ops
 HEADS, HEAD_DIM = 12, 64
 DENSE, CLUSTERS, FLEX = "SDPA, dense mask", "SDPA per cluster, mask", "FlexAttention, compiled"
 MASKED, SDPA = "padded, masked", "padded SDPA"
+GATHERED = "keys gathered"
 
 
 def clusters_of(workload: Workload) -> tuple[Tensor, Tensor]:
@@ -29,19 +30,32 @@ def clusters_of(workload: Workload) -> tuple[Tensor, Tensor]:
     options = workload.options
     if "real" in options:
         return real_lengths(options["real"], options["per_cluster"])
+    if "links" in options:
+        return torch.full((options["documents"],), 4), torch.tensor([options["documents"]])
     if options["side"] == "anchors":
         sizes = torch.from_numpy(numpy.random.default_rng(0).integers(3, 21, options["clusters"]))
         return torch.full((int(sizes.sum()),), 4), sizes
     return torch.full((10 * options["clusters"],), 64), torch.full((options["clusters"],), 10)
 
 
+def links_of(workload: Workload, documents: int) -> Tensor | None:
+    """The documents that each one links to, others than itself and each once, `[D, links]`; None: no links."""
+    if "links" not in workload.options:
+        return None
+    steps = torch.from_numpy(numpy.random.default_rng(1).permutation(documents - 1)[: workload.options["links"]] + 1)
+    return (torch.arange(documents)[:, None] + steps) % documents
+
+
 def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
     lengths, sizes = clusters_of(workload)
     cu_seqlens, cu_clusters, side = offsets_of(lengths), offsets_of(sizes), workload.options["side"]
-    plan = ops.plan_attention(cu_seqlens, cu_clusters, side, side)
+    targets = links_of(workload, len(lengths))
+    links = None if targets is None else (torch.arange(len(lengths) + 1) * targets.shape[1], targets.flatten())
+    plan = ops.plan_attention(cu_seqlens, cu_clusters, side, side, links=links)
     rows = len(lengths) if side == "anchors" else int(lengths.sum())
     qkv = torch.randn(rows, 3, HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(0))
     given = {"cu_seqlens": cu_seqlens, "cu_clusters": cu_clusters, "plan": plan, "sizes": sizes, "lengths": lengths}
+    given["targets"] = targets
     return Inputs((qkv.to(workload.dtype).to(dtype),), given)
 
 
@@ -51,7 +65,8 @@ def work(workload: Workload, inputs: Inputs) -> Work:
     weights = inputs.given["lengths"].double() if workload.options["side"] == "tokens" else torch.ones(rows)
     cluster = torch.repeat_interleave(inputs.given["sizes"])
     per_cluster = torch.zeros(len(inputs.given["sizes"]), dtype=torch.double).index_add(0, cluster, weights.double())
-    pairs = float(per_cluster.square().sum() - weights.square().sum())
+    targets = inputs.given["targets"]
+    pairs = float(per_cluster.square().sum() - weights.square().sum()) if targets is None else float(targets.numel())
     axes = {"rows": rows, "documents": len(cluster), "clusters": len(per_cluster)}
     products = (1.0, 3.5)[passes == 3] * 4 * pairs * HEADS * HEAD_DIM
     return Work(axes, passes * 4 * rows * HEADS * HEAD_DIM * workload.dtype.itemsize, int(products))
@@ -131,8 +146,22 @@ def padded_sdpa(workload: Workload, inputs: Inputs) -> Way:
     return way
 
 
+def gathered(workload: Workload, inputs: Inputs) -> Way:
+    """As many links from each document: their keys and values side by side."""
+    targets = inputs.given["targets"]
+
+    def way(qkv: Tensor) -> Tensor:
+        query, key, value = qkv.unbind(1)
+        weights = torch.einsum("dhc,dlhc->dhl", query * HEAD_DIM**-0.5, key[targets]).softmax(-1)
+        return torch.einsum("dhl,dlhc->dhc", weights, value[targets])
+
+    return way
+
+
 def exact(workload: Workload, inputs: Inputs) -> Way:
     """Whatever eager is for the workload."""
+    if "links" in workload.options:
+        return gathered(workload, inputs)
     return (masked if workload.options["side"] == "anchors" else per_cluster)(workload, inputs)
 
 
@@ -147,6 +176,16 @@ def tokens(name: str, direction: str, *goals: Goal, providers: tuple[str, ...] =
 def anchors(name: str, direction: str, clusters: int, *goals: Goal, **fields: Any) -> Workload:
     options = {"side": "anchors", "clusters": clusters, "providers": ("ours", MASKED, SDPA)}
     return Workload(name, direction, goals=goals, options=options, **{"seconds": 4.0, **fields})
+
+
+def linked(documents: int, direction: str, **fields: Any) -> Workload:
+    options = {"side": "anchors", "documents": documents, "links": 5, "providers": ("ours", GATHERED)}
+    return Workload(
+        f"anchors of one cluster of {documents:,}, 5 links each",
+        direction,
+        options=options,
+        **{"seconds": 1.0, **fields},
+    )
 
 
 PACKED = "8 clusters x 10 documents x 64 tokens"
@@ -179,11 +218,17 @@ SUITE = register(
                         scaling="clusters")
                 for count in (10, 50, 250, 1000)
             ),
+            *(
+                linked(count, direction, curve="linked anchors over documents", scaling="documents")
+                for direction in (FORWARD, BOTH)
+                for count in (1_250, 2_500, 5_000, 10_000)
+            ),
         ),
         {
             "ours": Provider(ours, "ours"),
             CLUSTERS: Provider(per_cluster, "eager"),
             MASKED: Provider(masked, "eager"),
+            GATHERED: Provider(gathered, "eager"),
             DENSE: Provider(dense),
             FLEX: Provider(flex, backward=False, compiles=True),
             SDPA: Provider(padded_sdpa),
