@@ -12,7 +12,16 @@ from rich.table import Table
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.errors import UserError
 from spanbert_kernels.cli.terminal import Console, say, warn
-from spanbert_kernels.cli.training_options import COUNT, MOST, Number, options_of, require, training_options
+from spanbert_kernels.cli.training_options import (
+    COUNT,
+    MOST,
+    Number,
+    data_in_words,
+    options_of,
+    require,
+    training_options,
+)
+from spanbert_kernels.data.counts import left_out, took
 
 
 @click.command()
@@ -43,12 +52,17 @@ def pretrain(
     require("accelerate")
     from spanbert_kernels.cli.collecting import collect
 
-    collection = collect(paths)
-    for path, reason in [*collection.skipped, *collection.faults]:
-        warn(f"{formatting.path(path)} {reason}")
-    texts = [document.text for document in collection.documents]
-    if not texts:
-        raise UserError("no document to train on")
+    with data_in_words():
+        collection = collect(paths)
+        for path, reason in [*collection.skipped, *collection.faults]:
+            warn(f"{formatting.path(path)} {reason}")
+        texts = [document.text for document in collection.documents]
+        took("document", len(texts))
+        left_out("document", "met before", collection.duplicates)
+        left_out("file", "that cannot be read", len(collection.skipped))
+        left_out("file", "that is no document", len(collection.passed_over))
+        if not texts:
+            raise UserError("no document to train on")
     from spanbert_kernels import SpanBERTForPreTraining
     from spanbert_kernels.models import load_released_heads
     from spanbert_kernels.tasks.pretraining import pretrain as run
@@ -62,7 +76,8 @@ def pretrain(
     model = start.build(SpanBERTForPreTraining, tokenizer, options.seed, **fields)
     if heads is not None:
         load_released_heads(model, heads)
-    training = run(model, tokenizer, train, test, options, length)
+    with data_in_words():
+        training = run(model, tokenizer, train, test, options, length)
     _show(training.log, Console(highlight=False))
     paths_taken = ", ".join(f"{name} ({calls:,} calls)" for name, calls in training.paths.items())
     say(f"Ran: {paths_taken or 'the original path'}. Model: {formatting.path(options.output)}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
+from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, recording, took
 from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.related import read_relations
@@ -86,9 +86,11 @@ def _of_folder(folder: Path, relations: bool) -> list[RelatedCluster]:
 
 
 def warn_of_unknown_relations(source: Source, labels: Sequence[str]) -> None:
-    """One warning for the relations of the folders that are not among `labels`."""
+    """One warning for the relations of the folders that are not among `labels`, of which the first is none."""
     paths = [folder / RELATIONS for folder in paths_of(source)]
-    warn_of_unknown(((kind, path, line) for path in paths for line, kind in read_relations(path).values()), labels)
+    with recording():  # its own numbers: they were counted where the folder was read
+        rows = [(kind, path, line) for path in paths for line, kind in read_relations(path).values()]
+    warn_of_unknown((row for row in rows if row[0] != NO_RELATION), labels[1:])
 
 
 def labels_of_clusters(clusters: Sequence[RelatedCluster]) -> list[str]:

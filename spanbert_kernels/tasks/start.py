@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_kernels.data.faults import DataWarning
+from spanbert_kernels.data.faults import warn
 from spanbert_kernels.models import SpanBERTConfig, SpanBERTTokenizer
 from spanbert_kernels.models.checkpoints import what_would_work
 from spanbert_kernels.models.damage import CannotLoad, loading
@@ -116,22 +115,33 @@ class Start:
             vocabulary = self.vocabulary or "its vocabulary"
             raise ValueError(f"{self.model} knows {config.vocab_size:,} entries, but {vocabulary} has {rows:,}")
         before, wanted = (dict(labels) for labels in (config.id2label, fields.get("id2label", config.id2label)))
-        same_task = trained_for(config) == kind.__name__.removeprefix("Span")
-        if before == wanted and (same_task or "id2label" not in fields):
+        if trained_for(config) != kind.__name__.removeprefix("Span"):
+            return self._from_another_task(kind, config, seed, fields)
+        if before == wanted:
             return kind.from_pretrained(self.model, **fields)
-        trained, loading = kind.from_pretrained(self.model, output_loading_info=True)
-        head = head_of(kind, config)
+        warn(
+            f"{self.model} was trained for the labels {listed(before.values())}: "
+            f"it gets a new head for {listed(wanted.values())}"
+        )
+        return self._with_new_head(kind, kind.from_pretrained(self.model), head_of(kind, config), seed, fields)
+
+    def _from_another_task(self, kind: Any, config: Any, seed: int, fields: dict[str, Any]) -> Any:
+        """All that fits of a model of another class, or of an encoder alone; but for its head, whose labels differ."""
+        trained, found = kind.from_pretrained(self.model, ignore_mismatched_sizes=True, output_loading_info=True)
+        head = head_of(kind, config) - set(found["missing_keys"]) if "id2label" in fields else set()
+        new = head | {name for name, *_ in found["mismatched_keys"]}
+        if not new:
+            torch.manual_seed(seed)
+            return kind.from_pretrained(self.model, **fields)
+        warn(f"{self.model} was trained for another task: {', '.join(sorted(new))} begin anew")
+        return self._with_new_head(kind, trained, new, seed, fields)
+
+    def _with_new_head(self, kind: Any, trained: Any, head: set[str], seed: int, fields: dict[str, Any]) -> Any:
+        """A model as the fields say with the parameters of `trained`, but for those named in `head`."""
         torch.manual_seed(seed)
-        if head <= set(loading["missing_keys"]):
-            return kind.from_pretrained(self.model, **fields)
         model = kind(kind.config_class.from_pretrained(self.model, **fields))
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        kept = {name: tensor for name, tensor in trained.state_dict().items() if shapes.get(name) == tensor.shape}
-        model.load_state_dict({name: tensor for name, tensor in kept.items() if name not in head}, strict=False)
-        task = f"the labels {listed(before.values())}" if same_task else "another task"
-        warnings.warn(
-            f"{self.model} was trained for {task}: it gets a new head for {listed(wanted.values())}",
-            DataWarning,
-            stacklevel=3,
-        )
+        kept = {name: tensor for name, tensor in trained.state_dict().items() if name not in head}
+        fitting = {name: tensor for name, tensor in kept.items() if shapes.get(name) == tensor.shape}
+        model.load_state_dict(fitting, strict=False)
         return model

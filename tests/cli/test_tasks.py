@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,9 +86,15 @@ def test_pretrain(run: Run, write: Write) -> None:
     folder = write("texts/a.txt", "The harbour master closed the gate . " * 12).parent
     for name in "bcdefghij":
         write(f"texts/{name}.txt", f"Nobody had told {name} of the ferry , which waited . " * 10)
+    write("texts/z.txt", "Nobody had told b of the ferry , which waited . " * 10)
+    write("texts/code.py", "print()")
+    write("texts/empty.txt", "")
     steps = ("--steps", "6", "--evaluate-steps", "3", "--length", "32")
     result = run("pretrain", folder, "--output", "model", *steps, *TINY)
     assert result.exit_code == 0, result.output
+    left = "1 document (met before), 1 file (that cannot be read), 1 file (that is no document)"
+    assert f"\nData: took 10 documents; left out {left}\n" in result.stderr
+    assert re.search(r"^Training data: took 9 documents, \d+ blocks\nTest data: took 1 document, ", result.stderr, re.M)
     assert "held-out MLM" in result.output
     assert "packed-training (6 calls)" in result.output
     result = run("pretrain", folder, "--output", "more", "--model", "model", *steps, "--backend", "eager")

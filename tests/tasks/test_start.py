@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from spanbert_kernels import (
+    SpanBERTForCoreference,
     SpanBERTForDependencyParsing,
     SpanBERTForQuestionAnswering,
     SpanBERTForRelations,
@@ -127,11 +129,35 @@ def test_a_head_of_another_task_is_not_taken(checkpoint: Callable[..., Start]) -
     """Token and sequence classification call it by the same name."""
     start = checkpoint(SpanBERTForTokenClassification, ["x", "y"])
     model, heard = built(start, SpanBERTForSequenceClassification, ["x", "y"])
-    assert heard == [f"{start.model} was trained for another task: it gets a new head for x, y"]
+    names = "classifier.bias, classifier.weight"
+    assert heard == [f"{start.model} was trained for another task: {names} begin anew"]
     old = SpanBERTForTokenClassification.from_pretrained(start.model)
     assert not torch.equal(model.classifier.weight, old.classifier.weight)
     words = "bert.embeddings.word_embeddings.weight"
     assert torch.equal(model.state_dict()[words], old.state_dict()[words])
+
+
+@pytest.mark.parametrize(
+    ("before", "kind", "new"),
+    [
+        (SpanBERTForRelations, SpanBERTForCoreference, "distances.weight"),
+        (SpanBERTForCoreference, SpanBERTForRelations, "distances.weight"),
+        (SpanBERTForRelations, SpanBERTForDependencyParsing, ""),
+        (SpanBERTForQuestionAnswering, SpanBERTForCoreference, None),
+    ],
+)
+def test_what_fits_of_another_task_is_taken(
+    checkpoint: Callable[..., Start], before: Any, kind: Any, new: str | None
+) -> None:
+    """Relations and coreference call other things by the same names."""
+    start = checkpoint(before)
+    model, heard = built(start, kind)
+    if new is None:
+        assert heard == []
+    else:
+        assert re.fullmatch(rf".* was trained for another task: .*{new}.* begin anew", heard[0])
+    old = before.from_pretrained(start.model).state_dict()
+    assert all(torch.equal(tensor, old[name]) for name, tensor in model.bert.state_dict(prefix="bert.").items())
 
 
 def test_an_encoder_gets_its_head_in_silence(checkpoint: Callable[..., Start]) -> None:
