@@ -85,7 +85,7 @@ def _mentions(path: Path, tokens: Sequence[Token], header: tuple[str, ...]) -> t
                     raise DataFault(path, token.line, f"{part[0]!r} closes a mention that is not open")
                 first, kind, _ = opened[entity].pop()
                 if _PART.search(entity):
-                    left_out("part of a mention", "discontinuous")
+                    left_out("part", "of a discontinuous mention")
                 elif first >= words:
                     left_out("mention", "of an empty node alone")
                 else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +63,27 @@ def _documents(path: Path, labels: bool) -> list[LabelledDocument]:
         text, label, cluster = (fields.get(name) for name in ("text", "label", "cluster"))
         if not isinstance(text, str) or not text.strip():
             raise DataFault(path, line, f"a text is wanted, got {text!r}{_seen(fields, 'text')}")
-        if labels and (label is None or not str(label).strip()):
+        name = _name("label", label, path, line) if labels else None
+        if labels and name is None:
             raise DataFault(path, line, f"a label is wanted, got {label!r}{_seen(fields, 'label')}")
-        alone = cluster is None or not str(cluster).strip()
-        documents.append(LabelledDocument(text, str(label), None if alone else str(cluster), path, line))
+        documents.append(LabelledDocument(text, name or "", _name("cluster", cluster, path, line), path, line))
     return documents
+
+
+def _name(what: str, value: Any, path: Path, line: int) -> str | None:
+    """A label or a cluster as text, numbers and truth as JSON spells them, 2.0 as 2; None where there is none.
+
+    Raises:
+        DataFault: a list, an object or a number that is none.
+    """
+    if value is None or isinstance(value, str):
+        return value if value and value.strip() else None
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return str(int(value)) if value == int(value) else str(value)
+    kind = "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else "no number"
+    raise DataFault(path, line, f"a {what} is one text or number, got {kind}: {str(value)[:60]}")
 
 
 def _seen(fields: dict[str, Any], name: str) -> str:

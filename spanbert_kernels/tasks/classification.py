@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from spanbert_kernels.data.counts import TEST, TRAINING, counting, took
 from spanbert_kernels.data.counts import cut as cut_short
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
-from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.sources import Source, name_of
 from spanbert_kernels.models import SpanBERTForSequenceClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -202,12 +204,14 @@ def majority(train_on: Sequence[LabelledDocument], documents: Sequence[LabelledD
 def _train_files(
     data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    documents = some(read_labelled(data), data)
-    held_out = some(read_labelled(test), test) if test is not None else []
+    documents = read(read_labelled, data, TRAINING)
+    held_out = read(read_labelled, test, TEST)
     tokenizer = start.tokenizer(document.text for document in documents)
     labels = sorted({document.label for document in documents})
     if len(labels) == 1:
-        raise ValueError(f"{data}: all documents have the label {labels[0]}, so there is nothing to tell apart")
+        raise ValueError(
+            f"{name_of(data)}: all documents have the label {labels[0]}, so there is nothing to tell apart"
+        )
     fields = {
         **label_fields(labels),
         "problem_type": "single_label_classification",
@@ -226,12 +230,12 @@ def _load(folder: Path) -> tuple[SpanBERTForSequenceClassification, PreTrainedTo
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), some(read_labelled(data), data), backend)
+    return evaluate(*_load(folder), read(read_labelled, data, TEST), backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a document: its label, the label's probability, the text."""
-    documents = read_labelled(data, labels=False)
+    documents = read_to_predict(partial(read_labelled, labels=False), data, "document")
     lines = Lines(document.path for document in documents)
     for document, (label, chance) in zip(documents, classify(*_load(folder), documents, backend), strict=True):
         yield lines.record(document.path, label=label, probability=round(chance, 4), text=document.text)

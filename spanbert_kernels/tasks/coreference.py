@@ -16,13 +16,14 @@ from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.counts import TEST, TRAINING, counting
 from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.faults import warn
-from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.coreference_scores import f1_scores
 from spanbert_kernels.tasks.mentions import count_mentions, first_of_words
 from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -275,8 +276,8 @@ def singletons(documents: Sequence[MarkedDocument], found: Sequence[set[Entity]]
 def _train_files(
     data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    documents = some(read_marked(data), data)
-    held_out = some(read_marked(test), test) if test is not None else []
+    documents = read(read_marked, data, TRAINING)
+    held_out = read(read_marked, test, TEST)
     tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
     model = start.build(SpanBERTForCoreference, tokenizer, options.seed)
     training = train(model, tokenizer, documents, options, spans)
@@ -292,12 +293,12 @@ def _load(folder: Path) -> tuple[SpanBERTForCoreference, PreTrainedTokenizerBase
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), some(read_marked(data), data), backend)
+    return evaluate(*_load(folder), read(read_marked, data, TEST), backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a document: its words, and its entities as lists of [first, last, text]."""
-    documents = read_documents(data)
+    documents = read_to_predict(read_documents, data, "document")
     lines = Lines(document.path for document in documents)
     names = [{"document": document.name} if len(documents) > 1 else {} for document in documents]
     for document, name, entities in zip(documents, names, resolve(*_load(folder), documents, backend), strict=True):

@@ -15,13 +15,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
+from spanbert_kernels.data.counts import TEST, TRAINING, took
 from spanbert_kernels.data.entities import read_marked
-from spanbert_kernels.data.sources import Source, paths_of, some
+from spanbert_kernels.data.sources import Source, paths_of
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.coreference import Entity
 from spanbert_kernels.tasks.mentions import first_of_words
+from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -160,8 +162,8 @@ def evaluate(
 def _train_files(
     data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    clusters = clusters_of(some(read_marked(data), data))
-    held_out = clusters_of(some(read_marked(test), test)) if test is not None else []
+    clusters = clusters_of(read(read_marked, data, TRAINING))
+    held_out = clusters_of(read(read_marked, test, TEST))
     tokenizer = start.tokenizer(" ".join(document.words) for cluster in clusters for document in cluster)
     model = start.build(SpanBERTForCoreference, tokenizer, options.seed, **cross_document_fields(start.layers()))
     training = train(model, tokenizer, clusters, options, spans)
@@ -178,7 +180,7 @@ def _load(folder: Path) -> tuple[SpanBERTForCoreference, PreTrainedTokenizerBase
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), clusters_of(some(read_marked(data), data)), backend)
+    return evaluate(*_load(folder), clusters_of(read(read_marked, data, TEST)), backend)
 
 
 def read_clusters(source: Source) -> list[Cluster]:
@@ -202,7 +204,8 @@ def read_clusters(source: Source) -> list[Cluster]:
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object an entity: its mentions as lists of [document, first, last, text]."""
-    clusters = read_clusters(data)
+    clusters = read_to_predict(read_clusters, data)
+    took("document", sum(map(len, clusters)))
     for cluster, found in zip(clusters, resolve(*_load(folder), clusters, backend), strict=True):
         starts = np.cumsum([0, *(len(document.words) for document in cluster)]).tolist()
         for entity in sorted(sorted(each) for each in found):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.counts import TEST, TRAINING, counting
 from spanbert_kernels.data.entities import read_nested
 from spanbert_kernels.data.faults import DataFault, warn
-from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForSpanClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.mentions import count_mentions, first_of_words
 from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -242,8 +244,8 @@ def dictionary(train_on: Iterable[MarkedDocument], documents: Sequence[MarkedDoc
 def _train_files(
     data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    documents = some(read_nested(data), data)
-    held_out = some(read_nested(test), test) if test is not None else []
+    documents = read(read_nested, data, TRAINING)
+    held_out = read(read_nested, test, TEST)
     tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
     fields = label_fields(labels_of_documents(documents))
     model = start.build(SpanBERTForSpanClassification, tokenizer, options.seed, **fields)
@@ -259,12 +261,12 @@ def _load(folder: Path) -> tuple[SpanBERTForSpanClassification, PreTrainedTokeni
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), some(read_nested(data), data), backend)
+    return evaluate(*_load(folder), read(read_nested, data, TEST), backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a document, a line of plain text: its words, and its mentions as [first, last, type]."""
-    documents = read_documents(data, by_line=True)
+    documents = read_to_predict(partial(read_documents, by_line=True), data, "document")
     lines = Lines(document.path for document in documents)
     for document, mentions in zip(documents, find(*_load(folder), documents, backend), strict=True):
         yield lines.record(document.path, words=document.words, mentions=sorted(mentions))

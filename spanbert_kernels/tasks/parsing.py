@@ -16,12 +16,13 @@ from ufal.chu_liu_edmonds import chu_liu_edmonds
 from spanbert_kernels.data.conllu import ParsedSentence, read_trees, write_tree
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.words import read_sentences
 from spanbert_kernels.models import SpanBERTForDependencyParsing, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unknown
 from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -209,8 +210,8 @@ def left_neighbour(train_on: Iterable[ParsedSentence], sentences: Sequence[Parse
 def _train_files(
     data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    sentences = some(read_trees(data), data)
-    held_out = some(read_trees(test), test) if test is not None else []
+    sentences = read(read_trees, data, TRAINING)
+    held_out = read(read_trees, test, TEST)
     tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
     fields = label_fields(sorted({relation for sentence in sentences for relation in sentence.relations}))
     model = start.build(SpanBERTForDependencyParsing, tokenizer, options.seed, **fields)
@@ -227,12 +228,12 @@ def _load(folder: Path) -> tuple[SpanBERTForDependencyParsing, PreTrainedTokeniz
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), some(read_trees(data), data), backend)
+    return evaluate(*_load(folder), read(read_trees, data, TEST), backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """CoNLL-U, a sentence after the other."""
-    sentences = [_bare(each.words, "_", each.path, each.line) for each in read_sentences(data)]
+    sentences = [_bare(each.words, "_", each.path, each.line) for each in read_to_predict(read_sentences, data)]
     lines = Lines(sentence.path for sentence in sentences)
     for sentence, tree in zip(sentences, parse(*_load(folder), sentences, backend), strict=True):
         yield "\n".join([*lines.comments(sentence.path), write_tree(sentence.words, *tree)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from transformers import PreTrainedTokenizerBase
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
 from spanbert_kernels.data.counts import cut as cut_short
 from spanbert_kernels.data.faults import DataWarning
-from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.squad import Question, read_questions
 from spanbert_kernels.models import SpanBERTForQuestionAnswering, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -254,8 +256,8 @@ def whole_text(questions: Sequence[Question]) -> Scores:
 def _train_files(
     data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    questions = some(read_questions(data), data)
-    held_out = some(read_questions(test), test) if test is not None else []
+    questions = read(read_questions, data, TRAINING)
+    held_out = read(read_questions, test, TEST)
     tokenizer = start.tokenizer(text for question in questions for text in (question.question, question.context))
     model = start.build(SpanBERTForQuestionAnswering, tokenizer, options.seed, num_labels=ENDS)
     training = train(model, tokenizer, questions, options, spans)
@@ -270,12 +272,12 @@ def _load(folder: Path) -> tuple[SpanBERTForQuestionAnswering, PreTrainedTokeniz
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), some(read_questions(data), data), backend)
+    return evaluate(*_load(folder), read(read_questions, data, TEST), backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a question: its id and the answer."""
-    questions = read_questions(data, answers=False)
+    questions = read_to_predict(partial(read_questions, answers=False), data, "question")
     lines = Lines(question.path for question in questions)
     for question, text in zip(questions, answer(*_load(folder), questions, backend), strict=True):
         yield lines.record(question.path, id=question.id, answer=text)

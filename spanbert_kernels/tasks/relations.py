@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, rec
 from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.related import read_relations
-from spanbert_kernels.data.sources import Source, paths_of, some
+from spanbert_kernels.data.sources import Source, paths_of
 from spanbert_kernels.models import SpanBERTForRelations, SpanBERTTokenizer
 from spanbert_kernels.tasks import coreference, cross_document_coreference
 from spanbert_kernels.tasks.batches import outputs
@@ -28,6 +29,7 @@ from spanbert_kernels.tasks.cross_document_coreference import Cluster, clusters_
 from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unknown
 from spanbert_kernels.tasks.mentions import count_mentions
 from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -271,10 +273,8 @@ def neighbours(train_on: Sequence[RelatedCluster], clusters: Sequence[RelatedClu
 def _train_files(
     data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    with counting(TRAINING):
-        clusters = some(read_related(data), data)
-    with counting(TEST):
-        held_out = some(read_related(test), test) if test is not None else []
+    clusters = read(read_related, data, TRAINING)
+    held_out = read(read_related, test, TEST)
     documents = [document for cluster in clusters for document in cluster.documents]
     tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
     labels = labels_of_clusters(clusters)
@@ -296,15 +296,15 @@ def _load(folder: Path) -> tuple[SpanBERTForRelations, PreTrainedTokenizerBase]:
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
     model, tokenizer = _load(folder)
-    with counting(TEST):
-        clusters = some(read_related(data), data)
+    clusters = read(read_related, data, TEST)
     warn_of_unknown_relations(data, labels_of(model))
     return evaluate(model, tokenizer, clusters, backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a relation of entities that `documents.conll` in a folder marks: entities, name, probability."""
-    clusters = read_related(data, relations=False)
+    clusters = read_to_predict(partial(read_related, relations=False), data)
+    took("document", sum(len(cluster.documents) for cluster in clusters))
     lines = Lines(cluster.documents[0].path for cluster in clusters)
     for cluster, found in zip(clusters, relate(*_load(folder), clusters, backend), strict=True):
         for (first, second, kind), chance in sorted(found.items()):

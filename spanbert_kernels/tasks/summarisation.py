@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from spanbert_kernels.data.counts import TEST, counting
+from spanbert_kernels.data.counts import TEST, TRAINING, counting
 from spanbert_kernels.data.parallel import Pair
-from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.tasks import generation
 from spanbert_kernels.tasks.generation import Generator
 from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -51,8 +53,8 @@ def evaluate(generator: Generator, pairs: Sequence[Pair], backend: str = "auto")
 def _train_files(
     data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    pairs = some(read_summarised(data), data)
-    held_out = some(read_summarised(test), test) if test is not None else []
+    pairs = read(read_summarised, data, TRAINING)
+    held_out = read(read_summarised, test, TEST)
     tokenizer = start.tokenizer(text for pair in pairs for text in (pair.source, *pair.targets))
     generator = Generator.build(start, tokenizer, tokenizer, options.seed, pairs)
     training = generation.train(generator, pairs, options, spans, LABEL_SMOOTHING)
@@ -63,12 +65,12 @@ def _train_files(
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(Generator.load(folder), some(read_summarised(data), data), backend)
+    return evaluate(Generator.load(folder), read(read_summarised, data, TEST), backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a document: its summary."""
-    pairs = read_summarised(data, targets=False)
+    pairs = read_to_predict(partial(read_summarised, targets=False), data, "text")
     lines = Lines(pair.path for pair in pairs)
     found = generation.write(Generator.load(folder), [pair.source for pair in pairs], LENGTH, backend)
     for pair, text in zip(pairs, found, strict=True):

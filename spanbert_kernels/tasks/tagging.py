@@ -17,12 +17,13 @@ from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, took
 from spanbert_kernels.data.entities import read_tagged
 from spanbert_kernels.data.faults import DataFault, warn
-from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.words import read_sentences
 from spanbert_kernels.models import SpanBERTForTokenClassification, SpanBERTTokenizer
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -209,8 +210,8 @@ def majority(train_on: Sequence[TaggedSentence], sentences: Sequence[TaggedSente
 def _train_files(
     data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    sentences = some(read_tagged(data), data)
-    held_out = some(read_tagged(test), test) if test is not None else []
+    sentences = read(read_tagged, data, TRAINING)
+    held_out = read(read_tagged, test, TEST)
     tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
     fields = label_fields(labels_of_sentences(sentences))
     model = start.build(SpanBERTForTokenClassification, tokenizer, options.seed, **fields)
@@ -227,12 +228,12 @@ def _load(folder: Path) -> tuple[SpanBERTForTokenClassification, PreTrainedToken
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), some(read_tagged(data), data), backend)
+    return evaluate(*_load(folder), read(read_tagged, data, TEST), backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A word and its label a line, an empty line after each sentence."""
-    sentences = read_sentences(data)
+    sentences = read_to_predict(read_sentences, data, "sentence")
     lines = Lines(sentence.path for sentence in sentences)
     for sentence, labels in zip(sentences, tag(*_load(folder), sentences, backend=backend), strict=True):
         yield from lines.comments(sentence.path)

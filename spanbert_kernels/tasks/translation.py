@@ -8,12 +8,13 @@ from pathlib import Path
 
 from sacrebleu import corpus_bleu, corpus_chrf
 
-from spanbert_kernels.data.counts import TEST, counting
+from spanbert_kernels.data.counts import TEST, TRAINING, counting
 from spanbert_kernels.data.parallel import Pair, read_aligned, read_sources
-from spanbert_kernels.data.sources import Source, some
+from spanbert_kernels.data.sources import Source
 from spanbert_kernels.tasks import generation
 from spanbert_kernels.tasks.generation import Generator
 from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
@@ -50,8 +51,8 @@ def evaluate(generator: Generator, pairs: Sequence[Pair], backend: str = "auto")
 def _train_files(
     data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
 ) -> Outcome:
-    pairs = some(read_aligned(data), data)
-    held_out = some(read_aligned(test), test) if test is not None else []
+    pairs = read(read_aligned, data, TRAINING)
+    held_out = read(read_aligned, test, TEST)
     tokenizer = start.tokenizer(pair.source for pair in pairs)
     target = train_tokenizer((pair.targets[0] for pair in pairs), start.vocabulary_size)
     generator = Generator.build(start, tokenizer, target, options.seed, pairs)
@@ -63,12 +64,12 @@ def _train_files(
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(Generator.load(folder), some(read_aligned(data), data), backend)
+    return evaluate(Generator.load(folder), read(read_aligned, data, TEST), backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a line: its translation."""
-    pairs = read_sources(data)
+    pairs = read_to_predict(read_sources, data, "text")
     lines = Lines(pair.path for pair in pairs)
     found = generation.write(Generator.load(folder), [pair.source for pair in pairs], backend=backend)
     for pair, text in zip(pairs, found, strict=True):

@@ -20,6 +20,32 @@ def test_json_lines(tmp_path: Path) -> None:
     assert read(tmp_path / "a.jsonl", text) == [("Good.", "positive", "3", 1), ("Bad.", "0", None, 3)]
 
 
+def test_labels_are_one_thing_each(tmp_path: Path) -> None:
+    """Numbers and truth are as JSON spells them, whichever way a number was written."""
+    values = ["1", "1.0", "2.5", "true", "false", '"none"', '"O"', '"1"', "-0", "1e3"]
+    rows = "".join(f'{{"text": "a", "label": {value}, "cluster": {value}}}\n' for value in values)
+    found = read(tmp_path / "a.jsonl", rows)
+    wanted = ["1", "1", "2.5", "true", "false", "none", "O", "1", "0", "1000"]
+    assert [label for _, label, _, _ in found] == [cluster for _, _, cluster, _ in found] == wanted
+
+
+@pytest.mark.parametrize("field", ["label", "cluster"])
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        ('["x", "y"]', r"a list: \['x', 'y'\]"),
+        ("[]", r"a list: \[\]"),
+        ('{"x": 1}', "an object: {'x': 1}"),
+        ("-1e400", "no number: -inf"),
+    ],
+)
+def test_lists_are_no_labels(tmp_path: Path, field: str, value: str, seen: str) -> None:
+    fields = {"label": '"x"', field: value}
+    row = ", ".join(f'"{name}": {each}' for name, each in fields.items())
+    with pytest.raises(DataFault, match=rf"a\.jsonl, line 1: a {field} is one text or number, got {seen}"):
+        read(tmp_path / "a.jsonl", f'{{"text": "a", {row}}}\n')
+
+
 def test_a_table_without_a_header_and_with_quotes(tmp_path: Path) -> None:
     text = 't1;negative;"No; ""never""\nagain"\r\nt2;positive;Yes, please\r\n'
     assert read(tmp_path / "a.csv", text) == [

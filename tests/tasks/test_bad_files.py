@@ -43,6 +43,10 @@ def test_a_file_without_anything(tmp_path: Path, name: str, monkeypatch: pytest.
     monkeypatch.setattr("spanbert_kernels.tasks.generation.Generator.load", lambda folder: None)
     with pytest.raises(ValueError, match=reason):
         task.evaluate(tmp_path, path, "auto")
+    with pytest.raises(
+        ValueError, match=rf"{path.name}(: there is nothing to predict for|, line 1: there are no words)"
+    ):
+        list(task.predict(tmp_path, path, "auto"))
     assert not (tmp_path / "model").exists()
 
 
@@ -78,7 +82,7 @@ def test_an_empty_cell_is_no_cluster(tmp_path: Path) -> None:
 def test_one_label_alone(tmp_path: Path) -> None:
     """Transformers would fit a number to it."""
     data = written(tmp_path / "a.jsonl", '{"text": "a", "label": "x"}\n' * 3)
-    with pytest.raises(ValueError, match=r"a\.jsonl: all documents have the label x, so there is nothing"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: all documents have the label x, so there is nothing to"):
         load("classification").train(data, None, Start(size="tiny"), TrainingOptions(tmp_path / "model"), None)
 
 
@@ -114,10 +118,12 @@ def test_a_model_of_another_task_is_not_used(tmp_path: Path, tagger: Path, name:
     """Its head would be drawn at random. Generators have a class of transformers' own."""
     data = {
         "classification": '{"text": "a", "label": "x"}\n',
-        "question_answering": '{"data": []}',
+        "question_answering": json.dumps(
+            {"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "1", "question": "b", "answers": []}]}]}]}
+        ),
         "summarisation": '{"source": "a", "target": "b"}\n',
     }
-    written(tmp_path / "documents.conll", "")
+    written(tmp_path / "documents.conll", "# begin document a\nAnna\t(1)\n")
     path = written(tmp_path / EMPTY.get(name, "a.txt"), data.get(name, "Anna left\n"))
     with pytest.raises(ValueError, match=r"holds SpanBERTForTokenClassification, not .*: train it for this task first"):
         list(load(name).predict(tagger, tmp_path if name == "relations" else path, "auto"))
