@@ -42,7 +42,7 @@ def sniff(text: str) -> str:
     lines = [line for line in lines_of(text)[:SNIFFED_LINES] if not is_blank(line)]
     if not lines:
         return PLAIN
-    if _JSON.match(lines[0]):
+    if _JSON.match(text):
         return JSON
     if any(map(BEGIN.match, lines)) or lines[0].startswith(DOCSTART):
         return CONLL

@@ -104,7 +104,7 @@ def _csv_rows(path: Path, content: str, delimiter: str) -> Rows:
                 raise DataFault(path, begin, f"quotes do not match in a row that begins here ({error})") from None
             if row is None:
                 return found
-            if row:
+            if row and not (len(row) == 1 and is_blank(row[0])):
                 found.append((begin, row))
             begin = rows.line_num + 1
 
