@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.errors import UserError
-from spanbert_kernels.cli.files import check_apart, check_output, write
+from spanbert_kernels.cli.files import PATH, check_apart, check_output, write
 from spanbert_kernels.cli.terminal import Console
 from spanbert_kernels.cli.training_options import COUNT, MOST, SEED, THREADS
 
@@ -28,7 +28,7 @@ OUT_OF_TOLERANCE = 1  # exit code; 2 is for what the user can put right
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[PATH ...]")
+@click.argument("paths", nargs=-1, type=PATH, metavar="[PATH ...]")
 @click.option(
     "--model", help="Folder, hub name, spanbert-base or spanbert-large; by default random weights of base size."
 )
@@ -46,10 +46,10 @@ OUT_OF_TOLERANCE = 1  # exit code; 2 is for what the user can put right
     "--output",
     default="spanbert-report.html",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Where the report goes.",
 )
-@click.option("--json", "results", type=click.Path(path_type=Path), help="Where the numbers go, as JSON; else nowhere.")
+@click.option("--json", "results", type=PATH, help="Where the numbers go, as JSON; else nowhere.")
 @click.pass_context
 def demo(
     context: click.Context,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import check_output, write
+from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.cli.training_options import COUNT, data_in_words, require, watched
 from spanbert_kernels.tasks import atomic
@@ -30,13 +30,13 @@ PICTURED = 12  # clusters, mentions or documents in the picture, which a page of
 
 @click.command()
 @click.argument("task", type=click.Choice(list(LIBRARIES)))
-@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="The folder that train wrote.")
+@click.argument("data", nargs=-1, required=True, type=PATH)
+@click.option("--model", required=True, type=PATH, help="The folder that train wrote.")
 @click.option(
     "--output",
     default="explanation.html",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The page, or with a name in .png the picture.",
 )
 @click.option("--limit", default=100, show_default=True, type=COUNT, help="Clusters or mentions at most.")

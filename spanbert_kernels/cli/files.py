@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import click
+
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.errors import UserError
 from spanbert_kernels.tasks import atomic
+
+PATH = click.Path(path_type=Path, readable=False)  # who reads it says better why it cannot be read
 
 
 def check_output(what: str, output: Path) -> None:

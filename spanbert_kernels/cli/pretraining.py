@@ -11,6 +11,7 @@ from rich.table import Table
 
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.errors import UserError
+from spanbert_kernels.cli.files import PATH
 from spanbert_kernels.cli.terminal import Console, say, warn
 from spanbert_kernels.cli.training_options import (
     COUNT,
@@ -25,13 +26,13 @@ from spanbert_kernels.data.counts import left_out, took
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH ...")
+@click.argument("paths", nargs=-1, required=True, type=PATH, metavar="PATH ...")
 @click.option("--length", default=128, show_default=True, type=click.IntRange(8, MOST), help="Tokens in a block.")
 @click.option("--held-out", default=0.1, show_default=True, type=Number(0, 0.9), help="Share of documents to test on.")
 @click.option("--evaluate-steps", type=COUNT, help="Batches between tests on the held-out documents.")
 @click.option(
     "--heads",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The released file with encoder and heads (model.pt of spanbert_large_with_head), instead of --model's.",
 )
 @training_options

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import check_output, write
+from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import Console, pour, say
 from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, require, training_options, watched
 
@@ -29,7 +29,6 @@ LIBRARIES = {  # what the tasks of tasks/task.py import, which would load PyTorc
     "summarisation": ("rouge_score",),
     "translation": ("sacrebleu",),
 }
-FILE = click.Path(path_type=Path)
 task_argument = click.argument("task", type=click.Choice(list(LIBRARIES)))
 backend_option = click.option("--backend", default="auto", show_default=True, type=click.Choice(["auto", "eager"]))
 
@@ -45,8 +44,8 @@ def _load(name: str) -> Task:
 
 @click.command()
 @task_argument
-@click.option("--data", required=True, multiple=True, type=FILE, help="A file or folder to train on; may be repeated.")
-@click.option("--test", multiple=True, type=FILE, help="One to score the result on; may be repeated.")
+@click.option("--data", required=True, multiple=True, type=PATH, help="A file or folder to train on; may be repeated.")
+@click.option("--test", multiple=True, type=PATH, help="One to score the result on; may be repeated.")
 @click.option("--span-length", type=COUNT, help="Train on one random span of so many tokens a document and step.")
 @click.option(
     "--crop",
@@ -97,8 +96,8 @@ def train(
 
 @click.command()
 @task_argument
-@click.option("--model", required=True, type=FILE, help="The folder that train wrote.")
-@click.option("--data", required=True, multiple=True, type=FILE, help="A file or folder to score on; may be repeated.")
+@click.option("--model", required=True, type=PATH, help="The folder that train wrote.")
+@click.option("--data", required=True, multiple=True, type=PATH, help="A file or folder to score on; may be repeated.")
 @backend_option
 def evaluate(task: str, model: Path, data: tuple[Path, ...], backend: str) -> None:
     """Score a trained model on files such as train takes.
@@ -116,9 +115,9 @@ def evaluate(task: str, model: Path, data: tuple[Path, ...], backend: str) -> No
 
 @click.command()
 @task_argument
-@click.argument("data", nargs=-1, required=True, type=FILE)
-@click.option("--model", required=True, type=FILE, help="The folder that train wrote.")
-@click.option("--output", type=FILE, help="Where the predictions go; by default to the terminal.")
+@click.argument("data", nargs=-1, required=True, type=PATH)
+@click.option("--model", required=True, type=PATH, help="The folder that train wrote.")
+@click.option("--output", type=PATH, help="Where the predictions go; by default to the terminal.")
 @backend_option
 def predict(task: str, data: tuple[Path, ...], model: Path, output: Path | None, backend: str) -> None:
     r"""Apply a trained model to DATA, files or folders: what train takes, whose labels are not looked at, or text.

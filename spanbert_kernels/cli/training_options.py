@@ -7,13 +7,12 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from spanbert_kernels.cli.errors import UserError
-from spanbert_kernels.cli.files import check_output_folder
+from spanbert_kernels.cli.files import PATH, check_output_folder
 from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.data.counts import recording
 
@@ -42,9 +41,9 @@ class Number(click.FloatRange):
 _OPTIONS = (
     click.option("--model", help="Begin with this checkpoint: a folder, hub name, spanbert-base or spanbert-large."),
     click.option("--size", default="small", show_default=True, type=click.Choice(SIZES), help="Of a new model."),
-    click.option("--vocabulary", type=click.Path(path_type=Path), help="A vocab.txt; by default made of the texts."),
+    click.option("--vocabulary", type=PATH, help="A vocab.txt; by default made of the texts."),
     click.option("--vocabulary-size", default=8000, show_default=True, type=COUNT, help="Of one that is made."),
-    click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for checkpoints and model."),
+    click.option("--output", required=True, type=PATH, help="Folder for checkpoints and model."),
     click.option("--epochs", default=3.0, show_default=True, type=Number(0, 1e6, min_open=True)),
     click.option("--steps", type=COUNT, help="Batches to train on, instead of epochs."),
     click.option("--batch-size", default=16, show_default=True, type=COUNT),

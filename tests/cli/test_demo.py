@@ -127,7 +127,7 @@ def test_unreadable_files_are_named_and_the_rest_is_done(run: Run, write: Write,
     assert result.exit_code == 0, result.output
     warnings = [line for line in result.stderr.splitlines() if line.startswith("Warning")]
     assert warnings[:3] == [
-        f"Warning: {tmp_path}/in/binary.txt is binary; skipped",
+        f"Warning: {tmp_path}/in/binary.txt is binary (character 0 is NUL); skipped",
         f"Warning: {tmp_path}/in/empty.txt is empty; skipped",
         f"Warning: {tmp_path}/missing.txt does not exist; skipped",
     ]
@@ -182,7 +182,7 @@ def test_none_left_gives_the_first_reasons(run: Run, write: Write, tmp_path: Pat
         write(f"in/{number}.txt", b"\0")
     result = run("demo", tmp_path / "in")
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"Error: no document to work on: {tmp_path}/in/0.txt is binary; ")
+    assert result.stderr.startswith(f"Error: no document to work on: {tmp_path}/in/0.txt is binary (character 0 is NUL); ")
     assert result.stderr.endswith("(and 2 more)\n")
     write("notes/README.md", "Nothing.")
     assert f"{tmp_path}/notes holds no documents" in run("demo", tmp_path / "notes").stderr

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.errors import INTERRUPTED, UserError
-from spanbert_kernels.cli.files import check_output, write
+from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import Console
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _OF_SPEED = ("processor", "cores", "vector instructions")  # of a machine
     "--output",
     default="spanbert-benchmarks.json",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Where the record goes.",
 )
 @click.option(

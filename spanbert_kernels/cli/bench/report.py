@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.files import check_output, write
+from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE ...")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE ...")
 @click.option(
     "--output",
     default="spanbert-benchmarks.html",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Where the page goes.",
 )
 def report(files: tuple[Path, ...], output: Path) -> None:
