@@ -182,7 +182,8 @@ def test_none_left_gives_the_first_reasons(run: Run, write: Write, tmp_path: Pat
         write(f"in/{number}.txt", b"\0")
     result = run("demo", tmp_path / "in")
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"Error: no document to work on: {tmp_path}/in/0.txt is binary (character 0 is NUL); ")
+    first = f"{tmp_path}/in/0.txt is binary (character 0 is NUL); "
+    assert result.stderr.startswith(f"Error: no document to work on: {first}")
     assert result.stderr.endswith("(and 2 more)\n")
     write("notes/README.md", "Nothing.")
     assert f"{tmp_path}/notes holds no documents" in run("demo", tmp_path / "notes").stderr
