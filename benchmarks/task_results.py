@@ -25,8 +25,10 @@ from rich.console import Console
 
 from spanbert_kernels import SpanBERTForPreTraining, SpanBERTForSequenceClassification
 from spanbert_kernels.cli.models import quiet_transformers
-from spanbert_kernels.data.conll_coref import read_marked
+from spanbert_kernels.data.conllu import read_sentences
+from spanbert_kernels.data.entities import read_marked, read_tagged
 from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
+from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.tasks import classification
 from spanbert_kernels.tasks.cross_document_coreference import clusters_of
 from spanbert_kernels.tasks.pretraining import MaskedBlocks, blocks_of, pretrain
@@ -74,7 +76,7 @@ def genres(data: Path, scratch: Path) -> Files:
     for part in ("train", "test"):
         pieces = []
         for path in sorted((data / "gum/dep" / part).glob("*.conllu")):
-            sentences = [line[9:].strip() for line in path.read_text().splitlines() if line.startswith("# text = ")]
+            sentences = [sentence.text() for sentence in read_sentences(path) if sentence.tokens]
             texts = (" ".join(sentences[i : i + 5]) for i in range(0, len(sentences), 5))
             pieces += [LabelledDocument(text, path.stem.split("_")[1], path.stem, path, 1) for text in texts]
         found.append(write_labelled(scratch / f"{part}.jsonl", pieces))
@@ -83,14 +85,10 @@ def genres(data: Path, scratch: Path) -> Files:
 
 def topics(data: Path, scratch: Path) -> Files:
     """The four topics of meantime; every third document is held out."""
-    words: dict[str, list[str]] = {}
-    for line in (data / "meantime/meantime.conll").read_text().splitlines():
-        columns = line.split("\t")
-        if len(columns) >= 4:
-            words.setdefault(columns[0], []).append(columns[3])
     parts: tuple[list[LabelledDocument], list[LabelledDocument]] = ([], [])
-    for number, (name, text) in enumerate(sorted(words.items())):
-        document = LabelledDocument(" ".join(text), name.split("/")[0], None, scratch, 1)
+    for number, each in enumerate(sorted(read_marked(data / "meantime/meantime.conll"), key=lambda each: each.name)):
+        topic = each.name.strip("(").split("/")[0]
+        document = LabelledDocument(" ".join(each.words), topic, None, scratch, 1)
         parts[number % 3 == 2].append(document)
     return write_labelled(scratch / "train.jsonl", parts[0]), write_labelled(scratch / "test.jsonl", parts[1])
 
@@ -151,16 +149,6 @@ def ntrex(language: str) -> Callable[[Path, Path], Files]:
     return files
 
 
-def trees(data: Path, scratch: Path) -> Files:
-    """The trees of gum, the files of a part as one."""
-    found = []
-    for part in ("train", "test"):
-        path = scratch / f"{part}.conllu"
-        path.write_text("\n".join(each.read_text() for each in sorted((data / "gum/dep" / part).glob("*.conllu"))))
-        found.append(path)
-    return found[0], found[1]
-
-
 def below(train: str, test: str) -> Callable[[Path, Path], Files]:
     """Files that are used as they are."""
     return lambda data, scratch: (data / train, data / test)
@@ -204,7 +192,7 @@ ROWS = {
     "translation-zh": RowOfTask("translation", "ntrex en-zh, split by document", ntrex("zho-CN"), "BLEU", training(15)),
     "translation-de": RowOfTask("translation", "ntrex en-de, split by document", ntrex("deu"), "BLEU", training(15)),
     "parsing-ewt": RowOfTask("parsing", "ewt", EWT, "LAS", training(15)),
-    "parsing-gum": RowOfTask("parsing", "gum", trees, "LAS", training(15)),
+    "parsing-gum": RowOfTask("parsing", "gum", below("gum/dep/train", "gum/dep/test"), "LAS", training(15)),
     "sentiment": RowOfTask("classification", "senti4sd", sentiment, "accuracy", training(6)),
     "sentiment-of-clusters": RowOfTask(
         "classification", "senti4sd, clusters of 4 by construction", sentiment_of_clusters, "accuracy", training(6, 8)
@@ -220,13 +208,13 @@ def texts_of(data: Path) -> list[str]:
     """Of the training parts of gum, ewt, scitldr, senti4sd and wnut17."""
     found = []
     for path in [*sorted((data / "gum/dep/train").glob("*.conllu")), data / "ewt/en_ewt-ud-train.part.conllu"]:
-        for block in path.read_text().split("# newdoc")[1:]:
-            found.append(" ".join(line[9:] for line in block.splitlines() if line.startswith("# text = ")))
-    lines = (data / "scitldr/train.jsonl").read_text().splitlines()
-    found += [" ".join(json.loads(line)["source"]) for line in lines]
+        for sentence in read_sentences(path):
+            if sentence.new_document is not None:
+                found.append("")
+            found[-1] = f"{found[-1]} {sentence.text()}".strip()
+    found += [pair.source for pair in read_summarised(data / "scitldr/train.jsonl", targets=False)]
     found += [document.text for document in read_labelled(data / "senti4sd/train3098itemPOLARITY.csv")]
-    sentences = (data / "wnut17/wnut17train.conll").read_text().replace("\r", "").split("\n\n")
-    found += [" ".join(row.split("\t")[0] for row in each.split("\n") if row.strip()) for each in sentences]
+    found += [" ".join(sentence.words) for sentence in read_tagged(data / "wnut17/wnut17train.conll")]
     return found
 
 

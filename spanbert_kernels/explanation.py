@@ -53,6 +53,8 @@ class ClusterExplanation:
 
     `words[i]` are document i's, with what follows each in the text; `word_shares[i] [W]` are their shares in what the
     token that the prediction is made of read in the last layer, a mean over heads, special tokens left out.
+
+    `files[i]` is the file that document i comes from.
     """
 
     texts: tuple[str, ...]
@@ -61,6 +63,7 @@ class ClusterExplanation:
     weights: dict[int, Shares]
     words: tuple[tuple[str, ...], ...]
     word_shares: tuple[Shares, ...]
+    files: tuple[str, ...] = ()
 
     def mean(self) -> NDArray[np.float32] | None:
         """Over layers and heads, `[D, D]`; None where documents do not see each other."""
@@ -148,7 +151,9 @@ def explain_classification(
             ),
             strict=True,
         )
-        found.append(ClusterExplanation(texts, predicted, tuple(best.values.tolist()), by_layer, words, shares))
+        files = tuple(str(document.path) for document in own)
+        chances = tuple(best.values.tolist())
+        found.append(ClusterExplanation(texts, predicted, chances, by_layer, words, shares, files))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from spanbert_kernels.cli.training_options import COUNT, data_in_words, require,
 from spanbert_kernels.tasks import atomic
 
 if TYPE_CHECKING:
+    from spanbert_kernels.data.conll_coref import MarkedDocument
     from spanbert_kernels.explanation import ClusterExplanation, SpanExplanation
 
 LIBRARIES = {  # what the tasks that can be explained import
@@ -97,13 +99,22 @@ def _explained(task: str, folder: Path, data: Sequence[Path]) -> tuple[list[Clus
         from spanbert_kernels.data.words import read_documents
         from spanbert_kernels.tasks.nested import _load as load_nested
 
-        return [], explanation.explain_nested(*load_nested(folder), read_documents(data, by_line=True))
+        return [], explanation.explain_nested(*load_nested(folder), _named(read_documents(data, by_line=True)))
     from spanbert_kernels.data.words import read_documents
     from spanbert_kernels.tasks import coreference, cross_document_coreference
 
-    across = task == "cross_document_coreference"
-    clusters = cross_document_coreference.read_clusters(data) if across else [(each,) for each in read_documents(data)]
+    if task == "cross_document_coreference":
+        clusters = cross_document_coreference.read_clusters(data)
+    else:
+        clusters = [(document,) for document in _named(read_documents(data))]
     return [], explanation.explain_coreference(*coreference._load(folder), clusters)
+
+
+def _named(documents: list[MarkedDocument]) -> list[MarkedDocument]:
+    """With the files' names where there are several."""
+    if len({document.path for document in documents}) < 2:
+        return documents
+    return [replace(document, name=f"{formatting.path(document.path)}, {document.name}") for document in documents]
 
 
 def page(name: str, clusters: list[ClusterExplanation], spans: list[SpanExplanation], hidden: int = 0) -> str:
@@ -114,7 +125,8 @@ def page(name: str, clusters: list[ClusterExplanation], spans: list[SpanExplanat
         loader=PackageLoader("spanbert_kernels.cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.get_template("explanation.html")
-    return template.render(name=name, clusters=clusters, spans=spans, hidden=hidden)
+    several = len({file for cluster in clusters for file in cluster.files}) > 1
+    return template.render(name=name, clusters=clusters, spans=spans, hidden=hidden, several=several)
 
 
 def draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], path: Path) -> None:

@@ -11,10 +11,10 @@ from spanbert_kernels.data.columns import ColumnDocument, parse_columns, word_co
 from spanbert_kernels.data.conllu import parse_sentences
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.jsonl import parse_values
+from spanbert_kernels.data.spans import NAMES, TOKENS
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
-JSON_FIELDS = ("text", "document", "article", "source", "abstract", "body", "content", "sentences", "tokens", "words")
-JSON_NAMES = ("doc_id", "id", "paper_id", "name", "title")
+JSON_FIELDS = ("text", "document", "article", "source", "abstract", "body", "content", "sentences", *TOKENS)
 SENTENCES_PER_DOCUMENT = 10  # where a column file marks sentences but no documents
 
 
@@ -62,7 +62,7 @@ def read_json(content: str, stem: str, complain: Complain) -> Iterator[tuple[str
         if text is None:
             continue
         found = True
-        name = next((record[field] for field in JSON_NAMES if isinstance(record.get(field), (str, int))), None)
+        name = next((record[field] for field in NAMES if isinstance(record.get(field), (str, int))), None)
         yield str(name) if name is not None else f"{stem} {number}", text
     if not found:
         raise NotADocument(f"no record with a field {', '.join(JSON_FIELDS[:4])}")

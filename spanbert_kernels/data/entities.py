@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
+
 from spanbert_kernels.data import conll_coref, conll_ner, corefud, kinds, spans
 from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.sources import Source, files_of
+from spanbert_kernels.data.jsonl import SUFFIXES as SPANS
+from spanbert_kernels.data.sources import Source, files_of, paths_of
 
 
 def read_tagged(source: Source) -> list[TaggedSentence]:
@@ -20,7 +24,7 @@ def read_tagged(source: Source) -> list[TaggedSentence]:
         OSError: a file cannot be read.
     """
     found = []
-    for path in files_of(source, kinds.WORDS):
+    for path in files_of(source, (*kinds.IN_COLUMNS, *SPANS, ".tsv")):
         if kinds.kind_of(path) == kinds.JSON:
             found += [_tagged(document) for document in spans.read_spans(path)]
         else:
@@ -50,7 +54,7 @@ def read_marked(source: Source) -> list[MarkedDocument]:
         OSError: a file cannot be read.
     """
     found = []
-    for path in files_of(source, (".conll", "_conll", ".conllu")):
+    for path in _files(source, (".conllu",)):
         kind = kinds.kind_of(path)
         if kind == kinds.JSON:
             raise DataFault(path, 1, "which mentions are of one entity is read from CoNLL columns or CoNLL-U, not JSON")
@@ -61,7 +65,17 @@ def read_marked(source: Source) -> list[MarkedDocument]:
 def read_nested(source: Source) -> list[MarkedDocument]:
     """Documents with typed mentions, which may lie in each other: what `read_marked` reads, or JSON with spans."""
     found = []
-    for path in files_of(source, (*kinds.WORDS, "_conll")):
+    for path in _files(source, (".conllu", *SPANS)):
         is_json = kinds.kind_of(path) == kinds.JSON
         found += spans.read_spans(path) if is_json else read_marked(path)
+    return found
+
+
+def _files(source: Source, others: Collection[str]) -> list[Path]:
+    """The files that are named; of a folder those in columns, the same documents may be there twice, or else others."""
+    found = []
+    for path in paths_of(source):
+        inside = files_of(path, (*kinds.IN_COLUMNS, *others))
+        columns = [each for each in inside if each.name.lower().endswith(tuple(kinds.IN_COLUMNS))]
+        found += columns if path.is_dir() and columns else inside
     return found

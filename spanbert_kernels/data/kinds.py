@@ -12,12 +12,13 @@ from spanbert_kernels.data.text import is_blank, lines_of, read_text
 PLAIN, JSON, CONLLU, CONLL, TABLE = "plain text", "JSON", "CoNLL-U", "CoNLL columns", "a table"
 OF_SUFFIX = {
     ".conllu": CONLLU,
-    **dict.fromkeys((".conll", ".iob", ".iob2", ".bio", ".bioes", ".v4_gold_conll"), CONLL),
+    **dict.fromkeys((".conll", ".iob", ".iob2", ".bio", ".bioes"), CONLL),
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), JSON),
     **dict.fromkeys((".csv", ".tsv"), TABLE),
 }
 TEXTS = frozenset({".txt", ".text"})
-WORDS = frozenset(name for name, kind in OF_SUFFIX.items() if kind != TABLE)
+IN_COLUMNS = frozenset({name for name, kind in OF_SUFFIX.items() if kind == CONLL} | {"conll"})
+WORDS = IN_COLUMNS | {name for name, kind in OF_SUFFIX.items() if kind in (CONLLU, JSON)}
 SNIFFED_LINES = 400
 _JSON = re.compile(r"\s*(\[\s*)?\{\s*([\"}]|$)")
 
@@ -29,7 +30,13 @@ def kind_of(path: Path) -> str:
         >>> kind_of(Path("a.conllu"))
         'CoNLL-U'
     """
-    return OF_SUFFIX.get(path.suffix.lower()) or sniff(read_text(path))
+    suffix = path.suffix.lower()
+    if suffix.endswith("conll"):  # .v4_gold_conll
+        return CONLL
+    if suffix == ".tsv":  # a table, but for GermEval and others who write columns there
+        found = sniff(read_text(path))
+        return TABLE if found == PLAIN else found
+    return OF_SUFFIX.get(suffix) or sniff(read_text(path))
 
 
 def sniff(text: str) -> str:

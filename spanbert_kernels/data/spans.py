@@ -16,7 +16,7 @@ from spanbert_kernels.data.text import is_blank
 TOKENS = ("tokenized_text", "tokens", "words")
 TOKEN_SPANS = "ner"  # of GLiNER: [first, last, type], the last token included
 CHARACTER_SPANS = ("entities", "spans", "ents", "label", "labels")  # [start, end, type], the end not included
-NAMES = ("id", "doc_id", "name", "title")
+NAMES = ("doc_id", "id", "paper_id", "name", "title")
 # Words where only the text is there: runs of letters and digits, Chinese characters and other signs one by one
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+|[^\w\s]")
 

@@ -15,7 +15,7 @@ from spanbert_kernels.data.sources import Source, files_of
 from spanbert_kernels.data.spans import read_spans
 from spanbert_kernels.data.text import read_text
 
-SUFFIXES = (*kinds.TEXTS, *kinds.WORDS, "_conll")
+SUFFIXES = (*kinds.TEXTS, *kinds.WORDS)
 
 
 def read_sentences(source: Source) -> list[TaggedSentence]:

@@ -70,6 +70,38 @@ def test_what_is_missing_is_named(run: Run, write: Write) -> None:
     assert (below.exit_code, below.stderr.strip()) == (2, f"Error: {under}: not a directory")
 
 
+def test_predict_and_explain_read_what_train_reads(run: Run, write: Write) -> None:
+    """Several files and folders; each prediction names its own where there are several."""
+    columns, plain = write("texts/a.conll", ROWS), write("texts/b.txt", "Anna went .\n")
+    trained = ("--output", "model", "--steps", "1", *TINY)
+    result = run("train", "tagging", "--data", columns.parent / "a.conll", "--data", columns, *trained)
+    assert result.exit_code == 0, result.output
+    assert "took 4 sentences" in result.stderr
+    both = run("predict", "tagging", columns.parent, "--model", "model")
+    assert both.exit_code == 0, both.output
+    lines = both.stdout.splitlines()
+    assert [line for line in lines if line.startswith("#")] == [f"# file = {columns}"] * 2 + [f"# file = {plain}"]
+    words = [line.split("\t")[0] for line in lines if line and not line.startswith("#")]
+    assert " ".join(words) == "Anna went to Oslo . Nobody went . Anna went ."
+    alone = run("predict", "tagging", columns, "--model", "model")
+    assert "#" not in alone.stdout
+    assert run("predict", "tagging", columns, plain, "--model", "model").stdout == both.stdout
+
+    records = write("posts.jsonl", '{"text": "Good", "label": "a"}\n{"text": "Bad", "label": "b"}\n')
+    table = write("table.csv", "Id,Text\n1,Good film\n")
+    result = run("train", "classification", "--data", records, "--output", "classes", "--steps", "1", *TINY)
+    assert result.exit_code == 0, result.output
+    found = run("predict", "classification", records, table, "--model", "classes")
+    assert [json.loads(line)["file"] for line in found.stdout.splitlines()] == [str(records)] * 2 + [str(table)]
+    shown = run("explain", "classification", records, table, "--model", "classes", "--output", "page.html")
+    assert shown.exit_code == 0, shown.output
+    assert Path("page.html").read_text().count(f"<td>{table}</td>") == 1
+    assert run("explain", "classification", table, "--model", "classes", "--output", "page.html").exit_code == 0
+    assert str(table) not in Path("page.html").read_text()
+    refused = run("predict", "classification", columns, "--model", "classes")
+    assert (refused.exit_code, "plain text is wanted here, .conll files are not read" in refused.stderr) == (2, True)
+
+
 def test_progress_is_shown_to_those_who_watch(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     data, model = write("train.conll", ROWS), ("--model", "model")
     silent = run("train", "tagging", "--data", data, "--test", data, "--output", "model", "--steps", "1", *TINY)

@@ -9,6 +9,7 @@ import pytest
 from spanbert_kernels.data.conll_coref import Mention
 from spanbert_kernels.data.corefud import read_entities
 from spanbert_kernels.data.counts import recording
+from spanbert_kernels.data.entities import read_marked, read_nested
 from spanbert_kernels.data.faults import DataFault
 
 HEADER = "# global.Entity = eid-etype-head-other\n"
@@ -73,7 +74,17 @@ def test_what_has_no_words_is_left_out_and_counted(tmp_path: Path) -> None:
     with recording() as record:
         assert read(tmp_path, text) == [("a", ("He", "left", "zu", "der"), (Mention(2, 2, "person", "e4"),))]
     left = record.counts["Data"].left
-    assert left == {("part of a mention", "discontinuous"): 2, ("mention", "of an empty node alone"): 1}
+    assert left == {("part", "of a discontinuous mention"): 2, ("mention", "of an empty node alone"): 1}
+
+
+def test_a_folder_with_the_same_in_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.conllu").write_text(HEADER + conllu(("1", "Anna", "Entity=(e1-person-1-)")))
+    assert [document.path.name for document in read_marked(tmp_path)] == ["a.conllu"]
+    (tmp_path / "a.conll").write_text("Anna\t(e1)\n")
+    assert [document.path.name for document in read_marked(tmp_path)] == ["a.conll"]
+    (tmp_path / "b.jsonl").write_text('{"text": "Anna", "entities": []}\n')
+    assert [document.path.name for document in read_nested(tmp_path)] == ["a.conll"]
+    assert len(read_nested([tmp_path / "a.conllu", tmp_path / "b.jsonl"])) == 2
 
 
 @pytest.mark.parametrize(

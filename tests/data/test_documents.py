@@ -42,6 +42,7 @@ def test_plain_text_is_one_document() -> None:
         ({"source": ["One.", "Two."]}, "One. Two."),
         ({"sentences": [["One", "."], ["Two", "."]]}, "One . Two ."),
         ({"tokens": ["One", "."], "label": 1}, "One ."),
+        ({"tokenized_text": ["One", "."], "ner": [[0, 0, "number"]]}, "One ."),
         ({"text": None, "abstract": "One."}, "One."),
         ({"text": "Line one\u2028still one\x85and on"}, "Line one\u2028still one\x85and on"),
     ],

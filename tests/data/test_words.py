@@ -28,6 +28,8 @@ TWO = [("Mina", "laughs"), ("Yes",)]
         ("a.conll", "#begin document (d)\nMina\t(1)\nlaughs\t-\n\nYes\t-\n#end document\n"),
         ("a.bio", "Mina O\nlaughs person\n\nYes O\n"),
         ("train.txt", "Mina B-PER\nlaughs O\n\nYes O\n"),
+        ("a.v4_gold_conll", "#begin document d\nMina\t(1)\nlaughs\t-\n\nYes\t-\n"),
+        ("NER-de.tsv", "#\thttp://de [2009-10-17]\n1\tMina\tB-X\tO\n2\tlaughs\tO\tO\n\n#\tx y\n1\tYes\tO\tO\n"),
         ("test.annotated", "Mina\tB-PER\nlaughs\tO\n\nYes\tO\n"),
         ("a.conllu", f"1\tMina{EMPTY}\n2\tlaughs{EMPTY}\n\n1-2\tx{EMPTY}\n1\tYes{EMPTY}\n"),
         ("a.txt", f"1\tMina{EMPTY}\n2\tlaughs{EMPTY}\n\n1\tYes{EMPTY}\n"),
