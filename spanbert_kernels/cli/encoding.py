@@ -47,6 +47,7 @@ class Selection:
     documents: list[EncodedDocument]
     left_out: int
     cut: bool  # the only document taken was itself longer than the budget
+    without_tokens: int = 0  # none of which are among those left out
 
     @property
     def windows(self) -> list[tuple[int, ...]]:
@@ -143,11 +144,12 @@ def select_documents(documents: Sequence[Document], pieces: WordPieces, position
     """
     taken: list[EncodedDocument] = []
     first: EncodedDocument | None = None
-    total = 0
+    total, without_tokens = 0, 0
     remaining = iter(documents)
     while budget - total > SPECIAL_TOKENS and (chunk := list(islice(remaining, _CHUNK))):
         for document, ids in zip(chunk, pieces.encode([document.text for document in chunk]), strict=True):
             if not ids:
+                without_tokens += 1
                 continue
             encoded = EncodedDocument(document, split_windows(ids, pieces, positions))
             first = first or encoded
@@ -157,7 +159,7 @@ def select_documents(documents: Sequence[Document], pieces: WordPieces, position
     cut = not taken and first is not None
     if first is not None and cut:
         taken.append(_cut(first, pieces, budget))
-    return Selection(taken, left_out=len(documents) - len(taken), cut=cut)
+    return Selection(taken, len(documents) - len(taken) - without_tokens, cut, without_tokens)
 
 
 def _cut(encoded: EncodedDocument, pieces: WordPieces, budget: int) -> EncodedDocument:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,24 +90,28 @@ def paths_of(output: Path) -> tuple[Path, Path]:
 
 def _explained(task: str, folder: Path, data: Sequence[Path]) -> tuple[list[ClusterExplanation], list[SpanExplanation]]:
     from spanbert_kernels import explanation
+    from spanbert_kernels.data.counts import took
+    from spanbert_kernels.data.words import read_documents
+    from spanbert_kernels.tasks.reading import read_to_predict
 
     if task == "classification":
         from spanbert_kernels.data.labelled import read_labelled
         from spanbert_kernels.tasks.classification import _load as load_classifier
 
-        return explanation.explain_classification(*load_classifier(folder), read_labelled(data, labels=False)), []
+        texts = read_to_predict(partial(read_labelled, labels=False), data, "document")
+        return explanation.explain_classification(*load_classifier(folder), texts), []
     if task == "nested":
-        from spanbert_kernels.data.words import read_documents
         from spanbert_kernels.tasks.nested import _load as load_nested
 
-        return [], explanation.explain_nested(*load_nested(folder), _named(read_documents(data, by_line=True)))
-    from spanbert_kernels.data.words import read_documents
+        documents = read_to_predict(partial(read_documents, by_line=True), data, "document")
+        return [], explanation.explain_nested(*load_nested(folder), _named(documents))
     from spanbert_kernels.tasks import coreference, cross_document_coreference
 
     if task == "cross_document_coreference":
-        clusters = cross_document_coreference.read_clusters(data)
+        clusters = read_to_predict(cross_document_coreference.read_clusters, data)
     else:
-        clusters = [(document,) for document in _named(read_documents(data))]
+        clusters = [(document,) for document in _named(read_to_predict(read_documents, data))]
+    took("document", sum(map(len, clusters)))
     return [], explanation.explain_coreference(*coreference._load(folder), clusters)
 
 

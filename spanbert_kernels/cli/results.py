@@ -91,6 +91,8 @@ class DemoResult:
             sentences.append(
                 f"{formatting.count(selection.left_out, 'document')} left out: beyond the --tokens budget."
             )
+        if selection.without_tokens:
+            sentences.append(f"{formatting.count(selection.without_tokens, 'document')} left out: without a token.")
         if collection.duplicates:
             sentences.append(f"{formatting.count(collection.duplicates, 'document')} met before and counted once.")
         if collection.faults:
@@ -116,6 +118,7 @@ class DemoResult:
             "windows": len(self.selection.windows),
             "split": len(self.selection.split),
             "left_out": self.selection.left_out,
+            "without_tokens": self.selection.without_tokens,
             "duplicates": self.collection.duplicates,
             **{
                 name: [[formatting.path(path), reason] for path, reason in getattr(self.collection, name)]

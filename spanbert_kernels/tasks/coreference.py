@@ -28,7 +28,7 @@ from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
-from spanbert_kernels.tasks.windows import cut, encoded, pieces_of
+from spanbert_kernels.tasks.windows import count_cut_words, cut, encoded, pieces_of
 
 WINDOW = 128  # tokens of a window, special ones counted, where the model can hold more
 Entity = frozenset[tuple[int, int]]  # first and last words of its mentions
@@ -299,9 +299,11 @@ def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a document: its words, and its entities as lists of [first, last, text]."""
     documents = read_to_predict(read_documents, data, "document")
+    model, tokenizer = _load(folder)
+    count_cut_words((document.words for document in documents), tokenizer, window_length(model) - 2)
     lines = Lines(document.path for document in documents)
     names = [{"document": document.name} if len(documents) > 1 else {} for document in documents]
-    for document, name, entities in zip(documents, names, resolve(*_load(folder), documents, backend), strict=True):
+    for document, name, entities in zip(documents, names, resolve(model, tokenizer, documents, backend), strict=True):
         words = document.words
         listed = [
             [(first, last, " ".join(words[first : last + 1])) for first, last in sorted(entity)] for entity in entities

@@ -28,6 +28,7 @@ from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.windows import count_cut_words
 
 TOGETHER = 8  # documents of a cluster that a step of training sees at once
 Cluster = tuple[MarkedDocument, ...]
@@ -206,7 +207,10 @@ def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object an entity: its mentions as lists of [document, first, last, text]."""
     clusters = read_to_predict(read_clusters, data)
     took("document", sum(map(len, clusters)))
-    for cluster, found in zip(clusters, resolve(*_load(folder), clusters, backend), strict=True):
+    model, tokenizer = _load(folder)
+    words = (document.words for cluster in clusters for document in cluster)
+    count_cut_words(words, tokenizer, coreference.window_length(model) - 2)
+    for cluster, found in zip(clusters, resolve(model, tokenizer, clusters, backend), strict=True):
         starts = np.cumsum([0, *(len(document.words) for document in cluster)]).tolist()
         for entity in sorted(sorted(each) for each in found):
             mentions = []

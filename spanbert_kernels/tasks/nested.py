@@ -31,8 +31,8 @@ from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining,
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Outcome, Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.windows import count_cut_words, encoded, pieces_of
 from spanbert_kernels.tasks.windows import cut as cut_words
-from spanbert_kernels.tasks.windows import encoded, pieces_of
 
 NO_MENTION = "none"
 WINDOW = 128  # tokens of a training example, special ones counted, where the model can hold more
@@ -267,8 +267,10 @@ def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a document, a line of plain text: its words, and its mentions as [first, last, type]."""
     documents = read_to_predict(partial(read_documents, by_line=True), data, "document")
+    model, tokenizer = _load(folder)
+    count_cut_words((document.words for document in documents), tokenizer, _length(model) - 2)
     lines = Lines(document.path for document in documents)
-    for document, mentions in zip(documents, find(*_load(folder), documents, backend), strict=True):
+    for document, mentions in zip(documents, find(model, tokenizer, documents, backend), strict=True):
         yield lines.record(document.path, words=document.words, mentions=sorted(mentions))
 
 

@@ -304,9 +304,14 @@ def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a relation of entities that `documents.conll` in a folder marks: entities, name, probability."""
     clusters = read_to_predict(partial(read_related, relations=False), data)
-    took("document", sum(len(cluster.documents) for cluster in clusters))
+    model, tokenizer = _load(folder)
+    documents = [document for cluster in clusters for document in cluster.documents]
+    length = coreference.window_length(model)
+    starts = coreference.Documents(documents, tokenizer, length, None, 0).starts
+    if not count_mentions(documents, starts, tokenizer, length - 2, None, "entity", shared=True):
+        raise ValueError(f"{documents[0].path}: there is no mention of an entity")
     lines = Lines(cluster.documents[0].path for cluster in clusters)
-    for cluster, found in zip(clusters, relate(*_load(folder), clusters, backend), strict=True):
+    for cluster, found in zip(clusters, relate(model, tokenizer, clusters, backend), strict=True):
         for (first, second, kind), chance in sorted(found.items()):
             path = cluster.documents[0].path
             yield lines.record(path, first=first, second=second, relation=kind, probability=chance)

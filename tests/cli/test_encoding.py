@@ -68,7 +68,7 @@ def test_a_first_document_beyond_the_budget_is_cut_to_it(budget: int) -> None:
 def test_documents_without_a_token_are_left_out() -> None:
     selection = select_documents(documents(0, 3, 0), PIECES, positions=8, budget=100)
     assert [encoded.document.name for encoded in selection.documents] == ["d1"]
-    assert selection.left_out == 2
+    assert (selection.without_tokens, selection.left_out) == (2, 0)
     assert select_documents(documents(0), PIECES, positions=8, budget=100).documents == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
@@ -19,6 +20,7 @@ from spanbert_kernels import (
     SpanBERTForSpanClassification,
     SpanBERTForTokenClassification,
 )
+from spanbert_kernels.cli.explain import _explained
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
 from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.conllu import ParsedSentence
@@ -29,6 +31,7 @@ from spanbert_kernels.tasks.labels import label_fields
 from spanbert_kernels.tasks.pretraining import blocks_of
 from spanbert_kernels.tasks.relations import RelatedCluster
 from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.task import load
 from spanbert_kernels.tasks.training import TrainingOptions
 
 POSITIONS, WIDTH = 16, 3
@@ -231,6 +234,84 @@ def test_evaluation(
     if task == "question_answering":
         taken, left = {"question": 4}, {}
     assert (found.taken, +found.cut, +found.left) == (Counter(taken), Counter(cut), Counter(left))
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
+    """A folder with a model of the class that was never trained."""
+    folders: dict[Any, Path] = {}
+
+    def write(kind: Any) -> Path:
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp(kind.__name__)
+            labels = ["O", "B-x", "I-x"] if kind is SpanBERTForTokenClassification else ["none", "x"]
+            upper = {"cross_document_layers": [0], "cross_document_queries": "tokens", "cross_document_keys": "tokens"}
+            fields = {**label_fields(labels), **(upper if kind is SpanBERTForRelations else {})}
+            if kind in (SpanBERTForCoreference, SpanBERTForQuestionAnswering):
+                fields = {}
+            START.build(kind, TOKENIZER, 0, **SMALL, **fields).save_pretrained(folders[kind])
+            TOKENIZER.save_pretrained(folders[kind])
+        return folders[kind]
+
+    return write
+
+
+ROWS = ["# begin document k/1", "a\t(x-1)", "b\t(x-2)", *["a\t_"] * 8, f"{LONG}\t_", "# begin document k/2", "c\t_", ""]
+MARKED = "\n".join(ROWS)
+ASKED = json.dumps({"data": [{"paragraphs": [{"context": "a b", "qas": [{"id": "1", "question": "a " * 20}]}]}]})
+# Task, class of its model, file and its text, what is said.
+PREDICTIONS: list[tuple[str, Any, str, str, str]] = [
+    (
+        "tagging",
+        SpanBERTForTokenClassification,
+        "a.txt",
+        f"a b\n\nc {LONG}\n",
+        "took 2 sentences; cut 1 word (to its first 14 pieces)",
+    ),
+    ("parsing", SpanBERTForDependencyParsing, "a.txt", f"a b\n{'a ' * 15}\n", "took 1 sentence; left out 1 sentence "),
+    ("nested", SpanBERTForSpanClassification, "a.conll", MARKED, "took 2 documents; cut 1 word "),
+    ("coreference", SpanBERTForCoreference, "a.conll", MARKED, "took 2 documents; cut 1 word "),
+    ("cross_document_coreference", SpanBERTForCoreference, "a.conll", MARKED, "took 2 documents; cut 1 word "),
+    ("relations", SpanBERTForRelations, "a/documents.conll", MARKED, "took 2 documents, 2 mentions; cut 1 word "),
+    (
+        "classification",
+        SpanBERTForSequenceClassification,
+        "a.txt",
+        f"a\n{'b ' * 20}\n",
+        "took 2 documents; cut 1 document (to its first 14 tokens)",
+    ),
+    ("question_answering", SpanBERTForQuestionAnswering, "a.json", ASKED, "took 1 question; cut 1 question (to its "),
+]
+
+
+@pytest.mark.parametrize(("task", "kind", "name", "text", "said"), PREDICTIONS, ids=[case[0] for case in PREDICTIONS])
+def test_predictions(
+    task: str, kind: Any, name: str, text: str, said: str, tmp_path: Path, untrained: Callable[[Any], Path]
+) -> None:
+    """What is said is no part of what is predicted."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    heard: list[str] = []
+    with recording(heard.append):
+        lines = list(load(task).predict(untrained(kind), path.parent if task == "relations" else path, "auto"))
+    assert lines
+    (line,) = heard
+    assert line.startswith(f"Data: {said}")
+    assert line not in lines
+
+
+def test_an_explanation(tmp_path: Path, untrained: Callable[[Any], Path]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(f"a\n{'b ' * 20}\n")
+    heard: list[str] = []
+    with recording(heard.append):
+        _explained("classification", untrained(SpanBERTForSequenceClassification), [path])
+    assert heard == ["Data: took 2 documents; cut 1 document (to its first 14 tokens)"]
+    path.write_text("")
+    for task, kind in ("classification", SpanBERTForSequenceClassification), ("nested", SpanBERTForSpanClassification):
+        with pytest.raises(ValueError, match=r"a\.txt: there is nothing to predict for"):
+            _explained(task, untrained(kind), [path])
 
 
 def test_pretraining() -> None:
