@@ -1,9 +1,9 @@
 // Document weights, and a softmax for each pair of documents, on a CPU.
 //
-// The weights are sums of exp(score - lse) over each document's keys; the scores are computed again, block by block.
+// The weights are sums of exp(score - lse) over each document's keys, divided by their sum, which the rounding of a
+// large lse keeps from being 1; the scores are computed again, block by block.
 // Pairwise, the keys of one document at a time meet all queries of the cluster, or of one document, in one task
-// (document_attention/attention.h, few.h), and the results are averaged. The backward runs each document's forward
-// again for its log-sum-exp and delta = rowsum(dO * O_j) / n, where n is the number of documents that the query sees.
+// (document_attention/attention.h, few.h), and the results are averaged.
 
 #include <span>
 
@@ -69,6 +69,15 @@ void cross_document_attention_weights(const AttentionCall& call, const Neighbour
         }
       }
     });
+    const auto each_document = [&](int64_t query, const auto& f) {
+      float* row = weights + (near.query_rows[query] * call.heads + head) * most_places;
+      for (int64_t d = 0; d < documents.count; ++d) f(row[documents.places[d]]);
+    };
+    for (int64_t query = 0; query < near.queries; ++query) {
+      float total = 0;
+      each_document(query, [&](float weight) { total += weight; });
+      if (total > 0) each_document(query, [&](float& weight) { weight /= total; });
+    }
   });
 }
 
@@ -108,25 +117,17 @@ void cross_document_attention_pairwise_backward(const AttentionCall& call, const
       const Neighbourhood& near = pairs.all[0];
       const auto share = shares<A>(pairs);
       const Attention<S> rows(call, near, head);
-      const auto grad_queries = rows.zeros(near.queries * rows.wide), grad_row = rows.buffer(rows.wide);
-      const auto lse = rows.buffer(near.queries), delta = rows.buffer(near.queries);
+      const auto grad_queries = rows.zeros(near.queries * rows.wide);
       for (const Neighbourhood& pair : std::span(pairs.all, pairs.count)) {
         if (is_few(pair)) {
           FewQueries<S>(call, pair, head).backward(grads, share.get(), grad_queries.get(), sums);
           continue;
         }
         Attention<S> attention(call, pair, head, &grads);
-        attention.forward(0, near.queries, [&](int64_t query, const A* values, A maximum, A total, bool any) {
-          lse[query] = any ? maximum + std::log(total) : -INFINITY;
-          attention.widen(attention.query(grads.output, query), 1, 1, grad_row.get());
-          A dot = 0;
-          for (int64_t c = 0; c < rows.wide; ++c) dot += grad_row[c] * values[c];
-          delta[query] = any ? dot * share[query] / total : A(0);
-        });
         if (sparse) {
-          attention.backward(grads, lse.get(), delta.get(), share.get(), grad_queries.get(), sums.adding(pair));
+          attention.backward(grads, nullptr, share.get(), grad_queries.get(), sums.adding(pair));
         } else {
-          attention.backward(grads, lse.get(), delta.get(), share.get(), grad_queries.get());
+          attention.backward(grads, nullptr, share.get(), grad_queries.get());
         }
       }
       for (int64_t query = 0; query < near.queries; ++query) {

@@ -2,9 +2,12 @@
 //
 // Forward: queries in blocks, keys in blocks that stay in the cache; one pass with a running maximum and sum (online
 // softmax, Milakov and Gimelshein 2018; Rabe and Staats 2021). Up to kKeys keys are one block: no rescaling. Backward:
-// P is computed again from the log-sum-exp (Dao et al. 2022), five products a block:
-//   dV = P' dO,   dP = dO V',   dS = P * (dP - delta) with delta = rowsum(dO * O),   dQ = dS K scale,   dK = dS' Q
+// a block of queries meets all keys at once, so that its rows of scores are whole, five products a block:
+//   dV = P' dO,   dP = dO V',   dS = P * (dP - delta) with delta = rowsum(P * dP),   dQ = dS K scale,   dK = dS' Q
 //   scale
+// P is exp(S - lse), with the log-sum-exp that the forward kept, divided by its sum: a lse of 1000 is rounded by 3e-5,
+// so P would not add up to 1, and where one weight is nearly 1, dS is a difference far smaller than that. With
+// delta = rowsum(dO * O) the rounding of O to 16 bits would be left in such a difference.
 // With dropout, the factors (0 or 1 / (1 - p)) multiply P in dV and dP in dS. One task owns a neighbourhood and head,
 // so every sum has one order.
 //
@@ -58,7 +61,8 @@ struct Attention {
   const AttentionCall& call;
   const Neighbourhood& near;
   const int64_t head, dim = call.head_dim, wide = whole_vectors<A>(dim);
-  const int64_t key_block = near.keys < kKeys ? near.keys : kKeys, key_columns = whole_vectors<A>(key_block);
+  const int64_t key_block;    // keys that meet a block of queries at once
+  const int64_t key_columns;  // from one row of scores to the next
   // Scores are scaled in float, at the end, so that they are rounded once; -inf must stay -inf, so a scale that is not
   // positive goes to the queries.
   const A query_factor = call.scale > 0 ? A(1) : static_cast<A>(call.scale);
@@ -67,7 +71,11 @@ struct Attention {
   std::vector<Range> spans;  // the columns of a block's scores that are computed: whole panels
 
   Attention(const AttentionCall& call, const Neighbourhood& near, int64_t head, const AttentionGrads* grads = nullptr)
-      : call(call), near(near), head(head) {
+      : call(call),
+        near(near),
+        head(head),
+        key_block(grads == nullptr ? std::min(near.keys, kKeys) : near.keys),
+        key_columns(odd_vectors(key_block)) {
     mixable = near.documents > 1 && near.nearly_all && near.queries < near.documents * kQueries;
     // A forward over one block of keys looks at its results instead.
     if (mixable && (grads != nullptr || near.keys > kKeys)) {
@@ -77,6 +85,8 @@ struct Attention {
     }
   }
 
+  // Rows an odd number of vectors apart: their columns are not all in the same few sets of a cache.
+  static int64_t odd_vectors(int64_t columns) { return (whole_vectors<A>(columns) / lanes<A> | 1) * lanes<A>; }
   static std::unique_ptr<A[]> buffer(int64_t size) { return std::unique_ptr<A[]>(new A[size]); }
   static std::unique_ptr<A[]> zeros(int64_t size) { return std::unique_ptr<A[]>(new A[size]()); }
 
@@ -159,6 +169,14 @@ struct Attention {
         spans.push_back({from, to});
       }
     });
+  }
+
+  // f(begin, end) for pieces of the spans, whole vectors: sums of blocks round less than one long sum.
+  template <class F>
+  void each_part(const F& f) const {
+    for (const Range& span : spans) {
+      for (int64_t begin = span.begin; begin < span.end; begin += kKeys) f(begin, std::min(begin + kKeys, span.end));
+    }
   }
 
   // Columns of the spans: rows [rows, wide] times packed columns of [dim, keys].
@@ -294,29 +312,26 @@ struct Attention {
 
   // One row of scores becomes weights relative to the running maximum; what was summed before is rescaled to it.
   void soften(A* scores, bool fresh, A* maximum, A* total, A* sum) const {
-    V largest = broadcast<A>(-INFINITY);
-    for (const Range& span : spans) {
-      for (int64_t j = span.begin; j < span.end; j += lanes<A>)
-        largest = larger(largest, load(scores + j) * score_factor);
-    }
-    A now = largest_of<A>(largest);
+    A now = maximum_of(scores);
     if (!fresh && *maximum > now) now = *maximum;
     // Scores that are all -inf have no maximum to subtract; 0 leaves their weights 0.
     const A pivot = now == -INFINITY ? A(0) : now;
-    V added{};
-    for (const Range& span : spans) {
-      for (int64_t j = span.begin; j < span.end; j += lanes<A>) {
+    A added = 0;
+    each_part([&](int64_t begin, int64_t end) {
+      V sum{};
+      for (int64_t j = begin; j < end; j += lanes<A>) {
         const V weight = exponential(load(scores + j) * score_factor - pivot);
-        added += weight;
+        sum += weight;
         store(scores + j, weight);
       }
-    }
+      added += sum_of<A>(sum);
+    });
     A rescale = 0;
     if (!fresh) {
       rescale = std::exp(*maximum - pivot);
       for (int64_t c = 0; c < wide; c += lanes<A>) store(sum + c, load(sum + c) * rescale);
     }
-    *total = (fresh ? A(0) : *total * rescale) + sum_of<A>(added);
+    *total = (fresh ? A(0) : *total * rescale) + added;
     *maximum = now;
   }
 
@@ -328,102 +343,119 @@ struct Attention {
     });
   }
 
-  // For every query its log-sum-exp, delta and what multiplies its incoming gradient. Adds to `grad_queries`
-  // [queries, wide], which is not yet multiplied by the scale, and gives out the gradients of all keys and values:
-  // emit(key, that of the key, not yet multiplied by score_factor, that of the value).
+  // For every query its log-sum-exp, if that is known, and, if any, what multiplies its incoming gradient. Adds to
+  // `grad_queries` [queries, wide], which is not yet multiplied by the scale, and gives out the gradients of all keys
+  // and values: emit(key, that of the key, not yet multiplied by score_factor, that of the value).
   template <class Emit>
-  void backward(const AttentionGrads& grads, const A* lse, const A* delta, const A* share, A* grad_queries,
-                const Emit& emit) {
+  void backward(const AttentionGrads& grads, const A* lse, const A* share, A* grad_queries, const Emit& emit) {
     const int64_t block_rows = near.queries < kQueries ? near.queries : kQueries, row_size = block_rows * wide;
-    const int64_t packed = key_columns * dim, columns = block_rows * key_columns, key_size = key_block * wide;
+    const int64_t n = near.keys, packed = whole_vectors<A>(n) * dim, columns = block_rows * key_columns,
+                  key_size = n * wide;
     // Keys and values are panels of the transpose, the other panels are of the rows as they are.
-    const Arrays<A, 11> arrays(
-        {packed, packed, key_size, row_size, row_size, row_size, row_size, columns, columns, key_size, key_size});
+    const Arrays<A, 12> arrays({packed, packed, key_size, row_size, row_size, row_size, row_size, columns, columns,
+                                key_size, key_size, call.dropout.active ? key_columns : 0});
     const auto [key_columns_memory, value_columns_memory, key_memory, queries, incoming, query_memory, grad_memory,
-                weights, slopes, grad_keys, grad_values] = arrays.array;
-
-    for (int64_t from = 0; from < near.keys; from += key_block) {
-      const int64_t n = near.keys - from < key_block ? near.keys - from : key_block;
-      const Panels<A> keys_across = pack_transposed<A>(key(call.k, from), n, dim, key_columns_memory);
-      const Panels<A> values_across = pack_transposed<A>(key(call.v, from), n, dim, value_columns_memory);
-      const Panels<A> keys = pack<A>(key(call.k, from), n, dim, key_memory);
-      std::fill(grad_keys, grad_keys + n * wide, A(0));
-      std::fill(grad_values, grad_values + n * wide, A(0));
-      QueryBlock block{};
-      for (int64_t q = 0; q < near.queries; q += block.count) {
-        block = block_at(q, near.queries, block.document);
-        const int64_t rows = block.count;
-        find_spans(block, from, n);
-        if (spans.empty()) continue;
-        widen(query(call.q, q), rows, query_factor, queries);
-        widen(query(grads.output, q), rows, 1, incoming);
-        for (int64_t r = 0; share && r < rows; ++r) {
-          for (int64_t c = 0; c < wide; ++c) incoming[r * wide + c] *= share[q + r];
+                weights, slopes, grad_keys, grad_values, factors] = arrays.array;
+    const Panels<A> keys_across = pack_transposed<A>(key(call.k, 0), n, dim, key_columns_memory);
+    const Panels<A> values_across = pack_transposed<A>(key(call.v, 0), n, dim, value_columns_memory);
+    const Panels<A> keys = pack<A>(key(call.k, 0), n, dim, key_memory);
+    std::fill(grad_keys, grad_keys + n * wide, A(0));
+    std::fill(grad_values, grad_values + n * wide, A(0));
+    QueryBlock block{};
+    for (int64_t q = 0; q < near.queries; q += block.count) {
+      block = block_at(q, near.queries, block.document);
+      const int64_t rows = block.count;
+      find_spans(block, 0, n);
+      if (spans.empty()) continue;
+      widen(query(call.q, q), rows, query_factor, queries);
+      widen(query(grads.output, q), rows, 1, incoming);
+      for (int64_t r = 0; share && r < rows; ++r) {
+        for (int64_t c = 0; c < wide; ++c) incoming[r * wide + c] *= share[q + r];
+      }
+      const auto query_row = [&](int64_t r) { return queries + r * wide; };
+      const auto grad_row = [&](int64_t r) { return incoming + r * wide; };
+      const Panels<A> query_panels = pack<A>(query_row, rows, dim, query_memory);
+      const Panels<A> grad_panels = pack<A>(grad_row, rows, dim, grad_memory);
+      multiply(rows, queries, keys_across, weights);
+      multiply(rows, incoming, values_across, slopes);
+      for (int64_t r = 0, document = block.document; r < rows; ++r) {
+        while (near.query_first[document + 1] <= q + r) ++document;
+        A *row_weights = weights + r * key_columns, *row_slopes = slopes + r * key_columns;
+        fill_gaps(row_weights, document, 0, n, -INFINITY);
+        fill_gaps(row_slopes, document, 0, n, 0);
+        if (call.dropout.active) {
+          for (const Range& span : spans) std::fill(factors + span.begin, factors + span.end, A(1));
+          find_factors(document, q + r, 0, n, factors);
         }
-        const auto query_row = [&](int64_t r) { return queries + r * wide; };
-        const auto grad_row = [&](int64_t r) { return incoming + r * wide; };
-        const Panels<A> query_panels = pack<A>(query_row, rows, dim, query_memory);
-        const Panels<A> grad_panels = pack<A>(grad_row, rows, dim, grad_memory);
-        multiply(rows, queries, keys_across, weights);
-        multiply(rows, incoming, values_across, slopes);
-        for (int64_t r = 0, document = block.document; r < rows; ++r) {
-          while (near.query_first[document + 1] <= q + r) ++document;
-          A *row_weights = weights + r * key_columns, *row_slopes = slopes + r * key_columns;
-          fill_gaps(row_weights, document, from, n, -INFINITY);
-          slope(row_weights, row_slopes, document, q + r, from, n, lse[q + r], delta[q + r]);
-          fill_gaps(row_slopes, document, from, n, 0);
-        }
-        each_depth(block, from, n, [&](int64_t begin, int64_t end) {
-          const int64_t depth = end - begin;
+        slope(row_weights, row_slopes, factors, document, lse != nullptr ? lse[q + r] : maximum_of(row_weights));
+        if (!block.mixed) continue;
+        fill_gaps(row_weights, document, 0, n, 0);
+        fill_gaps(row_slopes, document, 0, n, 0);
+      }
+      each_depth(block, 0, n, [&](int64_t first, int64_t last) {
+        for (int64_t begin = first; begin < last; begin += kKeys) {
+          const int64_t depth = std::min(kKeys, last - begin);
           product<A>(depth, rows, weights + begin, 1, key_columns, grad_panels, 0, grad_values + begin * wide, wide,
                      true);
           product<A>(depth, rows, slopes + begin, 1, key_columns, query_panels, 0, grad_keys + begin * wide, wide,
                      true);
           product<A>(rows, depth, slopes + begin, key_columns, 1, keys, begin, grad_queries + q * wide, wide, true);
-        });
-      }
-      for (int64_t j = 0; j < n; ++j) emit(from + j, grad_keys + j * wide, grad_values + j * wide);
+        }
+      });
     }
+    for (int64_t j = 0; j < n; ++j) emit(j, grad_keys + j * wide, grad_values + j * wide);
   }
-  void backward(const AttentionGrads& grads, const A* lse, const A* delta, const A* share, A* grad_queries) {
-    backward(grads, lse, delta, share, grad_queries, [&](int64_t key, const A* grad_key, const A* grad_value) {
+  void backward(const AttentionGrads& grads, const A* lse, const A* share, A* grad_queries) {
+    backward(grads, lse, share, grad_queries, [&](int64_t key, const A* grad_key, const A* grad_value) {
       narrow(grad_key, score_factor, row(grads.k, near.key_rows[key]));
       narrow(grad_value, 1, row(grads.v, near.key_rows[key]));
     });
   }
 
-  // One row: scores become the weights that multiplied V, dP becomes dS.
-  void slope(A* scores, A* slopes, int64_t document, int64_t query, int64_t first, int64_t count, A lse,
-             A delta) const {
-    const A pivot = lse == -INFINITY ? A(0) : lse;
-    A factor[kKeys];
-    if (call.dropout.active) {
-      for (const Range& span : spans) std::fill(factor + span.begin, factor + span.end, A(1));
-      find_factors(document, query, first, count, factor);
-    }
+  // The largest of a row of scores, -inf where there is none.
+  A maximum_of(const A* scores) const {
+    V largest = broadcast<A>(-INFINITY);
     for (const Range& span : spans) {
-      for (int64_t j = span.begin; j < span.end; j += lanes<A>) {
-        const V weight = exponential(load(scores + j) * score_factor - pivot);
-        if (call.dropout.active) {
-          store(scores + j, weight * load(factor + j));
-          store(slopes + j, weight * (load(slopes + j) * load(factor + j) - delta));
-        } else {
-          store(scores + j, weight);
-          store(slopes + j, weight * (load(slopes + j) - delta));
-        }
-      }
+      for (int64_t j = span.begin; j < span.end; j += lanes<A>)
+        largest = larger(largest, load(scores + j) * score_factor);
     }
-    // A softmax over one key is 1 whatever its score.
-    const int64_t range = near.range_first[document];
-    if (near.range_first[document + 1] == range + 1 && near.ranges[range].end == near.ranges[range].begin + 1) {
-      for (const Range& span : spans) std::fill(slopes + span.begin, slopes + span.end, A(0));
-    }
+    return largest_of<A>(largest);
   }
 
-  A dot(const S* first, const S* second) const {
-    V sum{};
-    each_vector([&](int64_t c, auto n) { sum += load_up_to(first + c, n) * load_up_to(second + c, n); });
-    return sum_of<A>(sum);
+  // One row: scores become the weights that multiplied V, dP becomes dS. `near_maximum` is no smaller than the largest
+  // score, and not much larger.
+  void slope(A* scores, A* slopes, const A* factors, int64_t document, A near_maximum) const {
+    const int64_t range = near.range_first[document], ranges = near.range_first[document + 1] - range;
+    const A pivot = near_maximum == -INFINITY ? A(0) : near_maximum;
+    A total = 0, product = 0;
+    each_part([&](int64_t begin, int64_t end) {
+      V weights{}, products{};
+      for (int64_t j = begin; j < end; j += lanes<A>) {
+        const V weight = exponential(load(scores + j) * score_factor - pivot);
+        V grad = load(slopes + j);
+        if (call.dropout.active) {
+          grad *= load(factors + j);
+          store(slopes + j, grad);
+        }
+        store(scores + j, weight);
+        weights += weight;
+        products += weight * grad;
+      }
+      total += sum_of<A>(weights);
+      product += sum_of<A>(products);
+    });
+    const A share = ranges > 0 ? 1 / total : A(0), delta = product * share;
+    each_part([&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; j += lanes<A>) {
+        const V weight = load(scores + j) * share;
+        store(scores + j, call.dropout.active ? weight * load(factors + j) : weight);
+        store(slopes + j, weight * (load(slopes + j) - delta));
+      }
+    });
+    // A softmax over one key is 1 whatever its score.
+    if (ranges == 1 && near.ranges[range].end == near.ranges[range].begin + 1) {
+      for (const Range& span : spans) std::fill(slopes + span.begin, slopes + span.end, A(0));
+    }
   }
 };
 

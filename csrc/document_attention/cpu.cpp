@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any,
-                                            const Tensor& v_any, const Tensor& output_any, const Tensor& lse_any,
+                                            const Tensor& v_any, const Tensor& /*output*/, const Tensor& lse_any,
                                             const Tensor& documents, const OptionalTensor& link_offsets,
                                             const OptionalTensor& links, const OptionalTensor& /*back_offsets*/,
                                             const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
@@ -113,16 +113,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor
                                             bool anchor_keys, bool /*clustered*/, double scale, double dropout_p,
                                             const OptionalTensor& seed) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
-  const Tensor grad = with_dense_rows(grad_any), output = with_dense_rows(output_any);
-  const Tensor lse = torch::stable::contiguous(lse_any);
+  const Tensor grad = with_dense_rows(grad_any), lse = torch::stable::contiguous(lse_any);
   AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
-  STD_TORCH_CHECK(grad.scalar_type() == q.scalar_type() && output.scalar_type() == q.scalar_type() &&
-                      lse.scalar_type() == accumulator_of(q),
-                  "grad_output, output and lse must have the forward's dtypes");
-  STD_TORCH_CHECK(
-      grad.numel() == q.numel() && output.numel() == q.numel() && lse.numel() == call.heads * call.query_rows,
-      "grad_output, output and lse must have the forward's shapes");
-  call.output = rows_of(output);
+  STD_TORCH_CHECK(grad.scalar_type() == q.scalar_type() && lse.scalar_type() == accumulator_of(q),
+                  "grad_output and lse must have the forward's dtypes");
+  STD_TORCH_CHECK(grad.numel() == q.numel() && lse.numel() == call.heads * call.query_rows,
+                  "grad_output and lse must have the forward's shapes");
   call.lse = const_cast<void*>(lse.const_data_ptr());
   const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
                             k.size(0));

@@ -37,14 +37,11 @@ void backward_head(const AttentionCall& call, const AttentionGrads& grads, const
                    const Emit&... emit) {
   using A = typename Accumulator<S>::type;
   Attention<S> attention(call, near, head, &grads);
-  const auto lse = attention.buffer(near.queries), delta = attention.buffer(near.queries);
-  const auto grad_queries = attention.zeros(near.queries * attention.wide);
+  const auto lse = attention.buffer(near.queries), grad_queries = attention.zeros(near.queries * attention.wide);
   for (int64_t q = 0; q < near.queries; ++q) {
-    const int64_t row = near.query_rows[q];
-    lse[q] = static_cast<const A*>(call.lse)[head * call.query_rows + row];
-    delta[q] = attention.dot(attention.row(grads.output, row), attention.row(call.output, row));
+    lse[q] = static_cast<const A*>(call.lse)[head * call.query_rows + near.query_rows[q]];
   }
-  attention.backward(grads, lse.get(), delta.get(), nullptr, grad_queries.get(), emit...);
+  attention.backward(grads, lse.get(), nullptr, grad_queries.get(), emit...);
   write_queries(attention, grads, grad_queries.get());
 }
 

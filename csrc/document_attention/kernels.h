@@ -54,8 +54,9 @@ struct AttentionCall {
   int64_t query_rows, heads, head_dim;
   double scale;
   Dropout dropout;
-  Rows q, k, v, output;
-  void* lse;  // [heads, query_rows], accumulator type
+  Rows q, k, v;
+  Rows output;  // of a forward
+  void* lse;    // [heads, query_rows], accumulator type
 };
 
 struct AttentionGrads {

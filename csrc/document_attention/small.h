@@ -3,8 +3,8 @@
 // A head's share of a row is short, and the next row is far away: the processor does not foresee what comes, so the
 // rows of the thread's next task are asked for while this one is computed. Rows in another format than the sums, or
 // not one after the other, are copied first, all heads of them. Scores are computed transposed, S' = K Q': a vector
-// holds one key and many queries, and a softmax adds no lanes up. The products are those of attention.h, but
-// delta = rowsum(P * dP), which is the same number and needs no output.
+// holds one key and many queries, and a softmax adds no lanes up. The products are those of attention.h, and so is the
+// softmax that the backward makes again.
 //
 // Products run over all keys and all queries; what is not seen has weight 0. Only a number that is not finite is seen
 // through a weight of 0: there `forward` and `backward` return false, and the caller takes the other way.
@@ -398,27 +398,37 @@ class Small {
     }
     for (int64_t c = 0; c < columns; c += lanes<A>) {
       const V pivot = load(pivots + c);
-      V delta{};
-      for (int64_t at = c; at < keys * columns; at += columns) {
-        V weight = exponential(load(weights + at) * score_factor - pivot), grad = load(slopes + at);
-        if constexpr (kMasked) {
-          const Mask mask = masked ? mask_at(visible + at) : Mask{} - 1;
-          weight = mask ? weight : V{};
-          grad = mask ? grad : V{};
+      V total{}, delta{};
+      for (int64_t j = 0; j < keys; j += kTerms) {
+        V sum{}, product{};
+        for (int64_t at = c + j * columns; at < std::min(j + kTerms, keys) * columns; at += columns) {
+          V weight = exponential(load(weights + at) * score_factor - pivot), grad = load(slopes + at);
+          if constexpr (kMasked) {
+            const Mask mask = masked ? mask_at(visible + at) : Mask{} - 1;
+            weight = mask ? weight : V{};
+            grad = mask ? grad : V{};
+          }
+          if constexpr (kDropout) grad *= load(factors + at);
+          store(weights + at, weight);
+          if constexpr (kMasked || kDropout) store(slopes + at, grad);
+          sum += weight;
+          product += weight * grad;
         }
-        if constexpr (kDropout) {
-          const V factor = load(factors + at);
-          store(dropped + at, weight * factor);
-          grad *= factor;
-        }
-        store(weights + at, weight);
-        store(slopes + at, grad);
-        delta += weight * grad;
+        total += sum;
+        delta += product;
       }
+      const V share = mask_at(any + c) ? 1 / total : V{};
+      delta *= share;
       // A softmax over one key is 1 whatever its score.
       const Mask single = mask_at(one + c);
       for (int64_t at = c; at < keys * columns; at += columns) {
-        V change = load(weights + at) * (load(slopes + at) - delta);
+        const V weight = load(weights + at) * share;
+        if constexpr (kDropout) {
+          store(dropped + at, weight * load(factors + at));
+        } else {
+          store(weights + at, weight);
+        }
+        V change = weight * (load(slopes + at) - delta);
         change = single ? V{} : change * score_factor;
         if constexpr (kMasked) {
           if (masked) change = mask_at(visible + at) ? change : V{};
