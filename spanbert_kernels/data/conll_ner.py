@@ -15,6 +15,7 @@ PHRASES = frozenset(
     {"ADJP", "ADVP", "CONJP", "INTJ", "LST", "NP", "PP", "PRT", "SBAR", "UCP", "VP"} | {"NC", "PC", "VC", "AC"}
 )
 ENDS, ALONE = frozenset("EL"), frozenset("SU")
+NAMED_ROWS = 3  # that repeat the row above; so many words in a row are not the same by chance
 GERMEVAL_COLUMNS = 4  # number, word, outer label, inner label
 BIOES, IOB1 = "BIOES or BILOU", "IOB1"
 
@@ -37,9 +38,9 @@ class TaggedSentence:
 def read_tagged(path: Path) -> list[TaggedSentence]:
     """Sentences of a file with a word and, in the last column, its label; sentences stand apart by empty lines.
 
-    Columns are separated by tabs or spaces, and every row has as many; a first column that counts the words is passed
-    over. Labels are BIO; IOB1, BIOES and BILOU become BIO, and a warning says so. Where labels have layers (GermEval),
-    the outer one is read, and a warning says so. `-DOCSTART-` ends a sentence.
+    Columns are separated by tabs or spaces, and every row has as many; columns in front that count the words or name
+    the document are passed over. Labels are BIO; IOB1, BIOES and BILOU become BIO, and a warning says so. Where labels
+    have layers (GermEval), the outer one is read, and a warning says so. `-DOCSTART-` ends a sentence.
 
     Raises:
         DataFault: a line with one column or with more or fewer than the others, a label of no such scheme, or one that
@@ -68,14 +69,36 @@ def read_tagged(path: Path) -> list[TaggedSentence]:
 
 
 def word_place(sentences: Sequence[Sequence[Row]], width: int) -> int:
-    """The column of the words: the first, or the second of three or more where the first counts them."""
-    counted = width > 2 and all(_is_counted(rows) for rows in sentences)
-    return int(counted)
+    """The column of the words: the first but for columns that count words or name the document.
+
+    The last two of the columns, of which one is the label, never are such.
+    """
+    counting = [column for column in range(width - 2) if _counts(sentences, column)]
+    for column in range(width - 2):
+        if column not in counting and not _names(sentences, column, any(each > column for each in counting)):
+            return column
+    return max(width - 2, 0)
 
 
-def _is_counted(rows: Sequence[Row]) -> bool:
-    first = rows[0].cells[0]
-    return first in ("0", "1") and all(row.cells[0] == str(int(first) + place) for place, row in enumerate(rows))
+def _counts(sentences: Sequence[Sequence[Row]], column: int) -> bool:
+    """Numbers that go up by one, from 0 or 1 on in every sentence, or on through all of them."""
+    after = ""
+    for rows in sentences:
+        first = rows[0].cells[column]
+        if first not in ("0", "1", after):
+            return False
+        if any(row.cells[column] != str(int(first) + place) for place, row in enumerate(rows)):
+            return False
+        after = str(int(first) + len(rows))
+    return True
+
+
+def _names(sentences: Sequence[Sequence[Row]], column: int, before_numbers: bool) -> bool:
+    """The same in all rows of a sentence, in front of the words' numbers or in more rows than chance makes so."""
+    if any(row.cells[column] != rows[0].cells[column] for rows in sentences for row in rows):
+        return False
+    repeating = sum(map(len, sentences)) - len(sentences)
+    return repeating > NAMED_ROWS or (repeating > 0 and before_numbers)
 
 
 def _label_column(rows: Sequence[Row], width: int, word: int, path: Path) -> int:

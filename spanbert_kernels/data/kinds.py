@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from spanbert_kernels.data.columns import BEGIN, DOCSTART, is_label, is_mark, parse_columns
+from spanbert_kernels.data.columns import BEGIN, DOCSTART, NO_MARK, is_label, is_mark, parse_columns
 from spanbert_kernels.data.conllu import COLUMNS
 from spanbert_kernels.data.text import is_blank, lines_of, read_text
 
@@ -59,8 +59,10 @@ def sniff(text: str) -> str:
         return CONLLU
     widths = {len(row) for row in rows}
     if not tabbed:
-        annotated = all(is_label(row[-1]) for row in rows) or all(is_mark(row[-1]) for row in rows)
-        return CONLL if widths and min(widths) == max(widths) > 1 and annotated else PLAIN
+        last = [row[-1] for row in rows]
+        labelled = all(map(is_label, last)) and (len(rows) > 1 or last != ["O"])
+        marked = all(map(is_mark, last)) and not NO_MARK.issuperset(last)
+        return CONLL if widths and min(widths) == max(widths) > 1 and (labelled or marked) else PLAIN
     # words in a cell hold no spaces; a table with running text in it is not a column file
     words = all(2 <= len(row) <= 16 and not any(" " in cell for cell in row) for row in rows)
     return CONLL if words and len(rows) > 1 else PLAIN

@@ -84,9 +84,12 @@ def _named(path: Path, rows: Rows, wanted: Collection[str]) -> Table:
 
 
 def _has_no_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row is one of id, label, text: it names nothing, and its id is like the others."""
+    """Whether the first row is one of id, label, text: it names nothing, its id is like others, texts are longer."""
     first, names = rows[0], _names(rows[0])
     if len(first) != len(WITHOUT_HEADER) or PLAIN_NAMES & {*names} or len(OTHER_NAMES & {*names}) > 1:
+        return False
+    even = [row for row in rows if len(row) == len(WITHOUT_HEADER)]
+    if sum(len(row[1]) for row in even) > sum(len(row[2]) for row in even):
         return False
     numbered = [any(character.isdigit() for character in row[0]) for row in rows]
     return numbered[0] or not any(numbered)

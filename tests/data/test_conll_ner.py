@@ -117,6 +117,11 @@ def test_columns_between_word_and_label(tmp_path: Path) -> None:
     assert read(tmp_path, "EU NNP B-NP O\nrejects VBZ B-VP O\n")[0][:2] == (("EU", "rejects"), ("O", "O"))
     assert read(tmp_path, "0\tOslo\tB-LOC\n1\tis\tO\n\n0\tYes\tO\n")[1][0] == ("Yes",)
     assert read(tmp_path, "1\tO\n2\tO\n")[0][0] == ("1", "2")
+    assert read(tmp_path, "d 0 Oslo B-LOC\nd 1 is O\n")[0][0] == ("Oslo", "is")
+    assert read(tmp_path, "d 0 1 Oslo B-LOC\nd 0 2 is O\n\ne 0 3 Yes O\n")[1][0] == ("Yes",)
+    assert read(tmp_path, "d\tOslo\tB-LOC\nd\tis\tO\nd\tfar\tO\nd\tand\tO\nd\tbig\tO\n")[0][0][:2] == ("Oslo", "is")
+    assert read(tmp_path, "ha UH O\nha UH O\n")[0][0] == ("ha", "ha")
+    assert read(tmp_path, "7 CD O\n8 CD O\n")[0][0] == ("7", "8")
     assert read(tmp_path, "1 CD O\n000 CD O\n")[0][0] == ("1", "000")
     assert read(tmp_path, "Oslo _ _ B-LOC\n# id 5239 domain=en\nis _ _ O\n")[0][0] == ("Oslo", "is")
 

@@ -68,6 +68,7 @@ def test_a_cell_of_any_length(tmp_path: Path) -> None:
         ("review,sentiment\nGood,pos\n", "line 1: .* got 'review', 'sentiment'"),
         ("Nr;Meinung;Satz\n1;pos;Good\n2;neg;Bad\n", "line 1: .* got 'Nr', 'Meinung', 'Satz'"),
         ("text,sentiment\nGood,pos\n", "line 1: .* got 'text', 'sentiment'"),
+        ("1,Good film,pos\n2,Bad film,neg\n", "line 1: .* got '1', 'Good film', 'pos'"),
         ("Good,pos\nBad,neg\n", "line 1: .* got 'Good', 'pos'"),
         ("1,pos,Good,x\n2,neg,Bad,y\n", "line 1: .* got '1', 'pos', 'Good', 'x'"),
         ("text|label\nGood|pos\n", r"line 1: .* got 'text\|label'"),

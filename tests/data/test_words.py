@@ -76,7 +76,7 @@ def test_what_has_no_words(tmp_path: Path) -> None:
 def test_folders_and_several_files(tmp_path: Path) -> None:
     for name in ("b.txt", "a.conll", ".hidden.txt", "notes.md", "deep"):
         (tmp_path / "texts").mkdir(exist_ok=True)
-        (tmp_path / "texts" / name).write_text("Mina O\n") if name != "deep" else (tmp_path / "texts" / name).mkdir()
+        (tmp_path / "texts" / name).write_text("Mina B-X\n") if name != "deep" else (tmp_path / "texts" / name).mkdir()
     os.mkfifo(tmp_path / "texts" / "pipe.txt")
     (tmp_path / "c").write_text("Yes\n")
     found = read_sentences([tmp_path / "c", tmp_path / "texts"])
@@ -102,6 +102,9 @@ def test_folders_and_several_files(tmp_path: Path) -> None:
         ("{\n", kinds.JSON),
         ("I saw\nhe ran\n", kinds.PLAIN),
         ("# only\n# comments\n", kinds.PLAIN),
+        ("I O\n", kinds.PLAIN),
+        ("Oslo B-LOC\n", kinds.CONLL),
+        ("Oh no -\nnot now -\n", kinds.PLAIN),
         ("-DOCSTART- O\n\na O\n", kinds.CONLL),
         ("a -\nb (1)\n", kinds.CONLL),
         ("a\tb c\nd\te f\n", kinds.PLAIN),
