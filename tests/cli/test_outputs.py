@@ -6,18 +6,15 @@ import dataclasses
 import errno
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from changes_to_files import before_each
 from click.testing import CliRunner, Result
 
 from spanbert_kernels.cli import main
 from spanbert_kernels.cli.bench import record
-
-sys.path.append(str(Path(__file__).parent.parent / "tasks"))
-from changes_to_files import before_each
 
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")

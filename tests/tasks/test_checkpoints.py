@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -76,7 +77,11 @@ def test_whatever_the_moment_of_a_kill_there_is_a_whole_checkpoint_or_none(tmp_p
 def test_killed_trainings_end_like_an_uninterrupted_one(tmp_path: Path, uninterrupted: Path) -> None:
     """Half of them at random moments, half before a random change to a file."""
     program = Path(__file__).parent / "killed_trainings.py"
-    done = children.run([sys.executable, program, tmp_path, str(KILLS)], capture_output=True, text=True)
+    paths = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(program.parent.parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = children.run([sys.executable, program, tmp_path, str(KILLS)], capture_output=True, text=True, env=paths)
     assert done.returncode == 0, done.stderr
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(outcomes) == KILLS
