@@ -73,6 +73,23 @@ def test_whatever_the_moment_of_a_kill_there_is_a_whole_checkpoint_or_none(tmp_p
         assert list(folder.glob(".*partial*")) == []
 
 
+def test_a_model_in_the_place_of_an_older_one_is_never_half_of_each(tmp_path: Path) -> None:
+    names = ("config.json", "model.safetensors", "vocab.txt")
+    for name in names:
+        (tmp_path / name).write_text("old")
+    seen = []
+
+    def look() -> None:
+        if (tmp_path / "config.json").exists():
+            seen.append([(tmp_path / name).read_bytes() == b"old" for name in names])
+
+    with before_each(tmp_path, look):
+        train(tmp_path, steps=1, save_steps=None)
+        look()
+    assert [len(set(each)) for each in seen] == [1] * len(seen)
+    assert (seen[0], seen[-1]) == ([True] * 3, [False] * 3)
+
+
 @pytest.mark.slow
 def test_killed_trainings_end_like_an_uninterrupted_one(tmp_path: Path, uninterrupted: Path) -> None:
     """Half of them at random moments, half before a random change to a file."""
