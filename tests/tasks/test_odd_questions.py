@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from spanbert_kernels.data.counts import recording
 from spanbert_kernels.data.squad import Question, read_questions
 from spanbert_kernels.tasks import question_answering
 from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.training import TrainingOptions
 
 TOKENIZER = Start(vocabulary_size=12).tokenizer(["a b c . ? abab"])
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -52,6 +54,22 @@ def test_long_questions_are_cut_and_counted(positions: int, cut: int) -> None:
     assert found == ({("question", f"to its first {most} tokens"): cut} if cut else {})
     sizes = [window.example["first"] - 2 for window in windows]
     assert sizes == [0, 0, 0, 1, min(60, most), min(600, most)]
+
+
+def test_an_answer_that_no_window_holds_teaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each window alone would teach that there is none."""
+    model = Start().build(SpanBERTForQuestionAnswering, TOKENIZER, 0, **SMALL, max_position_embeddings=16)
+    long = Question("long", "?", "b " * 40, (("b " * 19 + "b", 0),), Path("f"))
+    short = Question("short", "?", "a b", (("b", 2),), Path("f"))
+    learnt: list[Any] = []
+    monkeypatch.setattr(
+        question_answering, "fit", lambda model, options, examples, *rest, **more: learnt.extend(examples)
+    )
+    question_answering.train(model, TOKENIZER, [long, short], TrainingOptions(tmp_path))
+    (example,) = learnt
+    assert example["start"] == example["end"] == 4
+    with pytest.raises(ValueError, match="f: there is no question whose answer fits in a window"):
+        question_answering.train(model, TOKENIZER, [long], TrainingOptions(tmp_path))
 
 
 def test_the_same_answer_whatever_the_title(tmp_path: Path) -> None:
