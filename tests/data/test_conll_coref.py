@@ -52,6 +52,12 @@ def test_ontonotes(tmp_path: Path) -> None:
     ]
 
 
+def test_ontonotes_with_words_that_are_numbers(tmp_path: Path) -> None:
+    """They would pass for another column that counts."""
+    rows = "".join(f"a 0 {i} {number} CD * - - - - * -\n" for i, number in enumerate((1, 2, 3)))
+    assert read(tmp_path, f"#begin document (a); part 0\n{rows}")[0][1] == ("1", "2", "3")
+
+
 def test_litbank(tmp_path: Path) -> None:
     wanted = [("(105_x_brat); part 0", ("Lady", "Mina", "slept"), [(0, 1, "3"), (1, 1, "4")])]
     assert read(tmp_path, LITBANK) == wanted

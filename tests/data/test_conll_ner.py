@@ -138,6 +138,7 @@ def test_a_hash_is_a_word_and_a_comment_is_none(tmp_path: Path) -> None:
     text = "# sent_id = 1\nWe O\n# O\n1 O\n#tag O\n# note\n## two words here\n\n# O\n"
     assert [words for words, _, _ in read(tmp_path, text)] == [("We", "#", "1", "#tag"), ("#",)]
     assert [words for words, _, _ in read(tmp_path, text.replace(" O", "\tO"))] == [("We", "#", "1", "#tag"), ("#",)]
+    assert [words for words, _, _ in read(tmp_path, "# text = a\tO\nWe\tO\n")] == [("We",)]
     assert read(tmp_path, "# only\n# comments\n") == []
 
 

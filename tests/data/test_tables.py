@@ -67,6 +67,7 @@ def test_a_cell_of_any_length(tmp_path: Path) -> None:
         ),
         ("review,sentiment\nGood,pos\n", "line 1: .* got 'review', 'sentiment'"),
         ("Nr;Meinung;Satz\n1;pos;Good\n2;neg;Bad\n", "line 1: .* got 'Nr', 'Meinung', 'Satz'"),
+        ("Zeile;Wertung;Satz\n1;pos;A good film\n2;neg;A bad film\n", "line 1: .* got 'Zeile', 'Wertung', 'Satz'"),
         ("text,sentiment\nGood,pos\n", "line 1: .* got 'text', 'sentiment'"),
         ("1,Good film,pos\n2,Bad film,neg\n", "line 1: .* got '1', 'Good film', 'pos'"),
         ("Good,pos\nBad,neg\n", "line 1: .* got 'Good', 'pos'"),
