@@ -71,6 +71,8 @@ class Generator:
         fields = {"cross_document_queries": "tokens", "cross_document_keys": "tokens"}
         upper = list(range(layers // 2, layers))
         encoder = start.build(WindowedSpanBERTModel, tokenizer, seed, cross_document_layers=upper, **fields)
+        shape = encoder.config
+        shape.window_length = min(shape.window_length, shape.max_position_embeddings)
         built = cls(encoder_decoder(encoder, target, min(layers, DECODER_LAYERS), rows_of(target)), tokenizer, target)
         examples = encode(pairs, built)
         with torch.no_grad():

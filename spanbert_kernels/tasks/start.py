@@ -22,6 +22,7 @@ SIZES = {  # layers, hidden size, heads
     "small": (4, 256, 4),
     "base": (12, 768, 12),
 }
+FEWEST_POSITIONS = 4  # of a question and a text of no and one token
 
 
 def load_trained(kind: Any, folder: Path) -> Any:
@@ -98,7 +99,7 @@ class Start:
         so.
 
         Raises:
-            ValueError: the vocabulary is larger than the checkpoint's.
+            ValueError: the vocabulary is larger than the checkpoint's, or its positions hold no text.
         """
         torch.manual_seed(seed)
         rows = rows_of(tokenizer)
@@ -111,6 +112,9 @@ class Start:
 
     def _from_checkpoint(self, kind: Any, rows: int, seed: int, fields: dict[str, Any]) -> Any:
         config = kind.config_class.from_pretrained(self.model)
+        if config.max_position_embeddings < FEWEST_POSITIONS:
+            count = config.max_position_embeddings
+            raise ValueError(f"{self.model} has {count} positions, {FEWEST_POSITIONS} at least are needed")
         if rows > config.vocab_size:
             vocabulary = self.vocabulary or "its vocabulary"
             raise ValueError(f"{self.model} knows {config.vocab_size:,} entries, but {vocabulary} has {rows:,}")

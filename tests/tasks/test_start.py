@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from spanbert_kernels import (
+    SpanBERTConfig,
     SpanBERTForCoreference,
     SpanBERTForDependencyParsing,
     SpanBERTForQuestionAnswering,
@@ -169,6 +170,15 @@ def test_answers_have_two_ends_whatever_the_labels_were(checkpoint: Callable[...
     start = checkpoint(SpanBERTForTokenClassification, ["a", "b", "c"])
     model = start.build(SpanBERTForQuestionAnswering, start.tokenizer([]), 0, num_labels=2)
     assert model.qa_outputs.out_features == 2
+
+
+def test_too_few_positions(checkpoint: Callable[..., Start]) -> None:
+    start = checkpoint(SpanBERTModel)
+    config = SpanBERTConfig.from_pretrained(start.model)
+    config.max_position_embeddings = 3
+    config.save_pretrained(start.model)
+    with pytest.raises(ValueError, match="has 3 positions, 4 at least are needed"):
+        start.build(SpanBERTModel, start.tokenizer([]), 0)
 
 
 def test_a_vocabulary_larger_than_the_model(checkpoint: Callable[..., Start], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from spanbert_kernels import (
     SpanBERTForSequenceClassification,
     SpanBERTForSpanClassification,
     SpanBERTForTokenClassification,
+    SpanBERTModel,
 )
 from spanbert_kernels.cli.explain import _explained
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
@@ -27,6 +28,7 @@ from spanbert_kernels.data.conllu import ParsedSentence
 from spanbert_kernels.data.counts import TEST, TRAINING, Counts, recording
 from spanbert_kernels.data.labelled import LabelledDocument
 from spanbert_kernels.data.squad import Question
+from spanbert_kernels.tasks.generation import Collator, Generator, Pair, count_pairs, encode, loss
 from spanbert_kernels.tasks.labels import label_fields
 from spanbert_kernels.tasks.pretraining import blocks_of
 from spanbert_kernels.tasks.relations import RelatedCluster
@@ -312,6 +314,21 @@ def test_an_explanation(tmp_path: Path, untrained: Callable[[Any], Path]) -> Non
     for task, kind in ("classification", SpanBERTForSequenceClassification), ("nested", SpanBERTForSpanClassification):
         with pytest.raises(ValueError, match=r"a\.txt: there is nothing to predict for"):
             _explained(task, untrained(kind), [path])
+
+
+def test_texts_and_targets(tmp_path: Path) -> None:
+    """Windows of a text are as long as the encoder's positions allow, and every token is read; targets are cut."""
+    START.build(SpanBERTModel, TOKENIZER, 0, **SMALL).save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    pairs = [Pair("a " * 40, ("b " * 127, "b " * 128), FILE, 1), Pair("b", ("c",), FILE, 2)]
+    generator = Generator.build(Start(model=str(tmp_path)), TOKENIZER, TOKENIZER, 0, pairs)
+    assert generator.model.encoder.config.window_length == POSITIONS
+    assert Collator.of(generator).windows(encode(pairs, generator)[0]["tokens"])[1].sum() == 40 + 2 * 3
+    with recording() as record:
+        count_pairs(pairs, generator)
+        assert loss(generator, pairs) > 0.0
+    found = record.counts["Data"]
+    assert (found.taken, found.cut) == ({"text": 2}, {("target", "to its first 127 tokens"): 1})
 
 
 def test_pretraining() -> None:
