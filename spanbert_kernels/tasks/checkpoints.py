@@ -137,7 +137,7 @@ def _fitting(checkpoint: str | None) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        line = " ".join(str(error).split()[:30]) or type(error).__name__
         raise CannotResume(
             f"cannot go on from {checkpoint}: it is damaged, or of a training with other options ({line})"
         ) from error
