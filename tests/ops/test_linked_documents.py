@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops import attention_plans, cross_document_attention, library, plan_attention
+from spanbert_kernels.ops.cross_document_attention import linked_reference, reference
 
 HEADS, DIM = 2, 8
 built = pytest.mark.skipif(library.cpu_level() is None, reason="the CPU library is not built")
@@ -72,6 +73,33 @@ def test_a_softmax_a_pair_keeps_as_many_numbers_as_there_are_linked_rows(tokens:
         work = plan_attention(ring.cu_seqlens, ring.cu_clusters, side, side, links=ring.links).work(tiled=True)
         size = attention_plans.pair_statistics(work, documents * tokens, documents).size
         assert size == documents * 4 * tokens
+
+
+@normalizations
+@pytest.mark.parametrize(("queries", "keys"), [("anchors", "anchors"), ("tokens", "tokens")])
+def test_eager_makes_no_matrix_of_rows(
+    queries: str, keys: str, normalize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few links go pair by pair; many, where the matrix is the smaller, do not."""
+    met: list[int] = []
+
+    def linked_attention(*arguments: Any) -> Any:
+        met.append(len(arguments[3].slot))
+        return linked_reference.linked_attention(*arguments)
+
+    monkeypatch.setattr(reference, "linked_attention", linked_attention)
+    tokens, degree = (3 if queries == "tokens" else 1), 4
+    for documents in (200, 400):
+        ring = Ring(documents, degree, tokens)
+        offsets = (ring.cu_seqlens, ring.cu_clusters, queries, keys)
+        leaves = list(ring.tensors(queries, keys).values())
+        cross_document_attention(*leaves, *offsets, links=ring.links, normalize=normalize, backend="eager")
+        assert met.pop() == documents * degree * tokens**2
+    dense = Ring(20, 19, tokens)
+    leaves = list(dense.tensors(queries, keys).values())
+    offsets = (dense.cu_seqlens, dense.cu_clusters, queries, keys)
+    cross_document_attention(*leaves, *offsets, links=dense.links, normalize=normalize, backend="eager")
+    assert not met
 
 
 @built

@@ -147,7 +147,7 @@ def cross_document_attention(
     backend = OPERATION.choose(q, backend)
     weights: Tensor | None
     if backend == "eager":
-        output, lse, weights = _eager(q, k, v, plan, normalize, scale, dropout_p, seed)
+        output, lse, weights = _eager(q, k, v, plan, normalize, scale, dropout_p, seed, return_weights)
     else:
         output, lse, weights = _kernels(
             q, k, v, plan, normalize, scale, dropout_p, seed, backend=backend, weighed=return_weights
@@ -165,13 +165,15 @@ def _eager(
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    weighed: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     assert plan.cu_clusters is not None
     sight = (plan.cu_seqlens, plan.cu_clusters, plan.queries, plan.keys, plan.include_self, plan.links)
     # Autocast would take the products out of float32, on this backend alone.
     with torch.autocast(q.device.type, enabled=False):
         once = [DifferentiableOnce.apply(tensor) if tensor.requires_grad else tensor for tensor in (q, k, v)]
-        return reference.cross_document_attention(once[0], once[1], once[2], *sight, normalize, scale, dropout_p, seed)
+        call = (*once, *sight, normalize, scale, dropout_p, seed, weighed)
+        return reference.cross_document_attention(*call)
 
 
 def _kernels(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spanbert_kernels.ops.cross_document_attention.linked_reference import linked_attention, linked_rows
 from spanbert_kernels.ops.document_attention.reference import keep_factors, longest, masked_attention, pad_rows
 from spanbert_kernels.ops.documents import document_of
 
@@ -128,8 +129,11 @@ def cross_document_attention(
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-> output like q, lse `[heads, rows]`, document weights `[rows, heads, documents of the largest cluster]`."""
+    weighed: bool = True,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """-> output like q, lse `[heads, rows]`, document weights `[rows, heads, documents of the largest cluster]`, which
+    may be None unless `weighed`.
+    """
     documents = len(cu_seqlens) - 1
     filled = cu_seqlens[1:] > cu_seqlens[:-1]  # [D]: an empty document has no anchor
     first_document = cu_clusters[:-1].long()
@@ -139,13 +143,20 @@ def cross_document_attention(
         return output, lse, lse.new_zeros(0, q.shape[1], 0, dtype=torch.float32)
     largest = longest(cu_clusters.diff())
 
-    if not torch.compiler.is_compiling() and not (q.isfinite().all() & k.isfinite().all() & v.isfinite().all()):
-        sight = (cu_seqlens, cu_clusters, queries, keys, include_self, links)
-        return document_by_document(q, k, v, *sight, largest, normalize, scale, dropout_p, seed)
-
     q_begin, q_count, q_document = rows_of_clusters(queries, cu_seqlens, cu_clusters, q.shape[0])
     k_begin, k_count, k_document = rows_of_clusters(keys, cu_seqlens, cu_clusters, k.shape[0])
     q_rows, k_rows = longest(q_count, least=2), longest(k_count, least=2)
+    if links is not None and not torch.compiler.is_compiling():
+        # A pair of rows takes as much memory as d pairs of the matrices below.
+        most = len(q_count) * q_rows * k_rows // max(q.shape[2], 1)
+        sight = (links, cu_seqlens, cu_clusters, queries, keys, include_self)
+        pairs = linked_rows(*sight, q.shape[0], most)
+        if pairs is not None:
+            return linked_attention(q, k, v, pairs, normalize, scale, dropout_p, seed, largest if weighed else None)
+
+    if not torch.compiler.is_compiling() and not (q.isfinite().all() & k.isfinite().all() & v.isfinite().all()):
+        by_side = (cu_seqlens, cu_clusters, queries, keys, include_self, links)
+        return document_by_document(q, k, v, *by_side, largest, normalize, scale, dropout_p, seed)
 
     # Rows of empty documents are ignored: their content must reach nothing.
     q = torch.where(filled[q_document][:, None, None], q, 0)
