@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -23,6 +22,7 @@ from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
 from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.coreference import Entity
 from spanbert_kernels.tasks.mentions import first_of_words
+from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
@@ -206,6 +206,7 @@ def read_clusters(source: Source) -> list[Cluster]:
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object an entity: its mentions as lists of [document, first, last, text]."""
     clusters = read_to_predict(read_clusters, data)
+    lines = Lines(document.path for cluster in clusters for document in cluster)
     took("document", sum(map(len, clusters)))
     model, tokenizer = _load(folder)
     words = (document.words for cluster in clusters for document in cluster)
@@ -213,13 +214,14 @@ def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     for cluster, found in zip(clusters, resolve(model, tokenizer, clusters, backend), strict=True):
         starts = np.cumsum([0, *(len(document.words) for document in cluster)]).tolist()
         for entity in sorted(sorted(each) for each in found):
-            mentions = []
+            mentions, paths = [], []
             for first, last in entity:
                 number = bisect_right(starts, first) - 1
                 document, begin = cluster[number], starts[number]
                 place = first - begin, last - begin
+                paths.append(document.path)
                 mentions.append((document.name, *place, " ".join(document.words[place[0] : place[1] + 1])))
-            yield json.dumps({"mentions": mentions}, ensure_ascii=False)
+            yield lines.of_files(paths, mentions=mentions)
 
 
 TASK = Task(_train_files, _evaluate_file, _predict_file)

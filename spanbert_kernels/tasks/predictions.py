@@ -26,6 +26,16 @@ class Lines:
         """A JSON object."""
         return json.dumps(({"file": _name(path)} if self.several else {}) | fields, ensure_ascii=False)
 
+    def of_files(self, paths: Iterable[Path], **fields: Any) -> str:
+        """A JSON object about things in several files.
+
+        Example:
+            >>> Lines([Path("a.txt"), Path("b.txt")]).of_files([Path("b.txt"), Path("b.txt")], mentions=[])
+            '{"files": ["b.txt"], "mentions": []}'
+        """
+        named = {"files": list(dict.fromkeys(map(_name, paths)))} if self.several else {}
+        return json.dumps(named | fields, ensure_ascii=False)
+
     def comments(self, path: Path) -> list[str]:
         """What stands above a sentence of columns: a line, or none where there is one file."""
         return [f"# file = {_name(path)}"] if self.several else []

@@ -85,6 +85,25 @@ def test_bad_input(tmp_path: Path) -> None:
         list(task.TASK.predict(tmp_path, tmp_path, "auto"))
 
 
+def test_clusters_to_predict_on(tmp_path: Path) -> None:
+    """A folder's texts are a cluster, and files that are named together; column files name theirs."""
+    for name in ("one/a.txt", "one/b.txt", "two/a.txt", "c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("Anna left\n")
+    columns = tmp_path / "d.conll"
+    columns.write_text("".join(f"#begin document {name}\nAnna\t-\n" for name in ("x/1", "y/1", "x/2")))
+
+    def names(*paths: Path) -> list[list[str]]:
+        return [[document.name for document in cluster] for cluster in task.read_clusters(paths)]
+
+    assert names(tmp_path / "one", tmp_path / "two") == [["a", "b"], ["a"]]
+    assert names(tmp_path / "c.txt", tmp_path / "one" / "a.txt") == [["c", "a"]]
+    assert names(columns) == [["x/1", "x/2"], ["y/1"]]
+    with pytest.raises(DataFault, match=r"b\.txt, line 1: there are no words"):
+        (tmp_path / "one" / "b.txt").write_text("")
+        names(tmp_path / "one")
+
+
 @pytest.mark.slow
 def test_it_learns_and_is_loaded_again(tmp_path: Path) -> None:
     """People whom two documents name; within a document nobody comes twice, so that singletons are all it could say."""
