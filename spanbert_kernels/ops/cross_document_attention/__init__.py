@@ -172,8 +172,9 @@ def _eager(
     # Autocast would take the products out of float32, on this backend alone.
     with torch.autocast(q.device.type, enabled=False):
         once = [DifferentiableOnce.apply(tensor) if tensor.requires_grad else tensor for tensor in (q, k, v)]
-        call = (*once, *sight, normalize, scale, dropout_p, seed, weighed)
-        return reference.cross_document_attention(*call)
+        return reference.cross_document_attention(
+            once[0], once[1], once[2], *sight, normalize, scale, dropout_p, seed, weighed
+        )
 
 
 def _kernels(
