@@ -99,8 +99,8 @@ def test_clusters_to_predict_on(tmp_path: Path) -> None:
     assert names(tmp_path / "one", tmp_path / "two") == [["a", "b"], ["a"]]
     assert names(tmp_path / "c.txt", tmp_path / "one" / "a.txt") == [["c", "a"]]
     assert names(columns) == [["x/1", "x/2"], ["y/1"]]
+    (tmp_path / "one" / "b.txt").write_text("")
     with pytest.raises(DataFault, match=r"b\.txt, line 1: there are no words"):
-        (tmp_path / "one" / "b.txt").write_text("")
         names(tmp_path / "one")
 
 
