@@ -12,7 +12,7 @@ from spanbert_kernels.ops.attention_plans import AttentionWork
 from spanbert_kernels.ops.cross_document_attention.triton_backward import pairwise_backward
 from spanbert_kernels.ops.cross_document_attention.triton_forward import pairwise_forward, weights_forward
 from spanbert_kernels.ops.document_attention.triton import (
-    KEY_BACKWARD,
+    KEY_BACKWARD_OF_PAIRS,
     Loops,
     aot_loops,
     loop_options,
@@ -130,7 +130,7 @@ def backward(
             **tiles,
             **options,
         )
-        options = loop_options(q, KEY_BACKWARD, anchor_keys=work.anchor_keys)
+        options = loop_options(q, KEY_BACKWARD_OF_PAIRS, anchor_keys=work.anchor_keys)
         tiles, grid = tiled(q, work.key_tiles, work.anchor_keys, options["K"], options["C"])
         key_backward[grid](
             **shared,
@@ -161,4 +161,5 @@ def aot_configurations() -> list[AotConfiguration]:
         *aot_loops("weights", weights_forward, WEIGHTS),
         *aot_loops("pairwise forward", pairwise_forward, FORWARD, linked=(" of linked pairs",)),
         *aot_loops("pairwise backward", pairwise_backward, BACKWARD, linked=(" of linked pairs",)),
+        *aot_loops("key backward", key_backward, KEY_BACKWARD_OF_PAIRS, "anchor_keys", linked=(" of linked pairs",)),
     ]

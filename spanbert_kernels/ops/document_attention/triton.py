@@ -53,6 +53,8 @@ KEY_BACKWARD: Loops = {
     (32, 64, False): (32, 16, 8, 1),
     (32, 32, True): (32, 16, 8, 1),
 }
+# Where slots are looked up as well, registers of four warps would spill.
+KEY_BACKWARD_OF_PAIRS: Loops = {**KEY_BACKWARD, (16, 64, False): (32, 32, 8, 2)}
 WIDEST = 128  # columns of a head that a program may hold
 ANCHOR_ROWS = 16  # of a block whose one row is an anchor: the fewest that a product takes
 
@@ -327,5 +329,5 @@ def aot_configurations() -> list[AotConfiguration]:
         *aot_loops("forward without dropout", attention_forward, own, "anchor_queries", WHOLE=False, seed=None),
         *aot_whole("whole backward", whole_backward, WHOLE_BACKWARD, {}),
         *aot_loops("query backward", query_backward, QUERY_BACKWARD, "anchor_queries"),
-        *aot_loops("key backward", key_backward, KEY_BACKWARD, "anchor_keys", linked=(" of links", " of linked pairs")),
+        *aot_loops("key backward", key_backward, KEY_BACKWARD, "anchor_keys"),
     ]
