@@ -98,8 +98,7 @@ def run_untouched(setting: Setting, backend: str) -> Result:
 
 def check_call(call: Call, place: Place) -> None:
     """Values and gradients against the loop in float64, a second run bit by bit, inputs untouched."""
-    # PyTorch's own scattered sums, in the eager backend, change from run to run where several threads share them.
-    torch.set_num_threads(call.threads if place.backend == "cpu" else 1)
+    torch.set_num_threads(1 if place.emulated else call.threads)
     with places.at(place) as backend:
         first = run_untouched(call.setting, backend)
         with poisoned_memory() if call.poisoned else nullcontext():

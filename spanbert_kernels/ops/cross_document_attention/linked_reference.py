@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spanbert_kernels.ops import philox
 from spanbert_kernels.ops.documents import document_of
+from spanbert_kernels.ops.span_gather.reference import rows
 
 
 class LinkedRows(NamedTuple):
@@ -63,10 +64,10 @@ def linked_rows(
     queries: str,
     keys: str,
     include_self: bool,
-    rows: int,
+    count: int,
     most: int,
 ) -> LinkedRows | None:
-    """The pairs of rows that the links make; None where these are more than `most`."""
+    """The pairs of rows that the links of `count` query rows make; None where these are more than `most`."""
     documents = len(cu_seqlens) - 1
     seeing, seen = documents_seen(links, cu_seqlens, cu_clusters, include_self)
     index = torch.arange(documents, device=seen.device)
@@ -76,7 +77,7 @@ def linked_rows(
     if int((query_rows[seeing] * key_rows[seen]).sum()) > most:
         return None
     links_of = torch.bincount(seeing, minlength=documents)
-    owner = document_of(cu_seqlens, rows) if queries == "tokens" else index
+    owner = document_of(cu_seqlens, count) if queries == "tokens" else index
     slots = links_of[owner]
     row_of_slot, place = runs(slots)
     target = seen[(links_of.cumsum(0) - links_of)[owner][row_of_slot] + place]
@@ -85,6 +86,11 @@ def linked_rows(
     first_document = cu_clusters[:-1].long()[document_of(cu_clusters, documents)]
     key = first_key[target][slot] + offset
     return LinkedRows(slots, key_rows[target], slot, row_of_slot[slot], key, (target - first_document[target])[slot])
+
+
+def rows_of(heads: Tensor, row: Tensor) -> Tensor:
+    """`heads[row]` of `[R, heads, d]`, with a gradient whose sums have one order."""
+    return rows(heads.flatten(1), row).unflatten(1, heads.shape[1:])
 
 
 def summed(values: Tensor, lengths: Tensor) -> Tensor:
@@ -110,14 +116,14 @@ def linked_attention(
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     slots, keys_of_slot, slot, query, key, place = pairs
-    scores = (q[query].to(dtype) * k[key].to(dtype)).sum(2) * scale  # [pairs, heads]
+    scores = (rows_of(q.to(dtype), query) * rows_of(k.to(dtype), key)).sum(2) * scale  # [pairs, heads]
     lengths = torch.bincount(query, minlength=q.shape[0]) if normalize == "joint" else keys_of_slot
     group = query if normalize == "joint" else slot
     peak = scores.new_full((len(lengths), q.shape[1]), -torch.inf)
     peak = peak.scatter_reduce(0, group[:, None].expand_as(scores), scores.detach(), "amax")
     powers = (scores - peak[group]).exp()
     mass = summed(powers, lengths)  # [groups, heads]
-    weights = powers / mass[group]
+    weights = powers / rows(mass, group)
     if normalize == "joint":
         lse = (peak + mass.log()).detach().T
     else:
@@ -132,5 +138,5 @@ def linked_attention(
         heads = torch.arange(q.shape[1], device=q.device)
         keep = philox.keep(seed, dropout_p, heads, query[:, None], key[:, None])
         weights = weights * (keep.to(dtype) / (1.0 - dropout_p))
-    terms = weights[:, :, None] * v[key].to(dtype)
+    terms = weights[:, :, None] * rows_of(v.to(dtype), key)
     return summed(terms, torch.bincount(query, minlength=q.shape[0])).to(q.dtype), lse, share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,10 +22,11 @@ def span_gather(hidden: Tensor, start: Tensor, end: Tensor, padded: bool) -> tup
 def rows(hidden: Tensor, token: Tensor) -> Tensor:
     """`hidden[token]`, whose gradient is summed in float32 (float64 for float64) and in a fixed order.
 
-    Indexing, not index_select: its backward accumulates in the same order on every device.
+    An embedding's backward accumulates in one order on every device; that of indexing does not on a CPU with several
+    threads, nor that of index_select on a GPU.
     """
     if hidden.requires_grad and torch.is_grad_enabled():
-        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))[token].to(hidden.dtype)
+        return F.embedding(token, hidden.to(torch.promote_types(hidden.dtype, torch.float32))).to(hidden.dtype)
     return hidden[token]
 
 

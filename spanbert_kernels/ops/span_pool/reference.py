@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops.span_gather.reference import gather_padded
+from spanbert_kernels.ops.span_gather.reference import gather_padded, rows
 
 PARTS = ("start", "end", "mean", "sum", "max", "attention", "width")
 
@@ -61,7 +61,7 @@ def span_pool(
     def width_part() -> Tensor:
         assert width_embedding is not None
         assert width_index is not None
-        return torch.where(full[:, None], width_embedding.to(dtype)[width_index], 0)
+        return torch.where(full[:, None], rows(width_embedding.to(dtype), width_index), 0)
 
     makers = dict(
         zip(PARTS, (start_part, end_part, mean_part, sum_part, max_part, attention_part, width_part), strict=True)
