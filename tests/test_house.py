@@ -126,7 +126,17 @@ def _lines_with(
                 yield name, number
 
 
+def files_of_one_name(root: Path) -> Iterator[str]:
+    """One run of pytest refuses them: the tests' folders are no packages."""
+    found: dict[str, Path] = {}
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        other = found.setdefault(path.name, path)
+        if other != path:
+            yield f"{path.relative_to(root)} has the name of {other.relative_to(root)}"
+
+
 CHECKS = (
+    files_of_one_name,
     missing_rooms,
     upward_imports,
     vague_names,
@@ -235,6 +245,7 @@ def test_an_operation_without_kernels_needs_no_benchmark(house: Path) -> None:
     ("name", "text", "complaint"),
     [
         ("csrc/shout/cpu.cpp", "", "csrc/shout belongs to no operation"),
+        ("tests/nn/test_twist.py", "", "tests/ops/test_twist.py has the name of tests/nn/test_twist.py"),
         ("tests/ops/a.py", "subprocess.run(['a'])", "tests/ops/a.py:1 starts a process that nobody ends"),
         ("tests/ops/a.py", "import os\nos.fork()", "tests/ops/a.py:2 starts a process that nobody ends"),
         ("spanbert_kernels/nn/a.py", "path.write_text('a')", "nn/a.py:1 writes a file in place"),

@@ -82,7 +82,7 @@ def test_the_command(run: Callable[..., Result], make_record: Make, tmp_path: Pa
 @pytest.mark.parametrize(
     ("content", "arguments", "reason"),
     [
-        (None, (), "cannot read"),
+        (None, (), "no such file"),
         ("[]", (), "is not a record"),
         ("[]", ("--output", "nowhere/page.html"), "there is no folder nowhere"),
     ],
