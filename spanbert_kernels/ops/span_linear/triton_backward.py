@@ -157,7 +157,7 @@ def slice_loop(
                 weight = weight * scale
                 if ATTENTION:
                     scale = tl.where(is_head, tl.load(scales + span, mask=is_head, other=1.0), scale)
-                    held = tl.where(scale != 0, held, held & 0)
+                    held = tl.where(scale == 0, False, held)
                     weight = tl.exp(score - tl.load(peaks + span, mask=is_head, other=0.0)) * scale
             grad = tl.load(source + row * grad_stride, mask=inside[None, :], other=0.0).to(tl.float32)  # [1, C]
             total = tl.where(held[:, None] & (is_finite(grad) == 0), total + weight[:, None] * grad, total)
