@@ -23,11 +23,14 @@ def rows(hidden: Tensor, token: Tensor) -> Tensor:
     """`hidden[token]`, whose gradient is summed in float32 (float64 for float64) and in a fixed order.
 
     An embedding's backward accumulates in one order on every device; that of indexing does not on a CPU with several
-    threads, nor that of index_select on a GPU.
+    threads, nor that of index_select on a GPU. An embedding of nothing has no second derivative.
     """
-    if hidden.requires_grad and torch.is_grad_enabled():
-        return F.embedding(token, hidden.to(torch.promote_types(hidden.dtype, torch.float32))).to(hidden.dtype)
-    return hidden[token]
+    if not (hidden.requires_grad and torch.is_grad_enabled()):
+        return hidden[token]
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    if torch.compiler.is_compiling() or not hidden.numel() or not token.numel():
+        return wide[token].to(hidden.dtype)
+    return F.embedding(token, wide).to(hidden.dtype)
 
 
 def gather_padded(hidden: Tensor, start: Tensor, end: Tensor, min_width: int = 0) -> tuple[Tensor, Tensor]:
