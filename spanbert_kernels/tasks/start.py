@@ -36,10 +36,12 @@ def load_trained(kind: Any, folder: Path) -> Any:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     with loading(folder):
-        model, found = kind.from_pretrained(folder, output_loading_info=True)
-    if trained_for(model.config) != kind.__name__.removeprefix("Span"):
-        written = (model.config.architectures or ["a model without a head"])[0]
+        fields, _ = kind.config_class.get_config_dict(folder)
+    written = (fields.get("architectures") or ["a model without a head"])[0]
+    if written.removeprefix("Span") != kind.__name__.removeprefix("Span"):
         raise ValueError(f"{folder} holds {written}, not {kind.__name__}: train it for this task first")
+    with loading(folder):
+        model, found = kind.from_pretrained(folder, output_loading_info=True)
     if missing := sorted(found["missing_keys"]):
         raise CannotLoad(
             f"cannot load the model in {folder}: it lacks {len(missing):,} of its weights, such as {missing[0]}"
