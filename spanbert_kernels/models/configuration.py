@@ -9,7 +9,8 @@ from typing import Any
 from transformers import BertConfig
 
 from spanbert_kernels.models.checkpoints import resolve_model
-from spanbert_kernels.nn.cross_document_mixer import ANCHORS, NORMALIZATIONS, ROLES, check_choice
+from spanbert_kernels.nn.cross_document_mixer import check_choice
+from spanbert_kernels.ops.choices import ANCHORS, NORMALIZATIONS, ROLES, Anchor, Normalization, Role
 
 POOLER_TOKENS = ("first", "anchor")
 
@@ -44,11 +45,11 @@ class SpanBERTConfig(BertConfig):
     model_type = "spanbert"
 
     cross_document_layers: list[int] = field(default_factory=list)
-    cross_document_queries: str = "anchors"
-    cross_document_keys: str = "anchors"
+    cross_document_queries: Role = "anchors"
+    cross_document_keys: Role = "anchors"
     cross_document_include_self: bool = False
-    cross_document_normalize: str = "joint"
-    cross_document_anchor: str = "last"
+    cross_document_normalize: Normalization = "joint"
+    cross_document_anchor: Anchor = "last"
     pooler_token: str = "first"
     kept_spans_share: float = 0.4
     max_antecedents: int = 50

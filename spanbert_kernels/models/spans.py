@@ -14,8 +14,9 @@ from transformers.utils import ModelOutput
 from spanbert_kernels import ops
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
+from spanbert_kernels.ops.choices import Part
 
-PARTS = ("start", "end", "attention", "width")
+PARTS: tuple[Part, ...] = ("start", "end", "attention", "width")
 WIDTH_SIZE = 32
 
 

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.ops import checks
-
-ROLES = ("anchors", "tokens")
-ANCHORS = ("last", "first")
-NORMALIZATIONS = ("joint", "pairwise")
+from spanbert_kernels.ops.choices import ANCHORS, NORMALIZATIONS, ROLES, Anchor, Normalization, Role
 
 
 class CrossDocumentMixer(nn.Module):
@@ -58,11 +55,11 @@ class CrossDocumentMixer(nn.Module):
         hidden_size: int,
         num_heads: int,
         *,
-        queries: str = "anchors",
-        keys: str = "anchors",
+        queries: Role = "anchors",
+        keys: Role = "anchors",
         include_self: bool = False,
-        normalize: str = "joint",
-        anchor: str = "last",
+        normalize: Normalization = "joint",
+        anchor: Anchor = "last",
         attention_dropout: float = 0.0,
         dropout: float = 0.0,
         layer_norm_eps: float = 1e-12,

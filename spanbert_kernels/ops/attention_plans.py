@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops import checks
+from spanbert_kernels.ops.choices import ROLES, Role
 
-SIDES = ("anchors", "tokens")
 TILE_ROWS = 64
 Links = tuple[Tensor | None, Tensor | None]
 
@@ -87,8 +87,8 @@ class AttentionPlan:
 
     cu_seqlens: Tensor
     cu_clusters: Tensor | None = None
-    queries: str = "tokens"
-    keys: str = "tokens"
+    queries: Role = "tokens"
+    keys: Role = "tokens"
     include_self: bool = True
     links: tuple[Tensor, Tensor] | None = None
     num_tokens: int
@@ -132,8 +132,8 @@ class AttentionPlan:
 def plan_attention(
     cu_seqlens: Tensor,
     cu_clusters: Tensor | None = None,
-    queries: str = "anchors",
-    keys: str = "anchors",
+    queries: Role = "anchors",
+    keys: Role = "anchors",
     *,
     include_self: bool = False,
     links: tuple[Tensor, Tensor] | None = None,
@@ -147,6 +147,10 @@ def plan_attention(
         queries, keys, include_self, links: as in `cross_document_attention`.
 
     On a GPU the sizes are read once, here, and no call that gets the plan waits for the GPU.
+
+    Returns:
+        A plan, for `document_attention` where no clusters are given, else for `cross_document_attention`. It holds
+        copies of the tensors, on their device.
 
     Raises:
         ValueError: offsets, options, links that cross clusters; the value seen is named.
@@ -242,7 +246,7 @@ def check_who_sees_whom(
 ) -> None:
     """Clusters, sides and links fit each other. Values are looked at on a CPU only: no synchronisation."""
     for name, value in (("queries", queries), ("keys", keys)):
-        checks.check_choice(name, value, SIDES)
+        checks.check_choice(name, value, ROLES)
     documents = len(cu_seqlens) - 1
     checks.check_offsets("cu_clusters", cu_clusters, documents, "documents")
     checks.check_device("cu_clusters", cu_clusters, "cu_seqlens", cu_seqlens)

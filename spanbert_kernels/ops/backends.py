@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import torch
 
 from spanbert_kernels.ops import library
+from spanbert_kernels.ops.choices import BACKENDS, Backend
 
-NAMES = ("cuda", "triton", "cpu", "eager")
 DEVICES = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
 DTYPES = {
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
@@ -27,9 +27,9 @@ DTYPES = {
     "cpu": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
 }
 
-_forced: str | None = None
-_records: list[list[tuple[str, str]]] = []
-_registry: dict[str, tuple[str, ...]] = {}
+_forced: Backend | None = None
+_records: list[list[tuple[str, Backend]]] = []
+_registry: dict[str, tuple[Backend, ...]] = {}
 _own_loaders: dict[tuple[str, str], Callable[[], str | None]] = {}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -57,14 +57,14 @@ class Operation:
     """
 
     name: str
-    backends: tuple[str, ...]
+    backends: tuple[Backend, ...]
     loaders: Mapping[str, Callable[[], str | None]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         _registry[self.name] = self.backends
         _own_loaders.update({(self.name, backend): load for backend, load in self.loaders.items()})
 
-    def choose(self, tensor: torch.Tensor, wish: str | None) -> str:
+    def choose(self, tensor: torch.Tensor, wish: Backend | None) -> Backend:
         """The backend for a call on `tensor`. `wish` (or `use`, or SPANBERT_KERNELS_BACKEND) must be obeyed.
 
         Raises:
@@ -82,13 +82,13 @@ def _wish(wish: str | None) -> str | None:
 
 
 @_constant_in_graphs
-def _note(name: str, backend: str) -> None:
+def _note(name: str, backend: Backend) -> None:
     for record in _records:
         record.append((name, backend))
 
 
 @_constant_in_graphs
-def _choose(name: str, backends: tuple[str, ...], device: str, dtype: torch.dtype, wish: str | None) -> str:
+def _choose(name: str, backends: tuple[Backend, ...], device: str, dtype: torch.dtype, wish: str | None) -> Backend:
     if wish is not None:
         if wish not in backends:
             raise ValueError(f"{name} has no backend {wish!r}; it has {', '.join(backends)}")
@@ -107,7 +107,7 @@ def _choose(name: str, backends: tuple[str, ...], device: str, dtype: torch.dtyp
     return "eager"
 
 
-def _imported(name: str, backend: str) -> str:
+def _imported(name: str, backend: Backend) -> Backend:
     """The backend, its kernels imported: Triton's stand in a module of their own."""
     if backend == "triton":
         importlib.import_module(f"spanbert_kernels.ops.{name}.triton")
@@ -129,7 +129,7 @@ def refusal(backend: str, device: str, dtype: torch.dtype, operation: str = "") 
     if backend == "eager":
         return None
     if backend not in DEVICES:
-        return f"unknown backend; there are {', '.join(NAMES)}"
+        return f"unknown backend; there are {', '.join(BACKENDS)}"
     # In its interpreter, which is asked for by hand and never chosen, Triton takes CPU tensors as well.
     interpreted = backend == "triton" and device == "cpu" and library.interpreted()
     if DEVICES[backend] != device and not interpreted:
@@ -148,7 +148,7 @@ _LOADERS: dict[str, Callable[[], str | None]] = {
 
 
 @contextmanager
-def use(backend: str) -> Iterator[None]:
+def use(backend: Backend) -> Iterator[None]:
     """Force a backend for every operation called inside.
 
     Raises:
@@ -161,8 +161,8 @@ def use(backend: str) -> Iterator[None]:
         [('span_gather', 'eager')]
     """
     global _forced
-    if backend not in NAMES:
-        raise ValueError(f"no backend {backend!r}; there are {', '.join(NAMES)}")
+    if backend not in BACKENDS:
+        raise ValueError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
     before, _forced = _forced, backend
     try:
         yield
@@ -171,9 +171,9 @@ def use(backend: str) -> Iterator[None]:
 
 
 @contextmanager
-def record() -> Iterator[list[tuple[str, str]]]:
+def record() -> Iterator[list[tuple[str, Backend]]]:
     """Collect (operation, backend) of every call inside, in order: which path really ran."""
-    calls: list[tuple[str, str]] = []
+    calls: list[tuple[str, Backend]] = []
     _records.append(calls)
     try:
         yield calls
@@ -182,7 +182,7 @@ def record() -> Iterator[list[tuple[str, str]]]:
         _records[:] = [record for record in _records if record is not calls]
 
 
-def report() -> dict[str, dict[str, str | None]]:
+def report() -> dict[Backend, dict[str, str | None]]:
     """For every backend and operation: None if it works here, else the reason why not.
 
     Example:
@@ -191,8 +191,8 @@ def report() -> dict[str, dict[str, str | None]]:
     """
     import spanbert_kernels.ops  # noqa: F401  (fills the registry)
 
-    table: dict[str, dict[str, str | None]] = {}
-    for backend in NAMES:
+    table: dict[Backend, dict[str, str | None]] = {}
+    for backend in BACKENDS:
         device = DEVICES.get(backend, "cpu")
         table[backend] = {
             name: refusal(backend, device, torch.float32, name) if backend in backends else "no kernel of this kind yet"

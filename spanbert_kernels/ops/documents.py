@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops import checks
+from spanbert_kernels.ops.choices import ANCHORS, Anchor
 
 
-def anchor_indices(cu_seqlens: Tensor, which: str = "last") -> Tensor:
+def anchor_indices(cu_seqlens: Tensor, which: Anchor = "last") -> Tensor:
     """The token that stands for each document.
 
     Args:
@@ -22,11 +23,14 @@ def anchor_indices(cu_seqlens: Tensor, which: str = "last") -> Tensor:
         ValueError: `which` is neither, or the offsets do not ascend from 0.
         TypeError: the offsets are not int32 or int64.
 
+    Source: one token for a document is how Transformer-XH (Zhao et al. 2020) lets documents attend to each other; there
+    it is the first.
+
     Example:
         >>> anchor_indices(torch.tensor([0, 3, 3, 5])).tolist()
         [2, -1, 4]
     """
-    checks.check_choice("which", which, ("last", "first"))
+    checks.check_choice("which", which, ANCHORS)
     checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
     begin, end = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     anchor = end - 1 if which == "last" else begin

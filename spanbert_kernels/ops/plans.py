@@ -65,6 +65,13 @@ class SpanPlan:
         device: where the plan's tensors are.
         starts, ends, rows: int64 `[N]` of a sorted plan: first token, token after the last, row in the output.
         cu_seqlens: int64 `[D + 1]` of an enumerated plan.
+
+    Example:
+        >>> plan = plan_spans(torch.tensor([[2, 3], [0, 1], [1, 3]]), num_tokens=5)
+        >>> len(plan), plan.num_tokens, plan.max_width, plan.total_width
+        (3, 5, 3, 7)
+        >>> plan.pairs().tolist()
+        [[2, 3], [0, 1], [1, 3]]
     """
 
     num_spans: int
@@ -158,6 +165,9 @@ def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
         ValueError: offsets that do not ascend from 0, or a width below 1.
         TypeError: offsets that are not int32 or int64, a width that is no integer.
 
+    Source: the spans that Lee et al. 2017 score; their code makes `[T, W]` candidates and masks those that leave the
+    document.
+
     Example:
         >>> plan = enumerate_spans(torch.tensor([0, 4]), max_width=3)
         >>> len(plan), plan.max_width
@@ -199,6 +209,9 @@ def plan_spans(
         ValueError: wrong shape, negative `num_tokens`, or a span that reaches outside `0 .. num_tokens` or across the
             border of a document (the first one is named).
         TypeError: spans or offsets that are not int32 or int64.
+
+    Source: sorted so, the spans that hold a token lie in one run, between two binary searches (see `SpanWork`), as the
+    rows of a CSR matrix lie between two offsets.
 
     Example:
         >>> plan = plan_spans(torch.tensor([[2, 3], [0, 1]]))

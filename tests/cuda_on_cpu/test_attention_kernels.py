@@ -9,7 +9,7 @@ import torch
 from cuda_on_cpu import library
 from torch import Tensor
 
-from spanbert_kernels.ops import attention_plans, cross_document_attention, document_attention
+from spanbert_kernels.ops import attention_plans, choices, cross_document_attention, document_attention
 from spanbert_kernels.ops.attention_plans import AttentionWork, plan_attention
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -110,8 +110,8 @@ def test_a_document_alone_and_one_among_others_have_the_same_gradients(operators
     check(both[0], both[1], torch.finfo(torch.float16).eps)
 
 
-@pytest.mark.parametrize("keys", attention_plans.SIDES)
-@pytest.mark.parametrize("queries", attention_plans.SIDES)
+@pytest.mark.parametrize("keys", choices.ROLES)
+@pytest.mark.parametrize("queries", choices.ROLES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_more_documents_than_lanes_and_more_tokens_than_a_tile(
     operators: Any, queries: str, keys: str, dtype: torch.dtype
@@ -134,11 +134,11 @@ def test_more_documents_than_lanes_and_more_tokens_than_a_tile(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("keys", attention_plans.SIDES)
+@pytest.mark.parametrize("keys", choices.ROLES)
 def test_rows_of_empty_documents_reach_nothing(operators: Any, keys: str, dtype: torch.dtype) -> None:
     """Anchors of empty documents hold NaN: as keys of tokens and as queries."""
     offsets, clusters = torch.tensor([0, 0, 3, 3, 5]), torch.tensor([0, 4])
-    for queries in attention_plans.SIDES:
+    for queries in choices.ROLES:
         work = plan_attention(offsets, clusters, queries, keys, include_self=True).work(True)
         rows = [4 if side == "anchors" else 5 for side in (queries, keys)]
         tensors = [x.to(dtype) for x in inputs(work, *rows, 8)]

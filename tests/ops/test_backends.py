@@ -12,7 +12,7 @@ import children
 import pytest
 import torch
 
-from spanbert_kernels.ops import backends, library, span_pool
+from spanbert_kernels.ops import backends, choices, library, span_pool
 from spanbert_kernels.ops.backends import BackendUnavailable, Operation
 
 CPU = torch.zeros(2, 3)
@@ -143,7 +143,7 @@ class TestWithoutTheExtension:
         table = backends.report()
         assert table["cpu"]["span_pool"] == REASON
         assert table["cuda"]["packed_linear"] == "no kernel of this kind yet"
-        assert set(table) == set(backends.NAMES)
+        assert set(table) == set(choices.BACKENDS)
         assert not any(table["eager"].values())
 
 

@@ -15,8 +15,9 @@ from spanbert_kernels.cli.agreement import Difference, judge
 from spanbert_kernels.cli.measuring import Effort, compare
 from spanbert_kernels.cli.stages import StageResult
 from spanbert_kernels.ops.backends import record
+from spanbert_kernels.ops.choices import Part
 
-PARTS = ("start", "end", "max")
+PARTS: tuple[Part, ...] = ("start", "end", "max")
 SPAN_TOKENS = 512  # tokens whose spans are pooled in one call; a longer window is one call
 MOST_GATHERED = 2**31  # bytes that the eager way gathers at once at most, and never over a quarter of free memory
 CHECKED_SPANS = 256  # spans around the largest difference that are compared with float64

@@ -11,6 +11,7 @@ from torch import Tensor
 from spanbert_kernels.ops import checks, documents
 from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.banded_span_scores import reference
+from spanbert_kernels.ops.choices import Backend
 
 __all__ = ["banded_span_scores"]
 
@@ -24,7 +25,7 @@ def banded_span_scores(
     max_width: int,
     cu_seqlens: Tensor | None = None,
     *,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """`scores[t, w] = start[t] @ weight @ end[t + w]`, the scores of the spans of `w + 1` tokens that begin at t.
 

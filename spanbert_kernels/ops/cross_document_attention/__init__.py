@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -10,19 +10,24 @@ from torch import Tensor
 from spanbert_kernels.ops import attention_plans, checks, library
 from spanbert_kernels.ops.attention_plans import AttentionPlan, AttentionWork
 from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.choices import NORMALIZATIONS, Backend, Normalization, Role
 from spanbert_kernels.ops.cross_document_attention import reference
 from spanbert_kernels.ops.document_attention import (
     WORK_TENSORS,
+    AttentionOptions,
     DocumentAttention,
+    Documents,
     check_dropout,
     check_heads,
     check_scale,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["cross_document_attention"]
 
 OPERATION = Operation("cross_document_attention", ("triton", "cuda", "cpu", "eager"))
-NORMALIZATIONS = ("joint", "pairwise")
 
 # The joint softmax is document_attention's operator, which takes any work. These are what is special here.
 #
@@ -57,24 +62,110 @@ library.define("cross_document_attention_pairwise_forward", _FORWARD, _forward_f
 library.define("cross_document_attention_pairwise_backward", _BACKWARD, _backward_fake, ("cpu", "triton"))
 
 
+class CrossDocumentOptions(AttentionOptions, total=False):
+    include_self: bool
+    links: tuple[Tensor, Tensor] | None
+    normalize: Normalization
+
+
+@overload
+def cross_document_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Documents,
+    cu_clusters: Tensor | None = ...,
+    queries: Role = ...,
+    keys: Role = ...,
+    *,
+    return_lse: Literal[False] = ...,
+    return_weights: Literal[False] = ...,
+    **options: Unpack[CrossDocumentOptions],
+) -> Tensor: ...
+
+
+@overload
+def cross_document_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Documents,
+    cu_clusters: Tensor | None = ...,
+    queries: Role = ...,
+    keys: Role = ...,
+    *,
+    return_lse: Literal[True],
+    return_weights: Literal[False] = ...,
+    **options: Unpack[CrossDocumentOptions],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def cross_document_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Documents,
+    cu_clusters: Tensor | None = ...,
+    queries: Role = ...,
+    keys: Role = ...,
+    *,
+    return_lse: Literal[False] = ...,
+    return_weights: Literal[True],
+    **options: Unpack[CrossDocumentOptions],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def cross_document_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Documents,
+    cu_clusters: Tensor | None = ...,
+    queries: Role = ...,
+    keys: Role = ...,
+    *,
+    return_lse: Literal[True],
+    return_weights: Literal[True],
+    **options: Unpack[CrossDocumentOptions],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@overload
+def cross_document_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Documents,
+    cu_clusters: Tensor | None = ...,
+    queries: Role = ...,
+    keys: Role = ...,
+    *,
+    return_lse: bool = ...,
+    return_weights: bool = ...,
+    **options: Unpack[CrossDocumentOptions],
+) -> Tensor | tuple[Tensor, ...]: ...
+
+
 def cross_document_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     cu_seqlens: Tensor | AttentionPlan,
     cu_clusters: Tensor | None = None,
-    queries: str = "anchors",
-    keys: str = "anchors",
+    queries: Role = "anchors",
+    keys: Role = "anchors",
     *,
     include_self: bool = False,
     links: tuple[Tensor, Tensor] | None = None,
-    normalize: str = "joint",
+    normalize: Normalization = "joint",
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     return_weights: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """Each query attends to the keys of the other documents of its cluster.
 
@@ -144,13 +235,13 @@ def cross_document_attention(
     _check_rows("k", k, plan.keys, plan.cu_seqlens)
     seed = check_dropout(dropout_p, seed, q)
     scale = check_scale(scale, q)
-    backend = OPERATION.choose(q, backend)
+    chosen = OPERATION.choose(q, backend)
     weights: Tensor | None
-    if backend == "eager":
+    if chosen == "eager":
         output, lse, weights = _eager(q, k, v, plan, normalize, scale, dropout_p, seed, return_weights)
     else:
         output, lse, weights = _kernels(
-            q, k, v, plan, normalize, scale, dropout_p, seed, backend=backend, weighed=return_weights
+            q, k, v, plan, normalize, scale, dropout_p, seed, backend=chosen, weighed=return_weights
         )
     extras = [extra for extra, asked in ((lse, return_lse), (weights, return_weights)) if asked and extra is not None]
     return (output, *extras) if extras else output

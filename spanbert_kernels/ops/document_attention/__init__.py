@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -10,7 +10,11 @@ from torch import Tensor
 from spanbert_kernels.ops import attention_plans, checks, library, philox
 from spanbert_kernels.ops.attention_plans import AttentionPlan, AttentionWork
 from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.choices import Backend
 from spanbert_kernels.ops.document_attention import reference
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["document_attention"]
 
@@ -84,6 +88,52 @@ def check_scale(scale: float | None, q: Tensor) -> float:
     return scale
 
 
+class AttentionOptions(TypedDict, total=False):
+    """What both attentions take, whatever they return."""
+
+    dropout_p: float
+    seed: Tensor | None
+    scale: float | None
+    backend: Backend | None
+
+
+class DocumentOptions(AttentionOptions, total=False):
+    max_seqlen: int | None
+
+
+Documents = Tensor | AttentionPlan
+
+
+@overload
+def document_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Documents,
+    *,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[DocumentOptions],
+) -> Tensor: ...
+
+
+@overload
+def document_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Documents,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[DocumentOptions],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def document_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Documents, *, return_lse: bool, **options: Unpack[DocumentOptions]
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
 def document_attention(
     q: Tensor,
     k: Tensor,
@@ -95,7 +145,7 @@ def document_attention(
     scale: float | None = None,
     max_seqlen: int | None = None,
     return_lse: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention of each document with itself, `softmax(q k^T * scale) v`, over packed documents.
 
@@ -146,15 +196,15 @@ def document_attention(
     seed = check_dropout(dropout_p, seed, q)
     scale = check_scale(scale, q)
     checks.check_flag("return_lse", return_lse)
-    backend = OPERATION.choose(q, backend)
-    if backend == "eager":
+    chosen = OPERATION.choose(q, backend)
+    if chosen == "eager":
         known = (plan.max_seqlen or None) if plan is cu_seqlens else max_seqlen
         # Autocast would take the products out of float32, on this backend alone.
         with torch.autocast(q.device.type, enabled=False):
             output, lse = reference.document_attention(q, k, v, plan.cu_seqlens, scale, dropout_p, seed, known)
     else:
-        call = (OPERATION.name, backend, scale, dropout_p, seed)
-        output, lse = DocumentAttention.apply(q, k, v, *call, *plan.work(backend != "cpu"))
+        call = (OPERATION.name, chosen, scale, dropout_p, seed)
+        output, lse = DocumentAttention.apply(q, k, v, *call, *plan.work(chosen != "cpu"))
     return (output, lse) if return_lse else output
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spanbert_kernels.ops import backends, checks
 from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.choices import Backend
 from spanbert_kernels.ops.packed_linear import reference
 
 __all__ = ["PackedWeight", "pack_weight", "packed_linear"]
@@ -35,6 +36,15 @@ class PackedWeight:
     Attributes:
         panels: `[panels, in, width]`, `width` rows of the weight side by side; zeros after the last row.
         out_features: number of rows of the weight.
+
+    Raises:
+        ValueError: `panels` is not of three dimensions, or `out_features` rows are not in it.
+        TypeError: `panels` is not floating point, `out_features` no integer.
+
+    Example:
+        >>> packed = pack_weight(torch.ones(20, 5))
+        >>> packed.out_features, packed.panels.shape[1], packed.panels.dtype
+        (20, 5, torch.float32)
     """
 
     panels: Tensor
@@ -48,9 +58,17 @@ class PackedWeight:
 def pack_weight(weight: Tensor) -> PackedWeight:
     """Lays out a copy of `weight [out, in]`, for this processor, to be used with `packed_linear`.
 
+    Args:
+        weight: `[out, in]`, floating point, any strides: a Linear's weight. Later changes of it are not followed.
+
+    Returns:
+        The copy, in the weight's dtype and on its device, without a gradient.
+
     Raises:
         ValueError: the weight is not two-dimensional.
         TypeError: it is not floating point.
+
+    Source: the packed panels of Goto and van de Geijn 2008, as wide as the kernel's register tile.
 
     Example:
         >>> pack_weight(torch.ones(3, 5)).out_features
@@ -72,7 +90,7 @@ def packed_linear(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     *,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """`x W^T + bias + residual`, without gradients.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from spanbert_kernels import host
 from spanbert_kernels.ops import checks, plans
 from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.choices import Backend
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.prune_spans import reference
 
@@ -27,7 +28,7 @@ def prune_spans(
     *,
     cu_seqlens: Tensor | None = None,
     end_inclusive: bool = True,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Which k spans to keep: best score first, and a span that crosses one kept before is left out.
 

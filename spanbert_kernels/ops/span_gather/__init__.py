@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spanbert_kernels.ops import checks, library, plans
 from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.choices import Backend
 from spanbert_kernels.ops.plans import SpanPlan, SpanWork
 from spanbert_kernels.ops.span_gather import reference
 
@@ -60,7 +61,7 @@ def span_gather(
     end_inclusive: bool = True,
     padded: bool = False,
     validate: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The tokens `[start .. end]` of every span. Overlapping spans are welcome: a token's gradient is the sum over
     the spans that hold it.
@@ -83,6 +84,9 @@ def span_gather(
     Raises:
         ValueError: shapes, or a span outside the tokens (the first one is named).
         TypeError: dtypes or devices.
+
+    Source: the padded form is the `[N, W, H]` of span tokens that Lee et al. 2017 attend over; the packed one is that
+    without its padding.
 
     Example:
         >>> import torch

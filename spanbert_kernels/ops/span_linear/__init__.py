@@ -11,9 +11,9 @@ from torch import Tensor
 
 from spanbert_kernels.ops import library, plans
 from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.choices import ACTIVATIONS, Activation, Backend, Part
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_linear import projection, reference
-from spanbert_kernels.ops.span_linear.reference import ACTIVATIONS
 
 __all__ = ["ACTIVATIONS", "span_linear"]
 
@@ -88,17 +88,17 @@ library.define(
 def span_linear(
     hidden: Tensor,
     spans: Tensor | SpanPlan,
-    parts: Sequence[str],
+    parts: Sequence[Part],
     weight: Tensor,
     bias: Tensor | None = None,
     scores: Tensor | None = None,
     width_embedding: Tensor | None = None,
     *,
-    activation: str = "none",
+    activation: Activation = "none",
     width_rows: Callable[[Tensor], Tensor] | None = None,
     end_inclusive: bool = True,
     validate: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """`activation(span_pool(hidden, spans, parts, ...) weight^T + bias)`, without the pooled vectors.
 

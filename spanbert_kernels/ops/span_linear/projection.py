@@ -16,9 +16,9 @@ from torch import Tensor
 
 from spanbert_kernels.ops import checks, library, plans
 from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.choices import ACTIVATIONS, PARTS, Activation, Backend, Part
 from spanbert_kernels.ops.plans import SpanPlan
-from spanbert_kernels.ops.span_linear.reference import ACTIVATIONS
-from spanbert_kernels.ops.span_pool import PARTS, SpanPool, check_parts, check_scores, check_table
+from spanbert_kernels.ops.span_pool import SpanPool, check_parts, check_scores, check_table
 
 # Without gradients the eager backend works in chunks of this many gathered elements, to stay small in memory.
 EAGER_CHUNK = 2**26
@@ -72,10 +72,10 @@ class Call:
     some, and its gradient off by all of it. So everything is widened once, and the result rounded once.
     """
 
-    backend: str
+    backend: Backend
     hidden: Tensor
     spans: SpanPlan | tuple[Tensor, Tensor]
-    parts: tuple[str, ...]
+    parts: tuple[Part, ...]
     codes: list[int]
     columns: Columns
     weight: Tensor
@@ -83,7 +83,7 @@ class Call:
     scores: Tensor | None
     table: Tensor | None
     width_rows: Callable[[Tensor], Tensor] | None
-    activation: str
+    activation: Activation
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """First token and token after the last of every span, int64 `[N]` each."""
@@ -111,16 +111,16 @@ def check_call(
     operation: Operation,
     hidden: Tensor,
     spans: Tensor | SpanPlan,
-    parts: Sequence[str],
+    parts: Sequence[Part],
     weight: Tensor,
     bias: Tensor | None,
     scores: Tensor | None,
     width_embedding: Tensor | None,
-    activation: str,
+    activation: Activation,
     width_rows: Callable[[Tensor], Tensor] | None,
     end_inclusive: bool,
     validate: bool,
-    backend: str | None,
+    backend: Backend | None,
 ) -> Call:
     """Everything that both operations check, and the backend of the call."""
     checks.check_floating("hidden", hidden, 2, "[T, H]")

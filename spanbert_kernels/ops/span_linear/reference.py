@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from spanbert_kernels.ops.choices import Part
 from spanbert_kernels.ops.span_pool import reference as span_pool
-
-ACTIVATIONS = ("none", "relu", "gelu")
 
 
 def activate(values: Tensor, activation: str) -> Tensor:
@@ -21,7 +20,7 @@ def span_linear(
     hidden: Tensor,
     start: Tensor,
     end: Tensor,
-    parts: tuple[str, ...],
+    parts: tuple[Part, ...],
     scores: Tensor | None,
     width_embedding: Tensor | None,
     width_index: Tensor | None,

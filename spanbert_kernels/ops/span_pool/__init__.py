@@ -10,9 +10,9 @@ from torch import Tensor
 
 from spanbert_kernels.ops import checks, library, plans
 from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.choices import PARTS, Backend, Part
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_pool import reference
-from spanbert_kernels.ops.span_pool.reference import PARTS
 
 __all__ = ["PARTS", "span_pool"]
 
@@ -110,14 +110,14 @@ library.define("span_pool_backward", _BACKWARD, _backward_fake, OPERATION.backen
 def span_pool(
     hidden: Tensor,
     spans: Tensor | SpanPlan,
-    parts: Sequence[str],
+    parts: Sequence[Part],
     scores: Tensor | None = None,
     width_embedding: Tensor | None = None,
     *,
     width_rows: Callable[[Tensor], Tensor] | None = None,
     end_inclusive: bool = True,
     validate: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """One vector for every span, made of the parts asked for, in their order, without a `[N, width, H]` tensor.
 
@@ -223,7 +223,7 @@ def _eager(
     hidden: Tensor,
     start: Tensor,
     end: Tensor,
-    parts: tuple[str, ...],
+    parts: tuple[Part, ...],
     scores: Tensor | None,
     table: Tensor | None,
     index: Tensor | None,

@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spanbert_kernels.ops.choices import PARTS, Part
 from spanbert_kernels.ops.span_gather.reference import gather_padded, rows
-
-PARTS = ("start", "end", "mean", "sum", "max", "attention", "width")
 
 
 def span_pool(
     hidden: Tensor,
     start: Tensor,
     end: Tensor,
-    parts: tuple[str, ...],
+    parts: tuple[Part, ...],
     scores: Tensor | None,
     width_embedding: Tensor | None,
     width_index: Tensor | None,

@@ -74,7 +74,7 @@ def part_columns(parts: Sequence[int], sizes: dict[str, int]) -> dict[str, int |
 
 
 def part_sizes(hidden: Tensor, scores: Tensor | None, width_embedding: Tensor | None) -> dict[str, int]:
-    sizes = dict.fromkeys(PARTS, hidden.shape[1])
+    sizes: dict[str, int] = dict.fromkeys(PARTS, hidden.shape[1])
     sizes["attention"] *= 1 if scores is None else scores.shape[1]
     sizes["width"] = 0 if width_embedding is None else width_embedding.shape[1]
     return sizes

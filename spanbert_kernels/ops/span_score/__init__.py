@@ -9,10 +9,11 @@ from torch import Tensor
 
 from spanbert_kernels.ops import checks, library, plans
 from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.choices import PARTS, Activation, Backend, Part
 from spanbert_kernels.ops.document_attention import check_dropout
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_linear import projection
-from spanbert_kernels.ops.span_pool import PARTS, check_parts
+from spanbert_kernels.ops.span_pool import check_parts
 from spanbert_kernels.ops.span_score import reference
 
 __all__ = ["span_score"]
@@ -86,7 +87,7 @@ library.define("span_score_backward", f"(Tensor grad_output, {_INPUTS}) -> {_GRA
 def span_score(
     hidden: Tensor,
     spans: Tensor | SpanPlan,
-    parts: Sequence[str],
+    parts: Sequence[Part],
     weight: Tensor,
     bias: Tensor | None,
     out_weight: Tensor,
@@ -94,13 +95,13 @@ def span_score(
     scores: Tensor | None = None,
     width_embedding: Tensor | None = None,
     *,
-    activation: str = "relu",
+    activation: Activation = "relu",
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     width_rows: Callable[[Tensor], Tensor] | None = None,
     end_inclusive: bool = True,
     validate: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """`Linear -> activation -> dropout -> Linear` over pooled spans: the mention scorer of coreference models.
 

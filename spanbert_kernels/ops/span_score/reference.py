@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spanbert_kernels.ops import philox
+from spanbert_kernels.ops.choices import Part
 from spanbert_kernels.ops.span_linear import reference as span_linear
 
 
@@ -21,7 +22,7 @@ def span_score(
     hidden: Tensor,
     start: Tensor,
     end: Tensor,
-    parts: tuple[str, ...],
+    parts: tuple[Part, ...],
     scores: Tensor | None,
     width_embedding: Tensor | None,
     width_index: Tensor | None,
