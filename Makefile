@@ -72,7 +72,7 @@ $(VENV)/.torch:
 $(VENV)/.installed: $(VENV)/.torch $(BUILD_FILES)
 	@echo "Installing spanbert-kernels ..."
 	@$(PIP) install -q "setuptools>=77" ninja "pybind11>=2.12"
-	@$(PIP) install -q --no-build-isolation -e .
+	@$(PIP) install -q --no-build-isolation -e '.[cli]'
 	@$(BIN)/python -m spanbert_kernels
 	@touch $@
 

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import ast
+import importlib.abc
+import importlib.metadata
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import children
 import pytest
 
+from spanbert_kernels import __main__, extras
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest brings there
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "spanbert_kernels"
 # Lowest first: a layer imports from itself and from those before it.
-LAYERS = ("host", "ops", "nn", "acceleration", "integrations", "models", "data", "tasks", "cli")
+LAYERS = ("extras", "host", "ops", "nn", "acceleration", "integrations", "models", "data", "tasks", "cli", "__main__")
+# What a layer may import beyond the package's own dependencies: an extra of pyproject.toml, or libraries by name.
+EXTRAS = {"data": "data", "tasks": "tasks", "cli": "cli", "ops": "triton"}
+# Modules that are not called as the distribution that brings them.
+BRINGS = {
+    "transformers": ("huggingface_hub", "packaging", "safetensors", "tokenizers", "tqdm"),
+    "jinja2": ("markupsafe",),
+    "rouge-score": ("rouge_score",),
+    "scikit-learn": ("sklearn",),
+    "ufal.chu_liu_edmonds": ("ufal",),
+}
 VAGUE = ("utils", "util", "helpers", "helper", "misc")
+PRIVATE = re.compile(r"_(?!_|fields$|replace$|asdict$|make$)")
 MAX_LINES = 700
 CODE = (".py", ".cpp", ".cu", ".h", ".cuh")
 
@@ -37,11 +59,16 @@ def missing_rooms(root: Path) -> Iterator[str]:
             yield f"csrc/{folder.name} belongs to no operation"
 
 
+@cache
+def parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def imported_modules(path: Path, root: Path) -> Iterator[str]:
     """Absolute names of the modules that a file imports, also inside functions and for type checkers."""
     module = path.relative_to(root).with_suffix("").parts
     package = module[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -53,9 +80,10 @@ def imported_modules(path: Path, root: Path) -> Iterator[str]:
 def upward_imports(root: Path) -> Iterator[str]:
     for path in sorted((root / PACKAGE).rglob("*.py")):
         parts = path.relative_to(root / PACKAGE).with_suffix("").parts
+        if parts == ("__init__",):  # the names that users import, each of its layer
+            continue
         if parts[0] not in LAYERS:
-            if len(parts) > 1:
-                yield f"{PACKAGE}/{parts[0]} is not a layer; there are {', '.join(LAYERS)}"
+            yield f"{PACKAGE}/{parts[0]} is not a layer; there are {', '.join(LAYERS)}"
             continue
         for name in imported_modules(path, root):
             names = name.split(".")
@@ -63,6 +91,53 @@ def upward_imports(root: Path) -> Iterator[str]:
                 continue
             if LAYERS.index(names[1]) > LAYERS.index(parts[0]):
                 yield f"{path.relative_to(root)} imports {name}: {parts[0]} stands below {names[1]}"
+
+
+def declared(project: dict[str, Any], lines: list[str]) -> Iterator[str]:
+    """Modules that requirements bring, those of the extras that they name among them."""
+    for line in lines:
+        name = re.split(r"[\s<>=;\[]", line)[0]
+        if name == project["name"]:
+            for extra in re.findall(r"[\w-]+", line[len(name) :]):
+                yield from declared(project, project["optional-dependencies"][extra])
+        else:
+            yield from (name, *BRINGS.get(name, ()))
+
+
+def undeclared_imports(root: Path) -> Iterator[str]:
+    """Imports of what an installation with a layer's dependencies alone does not have."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for path in sorted((root / PACKAGE).rglob("*.py")):
+        layer = path.relative_to(root / PACKAGE).with_suffix("").parts[0]
+        lines = project["dependencies"] + extras.get(EXTRAS.get(layer), [])
+        known = {PACKAGE, *sys.stdlib_module_names, *declared(project, lines)}
+        for name in sorted({each.split(".")[0] for each in imported_modules(path, root)} - known):
+            yield f"{path.relative_to(root)} imports {name}, which neither the package nor {layer}'s extra brings"
+
+
+def private_names(root: Path) -> Iterator[str]:
+    """Names with an underscore that one of our modules takes from another; those of named tuples are public."""
+    for folder in (PACKAGE, "benchmarks"):
+        own = {PACKAGE, *(path.stem for path in (root / "benchmarks").glob("*") if folder == "benchmarks")}
+        for path in sorted((root / folder).rglob("*.py")):
+            nodes = list(ast.walk(parsed(path.read_text())))
+            imported: dict[str, str] = {}
+            for node in nodes:
+                if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).split(".")[0] in own):
+                    imported |= {alias.asname or alias.name: alias.name for alias in node.names}
+                elif isinstance(node, ast.Import):
+                    names = ((alias.asname, alias.name.split(".")[0]) for alias in node.names)
+                    imported |= {called or name: name for called, name in names if name in own}
+            taken = {name for name in imported.values() if PRIVATE.match(name)}
+            taken |= {
+                ast.unparse(node)
+                for node in nodes
+                if isinstance(node, ast.Attribute)
+                and PRIVATE.match(node.attr)
+                and ast.unparse(node.value).split(".")[0] in imported
+            }
+            yield from (f"{path.relative_to(root)} takes {name}, another module's own" for name in sorted(taken))
 
 
 def vague_names(root: Path) -> Iterator[str]:
@@ -139,6 +214,8 @@ CHECKS = (
     files_of_one_name,
     missing_rooms,
     upward_imports,
+    undeclared_imports,
+    private_names,
     vague_names,
     long_files,
     processes_not_ended,
@@ -170,7 +247,7 @@ print(bad)
 """
 # Without torch's own modules: what the bare package loads.
 BARE_IMPORT = (
-    "import sys, spanbert_kernels; print([n for n in ('torch', 'transformers', 'triton') if n in sys.modules])"
+    "import sys, spanbert_kernels; print([n for n in ('numpy', 'torch', 'transformers', 'triton') if n in sys.modules])"
 )
 
 
@@ -178,6 +255,60 @@ BARE_IMPORT = (
 def test_importing_loads_no_kernel_and_no_driver(code: str) -> None:
     done = children.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+class Absent(importlib.abc.MetaPathFinder):
+    """An environment without the libraries of any extra."""
+
+    names = frozenset(("click", "conllu", "jinja2", "matplotlib", "psutil", "rich", "sklearn", "triton"))
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.fixture
+def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(sys.modules):
+        if name.split(".")[0] in Absent.names or name.startswith(f"{PACKAGE}.cli"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+
+
+@pytest.mark.usefixtures("without_extras")
+def test_the_state_of_a_machine_needs_no_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    __main__.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("spanbert-kernels ")
+    assert re.fullmatch(
+        r"  span_pool +(no \(\d\)|yes) +(no \(\d\)|yes) +(no \(\d\)|yes) +yes", lines[lines.index("") + 9]
+    )
+    assert lines[-1].startswith("(")
+
+
+@pytest.mark.usefixtures("without_extras")
+def test_commands_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries by name: they alone can be installed from anywhere."""
+    requires = [
+        "torch",
+        'spanbert-kernels[data]; extra == "cli"',
+        'click>=8.1; extra == "cli"',
+        'psutil>5; extra == "data"',
+    ]
+    there = {"psutil": "6"}
+
+    def version(name: str) -> str:
+        if name not in there:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return there[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: requires)
+    with pytest.raises(SystemExit) as ended:
+        __main__.commands()
+    assert ended.value.code == "Error: this needs click: pip install 'click>=8.1'"
+    there.clear()
+    assert extras.advice("click", "cli") == "this needs click: pip install 'psutil>5' 'click>=8.1'"
 
 
 # A small house of its own, to see every check fail.
@@ -189,6 +320,18 @@ def write(root: Path, files: dict[str, str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
+
+
+PROJECT = """
+[project]
+name = "spanbert-kernels"
+dependencies = ["torch>=2.10"]
+[project.optional-dependencies]
+triton = ["triton>=3.6"]
+data = ["conllu>=6"]
+cli = ["spanbert-kernels[data]", "rich"]
+tasks = ["scikit-learn>=1.3; python_version > '3'"]
+"""
 
 
 @pytest.fixture
@@ -207,6 +350,7 @@ def house(tmp_path: Path) -> Path:
             "benchmarks/bench_twist.py": "",
             "csrc/twist/cpu.cpp": "",
             "csrc/common/vector.h": "",
+            "pyproject.toml": PROJECT,
         },
     )
 
@@ -255,7 +399,22 @@ def test_an_operation_without_kernels_needs_no_benchmark(house: Path) -> None:
         ("spanbert_kernels/cli/a.py", "print(name)", "cli/a.py:1 prints what may hold controls"),
         ("spanbert_kernels/nn/utils.py", "", "spanbert_kernels/nn/utils.py says nothing about what is in it"),
         ("spanbert_kernels/ops/helpers.py", "", "spanbert_kernels/ops/helpers.py says nothing about what is in it"),
-        ("spanbert_kernels/attic/x.py", "", "spanbert_kernels/attic is not a layer; there are host, ops, nn"),
+        ("spanbert_kernels/attic/x.py", "", "spanbert_kernels/attic is not a layer; there are extras, host, ops"),
+        ("spanbert_kernels/attic.py", "", "spanbert_kernels/attic is not a layer; there are extras, host, ops"),
+        ("spanbert_kernels/nn/a.py", "import rich", "nn/a.py imports rich, which neither the package nor nn's extra"),
+        ("spanbert_kernels/data/a.py", "def f():\n    import sklearn", "data/a.py imports sklearn, which neither"),
+        ("spanbert_kernels/__main__.py", "import click", "__main__.py imports click, which neither"),
+        (
+            "spanbert_kernels/nn/a.py",
+            "from spanbert_kernels.ops.plans import _load",
+            "nn/a.py takes _load, another module's own",
+        ),
+        ("spanbert_kernels/nn/a.py", "from ..ops import plans as p\np.x._load(1)", "nn/a.py takes p.x._load, another"),
+        (
+            "benchmarks/a.py",
+            "import bench_twist\nbench_twist._load",
+            "benchmarks/a.py takes bench_twist._load, another",
+        ),
         ("spanbert_kernels/nn/long.py", "x = 1\n" * 701, "spanbert_kernels/nn/long.py has 701 lines, more than 700"),
         (
             "spanbert_kernels/nn/a.py",

@@ -20,6 +20,7 @@ from typing import IO, Any, NoReturn
 import click
 
 import spanbert_kernels
+from spanbert_kernels import extras
 from spanbert_kernels.cli import formatting, terminal
 
 INTERRUPTED = 130
@@ -138,7 +139,7 @@ def _not_installed(error: ImportError) -> str | None:
     package = (error.name or "").split(".")[0]
     if not isinstance(error, ModuleNotFoundError) or package in ("", "spanbert_kernels"):
         return None
-    return f"this needs {package}: pip install 'spanbert-kernels[tasks]'"
+    return extras.advice(package, "all")
 
 
 def first_line(error: Exception) -> str:

@@ -14,25 +14,20 @@ import click
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import say
-from spanbert_kernels.cli.training_options import COUNT, data_in_words, require, watched
+from spanbert_kernels.cli.training_options import COUNT, data_in_words, watched
 from spanbert_kernels.tasks import atomic
 
 if TYPE_CHECKING:
     from spanbert_kernels.data.conll_coref import MarkedDocument
-    from spanbert_kernels.explanation import ClusterExplanation, SpanExplanation
+    from spanbert_kernels.tasks.explanation import ClusterExplanation, SpanExplanation
 
-LIBRARIES = {  # what the tasks that can be explained import
-    "classification": ("sklearn",),
-    "coreference": ("scorch",),
-    "cross_document_coreference": ("scorch",),
-    "nested": (),
-}
+EXPLAINED = ("classification", "coreference", "cross_document_coreference", "nested")
 MOST_READ = 8  # words of a document in the picture
 PICTURED = 12  # clusters, mentions or documents in the picture, which a page of paper holds
 
 
 @click.command()
-@click.argument("task", type=click.Choice(list(LIBRARIES)))
+@click.argument("task", type=click.Choice(EXPLAINED))
 @click.argument("data", nargs=-1, required=True, type=PATH)
 @click.option("--model", required=True, type=PATH, help="The folder that train wrote.")
 @click.option(
@@ -56,7 +51,6 @@ def explain(task: str, data: tuple[Path, ...], model: Path, output: Path, limit:
     page_path, picture = paths_of(output)
     check_output("page", page_path)
     check_output("picture", picture)
-    require("accelerate", *LIBRARIES[task])
     from spanbert_kernels.cli.models import quiet_transformers
     from spanbert_kernels.data.sources import name_of
     from spanbert_kernels.tasks.progress import bars
@@ -89,30 +83,25 @@ def paths_of(output: Path) -> tuple[Path, Path]:
 
 
 def _explained(task: str, folder: Path, data: Sequence[Path]) -> tuple[list[ClusterExplanation], list[SpanExplanation]]:
-    from spanbert_kernels import explanation
     from spanbert_kernels.data.counts import took
     from spanbert_kernels.data.words import read_documents
+    from spanbert_kernels.tasks import classification, coreference, cross_document_coreference, explanation, nested
     from spanbert_kernels.tasks.reading import read_to_predict
 
     if task == "classification":
         from spanbert_kernels.data.labelled import read_labelled
-        from spanbert_kernels.tasks.classification import _load as load_classifier
 
         texts = read_to_predict(partial(read_labelled, labels=False), data, "document")
-        return explanation.explain_classification(*load_classifier(folder), texts), []
+        return explanation.explain_classification(*classification.load(folder), texts), []
     if task == "nested":
-        from spanbert_kernels.tasks.nested import _load as load_nested
-
         documents = read_to_predict(partial(read_documents, by_line=True), data, "document")
-        return [], explanation.explain_nested(*load_nested(folder), _named(documents))
-    from spanbert_kernels.tasks import coreference, cross_document_coreference
-
+        return [], explanation.explain_nested(*nested.load(folder), _named(documents))
     if task == "cross_document_coreference":
         clusters = read_to_predict(cross_document_coreference.read_clusters, data)
     else:
         clusters = [(document,) for document in _named(read_to_predict(read_documents, data))]
     took("document", sum(map(len, clusters)))
-    return [], explanation.explain_coreference(*coreference._load(folder), clusters)
+    return [], explanation.explain_coreference(*coreference.load(folder), clusters)
 
 
 def _named(documents: list[MarkedDocument]) -> list[MarkedDocument]:
@@ -173,7 +162,7 @@ def _drawn(text: str, length: int) -> str:
 
 def _most_read(clusters: list[ClusterExplanation]) -> list[SpanExplanation]:
     """Of each document the `MOST_READ` words with the largest shares, in the order of the text."""
-    from spanbert_kernels.explanation import SpanExplanation
+    from spanbert_kernels.tasks.explanation import SpanExplanation
 
     found = []
     for cluster in clusters:

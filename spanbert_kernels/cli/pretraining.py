@@ -19,10 +19,10 @@ from spanbert_kernels.cli.training_options import (
     Number,
     data_in_words,
     options_of,
-    require,
     training_options,
 )
 from spanbert_kernels.data.counts import left_out, took
+from spanbert_kernels.extras import require
 
 
 @click.command()
@@ -50,7 +50,7 @@ def pretrain(
 
     Exit code: 0; 2 if there is nothing to work on or a value is wrong.
     """
-    require("accelerate")
+    require("accelerate", "tasks")
     from spanbert_kernels.cli.collecting import collect
 
     with data_in_words():

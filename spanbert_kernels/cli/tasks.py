@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich import box
@@ -12,31 +12,15 @@ from rich.table import Table
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import Console, pour, say
-from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, require, training_options, watched
+from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, training_options, watched
+from spanbert_kernels.tasks.task import TASKS, Task, load
 
-if TYPE_CHECKING:
-    from spanbert_kernels.tasks.task import Task
-
-LIBRARIES = {  # what the tasks of tasks/task.py import, which would load PyTorch
-    "tagging": ("seqeval",),
-    "nested": (),
-    "coreference": ("scorch",),
-    "cross_document_coreference": ("scorch",),
-    "relations": ("scorch",),
-    "classification": ("sklearn",),
-    "parsing": ("ufal",),
-    "question_answering": ("torchmetrics",),
-    "summarisation": ("rouge_score",),
-    "translation": ("sacrebleu",),
-}
-task_argument = click.argument("task", type=click.Choice(list(LIBRARIES)))
+task_argument = click.argument("task", type=click.Choice(list(TASKS)))
 backend_option = click.option("--backend", default="auto", show_default=True, type=click.Choice(["auto", "eager"]))
 
 
 def _load(name: str) -> Task:
-    require("accelerate", *LIBRARIES[name])
     from spanbert_kernels.cli.models import quiet_transformers
-    from spanbert_kernels.tasks.task import load
 
     quiet_transformers()
     return load(name)

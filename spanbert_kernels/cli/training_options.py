@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spanbert_kernels.cli.errors import UserError
 from spanbert_kernels.cli.files import PATH, check_output_folder
 from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.data.counts import recording
@@ -60,13 +58,6 @@ _OPTIONS = (
     ),
     click.option("--threads", type=THREADS, help="Threads for PyTorch; by default its own choice."),
 )
-
-
-def require(*packages: str) -> None:
-    """Says in a line what to install, where something is missing."""
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise UserError(f"this needs {' and '.join(missing)}: pip install 'spanbert-kernels[tasks]'")
 
 
 def watched() -> bool:

@@ -224,20 +224,21 @@ def _train_files(
     return Outcome(training, evaluate(model, tokenizer, held_out, options.backend), majority(documents, held_out))
 
 
-def _load(folder: Path) -> tuple[SpanBERTForSequenceClassification, PreTrainedTokenizerBase]:
+def load(folder: Path) -> tuple[SpanBERTForSequenceClassification, PreTrainedTokenizerBase]:
+    """The classifier that a training wrote to a folder, and its tokenizer."""
     model = load_trained(SpanBERTForSequenceClassification, folder)
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), read(read_labelled, data, TEST), backend)
+    return evaluate(*load(folder), read(read_labelled, data, TEST), backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a document: its label, the label's probability, the text."""
     documents = read_to_predict(partial(read_labelled, labels=False), data, "document")
     lines = Lines(document.path for document in documents)
-    for document, (label, chance) in zip(documents, classify(*_load(folder), documents, backend), strict=True):
+    for document, (label, chance) in zip(documents, classify(*load(folder), documents, backend), strict=True):
         yield lines.record(document.path, label=label, probability=round(chance, 4), text=document.text)
 
 

@@ -288,18 +288,19 @@ def _train_files(
     return Outcome(training, score(held_out, found), singletons(held_out, found))
 
 
-def _load(folder: Path) -> tuple[SpanBERTForCoreference, PreTrainedTokenizerBase]:
+def load(folder: Path) -> tuple[SpanBERTForCoreference, PreTrainedTokenizerBase]:
+    """The coreference model that a training wrote to a folder, and its tokenizer."""
     return load_trained(SpanBERTForCoreference, folder), SpanBERTTokenizer.from_pretrained(folder)
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), read(read_marked, data, TEST), backend)
+    return evaluate(*load(folder), read(read_marked, data, TEST), backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a document: its words, and its entities as lists of [first, last, text]."""
     documents = read_to_predict(read_documents, data, "document")
-    model, tokenizer = _load(folder)
+    model, tokenizer = load(folder)
     count_cut_words((document.words for document in documents), tokenizer, window_length(model) - 2)
     lines = Lines(document.path for document in documents)
     names = [{"document": document.name} if len(documents) > 1 else {} for document in documents]

@@ -255,19 +255,20 @@ def _train_files(
     return Outcome(training, evaluate(model, tokenizer, held_out, options.backend), dictionary(documents, held_out))
 
 
-def _load(folder: Path) -> tuple[SpanBERTForSpanClassification, PreTrainedTokenizerBase]:
+def load(folder: Path) -> tuple[SpanBERTForSpanClassification, PreTrainedTokenizerBase]:
+    """The span classifier that a training wrote to a folder, and its tokenizer."""
     model = load_trained(SpanBERTForSpanClassification, folder)
     return model, SpanBERTTokenizer.from_pretrained(folder)
 
 
 def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), read(read_nested, data, TEST), backend)
+    return evaluate(*load(folder), read(read_nested, data, TEST), backend)
 
 
 def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
     """A JSON object a document, a line of plain text: its words, and its mentions as [first, last, type]."""
     documents = read_to_predict(partial(read_documents, by_line=True), data, "document")
-    model, tokenizer = _load(folder)
+    model, tokenizer = load(folder)
     count_cut_words((document.words for document in documents), tokenizer, _length(model) - 2)
     lines = Lines(document.path for document in documents)
     for document, mentions in zip(documents, find(model, tokenizer, documents, backend), strict=True):

@@ -1,4 +1,7 @@
-"""What every task offers, and where it is found: adding a task is adding its file and a row to `TASKS`."""
+"""What every task offers, and where it is found: adding a task is adding its file and a row to `TASKS`.
+
+Importing this loads no PyTorch; `load` does.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from spanbert_kernels.data.sources import Source
-from spanbert_kernels.tasks.span_training import SpanTraining
-from spanbert_kernels.tasks.start import Start
-from spanbert_kernels.tasks.training import Training, TrainingOptions
+if TYPE_CHECKING:
+    from spanbert_kernels.data.sources import Source
+    from spanbert_kernels.tasks.span_training import SpanTraining
+    from spanbert_kernels.tasks.start import Start
+    from spanbert_kernels.tasks.training import Training, TrainingOptions
 
 TASKS = {
     "tagging": "named entities as labels of words",

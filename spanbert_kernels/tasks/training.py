@@ -17,6 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 
 from spanbert_kernels import accelerate, ops
 from spanbert_kernels.data import counts
+from spanbert_kernels.extras import require
 from spanbert_kernels.tasks import atomic, checkpoints
 from spanbert_kernels.tasks.checkpoints import CheckpointTrainer, PassedOver
 
@@ -57,6 +58,7 @@ class TrainingOptions:
     quiet: bool = False
 
     def __post_init__(self) -> None:
+        require("accelerate", "tasks")  # which transformers' Trainer asks for when all data has been read
         if self.backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
         for name in _RATES:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from spanbert_kernels.cli import formatting, main, svg, terminal
 from spanbert_kernels.cli.explain import draw, page, paths_of
-from spanbert_kernels.explanation import ClusterExplanation, SpanExplanation
+from spanbert_kernels.tasks.explanation import ClusterExplanation, SpanExplanation
 
 Run = Callable[..., Result]
 PLAYING = "a\x1b[2J\x1b]0;title\x07\r\x9b31m\u202egpj\u2066.exe\x00"

@@ -39,7 +39,8 @@ def test_a_file_without_anything(tmp_path: Path, name: str, monkeypatch: pytest.
     reason = rf"{path.name}: there is nothing to train or score on"
     with pytest.raises(ValueError, match=reason):
         task.train(path, None, Start(size="tiny"), TrainingOptions(tmp_path / "model"), None)
-    monkeypatch.setattr(f"spanbert_kernels.tasks.{name}._load", lambda folder: (None, None), raising=False)
+    for loader in ("load", "_load"):
+        monkeypatch.setattr(f"spanbert_kernels.tasks.{name}.{loader}", lambda folder: (None, None), raising=False)
     monkeypatch.setattr("spanbert_kernels.tasks.generation.Generator.load", lambda folder: None)
     with pytest.raises(ValueError, match=reason):
         task.evaluate(tmp_path, path, "auto")

@@ -23,8 +23,13 @@ from spanbert_kernels import (
 from spanbert_kernels.cli import main
 from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.labelled import LabelledDocument
-from spanbert_kernels.explanation import document_weights, explain_classification, explain_coreference, explain_nested
 from spanbert_kernels.tasks import classification, coreference, cross_document_coreference
+from spanbert_kernels.tasks.explanation import (
+    document_weights,
+    explain_classification,
+    explain_coreference,
+    explain_nested,
+)
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import TrainingOptions
 
