@@ -30,6 +30,7 @@ LAYERS = ("extras", "host", "ops", "nn", "acceleration", "integrations", "models
 EXTRAS = {"data": "data", "tasks": "tasks", "cli": "cli", "ops": "triton"}
 # Modules that are not called as the distribution that brings them.
 BRINGS = {
+    "torch": ("typing_extensions",),
     "transformers": ("huggingface_hub", "packaging", "safetensors", "tokenizers", "tqdm"),
     "jinja2": ("markupsafe",),
     "rouge-score": ("rouge_score",),
