@@ -2,56 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import checks, library, plans
-from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops import checks, plans
 from spanbert_kernels.ops.choices import Backend
 from spanbert_kernels.ops.plans import SpanPlan, SpanWork
 from spanbert_kernels.ops.span_gather import reference
+from spanbert_kernels.ops.span_gather.operators import OPERATION, SpanGather
 
 __all__ = ["span_gather"]
-
-OPERATION = Operation("span_gather", ("cuda", "triton", "cpu", "eager"))
-
-# Both forms are one operation on rows. `offsets`, int64 `[N + 1]`, gives every span its rows of the output: rows
-# `offsets[n] : offsets[n + 1]` hold the tokens `starts[n] : ends[n]` and zeros behind them. Packed, the offsets are the
-# running sum of the widths; padded, the multiples of the largest.
-#
-# The forward takes the spans in the order of the output (int64 `[N]`, `0 <= starts <= ends <= T`; a span without tokens
-# is (0, 0)), and `total = offsets[N]`, the rows of the output.
-_FORWARD = "(Tensor hidden, Tensor starts, Tensor ends, Tensor offsets, SymInt total) -> Tensor"
-# The backward takes them as SpanWork has them: the CPU kernel in the order of the output, a GPU kernel sorted. Entry i
-# is span n = rows[i] of the output (n = i without rows), and token t's gradient is the sum over the spans that hold it
-# of `grad_output[offsets[n] + t - starts[i]]`. Returns `[num_tokens, H]` in the dtype of grad_output.
-_BACKWARD = f"(Tensor grad_output, {plans.SPANS_SCHEMA}, Tensor offsets, SymInt num_tokens) -> Tensor"
-
-
-def _forward_fake(hidden: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, total: int) -> Tensor:
-    return hidden.new_empty(total, hidden.shape[1])
-
-
-def _backward_fake(
-    grad_output: Tensor,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor | None,
-    reach: Tensor | None,
-    num_spans: int,
-    max_width: int,
-    offsets: Tensor,
-    num_tokens: int,
-) -> Tensor:
-    return grad_output.new_empty(num_tokens, grad_output.shape[1])
-
-
-library.define("span_gather_forward", _FORWARD, _forward_fake, OPERATION.backends)
-library.define("span_gather_backward", _BACKWARD, _backward_fake, OPERATION.backends)
 
 
 def span_gather(
@@ -119,7 +79,7 @@ def span_gather(
     work = SpanWork(None, None, None, None, None, None, len(start), width)
     if chosen != "cpu" and hidden.requires_grad and torch.is_grad_enabled():  # only a GPU's backward wants them sorted
         work = plans.work_for(resolved if isinstance(resolved, SpanPlan) else (start, end), chosen, hidden.shape[0])
-    tokens: Tensor = SpanGather.apply(hidden, start, end, offsets, rows, chosen, *work)
+    tokens: Tensor = SpanGather.apply(hidden, start, end, offsets, rows, chosen, work)
     if not padded:
         return tokens, offsets
     mask = torch.arange(width, device=hidden.device) < widths[:, None]  # [N, W]
@@ -134,55 +94,3 @@ def _read_sizes(widths: Tensor) -> tuple[int, int]:
     torch._check(total >= 0)
     torch._check(largest >= 0)
     return total, largest
-
-
-class SpanGather(torch.autograd.Function):
-    """The compiled kernels under autograd: `hidden [T, H]` to rows `[total, H]`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, start: Tensor, end: Tensor, offsets: Tensor, total: int, backend: str, *work: Any
-    ) -> Tensor:
-        ctx.save_for_backward(start, end, offsets, *work[:6])
-        ctx.total, ctx.num_tokens, ctx.backend, ctx.sizes = total, hidden.shape[0], backend, work[6:]
-        tokens: Tensor = library.raw("span_gather_forward", backend)(hidden, start, end, offsets, total)
-        return tokens
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        start, end, offsets, *tensors = ctx.saved_tensors
-        work = (*tensors, *ctx.sizes)
-        grad: Tensor = SpanGatherBackward.apply(
-            grad_output, start, end, offsets, ctx.total, ctx.num_tokens, ctx.backend, *work
-        )
-        return (grad, *[None] * (len(work) + 5))
-
-
-class SpanGatherBackward(torch.autograd.Function):
-    """The gradient, `[total, H]` to `[T, H]`. It is linear, and its own gradient is the forward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        grad_output: Tensor,
-        start: Tensor,
-        end: Tensor,
-        offsets: Tensor,
-        total: int,
-        num_tokens: int,
-        backend: str,
-        *work: Any,
-    ) -> Tensor:
-        ctx.save_for_backward(start, end, offsets, *work[:6])
-        ctx.total, ctx.backend, ctx.sizes = total, backend, work[6:]
-        if backend == "cpu":
-            work = (start, end, *work[2:])
-        grad: Tensor = library.raw("span_gather_backward", backend)(grad_output, *work, offsets, num_tokens)
-        return grad
-
-    @staticmethod
-    def backward(ctx: Any, grad_hidden: Tensor) -> tuple[Tensor | None, ...]:
-        start, end, offsets, *tensors = ctx.saved_tensors
-        work = (*tensors, *ctx.sizes)
-        again: Tensor = SpanGather.apply(grad_hidden, start, end, offsets, ctx.total, ctx.backend, *work)
-        return (again, *[None] * (len(work) + 6))

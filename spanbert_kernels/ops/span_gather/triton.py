@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from spanbert_kernels.ops.aot import AotConfiguration
+from spanbert_kernels.ops.plans import SpanWork
+from spanbert_kernels.ops.span_gather.operators import span_gather_backward, span_gather_forward
 
 COLUMNS = 256  # of a block: whole 128-byte lines of a row in every dtype
 ROWS = 16  # of a tile of the forward, and spans that the backward takes at a time
@@ -104,7 +106,7 @@ def dense_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-@torch.library.impl("spanbert_kernels::span_gather_forward_triton", ("cpu", "cuda"))
+@span_gather_forward.triton
 def _forward(hidden: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, total: int) -> Tensor:
     columns = hidden.shape[1]
     output = hidden.new_empty(total, columns)
@@ -132,20 +134,8 @@ def _forward(hidden: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, tota
     return output
 
 
-@torch.library.impl("spanbert_kernels::span_gather_backward_triton", ("cpu", "cuda"))
-def _backward(
-    grad_output: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor,
-    reach: Tensor,
-    num_spans: int,
-    max_width: int,
-    offsets: Tensor,
-    num_tokens: int,
-) -> Tensor:
+@span_gather_backward.triton
+def _backward(grad_output: Tensor, work: SpanWork, offsets: Tensor, num_tokens: int) -> Tensor:
     columns = grad_output.shape[1]
     grad_hidden = grad_output.new_empty(num_tokens, columns)
     if grad_hidden.numel() == 0:
@@ -154,16 +144,16 @@ def _backward(
     with torch.cuda.device_of(grad_output):
         gather_backward_kernel[(num_tokens, triton.cdiv(columns, COLUMNS))](
             grad_output,
-            starts,
-            ends,
-            starts if rows is None else rows,
-            first,
-            reach,
+            work.starts,
+            work.ends,
+            work.starts if work.rows is None else work.rows,
+            work.first,
+            work.reach,
             offsets,
             grad_hidden,
             columns,
             grad_output.stride(0),
-            HAS_ROWS=rows is not None,
+            HAS_ROWS=work.rows is not None,
             ROWS=ROWS,
             COLUMNS=COLUMNS,
             num_warps=NUM_WARPS,
