@@ -13,13 +13,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
 from spanbert_kernels.ops import library
 from spanbert_kernels.ops.choices import BACKENDS, Backend
 
+VARIABLE = "SPANBERT_KERNELS_BACKEND"
 DEVICES = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
 DTYPES = {
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
@@ -28,7 +29,6 @@ DTYPES = {
 }
 
 _forced: Backend | None = None
-_records: list[list[tuple[str, Backend]]] = []
 _registry: dict[str, tuple[Backend, ...]] = {}
 _own_loaders: dict[tuple[str, str], Callable[[], str | None]] = {}
 
@@ -41,6 +41,40 @@ def _constant_in_graphs(function: Function) -> Function:
     return function
 
 
+@dataclass
+class _Entry:
+    """A call that chose a backend, and the one before it; the first of all stands for no call.
+
+    A compiled function can put one more in front, whatever there is; a list that it appends to, it looks at, and is
+    compiled again for each length.
+    """
+
+    before: _Entry | None = None
+    name: str = ""
+    backend: Backend = "eager"
+
+
+@dataclass
+class _Log:
+    """The calls of compiled and other functions since `collect`, and the lists of `record` that they belong to."""
+
+    recording: bool = False
+    latest: _Entry = field(default_factory=_Entry)
+    records: list[list[tuple[str, Backend]]] = field(default_factory=list)
+
+    def collect(self) -> None:
+        calls: list[tuple[str, Backend]] = []
+        entry, self.latest = self.latest, _Entry()
+        while entry.before is not None:
+            calls.append((entry.name, entry.backend))
+            entry = entry.before
+        for record in self.records:
+            record.extend(reversed(calls))
+
+
+_log = _Log()
+
+
 class BackendUnavailable(RuntimeError):
     """The backend that was asked for cannot take the call; the text says why."""
 
@@ -49,7 +83,11 @@ class BackendUnavailable(RuntimeError):
 class Operation:
     """An operation's name and the backends that have it, in order of preference; `eager` always comes last.
 
-    `loaders`: for a backend whose code for this operation is not in that backend's library, what loads it.
+    Args:
+        name: the operation's name.
+        backends: those that have it; the first that can take a call gets it.
+        loaders: for a backend whose code for this operation is not in that backend's library, what loads it: a function
+            that returns None, or the reason why not.
 
     Example:
         >>> Operation("span_gather", ("eager",)).choose(torch.zeros(2, 3), None)
@@ -71,30 +109,27 @@ class Operation:
             ValueError: the operation has no backend of that name.
             BackendUnavailable: it has, but it cannot take this call.
         """
-        chosen = _choose(self.name, self.backends, tensor.device.type, tensor.dtype, _wish(wish))
-        _note(self.name, chosen)
+        # `_forced` and `_log.recording` are read here, where torch.compile sees it and compiles again when they change.
+        wish = _forced if wish is None else wish
+        chosen = _choose(self.name, self.backends, tensor.device.type, tensor.dtype, wish)
+        if _log.recording:
+            _log.latest = _Entry(_log.latest, self.name, chosen)
+            if not torch.compiler.is_compiling():
+                _log.collect()
         return chosen
 
 
 @_constant_in_graphs
-def _wish(wish: str | None) -> str | None:
-    return wish if wish is not None else _forced or os.environ.get("SPANBERT_KERNELS_BACKEND") or None
-
-
-@_constant_in_graphs
-def _note(name: str, backend: Backend) -> None:
-    for record in _records:
-        record.append((name, backend))
-
-
-@_constant_in_graphs
-def _choose(name: str, backends: tuple[Backend, ...], device: str, dtype: torch.dtype, wish: str | None) -> Backend:
+def _choose(name: str, backends: tuple[Backend, ...], device: str, dtype: torch.dtype, wish: Backend | None) -> Backend:
+    said = ""
+    if wish is None and (value := os.environ.get(VARIABLE)):
+        wish, said = cast(Backend, value), f"{VARIABLE}={value}: "
     if wish is not None:
         if wish not in backends:
-            raise ValueError(f"{name} has no backend {wish!r}; it has {', '.join(backends)}")
+            raise ValueError(f"{said}{name} has no backend {wish!r}; it has {', '.join(backends)}")
         reason = refusal(wish, device, dtype, name)
         if reason is not None:
-            raise BackendUnavailable(f"{name}: backend {wish!r} cannot take this call: {reason}")
+            raise BackendUnavailable(f"{said}{name}: backend {wish!r} cannot take this call: {reason}")
         return _imported(name, wish)
     for backend in backends:
         if DEVICES.get(backend, device) != device:
@@ -121,6 +156,15 @@ def _warn_once(text: str) -> None:
 
 def refusal(backend: str, device: str, dtype: torch.dtype, operation: str = "") -> str | None:
     """Why `backend` cannot take tensors of this device and dtype (for this operation), or None when it can.
+
+    Args:
+        backend: one of `BACKENDS`; of any other name the answer is that there is none.
+        device: a device's type, `"cpu"` or `"cuda"`.
+        dtype: of the tensors.
+        operation: the operation's name, for one whose code does not lie with that of the others (`prune_spans`).
+
+    Returns:
+        The reason in a line, or None. Asking loads the backend's library.
 
     Example:
         >>> refusal("cpu", "cuda", torch.float32)
@@ -149,7 +193,15 @@ _LOADERS: dict[str, Callable[[], str | None]] = {
 
 @contextmanager
 def use(backend: Backend) -> Iterator[None]:
-    """Force a backend for every operation called inside.
+    """Force a backend for every operation called inside, where the call itself names none.
+
+    A function that torch.compile has compiled is compiled once more for it. The environment variable
+    SPANBERT_KERNELS_BACKEND does the same for a whole process, and counts less; a compiled function keeps the value
+    that it was compiled under.
+
+    Args:
+        backend: `"cuda"`, `"triton"`, `"cpu"` or `"eager"`. An operation that lacks it raises a `ValueError`, one that
+            has it and cannot run it here a `BackendUnavailable`.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -172,18 +224,40 @@ def use(backend: Backend) -> Iterator[None]:
 
 @contextmanager
 def record() -> Iterator[list[tuple[str, Backend]]]:
-    """Collect (operation, backend) of every call inside, in order: which path really ran."""
+    """Collect (operation, backend) of every call inside, in order: which path really ran.
+
+    A function that torch.compile has compiled is compiled once more to tell; what it calls is in the list when the
+    block ends, or when an operation outside compiled functions is called.
+
+    Returns:
+        A list that fills, of pairs (operation, backend).
+
+    Example:
+        >>> from spanbert_kernels import ops
+        >>> with record() as calls:
+        ...     _ = ops.span_pool(torch.ones(3, 2), torch.tensor([[0, 1]]), ["mean"], backend="eager")
+        >>> calls
+        [('span_pool', 'eager')]
+    """
     calls: list[tuple[str, Backend]] = []
-    _records.append(calls)
+    _log.collect()
+    _log.records.append(calls)
+    _log.recording = True
     try:
         yield calls
     finally:
+        _log.collect()
         # By identity: two records may hold equal lists.
-        _records[:] = [record for record in _records if record is not calls]
+        _log.records = [record for record in _log.records if record is not calls]
+        _log.recording = bool(_log.records)
 
 
 def report() -> dict[Backend, dict[str, str | None]]:
     """For every backend and operation: None if it works here, else the reason why not.
+
+    Returns:
+        `{backend: {operation: reason or None}}`, for float32 tensors on the backend's own device. Asking loads every
+        library.
 
     Example:
         >>> report()["eager"]["span_pool"] is None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import children
 import pytest
 import torch
 
-from spanbert_kernels.ops import backends, choices, library, span_pool
+from spanbert_kernels.ops import backends, choices, library, span_gather, span_pool
 from spanbert_kernels.ops.backends import BackendUnavailable, Operation
 
 CPU = torch.zeros(2, 3)
@@ -175,3 +175,64 @@ def test_the_environment_variable_reaches_a_real_call() -> None:
     environment = {**os.environ, "SPANBERT_KERNELS_BACKEND": "eager"}
     done = children.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[('span_pool', 'eager')]"
+
+
+def chain(hidden: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
+    return span_pool(span_pool(hidden, spans, ["mean"]), spans, ["sum"])
+
+
+def kernels(compiled: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> set[str]:
+    """The package's operators that really ran in a call with its gradient."""
+    with torch.profiler.profile() as profile:
+        compiled(*inputs).sum().backward()
+    names = {event.name for event in profile.events() if event.name.startswith("spanbert_kernels::")}
+    return {name.removeprefix("spanbert_kernels::") for name in names}
+
+
+class TestCompiled:
+    """`use` and `record` reach a function that was compiled before; it stays one graph, with a variant for each."""
+
+    def check(self, compiler: str) -> None:
+        reason = backends.refusal("cpu", "cpu", torch.float32)
+        if reason is not None:
+            pytest.skip(reason)
+        torch._dynamo.reset()
+        compiled = torch.compile(chain, backend=compiler, fullgraph=True)
+        inputs = torch.arange(6.0).view(3, 2).requires_grad_(), torch.tensor([[0, 1], [1, 2], [2, 2]])
+        ran = {"span_pool_forward", "span_pool_backward"}
+        stats = torch._dynamo.utils.counters["stats"]
+        before = stats["unique_graphs"]
+        for _ in range(2):
+            assert kernels(compiled, *inputs) == ran
+            with backends.use("eager"):
+                assert kernels(compiled, *inputs) == set()
+            with backends.record() as outer:
+                compiled(*inputs)
+                with backends.record() as inner, backends.use("eager"):
+                    assert kernels(compiled, *inputs) == set()
+                    compiled(*inputs)
+                assert kernels(compiled, *inputs) == ran
+        assert kernels(compiled, *inputs) == ran
+        fast, slow = [("span_pool", "cpu")] * 2, [("span_pool", "eager")] * 4
+        assert inner == slow
+        assert outer == fast + slow + fast
+        assert stats["unique_graphs"] - before == 4
+
+    def test_by_dynamo_alone(self) -> None:
+        self.check("eager")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+    def test_by_the_whole_compiler(self, compiler: str) -> None:
+        self.check(compiler)
+
+    def test_calls_in_graphs_and_outside_are_in_order(self) -> None:
+        compiled = torch.compile(lambda x, s: span_pool(x, s, ["sum"], backend="eager"), backend="eager")
+        inputs = CPU, torch.zeros(1, 2, dtype=torch.int64)
+        with backends.record() as calls:
+            compiled(*inputs)
+            span_gather(*inputs, backend="eager")
+            assert [name for name, _ in calls] == ["span_pool", "span_gather"]
+            compiled(*inputs)
+        compiled(*inputs)
+        assert [name for name, _ in calls] == ["span_pool", "span_gather", "span_pool"]
