@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all check fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
+.PHONY: demo test test-all check docs fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -39,6 +39,12 @@ check: $(VENV)/.test-installed
 bench: $(VENV)/.test-installed
 	$(BIN)/spanbert-kernels bench --output $(RESULTS)
 	$(BIN)/spanbert-kernels report $(RESULTS) --output $(RESULTS:.json=.html)
+
+# The documentation, in build/docs. A warning is an error, and every link is followed.
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python docs/making/links.py build/docs
+	@echo "To read it: $(BIN)/python -m http.server -d build/docs"
 
 # Drawn calls of all operations on every backend here; a call that fails names the seed that repeats it.
 fuzz: $(VENV)/.test-installed
@@ -80,6 +86,11 @@ $(VENV)/.test-installed: $(VENV)/.installed
 	@echo "Installing what the tests need ..."
 	@$(PIP) install -q "seqeval>=1.2"  # built from source, with tools of its own
 	@$(PIP) install -q --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	@echo "Installing what the documentation needs ..."
+	@$(PIP) install -q --no-build-isolation -e '.[docs]'
 	@touch $@
 
 clean:

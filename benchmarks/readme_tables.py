@@ -1,4 +1,4 @@
-"""The speed tables of README.md and SCALING.md, made from the newest full record in `results/`; nobody types them.
+"""The tables of README.md, docs/ and SCALING.md, made from the newest full record in `results/`; nobody types them.
 
     python benchmarks/readme_tables.py [--check]
 
@@ -20,7 +20,8 @@ import task_tables
 from spanbert_kernels.cli.bench.record import NotARecord, Record, Row, load
 
 FOLDER = Path(__file__).resolve().parent
-PAGES = (FOLDER.parent / "README.md", FOLDER / "SCALING.md")
+DOCS = FOLDER.parent / "docs"
+PAGES = (FOLDER.parent / "README.md", DOCS / "benchmarks.md", DOCS / "tasks.md", FOLDER / "SCALING.md")
 MARKED = re.compile(r"(<!-- speed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FORWARD, BOTH = "forward", "forward and backward"
 F32, BF16 = "float32", "bfloat16"
@@ -237,7 +238,7 @@ def filled(text: str) -> str:
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit code 1 if a page differs from the records.")
 def main(check: bool) -> None:
-    """Fill the speed tables of README.md and SCALING.md from the newest records."""
+    """Fill the speed tables of README.md, docs/ and SCALING.md from the newest records."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         new = filled(text)

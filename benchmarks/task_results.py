@@ -3,7 +3,7 @@
     SPANBERT_KERNELS_DATA=... python benchmarks/task_results.py [ROW ...] [--seeds 3] [--output FILE]
 
 Small models, minutes each; no setting was chosen on the data that a row is scored on. A row that is there already is
-replaced. The JSON says what ran; README's table is made from it by `readme_tables.py`.
+replaced. The JSON says what ran; the docs' table is made from it by `readme_tables.py`.
 """
 
 from __future__ import annotations

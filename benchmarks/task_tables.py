@@ -1,4 +1,4 @@
-"""What the tasks score on real data, for README.md: from the file that `task_results.py` writes."""
+"""What the tasks score on real data, for docs/tasks.md: from the file that `task_results.py` writes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,69 @@
+"""What pages take from the code when they are built, so that nobody types it.
+
+Replaced are `<!-- generated: NAME -->` by what the function of that name returns, `<!-- reference: MODULE NAME ... -->`
+by the docstrings of these names, wherever in the package they are defined, and `<!-- file: PATH -->` by a page that
+lies elsewhere in the repository. Pictures become part of the page, where they follow its colours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = Path(__file__).resolve().parents[1]
+GENERATED = re.compile(r"<!-- generated: (\w+) -->")
+INCLUDED = re.compile(r"<!-- file: (\S+) -->")
+PICTURE = re.compile(r"!\[[^\]]*\]\((pictures/\w+\.svg)\)")
+REFERENCE = re.compile(r"<!-- reference: ([\w.]+) ([\w ]+) -->")
+
+
+def families() -> str:
+    """The encoders that `accelerate` takes, from its own table."""
+    from spanbert_kernels.acceleration.families import FAMILIES
+
+    rules = {"column": "its column in the padded batch", "count": "its count among the real tokens, RoBERTa's rule"}
+    lines = ["| encoder | module in transformers | position of a token |", "| --- | --- | --- |"]
+    lines += [f"| `{each.model_class}` | `{each.module}` | {rules[each.positions]} |" for each in FAMILIES]
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """Every command with its help, as the terminal shows it."""
+    from spanbert_kernels.cli import main
+
+    return "\n\n".join(f"## {name}\n\n```text\n{text}\n```" for name, text in _helps(main, "spanbert-kernels"))
+
+
+def _helps(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
+    yield name, command.get_help(click.Context(command, info_name=name, terminal_width=88))
+    if isinstance(command, click.Group):
+        for word, each in command.commands.items():
+            yield from _helps(each, f"{name} {word}")
+
+
+PAGES: dict[str, Callable[[], str]] = {"families": families, "commands": commands}
+
+
+def reference(module: str, names: list[str]) -> str:
+    """A directive of mkdocstrings for each name."""
+    home = importlib.import_module(module)
+    targets = (getattr(home, name) for name in names)
+    return "\n\n".join(f"::: {target.__module__}.{target.__qualname__}" for target in targets)
+
+
+def included(path: str) -> str:
+    """A file of the repository, its links seen from this folder."""
+    return (FOLDER.parent / path).read_text(encoding="utf-8").replace("](docs/", "](")
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Called by mkdocs for each page before it is rendered."""
+    markdown = INCLUDED.sub(lambda match: included(match[1]), markdown)
+    markdown = PICTURE.sub(lambda match: (FOLDER / match[1]).read_text(encoding="utf-8"), markdown)
+    markdown = GENERATED.sub(lambda match: PAGES[match[1]](), markdown)
+    return REFERENCE.sub(lambda match: reference(match[1], match[2].split()), markdown)

@@ -1,0 +1,37 @@
+"""Each program of `examples/` runs as it stands and shows what it says."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import warnings
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+# A line of what each prints.
+SHOWN = {
+    "accelerate_a_model": "path taken: packed-inference",
+    "attend_across_documents": "document 2 looked at its cluster: [0.0, 1.0, 0.0]",
+    "pool_spans": "155 spans, vectors of 192 numbers",
+    "pretrain": "paths: {'packed-training': 40, 'packed-inference': 2}",
+    "train_a_tagger": "accuracy: 1.0",
+    "train_on_spans": "'f1': 1.0",
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_it_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert SHOWN[name] in capsys.readouterr().out
+
+
+def test_the_list_has_every_example() -> None:
+    listed = re.findall(r"^\| `(\w+)\.py` \|", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(SHOWN) == sorted(path.stem for path in FOLDER.glob("*.py"))
