@@ -16,8 +16,7 @@ from pathlib import Path
 import click
 import scaling
 import task_tables
-
-from spanbert_kernels.cli.bench.record import NotARecord, Record, Row, load
+from records.record import NotARecord, Record, Row, load
 
 FOLDER = Path(__file__).resolve().parent
 DOCS = FOLDER.parent / "docs"

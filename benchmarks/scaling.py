@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from spanbert_kernels.cli.bench.record import Row
+from records.record import Row
 
 LAYERS, HIDDEN, INNER = 12, 768, 3072
 # NVIDIA H200 SXM, data sheet: dense bfloat16, memory bandwidth; and the share of the first that is assumed.

@@ -24,7 +24,6 @@ import torch
 from rich.console import Console
 
 from spanbert_kernels import SpanBERTForPreTraining, SpanBERTForSequenceClassification
-from spanbert_kernels.cli.models import quiet_transformers
 from spanbert_kernels.data.conllu import read_sentences
 from spanbert_kernels.data.entities import read_marked, read_tagged
 from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
@@ -32,6 +31,7 @@ from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.tasks import classification
 from spanbert_kernels.tasks.cross_document_coreference import clusters_of
 from spanbert_kernels.tasks.pretraining import MaskedBlocks, blocks_of, pretrain
+from spanbert_kernels.tasks.progress import quiet_transformers
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import load
 from spanbert_kernels.tasks.training import TrainingOptions

@@ -5,8 +5,11 @@ its interpreter.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from spanbert_kernels.ops import library
@@ -21,3 +24,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Other builds of the compiled libraries: sanitized ones, mutated ones.
 if "SPANBERT_KERNELS_LIBRARIES" in os.environ:
     library.FOLDER = Path(os.environ["SPANBERT_KERNELS_LIBRARIES"])
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs `spanbert-kernels` in an empty folder; a traceback fails the test."""
+    from click.testing import CliRunner  # the GPU checks run where there is none
+
+    from spanbert_kernels.cli import main
+
+    monkeypatch.setenv("COLUMNS", "80")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def run(*arguments: object) -> Any:
+        result = CliRunner().invoke(main, list(map(str, arguments)))
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run

@@ -6,8 +6,7 @@ import sys
 import click
 
 from spanbert_kernels import __version__
-from spanbert_kernels.cli.bench.command import bench as bench_command
-from spanbert_kernels.cli.bench.report import report as report_command
+from spanbert_kernels.cli import checkout
 from spanbert_kernels.cli.demo import demo
 from spanbert_kernels.cli.errors import Commands
 from spanbert_kernels.cli.explain import explain
@@ -26,5 +25,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (demo, bench_command, report_command, pretrain, train, evaluate, predict, explain):
+for command in (demo, *checkout.commands(), pretrain, train, evaluate, predict, explain):
     main.add_command(command)

@@ -30,7 +30,6 @@ PACKAGE = str(Path(spanbert_kernels.__file__).parent)
 # What libraries raise where a file or the machine is at fault, by name: naming the class would load the library.
 _BY_NAME = {
     "spanbert_kernels.ops.backends.BackendUnavailable": "{error}",
-    "spanbert_kernels.cli.bench.running.CannotRun": "{error}",
     "builtins.ValueError": "{error}",
     "builtins.OSError": "{error}",
     "builtins.EOFError": "a file ends too early ({error}): copy it again",

@@ -51,9 +51,8 @@ def explain(task: str, data: tuple[Path, ...], model: Path, output: Path, limit:
     page_path, picture = paths_of(output)
     check_output("page", page_path)
     check_output("picture", picture)
-    from spanbert_kernels.cli.models import quiet_transformers
     from spanbert_kernels.data.sources import name_of
-    from spanbert_kernels.tasks.progress import bars
+    from spanbert_kernels.tasks.progress import bars, quiet_transformers
 
     quiet_transformers()
     with bars(watched()), data_in_words():
@@ -113,14 +112,10 @@ def _named(documents: list[MarkedDocument]) -> list[MarkedDocument]:
 
 def page(name: str, clusters: list[ClusterExplanation], spans: list[SpanExplanation], hidden: int = 0) -> str:
     """The page as HTML text, which loads nothing from anywhere."""
-    from jinja2 import Environment, PackageLoader
+    from spanbert_kernels.cli import pages
 
-    environment = Environment(
-        loader=PackageLoader("spanbert_kernels.cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.get_template("explanation.html")
     several = len({file for cluster in clusters for file in cluster.files}) > 1
-    return template.render(name=name, clusters=clusters, spans=spans, hidden=hidden, several=several)
+    return pages.render("explanation.html", name=name, clusters=clusters, spans=spans, hidden=hidden, several=several)
 
 
 def draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], path: Path) -> None:

@@ -6,10 +6,8 @@ import gc
 from dataclasses import dataclass
 from typing import Any
 
-import huggingface_hub
 import torch
 from transformers import AutoTokenizer, BertModel
-from transformers.utils import logging
 
 import spanbert_kernels
 from spanbert_kernels.acceleration import AccelerationReport
@@ -49,13 +47,6 @@ class Encoders:
     def attention(self) -> str:
         """The attention that transformers chose for the baseline."""
         return str(self.baseline.config._attn_implementation).upper()
-
-
-def quiet_transformers() -> None:
-    """No advice and no bars of transformers' own between ours."""
-    logging.set_verbosity_error()
-    huggingface_hub.utils.logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def load_tokenizer(name: str) -> WordPieces:

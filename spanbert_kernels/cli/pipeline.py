@@ -22,6 +22,7 @@ from spanbert_kernels.cli.results import DemoResult
 from spanbert_kernels.cli.stages.cross_document import compare_cross_document
 from spanbert_kernels.cli.stages.encoder import compare_encoders, pad_batches
 from spanbert_kernels.cli.stages.spans import compare_span_pooling
+from spanbert_kernels.tasks.progress import quiet_transformers
 
 # Where the number of rounds is not given. The encoder's first round is always finished; on a slow machine that takes
 # longer than it should, and the spans get less, but never less than their least.
@@ -57,7 +58,7 @@ def run(collection: Collection, settings: Settings, begin: Begin) -> DemoResult:
         CannotLoad: the model or its tokenizer.
         NoTokens: documents of control characters alone.
     """
-    models.quiet_transformers()
+    quiet_transformers()
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         result = _run(collection, settings, begin)

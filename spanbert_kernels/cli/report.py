@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from spanbert_kernels.cli import formatting, plots, table
+from spanbert_kernels.cli import formatting, pages, plots, table
 from spanbert_kernels.cli.results import DemoResult
 
 FILES_LISTED = 200
@@ -16,15 +15,6 @@ BACKENDS = ("cpu", "eager", "cuda", "triton")
 
 def render(result: DemoResult) -> str:
     """The report as HTML text."""
-    environment = Environment(
-        loader=PackageLoader("spanbert_kernels.cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        number=lambda value: f"{value:,}",
-        error=lambda value: _unbroken(formatting.error(value)),
-        memory=formatting.memory,
-        path=formatting.path,
-    )
     documents = [
         {
             "name": encoded.document.name,
@@ -42,11 +32,18 @@ def render(result: DemoResult) -> str:
         ("Read in part, with a warning", True, collection.faults),
         ("Passed over", False, collection.passed_over),
     )
-    return environment.get_template("report.html").render(
+    return pages.render(
+        "report.html",
+        {
+            "number": "{:,}".format,
+            "error": pages.error,
+            "memory": formatting.memory,
+            "path": formatting.path,
+        },
         result=result,
-        summary=_unbroken(result.summary()),
+        summary=pages.unbroken(result.summary()),
         columns=table.COLUMNS,
-        stages=[(stage, *(list(map(_unbroken, row)) for row in table.cells(stage))) for stage in result.stages],
+        stages=[(stage, *(list(map(pages.unbroken, row)) for row in table.cells(stage))) for stage in result.stages],
         ran=table.ran,
         duration=formatting.seconds(result.seconds),
         documents=documents[:FILES_LISTED],
@@ -70,8 +67,3 @@ def _availability(result: DemoResult) -> dict[str, dict[str, str]]:
         word = "ran" if (operation, backend) in ran else reason or "works"
         rows.setdefault(operation, {})[backend] = word
     return rows
-
-
-def _unbroken(text: str) -> str:
-    """No line break inside 1.2e-06."""
-    return text.replace("e-", "e\u2011")

@@ -20,7 +20,7 @@ backend_option = click.option("--backend", default="auto", show_default=True, ty
 
 
 def _load(name: str) -> Task:
-    from spanbert_kernels.cli.models import quiet_transformers
+    from spanbert_kernels.tasks.progress import quiet_transformers
 
     quiet_transformers()
     return load(name)

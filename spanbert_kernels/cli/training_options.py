@@ -86,7 +86,7 @@ def options_of(values: dict[str, Any], **more: Any) -> tuple[Start, TrainingOpti
     check_output_folder("model", values["output"])
     import torch
 
-    from spanbert_kernels.cli.models import quiet_transformers
+    from spanbert_kernels.tasks.progress import quiet_transformers
     from spanbert_kernels.tasks.start import Start
     from spanbert_kernels.tasks.training import TrainingOptions
 

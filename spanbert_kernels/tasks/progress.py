@@ -1,4 +1,4 @@
-"""Progress bars of evaluation and prediction; the Trainer has its own."""
+"""What long work shows: bars of evaluation and prediction; the Trainer has its own, transformers' others are off."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ def bars(shown: bool = True) -> Iterator[None]:
 def counted(items: Sequence[Item], what: str) -> Iterator[Item]:
     """The items, with a bar called `what` that vanishes at the end."""
     yield from tqdm(items, desc=what, leave=False, disable=not _shown.get())
+
+
+def quiet_transformers() -> None:
+    """No advice and no bars of transformers' own between ours."""
+    import huggingface_hub
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    logging.disable_progress_bar()

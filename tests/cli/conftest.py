@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from transformers import BertConfig, BertModel
 
-from spanbert_kernels.cli import main
 from spanbert_kernels.cli.collecting import collect
 
 SENTENCES = [
@@ -89,20 +87,3 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertModel(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     return folder
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Runs `spanbert-kernels` in an empty folder; a traceback fails the test."""
-    monkeypatch.setenv("COLUMNS", "80")
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-
-    def run(*arguments: object) -> Result:
-        result = CliRunner().invoke(main, list(map(str, arguments)))
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return run

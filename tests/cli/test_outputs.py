@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from changes_to_files import before_each
 from click.testing import CliRunner, Result
+from records import record
 
 from spanbert_kernels.cli import main
-from spanbert_kernels.cli.bench import record
 
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")

@@ -35,8 +35,8 @@ def lines() -> Iterable[str]:
 
 
 def test_its_record_makes_a_report(tmp_path: Path) -> None:
-    from spanbert_kernels.cli.bench.record import load
-    from spanbert_kernels.cli.bench.report import render
+    from records.record import load
+    from records.report import render
 
     found = {"gpu": "A GPU", "capability": "90", "memory_gib": 80.0, "torch": "2.13", "commit": "abc", "dirty": True}
     path = tmp_path / "record.json"

@@ -12,9 +12,9 @@ from typing import Any
 import matplotlib
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from records.record import Entry, Record, Row
+from records.summary import fastest
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.bench.record import Entry, Record, Row
-from spanbert_kernels.cli.bench.summary import fastest
 from spanbert_kernels.cli.svg import INK, OURS, PAPER, PEERS, RULE, STYLE, TODAY, axes_of, svg, ticks
 
 MARKERS = "sD^v<>"

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-from spanbert_kernels.cli.bench.record import Record, Row, row_of
+from records.record import Record, Row, row_of
 
 
 def provider(kind: str, milliseconds: float, **more: Any) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from records.record import Record, Row, row_of
 from spanbert_kernels.cli import environment
-from spanbert_kernels.cli.bench.record import Record, Row, row_of
 
 POLL_SECONDS = 0.2
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SUITES, PACKAGE = ROOT / "benchmarks", ROOT / "spanbert_kernels"
 PASSED, FAILED = 0, 1  # of pytest; others mean that it did not get to the end
 

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spanbert_kernels.cli.bench.record import Entry, Record, Row
+from records.record import Entry, Record, Row
 
 LEAST_NOISE = 0.05  # of a process to the next: where memory lies
 

@@ -11,8 +11,9 @@ from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import say
 
+TEMPLATE = Path(__file__).with_name("benchmarks.html")
 if TYPE_CHECKING:
-    from spanbert_kernels.cli.bench.record import Record, Row
+    from records.record import Record, Row
 
 
 @click.command()
@@ -29,7 +30,7 @@ def report(files: tuple[Path, ...], output: Path) -> None:
 
     Exit code: 0; 2 if a file is no record or the page cannot be written.
     """
-    from spanbert_kernels.cli.bench.record import load
+    from records.record import load
 
     check_output("report", output)
     write("report", output, render([load(path) for path in files]))
@@ -38,30 +39,26 @@ def report(files: tuple[Path, ...], output: Path) -> None:
 
 def render(records: list[Record]) -> str:
     """The page as HTML text, a part for each record."""
-    from jinja2 import Environment, PackageLoader
+    from records import table
+    from spanbert_kernels.cli import pages
 
-    from spanbert_kernels.cli.bench import table
-
-    environment = Environment(
-        loader=PackageLoader("spanbert_kernels.cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        ms=table.milliseconds,
-        error=lambda value: "" if value is None else formatting.error(value).replace("e-", "e\u2011"),
-        factor=lambda value: "" if value is None else formatting.speed_up(value),
-        megabytes=lambda value: "" if value is None else f"{value:,.0f}" if value >= 1 else "< 1",
-        share=lambda value: "" if value is None else formatting.share(value) if value >= 0.005 else "< 1 %",
-        rate=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
-        duration=formatting.seconds,
-    )
-    return environment.get_template("benchmarks.html").render(parts=[_part(record) for record in records])
+    filters = {
+        "ms": table.milliseconds,
+        "error": pages.error,
+        "factor": lambda value: "" if value is None else formatting.speed_up(value),
+        "megabytes": lambda value: "" if value is None else f"{value:,.0f}" if value >= 1 else "< 1",
+        "share": lambda value: "" if value is None else formatting.share(value) if value >= 0.005 else "< 1 %",
+        "rate": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
+        "duration": formatting.seconds,
+    }
+    return pages.render(str(TEMPLATE), filters, parts=[_part(record) for record in records])
 
 
 def _part(record: Record) -> dict[str, Any]:
     from markupsafe import Markup
 
-    from spanbert_kernels.cli.bench import figures
-    from spanbert_kernels.cli.bench.summary import Summary
+    from records import figures
+    from records.summary import Summary
 
     summary = Summary(record)
     suites: dict[str, list[Row]] = {}

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-
-from spanbert_kernels.cli.bench import figures
-from spanbert_kernels.cli.bench.record import Record, Row, dumps
-from spanbert_kernels.cli.bench.report import render
+from records import figures
+from records.record import Record, Row, dumps
+from records.report import render
 
 Make = Callable[..., Record]
 MakeRow = Callable[..., Row]

@@ -8,10 +8,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from records.comparing import Change
+from records.record import Record, Row
+from records.summary import Summary, fastest
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.bench.comparing import Change
-from spanbert_kernels.cli.bench.record import Record, Row
-from spanbert_kernels.cli.bench.summary import Summary, fastest
 from spanbert_kernels.cli.terminal import Console
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from records.record import Record, Row
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.bench.record import Record, Row
 
 EVEN = 0.05  # as fast as the fastest other, for all that a measurement can tell
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import children
 import pytest
+from records import running
 
-from spanbert_kernels.cli.bench import running
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LOAD = """
 import registry
 for name in {names}:

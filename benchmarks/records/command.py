@@ -18,8 +18,8 @@ from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import Console
 
 if TYPE_CHECKING:
-    from spanbert_kernels.cli.bench.record import Record
-    from spanbert_kernels.cli.bench.running import Progress
+    from records.record import Record
+    from records.running import Progress
 
 FAILED_OR_SLOWER = 1  # exit code; 2 is for what the user can put right
 _OF_SPEED = ("processor", "cores", "vector instructions")  # of a machine
@@ -49,11 +49,9 @@ def bench(context: click.Context, suites: tuple[str, ...], quick: bool, output: 
 
     Exit code: 0; 1 if a result was wrong, or slower than before by more than the noise; 2 if a value is wrong.
     """
-    from spanbert_kernels.cli.bench import comparing, record, running, table
+    from records import comparing, record, running, table
 
     known = running.suite_names()
-    if not known:
-        raise UserError("the benchmarks are in the source repository: clone it and install it with pip install -e .")
     for name in suites:
         if name not in known:
             raise UserError(f"there is no suite {name}; there are {', '.join(known)}")
@@ -112,7 +110,7 @@ def _measure(
     notices: Console, suites: list[str], quick: bool, label: str = "", commit: str = "", package: Path | None = None
 ) -> tuple[Record, bool]:
     """A record, and whether someone stopped the run before its end."""
-    from spanbert_kernels.cli.bench import running
+    from records import running
 
     started = time.perf_counter()
     state = (commit, False) if commit else running.git_state()

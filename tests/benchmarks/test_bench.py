@@ -8,10 +8,11 @@ from pathlib import Path
 
 import children
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
+from records import running
+from records.record import load
 
-from spanbert_kernels.cli.bench import running
-from spanbert_kernels.cli.bench.record import load
+from spanbert_kernels.cli import checkout
 
 Run = Callable[..., Result]
 # pytest plugins for the run that measures: each changes one operation before any suite is loaded.
@@ -121,11 +122,13 @@ def test_wrong_input_is_one_line(run: Run, arguments: tuple[str, ...], reason: s
     assert "Traceback" not in result.output
 
 
-def test_without_a_source_checkout(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(running, "SUITES", tmp_path)
-    result = run("bench")
+@pytest.mark.parametrize(("name", "words"), [("bench", ["--quick"]), ("report", ["a.json", "--output", "b.html"])])
+def test_without_a_source_checkout(tmp_path: Path, name: str, words: list[str]) -> None:
+    absent = {command.name: command for command in checkout.commands(tmp_path)}
+    assert list(absent) == ["bench", "report"]
+    result = CliRunner().invoke(absent[name], words)
     assert result.exit_code == 2
-    assert "source repository" in result.output
+    assert f"Error: {name} is a command of the source repository" in result.output
 
 
 def test_suites_that_do_not_run_say_why(run: Run, with_plugin: Callable[[str], None]) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from records import comparing, running, table
+from records.record import NotARecord, Record, Row, dumps, load
+from records.summary import Summary
 from rich.console import Console
-
-from spanbert_kernels.cli.bench import comparing, running, table
-from spanbert_kernels.cli.bench.record import NotARecord, Record, Row, dumps, load
-from spanbert_kernels.cli.bench.summary import Summary
 
 Make = Callable[..., Record]
 MakeRow = Callable[..., Row]

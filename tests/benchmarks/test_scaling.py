@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = " ".join((Path(__file__).parents[1] / "benchmarks" / "SCALING.md").read_text(encoding="utf-8").split())
+PAGE = " ".join((Path(__file__).parents[2] / "benchmarks" / "SCALING.md").read_text(encoding="utf-8").split())
 LAYERS, HIDDEN, INNER, HEADS, BYTES = 12, 768, 3072, 12, 2
 PEAK, BANDWIDTH, MEMORY = 989e12, 4.8e12, 141e9
 RATE = PEAK / 2
