@@ -118,6 +118,19 @@ class CrossDocumentMixer(nn.Module):
         return_weights: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...
 
+    @overload
+    def forward(
+        self,
+        hidden: Tensor,
+        cu_seqlens: Tensor | ops.AttentionPlan,
+        cu_clusters: Tensor | None = None,
+        links: tuple[Tensor, Tensor] | None = ...,
+        *,
+        rows: Tensor | None = ...,
+        inplace: bool = ...,
+        return_weights: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+
     def forward(
         self,
         hidden: Tensor,

@@ -1,0 +1,116 @@
+"""A project that uses the package, as a strict type checker sees it: every public name, and what it gives back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import assert_type
+
+import spanbert_kernels as sk
+from spanbert_kernels import host, models, nn, ops
+from spanbert_kernels.acceleration import AccelerationReport, AccelerationWarning
+from spanbert_kernels.ops.choices import Activation, Anchor, Backend, Normalization, Part, Role
+
+PARTS: list[Part] = ["start", "end", "attention", "width"]
+
+
+def spans(hidden: Tensor, given: Tensor, cu_seqlens: Tensor, weight: Tensor, backend: Backend, which: Anchor) -> None:
+    plan = ops.enumerate_spans(cu_seqlens, max_width=3)
+    assert_type(plan, ops.SpanPlan)
+    assert_type(ops.plan_spans(given, num_tokens=5), ops.SpanPlan)
+    assert_type(plan.pairs(), Tensor)
+    assert_type(ops.span_gather(hidden, given, padded=True, backend=backend), tuple[Tensor, Tensor])
+    assert_type(ops.span_pool(hidden, plan, ["mean", "max"]), Tensor)
+    assert_type(ops.span_linear(hidden, plan, PARTS, weight, activation="gelu"), Tensor)
+    activation: Activation = "relu"
+    assert_type(ops.span_score(hidden, plan, PARTS, weight, None, weight[0], activation=activation), Tensor)
+    assert_type(ops.banded_span_scores(hidden, hidden, None, 3), Tensor)
+    assert_type(ops.prune_spans(plan, hidden[:, 0], k=2), Tensor)
+    assert_type(ops.anchor_indices(cu_seqlens, which), Tensor)
+    packed = ops.pack_weight(weight)
+    assert_type(packed, ops.PackedWeight)
+    assert_type(ops.packed_linear(hidden, packed), Tensor)
+    ops.span_pool(hidden, plan, ["median"])  # type: ignore[list-item]
+    ops.span_pool(hidden, plan, "mean")  # type: ignore[arg-type]
+    ops.span_pool(hidden, plan, PARTS, backend="tpu")  # type: ignore[arg-type]
+    ops.anchor_indices(cu_seqlens, "middle")  # type: ignore[arg-type]
+
+
+def attention(q: Tensor, cu_seqlens: Tensor, clusters: Tensor, role: Role, kind: Normalization, asked: bool) -> None:
+    assert_type(ops.document_attention(q, q, q, cu_seqlens, scale=1.0), Tensor)
+    assert_type(ops.document_attention(q, q, q, cu_seqlens, return_lse=True), tuple[Tensor, Tensor])
+    assert_type(ops.document_attention(q, q, q, cu_seqlens, return_lse=asked), Tensor | tuple[Tensor, Tensor])
+    plan = ops.plan_attention(cu_seqlens, clusters, role, keys="tokens")
+    assert_type(plan, ops.AttentionPlan)
+    assert_type(plan.queries, Role)
+    cross = ops.cross_document_attention
+    assert_type(cross(q, q, q, plan, normalize=kind), Tensor)
+    assert_type(cross(q, q, q, plan, return_lse=True), tuple[Tensor, Tensor])
+    assert_type(cross(q, q, q, plan, return_weights=True), tuple[Tensor, Tensor])
+    assert_type(cross(q, q, q, plan, return_lse=True, return_weights=True), tuple[Tensor, Tensor, Tensor])
+    assert_type(cross(q, q, q, plan, return_weights=asked), Tensor | tuple[Tensor, ...])
+    cross(q, q, q, cu_seqlens, clusters, "everything")  # type: ignore[call-overload]
+    cross(q, q, q, plan, normalise="joint")  # type: ignore[call-overload]
+
+
+def backends() -> None:
+    with ops.backends.use("eager"), ops.backends.record() as calls:
+        assert_type(calls, list[tuple[str, Backend]])
+    assert_type(ops.backends.refusal("cpu", "cpu", torch.float32), str | None)
+    assert_type(ops.backends.report(), dict[Backend, dict[str, str | None]])
+
+
+def modules(hidden: Tensor, cu_seqlens: Tensor, clusters: Tensor, role: Role, asked: bool) -> None:
+    mixer = nn.CrossDocumentMixer(8, 2, queries=role, anchor="first", normalize="pairwise")
+    assert_type(mixer.forward(hidden, cu_seqlens, clusters), Tensor)
+    assert_type(mixer.forward(hidden, cu_seqlens, clusters, return_weights=True), tuple[Tensor, Tensor])
+    assert_type(mixer.forward(hidden, cu_seqlens, clusters, return_weights=asked), Tensor | tuple[Tensor, Tensor])
+    nn.CrossDocumentMixer(8, 2, queries="everything")  # type: ignore[arg-type]
+    packing = nn.Packing.from_mask(hidden, 2, 3, hidden.device)
+    assert_type(packing.pack(hidden), Tensor)
+    assert_type(nn.Biaffine(8, 3).pairs(hidden, hidden), Tensor)
+    head: type[torch.nn.Module] = nn.SpanBoundaryHead
+    assert issubclass(head, torch.nn.Module)
+
+
+def acceleration(model: torch.nn.Module) -> None:
+    report = sk.accelerate(model)
+    assert_type(report, AccelerationReport)
+    assert_type(report.calls["packed-inference"], int)
+    assert_type(report.last_path, str | None)
+    sk.restore(model)
+    sk.register_attention("packed")
+    assert issubclass(AccelerationWarning, UserWarning)
+
+
+def host_work(starts: NDArray[Any], ends: NDArray[Any]) -> None:
+    assert_type(host.load(), str | None)
+    assert_type(host.prune_spans(starts, ends, starts, 2), NDArray[np.int64])
+    starts, ends, _ = host.sort_spans(starts, ends, 3)
+    assert_type(host.first_and_reach(starts, ends, 3), tuple[NDArray[np.int64], NDArray[np.int64]])
+    inputs, *_ = host.mask_spans(starts, ends, starts, seed=1, mask_token=2, random_tokens=starts)
+    assert_type(inputs, NDArray[np.int64])
+
+
+def reference_model(input_ids: Tensor) -> list[object]:
+    config = sk.SpanBERTConfig(num_hidden_layers=4, cross_document_layers=[1])
+    assert_type(config.cross_document_queries, Role)
+    return [
+        sk.SpanBERTModel(config)(input_ids, cluster_ids=torch.tensor([1, 1])),
+        sk.SpanBERTTokenizer.from_pretrained("spanbert-base"),
+        sk.SpanBERTForCoreference.from_pretrained("spanbert-base"),
+        sk.SpanBERTForDependencyParsing(config),
+        sk.SpanBERTForMaskedLM(config),
+        sk.SpanBERTForPreTraining(config),
+        sk.SpanBERTForQuestionAnswering(config),
+        sk.SpanBERTForRelations(config),
+        sk.SpanBERTForSequenceClassification(config),
+        sk.SpanBERTForSpanClassification(config),
+        sk.SpanBERTForTokenClassification(config),
+        models.WindowedSpanBERTModel(models.WindowedSpanBERTConfig(window_length=64)),
+        models.load_released_heads,
+    ]
