@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_backward_operator(
             torch::stable::new_zeros(v, v.sizes())};
   }
   p.work.grad_output = p.like(grad_output, q, "grad_output");
-  Tensor delta = torch::stable::new_empty(q, {q.size(1), size}, ScalarType::Float);
+  Tensor statistics = torch::stable::new_empty(q, {2, q.size(1), size}, ScalarType::Float);
   Tensor share = torch::stable::new_empty(q, {q.size(1), q.size(0)}, ScalarType::Float);
   Tensor grad_q = torch::stable::new_empty(q, q.sizes()), grad_k = torch::stable::new_empty(k, k.sizes());
   Tensor grad_v = torch::stable::new_empty(v, v.sizes());
@@ -93,13 +93,14 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_backward_operator(
   p.work.grad_k = p.rows(grad_k);
   p.work.grad_v = p.rows(grad_v);
   DocumentsWork work = pairs_work(p, slots, back_slots, size, p.statistics(lse, q.size(1) * size, "lse"));
-  work.delta = delta.mutable_data_ptr<float>();
+  work.delta = statistics.mutable_data_ptr<float>();
+  work.inverse = work.delta + q.size(1) * size;
   work.share = share.mutable_data_ptr<float>();
   with_gpu_storage(q, [&](auto s) {
     with_columns(p.work.dim, [&](auto n) {
       const auto queries = documents::pairwise_backward_queries<decltype(s), decltype(n)::value>;
       const auto keys = documents::pairwise_backward_keys<decltype(s), decltype(n)::value>;
-      // The queries' kernel leaves delta and share for the keys'.
+      // The queries' kernel leaves delta, the masses and share for the keys'.
       SPANBERT_LAUNCH(queries, row_blocks(p.work, p.work.queries), documents::kThreads, stream, work);
       SPANBERT_LAUNCH(keys, row_blocks(p.work, p.work.keys), documents::kThreads, stream, work);
     });

@@ -1,6 +1,6 @@
 // Kernels that go document by document over what a query sees, a warp for each row and head: the documents' weights in
-// a joint softmax, and attention with a softmax of its own for each document, averaged. In base e, where a softmax over
-// one key is exactly 1 and its gradient exactly 0.
+// a joint softmax, and attention with a softmax of its own for each document, averaged. Its backward is that of
+// document_attention/cuda_backward.cuh, with a mass and a delta for each document, and in base e.
 #pragma once
 
 #include "document_attention/cuda_rows.h"
@@ -26,7 +26,8 @@ struct DocumentsWork {
   const int64_t* back_slots;  // [links]
   int64_t size;               // statistics of a head
   float* lse;                 // [heads, size]
-  float* delta;               // [heads, size]: sum of P dP over a document
+  float* delta;               // [heads, size]
+  float* inverse;             // [heads, size]: 1 / mass
   float* share;               // [heads, query rows]: 1 / documents seen
 
   // Where the statistics of a query row and a document are, `slot` being those of row 0: within the head's.
@@ -140,12 +141,11 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_queries(Documen
     stage<S, N>(attention, attention.grad_output, row, head, grad);
   }
   warp_barrier();
-  // Of a key, which must be one: its weight, and the slope of its weight.
+  // Of a key, which must be one: its weight, not normalised, and the slope of its weight.
   float lse = 0;
   const auto weigh = [&](int64_t key, float& slope) {
-    const float score = dot<S>(attention, query, attention.k, key, head) * attention.scale;
-    slope = keep.one(row, key) ? dot<S>(attention, grad, attention.v, key, head) * attention.kept : 0.0f;
-    return expf(score - lse);
+    slope = keep.one(row, key) ? dot<S>(attention, grad, attention.v, key, head) : 0.0f;
+    return expf(fmaf(dot<S>(attention, query, attention.k, key, head), attention.scale, -lse));
   };
   Columns<N> sum;
   fill(sum, 0.0f);
@@ -154,25 +154,26 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_queries(Documen
   while (seen.next()) {
     const int64_t statistic = work.statistic(seen.slot, row, head);
     lse = work.lse[statistic];
-    float delta = 0;
+    RowMass mass;
     for (int64_t key = seen.begin + lane_index(); key < seen.end; key += kLanes) {
       float slope;
       const float weight = weigh(key, slope);
-      delta = fmaf(weight, slope, delta);
+      mass.add(weight, slope);
     }
-    delta = warp_sum(delta);
-    if (lane_index() == 0) work.delta[statistic] = delta;
+    mass.combine(kLanes);
+    const float delta = mass.delta(), inverse = mass.inverse();
+    if (lane_index() == 0) work.delta[statistic] = delta, work.inverse[statistic] = inverse;
     for (int64_t first = seen.begin; first < seen.end; first += kLanes) {
       const bool inside = first + lane_index() < seen.end;
       float slope = 0, weight = 0;
       if (inside) weight = weigh(first + lane_index(), slope);
-      add_rows<S>(attention, attention.k, first, head, ballot(inside), weight * (slope - delta), sum);
+      add_rows<S>(attention, attention.k, first, head, ballot(inside), weight * inverse * (slope - delta), sum);
     }
     ++count;
   }
   const float share = count > 0 ? 1.0f / static_cast<float>(count) : 0.0f;
   if (lane_index() == 0) work.share[head * attention.queries.rows + row] = share;
-  write<S>(attention, attention.grad_q, row, head, sum, share * attention.scale);
+  write<S>(attention, attention.grad_q, row, head, sum, share * attention.scale * attention.kept);
 }
 
 template <class S, int N>
@@ -199,12 +200,12 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_keys(DocumentsW
         const bool seen = query < ranges.end && attention.queries.has(query);
         float weight = 0, slope = 0;
         if (seen) {
-          const float score = dot<S>(attention, key, attention.q, query, head) * attention.scale;
+          const float score = dot<S>(attention, key, attention.q, query, head);
           const bool kept = keep.one(query, row);
           const float share = work.share[head * attention.queries.rows + query];
           const int64_t statistic = work.statistic(slot, query, head);
-          weight = expf(score - work.lse[statistic]) * share;
-          slope = kept ? dot<S>(attention, value, attention.grad_output, query, head) * attention.kept : 0.0f;
+          weight = expf(fmaf(score, attention.scale, -work.lse[statistic])) * work.inverse[statistic] * share;
+          slope = kept ? dot<S>(attention, value, attention.grad_output, query, head) : 0.0f;
           slope = weight * (slope - work.delta[statistic]);
           if (!kept) weight = 0;
         }
@@ -214,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_keys(DocumentsW
       }
     }
   }
-  write<S>(attention, attention.grad_k, row, head, sum_key, attention.scale);
+  write<S>(attention, attention.grad_k, row, head, sum_key, attention.scale * attention.kept);
   write<S>(attention, attention.grad_v, row, head, sum_value, attention.kept);
 }
 

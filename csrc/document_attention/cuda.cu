@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor> forward_operator(const Tensor& q, const Tensor& k, co
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_operator(const Tensor& grad_output, const Tensor& q, const Tensor& k,
-                                                     const Tensor& v, const Tensor& output, const Tensor& lse,
+                                                     const Tensor& v, const Tensor& /*output*/, const Tensor& lse,
                                                      const Tensor& documents, const OptionalTensor& link_offsets,
                                                      const OptionalTensor& links, const OptionalTensor& back_offsets,
                                                      const OptionalTensor& back_links,
@@ -116,17 +116,17 @@ std::tuple<Tensor, Tensor, Tensor> backward_operator(const Tensor& grad_output, 
   }
   AttentionWork& work = p.work;
   work.grad_output = p.like(grad_output, q, "grad_output");
-  work.output = p.like(output, q, "output");
   work.lse = p.statistics(lse, q.size(1) * q.size(0), "lse");
-  Tensor delta = torch::stable::new_empty(q, {q.size(1), q.size(0)}, ScalarType::Float);
-  work.delta = delta.mutable_data_ptr<float>();
+  Tensor statistics = torch::stable::new_empty(q, {2, q.size(1), q.size(0)}, ScalarType::Float);
+  work.delta = statistics.mutable_data_ptr<float>();
+  work.inverse = work.delta + q.size(1) * q.size(0);
   Tensor grad_q = torch::stable::new_empty(q, q.sizes()), grad_k = torch::stable::new_empty(k, k.sizes());
   Tensor grad_v = torch::stable::new_empty(v, v.sizes());
   work.grad_q = p.rows(grad_q);
   work.grad_k = p.rows(grad_k);
   work.grad_v = p.rows(grad_v);
   with_gpu_storage(q, [&](auto s) {
-    launch_backward<decltype(s), false>(p, stream);  // leaves delta for the keys
+    launch_backward<decltype(s), false>(p, stream);  // leaves delta and the masses for the keys
     launch_backward<decltype(s), true>(p, stream);
   });
   return {grad_q, grad_k, grad_v};

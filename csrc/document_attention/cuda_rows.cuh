@@ -44,18 +44,20 @@ __global__ void __launch_bounds__(kThreads, N > 4 ? 3 : 4) backward(AttentionWor
     const Keep keep(work, head);
     const float* lse = work.lse + head * work.queries.rows;
     float* delta = work.delta + head * work.queries.rows;
+    float* inverse = work.inverse + head * work.queries.rows;
     stage<S, N>(work, Keys ? work.k : work.q, row, head, own0);
     stage<S, N>(work, Keys ? work.v : work.grad_output, row, head, own1);
     warp_barrier();
-    float own_lse = Keys ? 0.0f : lse[row], own_delta = 0;
-    // The weight of a pair before dropout, the slope of it, and whether it is kept.
+    const float own_lse = Keys ? 0.0f : lse[row];
+    float own_delta = 0, own_inverse = 0;
+    // The weight of a pair before dropout, not normalised, the slope of it, and whether it is kept.
     const auto weigh = [&](int64_t other, float& slope, bool& kept) {
       kept = Keys ? keep.one(other, row) : keep.one(row, other);
-      slope = kept ? dot<S>(work, own1, seen1, other, head) * work.kept : 0.0f;
-      return expf(dot<S>(work, own0, seen0, other, head) * work.scale - (Keys ? lse[other] : own_lse));
+      slope = kept ? dot<S>(work, own1, seen1, other, head) : 0.0f;
+      return expf(fmaf(dot<S>(work, own0, seen0, other, head), work.scale, -(Keys ? lse[other] : own_lse)));
     };
     if (!Keys) {
-      // From the slopes, not from the output: where one key is seen, its gradient is exactly 0.
+      RowMass mass;
       Ranges ranges(work, true, document);
       while (ranges.next()) {
         for (int64_t key = ranges.begin + lane_index(); key < ranges.end; key += kLanes) {
@@ -63,11 +65,12 @@ __global__ void __launch_bounds__(kThreads, N > 4 ? 3 : 4) backward(AttentionWor
           float slope;
           bool kept;
           const float weight = weigh(key, slope, kept);
-          own_delta = fmaf(weight, slope, own_delta);
+          mass.add(weight, slope);
         }
       }
-      own_delta = warp_sum(own_delta);
-      if (lane_index() == 0) delta[row] = own_delta;
+      mass.combine(kLanes);
+      own_delta = mass.delta(), own_inverse = mass.inverse();
+      if (lane_index() == 0) delta[row] = own_delta, inverse[row] = own_inverse;
     }
     Ranges ranges(work, !Keys, document);
     while (ranges.next()) {
@@ -77,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, N > 4 ? 3 : 4) backward(AttentionWor
         float weight = 0, slope = 0;
         if (seen) {
           bool kept;
-          weight = weigh(other, slope, kept);
+          weight = weigh(other, slope, kept) * (Keys ? inverse[other] : own_inverse);
           slope = weight * (slope - (Keys ? delta[other] : own_delta));
           if (!kept) weight = 0;
         }
@@ -87,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, N > 4 ? 3 : 4) backward(AttentionWor
       }
     }
   }
-  write<S>(work, Keys ? work.grad_k : work.grad_q, row, head, sum0, work.scale);
+  write<S>(work, Keys ? work.grad_k : work.grad_q, row, head, sum0, work.scale * work.kept);
   if (Keys) write<S>(work, work.grad_v, row, head, sum1, work.kept);
 }
 

@@ -3,7 +3,7 @@
 // columns.
 #pragma once
 
-#include "document_attention/cuda_work.h"
+#include "document_attention/cuda_mass.h"
 
 namespace spanbert {
 namespace rows {

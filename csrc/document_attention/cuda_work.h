@@ -70,7 +70,8 @@ struct AttentionWork {
   HeadRows q, k, v, output, grad_output;
   HeadRows grad_q, grad_k, grad_v;
   float* lse;    // [heads, query rows], natural
-  float* delta;  // [heads, query rows], between the backward's kernels
+  float* delta;  // [heads, query rows], as `inverse` from one kernel of the backward to the other
+  float* inverse;
   unsigned heads;
   int dim;
   float scale;

@@ -185,9 +185,26 @@ def test_links_to_be_passed_over(operators: Any) -> None:
     assert (results[0][1][:, 5:] == -torch.inf).all()
 
 
-def test_one_key_has_a_weight_of_one_and_leaves_queries_no_gradient(operators: Any) -> None:
-    work = plan_attention(torch.tensor([0, 2, 5]), torch.tensor([0, 2])).work(True)
-    tensors = inputs(work, 2, 2, 8)
-    for found in (joint(operators, work, tensors), pairwise(operators, work, tensors, 2)):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_one_key_has_a_weight_of_one_and_leaves_queries_no_gradient(
+    operators: Any, dtype: torch.dtype, size: int
+) -> None:
+    """Anchors of a cluster of two, documents of one token, and documents of tokens that see one of one token."""
+    two = plan_attention(torch.tensor([0, 2, 5]), torch.tensor([0, 2])).work(True)
+    alone = plan_attention(torch.tensor([0, 1, 2, 3])).work(True)
+    for work, rows in ((two, 2), (alone, 3)):
+        q, *others = (x.to(dtype) for x in inputs(work, rows, rows, 8))
+        tensors = [size * q, *others]
+        for dropout_p in (0.0, 0.2):
+            found = joint(operators, work, tensors, dropout_p)
+            assert not found[2].any()
+            assert not found[3].any()
+        found = pairwise(operators, work, tensors, 2)
         assert not found[2].any()
         assert not found[3].any()
+    seen = plan_attention(torch.tensor([0, 1, 8]), torch.tensor([0, 2]), "tokens", "tokens").work(True)
+    q, *others = (x.to(dtype) for x in inputs(seen, 8, 8, 8))
+    for found in (joint(operators, seen, [size * q, *others]), pairwise(operators, seen, [size * q, *others], 2)):
+        assert not found[2][1:].any()
+        assert not found[3][0].any()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from op_checks import check_error, place_parameters
+from op_checks import check_error
 from places import LEVELS, Place
 from torch import Tensor
 
@@ -38,10 +38,11 @@ class Shape(NamedTuple):
         return partial(cross_document_attention, **cluster, normalize=self.normalize, **self.options)
 
 
-# Up to 128 tokens are small.h's; up to 512 keys are one block of a forward.
+# On a CPU, up to 128 tokens are small.h's and up to 512 keys one block of a forward; on a GPU, 64 rows are one tile.
 SHAPES = {
     "small": Shape((20, 50, 1, 128)),
     "small, dropout": Shape((20, 50, 1, 128), options=DROPOUT),
+    "tiles, dropout": Shape((70, 20), options=DROPOUT),
     "block": Shape((140, 9)),
     "block, dropout": Shape((140,), options=DROPOUT),
     "blocks": Shape((530,)),
@@ -50,15 +51,30 @@ SHAPES = {
     "cluster, blocks": Shape((60, 470, 20), "joint"),
     "pairs": Shape((30, 1, 40, 20), "pairwise"),
     "pairs, dropout": Shape((30, 140), "pairwise", DROPOUT),
+    "few pairs": Shape((12, 1, 20), "pairwise"),
+    "few, dropout": Shape((40, 3), options=DROPOUT),
 }
 EVERYDAY = {
-    torch.float32: ("small, dropout", "block, dropout", "cluster", "pairs"),
-    torch.bfloat16: ("block, dropout",),
+    "cpu": {
+        torch.float32: ("small, dropout", "block, dropout", "cluster", "pairs"),
+        torch.bfloat16: ("block, dropout",),
+    },
+    "cuda": {torch.float32: ("few, dropout", "few pairs"), torch.bfloat16: ("tiles, dropout",)},
 }
+PLACES = (*(Place("cpu", level) for level in LEVELS), Place("cuda", "fibers"))
+EMULATED_ROWS = 300  # more of them take minutes
 RUNS = [
-    pytest.param(name, dtype, id=f"{name}, {str(dtype)[6:]}", marks=[] if name in names else [pytest.mark.slow])
-    for dtype, names in EVERYDAY.items()
-    for name in SHAPES
+    pytest.param(
+        name,
+        dtype,
+        place,
+        id=f"{name}, {str(dtype)[6:]}, {place}",
+        marks=[] if name in EVERYDAY[place.backend][dtype] else [pytest.mark.slow],
+    )
+    for place in PLACES
+    for dtype in EVERYDAY[place.backend]
+    for name, shape in SHAPES.items()
+    if not place.emulated or sum(shape.lengths) <= EMULATED_ROWS
 ]
 
 
@@ -74,10 +90,7 @@ def results(
     return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
 
 
-@pytest.mark.parametrize(
-    "backend", place_parameters(("cpu",), tuple(Place("cpu", level) for level in LEVELS)), indirect=True
-)
-@pytest.mark.parametrize(("name", "dtype"), RUNS)
+@pytest.mark.parametrize(("name", "dtype", "backend"), RUNS, indirect=["backend"])
 def test_large_scores(name: str, dtype: torch.dtype, backend: str) -> None:
     call = SHAPES[name].call()
     rows = sum(SHAPES[name].lengths)
