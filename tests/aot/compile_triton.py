@@ -40,21 +40,12 @@ def compile_one(module: str, index: int, architecture: int) -> dict[str, Any]:
     """Compile one configuration; what it needs, or the error."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     configuration = importlib.import_module(module).aot_configurations()[index]
     found: dict[str, Any] = {"module": module, "name": configuration.name, "architecture": architecture}
-    order = configuration.kernel.arg_names
-    signature = {name: configuration.signature[name] for name in order}
-    source = ASTSource(
-        configuration.kernel,
-        signature=signature,
-        constexprs={(order.index(name),): value for name, value in configuration.constexprs.items()},
-        attrs={(order.index(name),): [["tt.divisibility", 16]] for name in configuration.aligned()},
-    )
     options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        compiled = triton.compile(configuration.source(), target=GPUTarget("cuda", architecture, 32), options=options)
     except Exception as error:  # whatever the compiler raises is the result
         return {**found, "error": f"{type(error).__name__}: {error}"}
     registers, stack, local = resource_usage(compiled.asm["cubin"])

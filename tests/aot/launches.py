@@ -17,36 +17,15 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-import torch
 from compile_triton import ROOT, operation_modules
-from torch import Tensor
-from triton.runtime.jit import JITFunction
 
 from spanbert_kernels.ops import backends
-from spanbert_kernels.ops.aot import AotConfiguration
+from spanbert_kernels.ops.aot import AotConfiguration, launches
 
 sys.path.append(str(ROOT / "tests" / "ops"))
 
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-TYPES |= {torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
 # A kernel compiled for more of these stands for one with less: False for True, a cheaper activation, fewer scores.
 GROWING = ("ACTIVATION", "SCORES", "BANDED", "ATTENTION", "ACCUMULATE")
-
-
-def configuration_of(kernel: Any, values: dict[str, Any]) -> AotConfiguration:
-    """A launch with the arguments and options `values`."""
-    signature, constants = {}, {}
-    for parameter in kernel.params:
-        value = values.pop(parameter.name)
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-        elif isinstance(value, Tensor):
-            signature[parameter.name] = TYPES[value.dtype]
-        else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
-    warps, stages = values.pop("num_warps"), values.pop("num_stages")
-    assert not values, f"options that aot_configurations() do not have: {values}"
-    return AotConfiguration(kernel.__name__, kernel, signature, constants, warps, stages)
 
 
 def run_cases() -> None:
@@ -69,30 +48,31 @@ def run_cases() -> None:
 @functools.cache
 def aot_configurations() -> list[AotConfiguration]:
     """Every launch of the cases, once."""
-    found: dict[str, AotConfiguration] = {}
-
-    def note(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **values: Any) -> None:
-        launch = configuration_of(kernel, {**dict(zip(kernel.arg_names, arguments, strict=False)), **values})
-        found.setdefault(str(launch), launch)
-
     with (
-        mock.patch.object(JITFunction, "run", note),
+        launches() as launched,
         mock.patch.dict(backends.DEVICES, triton="cpu"),
         mock.patch.dict(backends._LOADERS, triton=lambda: None),
     ):
         run_cases()
-    # The cases' rows are short and odd: compiled as a typical call's, whose rows are multiples of 16.
     divisible = {(each.kernel, name) for each in listed() for name in each.divisible}
-    return [
-        replace(
-            launch,
-            name=f"{launch.name} {i}",
-            divisible=tuple(
-                n for n, kind in launch.signature.items() if kind == "i32" and (launch.kernel, n) in divisible
-            ),
-        )
-        for i, launch in enumerate(found.values())
-    ]
+    found = {str(launch): launch for launch in (typical(each, divisible) for each in launched)}
+    return [replace(launch, name=f"{launch.name} {i}") for i, launch in enumerate(found.values())]
+
+
+def typical(launch: AotConfiguration, divisible: set[tuple[Any, str]]) -> AotConfiguration:
+    """Compiled as a typical call's, whose rows are multiples of 16: the cases' are short and odd, or of one column."""
+    ones = {name for name, value in launch.constexprs.items() if type(value) is int and not is_constant(name)}
+    return replace(
+        launch,
+        signature={**launch.signature, **dict.fromkeys(ones, "i32")},
+        constexprs={name: value for name, value in launch.constexprs.items() if name not in ones},
+        divisible=tuple(n for n, kind in launch.signature.items() if kind == "i32" and (launch.kernel, n) in divisible),
+    )
+
+
+def is_constant(name: str) -> bool:
+    """Whether an argument or a field is a constant in every launch, not just where Triton makes one of a 1."""
+    return name.split(".")[-1].isupper()
 
 
 def listed() -> list[AotConfiguration]:
@@ -101,7 +81,7 @@ def listed() -> list[AotConfiguration]:
 
 def shape_of(configuration: AotConfiguration) -> dict[str, Any]:
     """What decides how a kernel is laid out: blocks, precision, warps, stages."""
-    constants = {n: v for n, v in configuration.constexprs.items() if n.isupper() and n not in GROWING}
+    constants = {n: v for n, v in configuration.constexprs.items() if is_constant(n) and n not in GROWING}
     return {**constants, "num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
 
 
@@ -115,7 +95,7 @@ def left_out(launch: AotConfiguration, configurations: list[AotConfiguration]) -
     kernel = launch.kernel.__name__
     own = [each for each in configurations if each.kernel is launch.kernel]
     for name, kind in launch.signature.items():
-        if kind.startswith("*") and not any(each.signature[name].startswith("*") for each in own):
+        if kind.startswith("*") and not any(each.signature.get(name, "").startswith("*") for each in own):
             yield f"{kernel}: {name}"
     alike = [each.constexprs for each in own if shape_of(each) == shape_of(launch)]
     growing = {name: value for name, value in launch.constexprs.items() if name in GROWING}
@@ -126,10 +106,10 @@ def left_out(launch: AotConfiguration, configurations: list[AotConfiguration]) -
 
 
 def main() -> None:
-    launches, own = aot_configurations(), listed()
-    missing = sorted({text for launch in launches for text in left_out(launch, own)})
-    kernels, own_kernels = (sorted({each.kernel.__name__ for each in some}) for some in (launches, own))
-    found = {"launches": len(launches), "kernels": kernels, "listed kernels": own_kernels, "left out": missing}
+    launched, own = aot_configurations(), listed()
+    missing = sorted({text for launch in launched for text in left_out(launch, own)})
+    kernels, own_kernels = (sorted({each.kernel.__name__ for each in some}) for some in (launched, own))
+    found = {"launches": len(launched), "kernels": kernels, "listed kernels": own_kernels, "left out": missing}
     print(json.dumps(found))
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 
-from spanbert_kernels.ops.aot import AotConfiguration
+from spanbert_kernels.ops.aot import AotConfiguration, configurations_of, meta
 
 
 @triton.jit
@@ -22,8 +26,10 @@ def product_kernel(a, b, c, depth, SIZE: tl.constexpr, STEP: tl.constexpr):
 
 
 def aot_configurations() -> list[AotConfiguration]:
-    signature = {"a": "*fp16", "b": "*fp16", "c": "*fp32", "depth": "i64", "SIZE": "constexpr", "STEP": "constexpr"}
-    return [
-        AotConfiguration(name, product_kernel, signature, {"SIZE": size, "STEP": 32}, num_warps, num_stages, ("depth",))
-        for name, size, num_warps, num_stages in (("fits", 64, 4, 2), ("spills", 128, 2, 2), ("shared", 128, 8, 24))
-    ]
+    matrix, sums = meta(4096, 4096, dtype=torch.float16), meta(4096, 4096)
+    sizes = {"fits": (64, 4, 2), "spills": (128, 2, 2), "shared": (128, 8, 24)}
+
+    def call(size: int, warps: int, stages: int) -> Any:
+        return product_kernel[(1,)](matrix, matrix, sums, 4096, size, 32, num_warps=warps, num_stages=stages)
+
+    return configurations_of({name: partial(call, *size) for name, size in sizes.items()})

@@ -96,6 +96,6 @@ def test_what_does_not_fit_is_seen() -> None:
     results = compile_modules("oversized_kernels")
     complaints = {(r["name"], r["architecture"]): complaint(r) or "" for r in results}
     for architecture in SHARED:
-        assert complaints["fits", architecture] == ""
-        assert complaints["spills", architecture].startswith("spills: ")
-        assert "shared memory" in complaints["shared", architecture]
+        assert complaints["product_kernel, fits", architecture] == ""
+        assert complaints["product_kernel, spills", architecture].startswith("spills: ")
+        assert "shared memory" in complaints["product_kernel, shared", architecture]

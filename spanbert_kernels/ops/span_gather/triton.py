@@ -9,36 +9,35 @@ are few unless a document mixes very wide spans with many narrow ones.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from spanbert_kernels.ops.aot import AotConfiguration
+from spanbert_kernels.ops.aot import DTYPES, AotConfiguration, configurations_of, meta, meta_spans
 from spanbert_kernels.ops.plans import SpanWork
 from spanbert_kernels.ops.span_gather.operators import span_gather_backward, span_gather_forward
+from spanbert_kernels.ops.triton_arguments import Block, Options, Spans, dense_rows, matrix, on, spans_of
 
-COLUMNS = 256  # of a block: whole 128-byte lines of a row in every dtype
-ROWS = 16  # of a tile of the forward, and spans that the backward takes at a time
-NUM_WARPS = 4
-NUM_STAGES = 2
+# K: spans that the backward takes at a time; D: whole 128-byte lines of a row in every dtype.
+OPTIONS = Options(Block(M=16, K=16, D=256), num_warps=4, num_stages=2)
 
 
 @triton.jit
 def gather_kernel(
     hidden,  # [T, H]
-    starts,  # [N]
-    ends,  # [N]
+    spans,
     offsets,  # [N + 1]
     output,  # [total, H]
     num_spans,
     total,
     columns,
-    hidden_stride,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    BLOCK,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * BLOCK.M + tl.arange(0, BLOCK.M)
     inside = row < total
     # The last span that begins at or before the row lies in span : span + candidates.
     span = row * 0
@@ -49,156 +48,99 @@ def gather_kernel(
         span = tl.where(before, span + half, span)
         candidates = candidates - half
     position = row - tl.load(offsets + span, mask=inside, other=0)
-    token = tl.load(starts + span, mask=inside, other=0) + position
-    real = inside & (token < tl.load(ends + span, mask=inside, other=0))
+    token = tl.load(spans.starts + span, mask=inside, other=0) + position
+    real = inside & (token < tl.load(spans.ends + span, mask=inside, other=0))
 
-    column = tl.arange(0, COLUMNS)
-    source = hidden + token[:, None] * hidden_stride + column[None, :]
+    column = tl.arange(0, BLOCK.D)
+    source = hidden.data + token[:, None] * hidden.stride + column[None, :]
     target = output + row[:, None] * columns + column[None, :]
     first = 0
     while first < columns:
         used = (first + column < columns)[None, :]
         values = tl.load(source + first, mask=real[:, None] & used, other=0)
         tl.store(target + first, values, mask=inside[:, None] & used, eviction_policy="evict_first")
-        first += COLUMNS
+        first += BLOCK.D
 
 
 @triton.jit
 def gather_backward_kernel(
     grad_output,  # [total, H]
-    starts,  # [N]
-    ends,  # [N]
-    rows,  # [N]
-    first,  # [T + 1]
-    reach,  # [T]
+    spans,
     offsets,  # [N + 1]
     grad_hidden,  # [T, H]
     columns,
-    grad_stride,
-    HAS_ROWS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    BLOCK,
 ):
     token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.program_id(1).to(tl.int64) * BLOCK.D + tl.arange(0, BLOCK.D)
     used = column < columns
-    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    begin = tl.load(reach + token)
-    stop = tl.load(first + token + 1)
+    sums = tl.zeros([BLOCK.K, BLOCK.D], tl.float32)
+    begin = tl.load(spans.reach + token)
+    stop = tl.load(spans.first + token + 1)
     while begin < stop:
-        span = begin + tl.arange(0, ROWS)
+        span = begin + tl.arange(0, BLOCK.K)
         inside = span < stop
-        holds = inside & (tl.load(ends + span, mask=inside, other=0) > token)
+        holds = inside & (tl.load(spans.ends + span, mask=inside, other=0) > token)
         place = span
-        if HAS_ROWS:
-            place = tl.load(rows + span, mask=holds, other=0)
-        position = token - tl.load(starts + span, mask=holds, other=0)
+        if spans.rows is not None:
+            place = tl.load(spans.rows + span, mask=holds, other=0)
+        position = token - tl.load(spans.starts + span, mask=holds, other=0)
         source = tl.load(offsets + place, mask=holds, other=0) + position
-        address = grad_output + source[:, None] * grad_stride + column[None, :]
+        address = grad_output.data + source[:, None] * grad_output.stride + column[None, :]
         sums += tl.load(address, mask=holds[:, None] & used[None, :], other=0.0).to(tl.float32)
-        begin += ROWS
+        begin += BLOCK.K
     total = tl.sum(sums, 0)
     tl.store(grad_hidden + token * columns + column, total.to(grad_hidden.dtype.element_ty), mask=used)
 
 
-def dense_rows(tensor: Tensor) -> Tensor:
-    """The tensor itself where its last dimension is dense (the other stride is free), else a copy."""
-    return tensor if tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 @span_gather_forward.triton
-def _forward(hidden: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, total: int) -> Tensor:
+def forward(hidden: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, total: int) -> Tensor:
     columns = hidden.shape[1]
     output = hidden.new_empty(total, columns)
     if output.numel() == 0:
         return output
     # Bits are copied: one kernel serves all dtypes of a size.
     bits = {2: torch.int16, 4: torch.int32}[hidden.element_size()]
-    hidden = dense_rows(hidden).view(bits)
-    with torch.cuda.device_of(hidden):
-        gather_kernel[(triton.cdiv(total, ROWS),)](
-            hidden,
-            starts,
-            ends,
+    with on(hidden.device):
+        gather_kernel[(triton.cdiv(total, OPTIONS.block.M),)](
+            matrix(dense_rows(hidden).view(bits)),
+            Spans(starts, ends, None, None, None),
             offsets,
             output.view(bits),
             len(starts),
             total,
             columns,
-            hidden.stride(0),
-            ROWS=ROWS,
-            COLUMNS=COLUMNS,
-            num_warps=NUM_WARPS,
-            num_stages=NUM_STAGES,
+            **OPTIONS.arguments(),
         )
     return output
 
 
 @span_gather_backward.triton
-def _backward(grad_output: Tensor, work: SpanWork, offsets: Tensor, num_tokens: int) -> Tensor:
+def backward(grad_output: Tensor, work: SpanWork, offsets: Tensor, num_tokens: int) -> Tensor:
     columns = grad_output.shape[1]
     grad_hidden = grad_output.new_empty(num_tokens, columns)
     if grad_hidden.numel() == 0:
         return grad_hidden
-    grad_output = dense_rows(grad_output)
-    with torch.cuda.device_of(grad_output):
-        gather_backward_kernel[(num_tokens, triton.cdiv(columns, COLUMNS))](
-            grad_output,
-            work.starts,
-            work.ends,
-            work.starts if work.rows is None else work.rows,
-            work.first,
-            work.reach,
+    with on(grad_output.device):
+        gather_backward_kernel[(num_tokens, triton.cdiv(columns, OPTIONS.block.D))](
+            matrix(grad_output),
+            spans_of(work),
             offsets,
             grad_hidden,
             columns,
-            grad_output.stride(0),
-            HAS_ROWS=work.rows is not None,
-            ROWS=ROWS,
-            COLUMNS=COLUMNS,
-            num_warps=NUM_WARPS,
-            num_stages=NUM_STAGES,
+            **OPTIONS.arguments(),
         )
     return grad_hidden
 
 
 def aot_configurations() -> list[AotConfiguration]:
-    """Every configuration that a launch can choose."""
-    forward = [
-        AotConfiguration(
-            f"forward {8 * size} bits",
-            gather_kernel,
-            {
-                "hidden": f"*i{8 * size}",
-                **dict.fromkeys(("starts", "ends", "offsets"), "*i64"),
-                "output": f"*i{8 * size}",
-                **dict.fromkeys(("num_spans", "total", "columns", "hidden_stride"), "i64"),
-                **dict.fromkeys(("ROWS", "COLUMNS"), "constexpr"),
-            },
-            {"ROWS": ROWS, "COLUMNS": COLUMNS},
-            NUM_WARPS,
-            NUM_STAGES,
-            ("columns", "hidden_stride"),
-        )
-        for size in (2, 4)
-    ]
-    backward = [
-        AotConfiguration(
-            f"backward {dtype}{', rows' if has_rows else ''}",
-            gather_backward_kernel,
-            {
-                "grad_output": f"*{dtype}",
-                **dict.fromkeys(("starts", "ends", "rows", "first", "reach", "offsets"), "*i64"),
-                "grad_hidden": f"*{dtype}",
-                **dict.fromkeys(("columns", "grad_stride"), "i64"),
-                **dict.fromkeys(("HAS_ROWS", "ROWS", "COLUMNS"), "constexpr"),
-            },
-            {"HAS_ROWS": has_rows, "ROWS": ROWS, "COLUMNS": COLUMNS},
-            NUM_WARPS,
-            NUM_STAGES,
-            ("columns", "grad_stride"),
-        )
-        for dtype in ("fp32", "bf16", "fp16")
-        for has_rows in (False, True)
-    ]
-    return forward + backward
+    """What calls compile, in every dtype, with and without rows."""
+    sorted_spans, enumeration = meta_spans(1000, 2000), meta_spans(1000, 2000, enumerated=True)
+    bounds = meta(1001, dtype=torch.int64)
+    calls: dict[str, Any] = {}
+    for name, dtype in DTYPES.items():
+        hidden, output = meta(2000, 1024, dtype=dtype), meta(7001, 1024, dtype=dtype)
+        calls[name] = partial(forward, hidden, bounds, bounds, bounds, len(output))
+        calls[f"{name}, rows"] = partial(backward, output, sorted_spans, bounds, len(hidden))
+        calls[f"{name}, no rows"] = partial(backward, output, enumeration, bounds, len(hidden))
+    return configurations_of(calls)

@@ -1,0 +1,123 @@
+"""What Triton kernels of several operations take as one argument each.
+
+Triton takes a NamedTuple whole, and a kernel reads its fields by name. It compiles a kernel anew where a field is None
+or not, where a number is 1 or a multiple of 16, and for every value of a field under `tl.constexpr`. So numbers that
+vary from batch to batch are arguments of their own, with `do_not_specialize`.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from spanbert_kernels.ops import philox
+from spanbert_kernels.ops.plans import SpanWork
+
+
+class Matrix(NamedTuple):
+    """Rows whose columns are dense.
+
+    Attributes:
+        data: `[rows, columns]`.
+        stride: elements from one row to the next.
+    """
+
+    data: Tensor
+    stride: int
+
+
+class Spans(NamedTuple):
+    """Sorted spans and the lists that find them by token, as `plans.SpanWork` has them; some may be None."""
+
+    starts: Tensor | None
+    ends: Tensor | None
+    rows: Tensor | None
+    first: Tensor | None
+    reach: Tensor | None
+
+
+class Dropout(NamedTuple):
+    """What dropout drops (`ops/philox.py`).
+
+    Attributes:
+        seed: int64 `[1]`.
+        threshold: words of the generator below it are dropped.
+        keep_prob: what the kept entries are divided by.
+    """
+
+    seed: Tensor
+    threshold: int
+    keep_prob: float
+
+
+class Block(NamedTuple):
+    """How a program cuts its work, and a matrix product `[M, K] @ [K, D]` in it.
+
+    Attributes:
+        M: rows of the result, spans forward and tokens backward.
+        K: of what is summed, so many at a time.
+        D: columns of the result.
+        PRECISION: of a product in float32, Triton's `input_precision`.
+        INTERPRETED: whether loops have the form that the interpreter takes, and not the one that is pipelined.
+    """
+
+    M: int
+    K: int
+    D: int
+    PRECISION: str = "ieee"
+    INTERPRETED: bool = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """A kernel's block and launch options, which the interpreter passes over.
+
+    Attributes:
+        block: a NamedTuple whose fields the kernel knows when it is compiled.
+        num_warps, num_stages: Triton's.
+    """
+
+    block: Any
+    num_warps: int = 4
+    num_stages: int = 1
+
+    def arguments(self) -> dict[str, Any]:
+        """What a launch passes on."""
+        block = self.block._make(map(tl.constexpr, self.block))
+        return {"BLOCK": block, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def dense_rows(tensor: Tensor) -> Tensor:
+    """The tensor itself where its last dimension is dense (the other strides are free), else a copy."""
+    return tensor if tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def matrix(tensor: Tensor) -> Matrix:
+    """`tensor [rows, columns]` for a kernel."""
+    tensor = dense_rows(tensor)
+    return Matrix(tensor, tensor.stride(0))
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, if there is one, in rows without gaps."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def spans_of(work: SpanWork) -> Spans:
+    """The tensors of a work list for a kernel."""
+    return Spans(*map(contiguous, (work.starts, work.ends, work.rows, work.first, work.reach)))
+
+
+def dropout(dropout_p: float, seed: Tensor | None) -> Dropout | None:
+    """Dropout for a kernel, None without a seed."""
+    return None if seed is None else Dropout(seed, philox.threshold(dropout_p), 1.0 - dropout_p)
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Launches inside go to the device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
