@@ -64,6 +64,6 @@ def included(path: str) -> str:
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """Called by mkdocs for each page before it is rendered."""
     markdown = INCLUDED.sub(lambda match: included(match[1]), markdown)
-    markdown = PICTURE.sub(lambda match: (FOLDER / match[1]).read_text(encoding="utf-8"), markdown)
+    markdown = PICTURE.sub(lambda match: f"<div>{(FOLDER / match[1]).read_text(encoding='utf-8')}</div>", markdown)
     markdown = GENERATED.sub(lambda match: PAGES[match[1]](), markdown)
     return REFERENCE.sub(lambda match: reference(match[1], match[2].split()), markdown)
