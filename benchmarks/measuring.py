@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.linears import linears_for
+from spanbert_kernels.testing import assert_as_exact_as_eager, tolerance
 
 QUICK = bool(os.environ.get("SPANBERT_KERNELS_BENCH_QUICK"))
 QUICK_SECONDS = 1.0
@@ -55,15 +56,13 @@ def _seconds(way: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def assert_agrees(result: Tensor, eager: Tensor, reference: Tensor) -> tuple[float, float]:
-    """The rule: at most twice the eager error in the same dtype, and one rounding. Returns error and allowance."""
-    error = float((result.double() - reference).abs().max())
-    allowed = float(2 * (eager.double() - reference).abs().max())
-    if result.is_floating_point():
-        allowed += torch.finfo(result.dtype).eps * float(reference.abs().max())
-    if not error <= allowed:
-        raise Refused(f"ours: off by {error:.3g}, allowed {allowed:.3g}")
-    return error, allowed
+def assert_agrees(result: Tensor, eager: Tensor, reference: Tensor) -> float:
+    """Holds our result to the tolerance rule; gives what it allows."""
+    try:
+        assert_as_exact_as_eager(result, reference, eager)
+    except AssertionError as fault:
+        raise Refused(f"ours: {fault}") from None
+    return tolerance(reference, eager, result.dtype)
 
 
 def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[dict[str, Measured], Tensor, float]:
@@ -105,7 +104,7 @@ def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[
             measured.reason, measured.way = f"computes something else: {off:.2g} of the norm", None
     assert ours is not None, found["ours"].reason
     assert eager is not None
-    return found, ours, assert_agrees(ours, eager, exact)[1]
+    return found, ours, assert_agrees(ours, eager, exact)
 
 
 def assert_still_agrees(way: Ready, first: Tensor, allowed: float) -> None:

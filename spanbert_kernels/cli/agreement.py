@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spanbert_kernels.testing import deviation, tolerance
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -18,8 +20,7 @@ class Agreement:
         largest_value: of the baseline's results.
         where: the piece of the results that holds the largest difference, in words.
         baseline_error, accelerated_error: largest difference from the float64 reference in that piece.
-        allowed: what the tolerance rule grants the accelerated way there,
-            `2 * baseline_error + eps(dtype) * max|reference|`.
+        allowed: what the rule of `spanbert_kernels.testing` grants the accelerated way there.
     """
 
     largest_difference: float
@@ -78,12 +79,11 @@ def judge(difference: Difference, where: str, baseline: Tensor, accelerated: Ten
     If the accelerated way is within the tolerance there, then no result anywhere differs from the baseline by more than
     the sum of both errors there: elsewhere the difference is smaller.
     """
-    baseline_error = float((baseline.double() - reference).abs().max())
     return Agreement(
         largest_difference=max(difference.error, 0.0) if not math.isnan(difference.error) else math.nan,
         largest_value=difference.value,
         where=where,
-        baseline_error=baseline_error,
-        accelerated_error=float((accelerated.double() - reference).abs().max()),
-        allowed=2 * baseline_error + torch.finfo(baseline.dtype).eps * float(reference.abs().max()),
+        baseline_error=deviation(baseline, reference),
+        accelerated_error=deviation(accelerated, reference),
+        allowed=tolerance(reference, baseline),
     )

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spanbert_kernels.ops  # noqa: F401  (fills the registry)
 from spanbert_kernels.ops import backends
+from spanbert_kernels.testing import allowed_error, deviation
 
 Tensors = dict[str, Tensor]
 Layouts = tuple[tuple[str, str], ...]
@@ -268,20 +269,10 @@ def largest(tensor: Tensor) -> float:
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
-def error(value: Tensor, ref: Tensor) -> float:
-    """The largest deviation; values that are not finite must be the same ones."""
-    value, ref = value.detach().cpu().double(), ref.detach().cpu().double()
-    assert value.shape == ref.shape, f"shape {list(value.shape)} instead of {list(ref.shape)}"
-    finite = ref.isfinite()
-    assert torch.equal(value.isfinite(), finite), "finite and other values are in different places"
-    assert torch.equal(value[~finite].nan_to_num(), ref[~finite].nan_to_num()), "NaN or Inf of another kind"
-    return float((value - ref)[finite].abs().max()) if finite.any() else 0.0
-
-
 def check_error(
     name: str, value: Tensor, ref: Tensor, others: list[Tensor], size: float | None = None, terms: float = 0.0
 ) -> None:
-    """The design's rule: `max|x - ref| <= 2 max|yardstick - ref| + eps(dtype) max|ref|`.
+    """The rule of `spanbert_kernels.testing`, the worst of several yardsticks for the eager result.
 
     `terms`, the size of what is summed times how often, is rounded as sums are: in float32 for 16-bit numbers.
     Nothing is nearer than half of the distance between the smallest numbers, which float16 has within reach.
@@ -292,14 +283,14 @@ def check_error(
     if not ref.is_floating_point():
         assert torch.equal(value.cpu(), ref), name
         return
-    eps = torch.finfo(value.dtype).eps
-    size = largest(ref) if size is None else size
-    errors = [error(other, ref) for other in others]
-    allowed = 2 * max(errors) + eps * size
+    eps, eps_of_float32 = torch.finfo(value.dtype).eps, torch.finfo(torch.float32).eps
+    errors = [deviation(other, ref) for other in others]
+    yardstick = max(errors)
     if value.dtype == torch.float64:
-        allowed = (2 * max(errors) + errors[0]) * eps / torch.finfo(torch.float32).eps + eps * size
-    allowed += min(eps, torch.finfo(torch.float32).eps) * terms + torch.finfo(value.dtype).tiny * eps / 2
-    found = error(value, ref)
+        yardstick = (yardstick + errors[0] / 2) * eps / eps_of_float32
+    allowed = allowed_error(yardstick, value.dtype, largest(ref) if size is None else size)
+    allowed += min(eps, eps_of_float32) * terms + torch.finfo(value.dtype).tiny * eps / 2
+    found = deviation(value, ref)
     assert found <= allowed, f"{name}: error {found:.3e}, allowed {allowed:.3e}"
 
 
