@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +15,18 @@ from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.cli.training_options import COUNT, data_in_words, watched
 from spanbert_kernels.tasks import atomic
+from spanbert_kernels.tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from spanbert_kernels.data.conll_coref import MarkedDocument
     from spanbert_kernels.tasks.explanation import ClusterExplanation, SpanExplanation
 
-EXPLAINED = ("classification", "coreference", "cross_document_coreference", "nested")
 MOST_READ = 8  # words of a document in the picture
 PICTURED = 12  # clusters, mentions or documents in the picture, which a page of paper holds
 
 
 @click.command()
-@click.argument("task", type=click.Choice(EXPLAINED))
+@click.argument("task", type=click.Choice(sorted(name for name, entry in TASKS.items() if entry.explained)))
 @click.argument("data", nargs=-1, required=True, type=PATH)
 @click.option("--model", required=True, type=PATH, help="The folder that train wrote.")
 @click.option(
@@ -82,25 +81,18 @@ def paths_of(output: Path) -> tuple[Path, Path]:
 
 
 def _explained(task: str, folder: Path, data: Sequence[Path]) -> tuple[list[ClusterExplanation], list[SpanExplanation]]:
-    from spanbert_kernels.data.counts import took
-    from spanbert_kernels.data.words import read_documents
-    from spanbert_kernels.tasks import classification, coreference, cross_document_coreference, explanation, nested
-    from spanbert_kernels.tasks.reading import read_to_predict
+    from spanbert_kernels.tasks import explanation
+    from spanbert_kernels.tasks.task import load
 
+    found = load(task)
+    items = found.read_to_predict(data)
+    model, tokenizer = found.load(folder)
     if task == "classification":
-        from spanbert_kernels.data.labelled import read_labelled
-
-        texts = read_to_predict(partial(read_labelled, labels=False), data, "document")
-        return explanation.explain_classification(*classification.load(folder), texts), []
+        return explanation.explain_classification(model, tokenizer, items), []
     if task == "nested":
-        documents = read_to_predict(partial(read_documents, by_line=True), data, "document")
-        return [], explanation.explain_nested(*nested.load(folder), _named(documents))
-    if task == "cross_document_coreference":
-        clusters = read_to_predict(cross_document_coreference.read_clusters, data)
-    else:
-        clusters = [(document,) for document in _named(read_to_predict(read_documents, data))]
-    took("document", sum(map(len, clusters)))
-    return [], explanation.explain_coreference(*coreference.load(folder), clusters)
+        return [], explanation.explain_nested(model, tokenizer, _named(items))
+    clusters = items if task == "cross_document_coreference" else [(document,) for document in _named(items)]
+    return [], explanation.explain_coreference(model, tokenizer, clusters)
 
 
 def _named(documents: list[MarkedDocument]) -> list[MarkedDocument]:

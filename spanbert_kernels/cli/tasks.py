@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
@@ -13,20 +14,37 @@ from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import Console, pour, say
 from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, training_options, watched
-from spanbert_kernels.tasks.task import TASKS, Task, load
+from spanbert_kernels.tasks.registry import TASKS, Entry
+
+if TYPE_CHECKING:
+    from spanbert_kernels.tasks.task import Task
 
 task_argument = click.argument("task", type=click.Choice(list(TASKS)))
 backend_option = click.option("--backend", default="auto", show_default=True, type=click.Choice(["auto", "eager"]))
 
 
+def _listed(column: Callable[[Entry], str]) -> str:
+    """A line for each task, for a command's help."""
+    width = max(map(len, TASKS)) + 2
+    return "\b\n" + "\n".join(f"{name:{width}}{column(entry)}" for name, entry in TASKS.items())
+
+
 def _load(name: str) -> Task:
     from spanbert_kernels.tasks.progress import quiet_transformers
+    from spanbert_kernels.tasks.task import load
 
     quiet_transformers()
     return load(name)
 
 
-@click.command()
+@click.command(
+    help=f"""Train TASK on files and write the model to the output folder.
+
+{_listed(lambda entry: entry.trained_on)}
+
+Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is wrong.
+"""
+)
 @task_argument
 @click.option("--data", required=True, multiple=True, type=PATH, help="A file or folder to train on; may be repeated.")
 @click.option("--test", multiple=True, type=PATH, help="One to score the result on; may be repeated.")
@@ -42,22 +60,6 @@ def _load(name: str) -> Task:
 def train(
     task: str, data: tuple[Path, ...], test: tuple[Path, ...], span_length: int | None, crop: str, **values: Any
 ) -> None:
-    r"""Train TASK on files and write the model to the output folder.
-
-    \b
-    tagging                     CoNLL columns or JSON with spans; a document is a sentence
-    nested                      coreference columns, CoNLL-U or JSON with spans
-    coreference                 coreference columns, or CoNLL-U with Entity
-    cross_document_coreference  the same, named cluster/document
-    relations                   folders of documents.conll and relations.tsv
-    classification              JSON lines, .csv or .tsv: text, label, cluster
-    parsing                     CoNLL-U; a document is a sentence
-    question_answering          SQuAD's JSON; a document is a text
-    summarisation               JSON lines: source, target; or CoNLL-U
-    translation                 folders of source.txt and target.txt; a line
-
-    Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is wrong.
-    """
     found = _load(task)
     from spanbert_kernels.tasks.progress import bars
     from spanbert_kernels.tasks.span_training import SpanTraining
@@ -97,29 +99,22 @@ def evaluate(task: str, model: Path, data: tuple[Path, ...], backend: str) -> No
         say(f"{name} {value:.4f}")
 
 
-@click.command()
+@click.command(
+    help=f"""Apply a trained model to DATA, files or folders: what train takes, whose labels are not looked at, or text.
+
+{_listed(lambda entry: entry.predicted_for)}
+
+With several files every prediction names its own.
+
+Exit code: 0; 2 if a file cannot be used.
+"""
+)
 @task_argument
 @click.argument("data", nargs=-1, required=True, type=PATH)
 @click.option("--model", required=True, type=PATH, help="The folder that train wrote.")
 @click.option("--output", type=PATH, help="Where the predictions go; by default to the terminal.")
 @backend_option
 def predict(task: str, data: tuple[Path, ...], model: Path, output: Path | None, backend: str) -> None:
-    r"""Apply a trained model to DATA, files or folders: what train takes, whose labels are not looked at, or text.
-
-    \b
-    tagging, parsing               a document is a sentence: a line of a text
-    nested                         a line of a text, a document of other files
-    coreference                    a whole text, a document of other files
-    cross_document_coreference     the same; a folder's are a cluster
-    relations                      a folder with documents.conll
-    classification, summarisation  a line of a text, a record, a row
-    question_answering             SQuAD's JSON; answers are not needed
-    translation                    a line
-
-    With several files every prediction names its own.
-
-    Exit code: 0; 2 if a file cannot be used.
-    """
     if output is not None:
         check_output("predictions", output)
     found = _load(task)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,18 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_kernels.data.counts import TEST, TRAINING, counting, took
 from spanbert_kernels.data.counts import cut as cut_short
+from spanbert_kernels.data.counts import took
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.data.sources import Source, name_of
-from spanbert_kernels.models import SpanBERTForSequenceClassification, SpanBERTTokenizer
+from spanbert_kernels.models import SpanBERTForSequenceClassification
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.predictions import Lines
-from spanbert_kernels.tasks.reading import read, read_to_predict
-from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
-from spanbert_kernels.tasks.start import Start, load_trained
-from spanbert_kernels.tasks.task import Outcome, Scores, Task
-from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut, shown
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.task import Scores, Task
 
 
 def clusters_of(documents: Sequence[LabelledDocument]) -> list[list[int]]:
@@ -122,32 +119,24 @@ def _collate_for(model: Any) -> Any:
     return collate if model.config.cross_document_layers else collate_alone
 
 
-def train(
-    model: SpanBERTForSequenceClassification,
+def _examples(
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[LabelledDocument],
-    options: TrainingOptions,
-    spans: SpanTraining | None = None,
-) -> Training:
-    """Trains the classifier, whose labels stand in `model.config.id2label`, and writes it to `options.output`.
+    spans: SpanTraining | None,
+    seed: int,
+) -> Clusters:
+    """For batches of `options.batch_size` clusters, whole; documents see each other in cross-document layers."""
+    took("document", len(documents))
+    examples = encode(documents, tokenizer, labels_of(model), model.config.max_position_embeddings)
+    if spans is not None and spans.crop == "loss":
+        raise ValueError("a document's label belongs to no span: span training of documents needs crop input")
+    return Clusters(shown(examples, spans, seed, show), clusters_of(documents))
 
-    A batch holds `options.batch_size` clusters, whole; documents see each other if the model has cross-document layers.
 
-    Raises:
-        ValueError: there is no document, or span training with crop "loss": a document's label has no place in it.
-            `DataFault` for a label that the model does not have.
-    """
-    if not documents:
-        raise ValueError("there is no document to train on")
-    with counting(TRAINING):
-        took("document", len(documents))
-        examples: Any = encode(documents, tokenizer, labels_of(model), model.config.max_position_embeddings)
-    if spans is not None:
-        if spans.crop == "loss":
-            raise ValueError("a document's label belongs to no span: span training of documents needs crop input")
-        examples = SpansOfDocuments(examples, spans, options.seed, show)
-    clusters = Clusters(examples, clusters_of(documents))
-    return fit(model, options, clusters, _collate_for(model), write_vocabulary=tokenizer.save_pretrained)
+def _check(model: Any, tokenizer: PreTrainedTokenizerBase, documents: Sequence[LabelledDocument]) -> None:
+    took("document", len(documents))
+    warn_of_unknown(((each.label, each.path, each.line) for each in documents), labels_of(model))
 
 
 def classify(
@@ -181,65 +170,40 @@ def score(gold: Sequence[str], predicted: Sequence[str]) -> Scores:
     return {"accuracy": float(accuracy_score(gold, predicted)), "macro F1": float(macro)}
 
 
-def evaluate(
-    model: SpanBERTForSequenceClassification,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[LabelledDocument],
-    backend: str = "auto",
-) -> Scores:
-    """The scores of a model; documents with a label that it does not have are missed."""
-    with counting(TEST):
-        took("document", len(documents))
-        predicted = classify(model, tokenizer, documents, backend)
-    warn_of_unknown(((each.label, each.path, each.line) for each in documents), labels_of(model))
-    return score([document.label for document in documents], [label for label, _ in predicted])
-
-
 def majority(train_on: Sequence[LabelledDocument], documents: Sequence[LabelledDocument]) -> Scores:
     """The trivial baseline: the commonest label of the training data for all."""
     ((commonest, _),) = Counter(document.label for document in train_on).most_common(1)
     return score([document.label for document in documents], [commonest] * len(documents))
 
 
-def _train_files(
-    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
-) -> Outcome:
-    documents = read(read_labelled, data, TRAINING)
-    held_out = read(read_labelled, test, TEST)
-    tokenizer = start.tokenizer(document.text for document in documents)
+def _fields(documents: Sequence[LabelledDocument], start: Start, data: Source) -> dict[str, Any]:
     labels = sorted({document.label for document in documents})
     if len(labels) == 1:
         raise ValueError(
             f"{name_of(data)}: all documents have the label {labels[0]}, so there is nothing to tell apart"
         )
-    fields = {
-        **label_fields(labels),
-        "problem_type": "single_label_classification",
-        **cross_document_fields(documents, start.layers()),
-    }
-    model = start.build(SpanBERTForSequenceClassification, tokenizer, options.seed, **fields)
-    training = train(model, tokenizer, documents, options, spans)
-    if not held_out:
-        return Outcome(training, {}, {})
-    return Outcome(training, evaluate(model, tokenizer, held_out, options.backend), majority(documents, held_out))
+    kind = {"problem_type": "single_label_classification"}
+    return {**label_fields(labels), **kind, **cross_document_fields(documents, start.layers())}
 
 
-def load(folder: Path) -> tuple[SpanBERTForSequenceClassification, PreTrainedTokenizerBase]:
-    """The classifier that a training wrote to a folder, and its tokenizer."""
-    model = load_trained(SpanBERTForSequenceClassification, folder)
-    return model, SpanBERTTokenizer.from_pretrained(folder)
-
-
-def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*load(folder), read(read_labelled, data, TEST), backend)
-
-
-def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
+def _lines(lines: Lines, document: LabelledDocument, found: tuple[str, float]) -> Iterator[str]:
     """A JSON object a document: its label, the label's probability, the text."""
-    documents = read_to_predict(partial(read_labelled, labels=False), data, "document")
-    lines = Lines(document.path for document in documents)
-    for document, (label, chance) in zip(documents, classify(*load(folder), documents, backend), strict=True):
-        yield lines.record(document.path, label=label, probability=round(chance, 4), text=document.text)
+    yield lines.record(document.path, label=found[0], probability=round(found[1], 4), text=document.text)
 
 
-TASK = Task(_train_files, _evaluate_file, _predict_file)
+TASK = Task(
+    noun="document",
+    kind=SpanBERTForSequenceClassification,
+    read=read_labelled,
+    read_plain=partial(read_labelled, labels=False),
+    texts=lambda document: [document.text],
+    fields=_fields,
+    examples=_examples,
+    collate=_collate_for,
+    check=_check,
+    find=classify,
+    score=lambda documents, found: score([document.label for document in documents], [label for label, _ in found]),
+    baseline=lambda train_on, documents, found: majority(train_on, documents),
+    lines=_lines,
+)
+train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,24 +12,18 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_coref import MarkedDocument
-from spanbert_kernels.data.counts import TEST, TRAINING, counting
 from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.faults import warn
-from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.words import read_documents
-from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
+from spanbert_kernels.models import SpanBERTForCoreference
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.coreference_scores import f1_scores
-from spanbert_kernels.tasks.mentions import count_mentions, first_of_words
+from spanbert_kernels.tasks.mentions import count_cut_words_of, count_mentions, first_of_words, unmarked
 from spanbert_kernels.tasks.predictions import Lines
-from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpanTraining
-from spanbert_kernels.tasks.start import Start, load_trained
-from spanbert_kernels.tasks.task import Outcome, Scores, Task
-from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
-from spanbert_kernels.tasks.windows import count_cut_words, cut, encoded, pieces_of
+from spanbert_kernels.tasks.task import Scores, Task
+from spanbert_kernels.tasks.windows import cut, encoded, pieces_of, window_length
 
-WINDOW = 128  # tokens of a window, special ones counted, where the model can hold more
 Entity = frozenset[tuple[int, int]]  # first and last words of its mentions
 Words = tuple[int, int]  # the first, and the one after the last
 
@@ -154,37 +147,34 @@ def _without_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {**batch, "documents": torch.arange(len(examples)).repeat_interleave(windows)}
 
 
-def window_length(model: Any) -> int:
-    """Tokens of a window."""
-    return min(WINDOW, model.config.max_position_embeddings)
-
-
-def train(
-    model: SpanBERTForCoreference,
+def documents_for(
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[MarkedDocument],
-    options: TrainingOptions,
-    spans: SpanTraining | None = None,
-) -> Training:
-    """Trains the model and writes it to `options.output`; a batch holds `options.batch_size` documents.
+    spans: SpanTraining | None,
+    seed: int,
+) -> Documents:
+    """Documents for the Trainer, counted.
 
     Raises:
-        ValueError: there is no document, or no mention in any that the model can learn.
+        ValueError: there is no mention in any that the model can learn.
     """
-    if not documents:
-        raise ValueError("there is no document to train on")
-    plain = list(map(first_of_words, documents))
-    data = Documents(plain, tokenizer, window_length(model), spans, options.seed)
-    count_training(documents, data, model.config.max_span_width)
-    return fit(model, options, data, collate, write_vocabulary=tokenizer.save_pretrained)
+    data = Documents(list(map(first_of_words, documents)), tokenizer, window_length(model), spans, seed)
+    if not _count(documents, data, model):
+        raise ValueError(f"{documents[0].path}: there is no mention to train on")
+    return data
 
 
-def count_training(documents: Sequence[MarkedDocument], data: Documents, width: int) -> None:
-    """Counts what there is to learn from; raises `ValueError` where no mention is."""
-    with counting(TRAINING):
-        room = data.length - 2
-        if not count_mentions(documents, data.starts, data.tokenizer, room, width, "entity"):
-            raise ValueError(f"{documents[0].path}: there is no mention to train on")
+def check(model: Any, tokenizer: PreTrainedTokenizerBase, documents: Sequence[MarkedDocument]) -> None:
+    """Counts what there is to score on, and which mentions will be missed."""
+    if not _count(documents, Documents(documents, tokenizer, window_length(model), None, 0), model):
+        warn(f"{documents[0].path}: there is no mention to find")
+
+
+def _count(documents: Sequence[MarkedDocument], data: Documents, model: Any) -> int:
+    """Mentions across windows, too wide or of a second entity are left out."""
+    width = model.config.max_span_width
+    return count_mentions(documents, data.starts, data.tokenizer, data.length - 2, width, "entity")
 
 
 def resolve(
@@ -199,11 +189,6 @@ def resolve(
     """
     examples = [encode(unmarked(document), tokenizer, window_length(model)) for document in documents]
     return entities_of(model, examples, _without_mentions, backend)
-
-
-def unmarked(document: MarkedDocument) -> MarkedDocument:
-    """The document without its mentions."""
-    return MarkedDocument(document.name, document.words, (), document.path, document.lines)
 
 
 def entities_of(
@@ -248,68 +233,34 @@ def score(documents: Sequence[MarkedDocument], found: Sequence[set[Entity]]) -> 
     return f1_scores(key, response)
 
 
-def evaluate(
-    model: SpanBERTForCoreference,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[MarkedDocument],
-    backend: str = "auto",
-) -> Scores:
-    """The scores of a model; mentions across windows, too wide or of a second entity are missed."""
-    count_test(model, tokenizer, documents)
-    return score(documents, resolve(model, tokenizer, documents, backend))
-
-
-def count_test(model: Any, tokenizer: PreTrainedTokenizerBase, documents: Sequence[MarkedDocument]) -> None:
-    """Counts what there is to score on, and which mentions will be missed."""
-    length = window_length(model)
-    starts = Documents(documents, tokenizer, length, None, 0).starts
-    with counting(TEST):
-        if not count_mentions(documents, starts, tokenizer, length - 2, model.config.max_span_width, "entity"):
-            warn(f"{documents[0].path}: there is no mention to find")
-
-
 def singletons(documents: Sequence[MarkedDocument], found: Sequence[set[Entity]]) -> Scores:
     """The trivial baseline: the same mentions, each an entity of its own."""
     return score(documents, [{frozenset([m]) for entity in each for m in entity} for each in found])
 
 
-def _train_files(
-    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
-) -> Outcome:
-    documents = read(read_marked, data, TRAINING)
-    held_out = read(read_marked, test, TEST)
-    tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
-    model = start.build(SpanBERTForCoreference, tokenizer, options.seed)
-    training = train(model, tokenizer, documents, options, spans)
-    if not held_out:
-        return Outcome(training, {}, {})
-    count_test(model, tokenizer, held_out)
-    found = resolve(model, tokenizer, held_out, options.backend)
-    return Outcome(training, score(held_out, found), singletons(held_out, found))
-
-
-def load(folder: Path) -> tuple[SpanBERTForCoreference, PreTrainedTokenizerBase]:
-    """The coreference model that a training wrote to a folder, and its tokenizer."""
-    return load_trained(SpanBERTForCoreference, folder), SpanBERTTokenizer.from_pretrained(folder)
-
-
-def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*load(folder), read(read_marked, data, TEST), backend)
-
-
-def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
+def _lines(lines: Lines, document: MarkedDocument, entities: set[Entity]) -> Iterator[str]:
     """A JSON object a document: its words, and its entities as lists of [first, last, text]."""
-    documents = read_to_predict(read_documents, data, "document")
-    model, tokenizer = load(folder)
-    count_cut_words((document.words for document in documents), tokenizer, window_length(model) - 2)
-    lines = Lines(document.path for document in documents)
-    names = [{"document": document.name} if len(documents) > 1 else {} for document in documents]
-    for document, name, entities in zip(documents, names, resolve(model, tokenizer, documents, backend), strict=True):
-        words = document.words
-        listed = [
-            [(first, last, " ".join(words[first : last + 1])) for first, last in sorted(entity)] for entity in entities
-        ]
-        yield lines.record(document.path, **name, words=words, entities=sorted(listed))
+    words = document.words
+    listed = [
+        [(first, last, " ".join(words[first : last + 1])) for first, last in sorted(entity)] for entity in entities
+    ]
+    name = {} if lines.alone else {"document": document.name}
+    yield lines.record(document.path, **name, words=words, entities=sorted(listed))
 
 
-TASK = Task(_train_files, _evaluate_file, _predict_file)
+TASK = Task(
+    noun="document",
+    kind=SpanBERTForCoreference,
+    read=read_marked,
+    read_plain=read_documents,
+    texts=lambda document: [" ".join(document.words)],
+    examples=documents_for,
+    collate=lambda model: collate,
+    check=check,
+    find=resolve,
+    score=score,
+    baseline=lambda train_on, documents, found: singletons(documents, found),
+    lines=_lines,
+    prepare=count_cut_words_of,
+)
+train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load

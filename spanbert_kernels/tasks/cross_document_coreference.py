@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,21 +13,17 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
-from spanbert_kernels.data.counts import TEST, TRAINING, took
 from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.sources import Source, paths_of
 from spanbert_kernels.data.words import read_documents
-from spanbert_kernels.models import SpanBERTForCoreference, SpanBERTTokenizer
+from spanbert_kernels.models import SpanBERTForCoreference
 from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.coreference import Entity
-from spanbert_kernels.tasks.mentions import first_of_words
+from spanbert_kernels.tasks.mentions import count_cut_words_of, unmarked
 from spanbert_kernels.tasks.predictions import Lines
-from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpanTraining
-from spanbert_kernels.tasks.start import Start, load_trained
-from spanbert_kernels.tasks.task import Outcome, Scores, Task
-from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
-from spanbert_kernels.tasks.windows import count_cut_words
+from spanbert_kernels.tasks.task import Task
+from spanbert_kernels.tasks.windows import window_length
 
 TOGETHER = 8  # documents of a cluster that a step of training sees at once
 Cluster = tuple[MarkedDocument, ...]
@@ -75,7 +70,7 @@ def merged(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-class Clusters(Dataset[dict[str, Any]]):
+class Groups(Dataset[dict[str, Any]]):
     """Groups of up to `TOGETHER` documents of a cluster, drawn anew in every epoch from the seed and the epoch."""
 
     def __init__(self, documents: coreference.Documents, sizes: Sequence[int], seed: int) -> None:
@@ -112,26 +107,16 @@ def cross_document_fields(layers: int) -> dict[str, Any]:
     return {"cross_document_layers": upper, "cross_document_queries": "tokens", "cross_document_keys": "tokens"}
 
 
-def train(
-    model: SpanBERTForCoreference,
-    tokenizer: PreTrainedTokenizerBase,
-    clusters: Sequence[Cluster],
-    options: TrainingOptions,
-    spans: SpanTraining | None = None,
-) -> Training:
-    """Trains the model and writes it to `options.output`; a batch holds `options.batch_size` groups of documents.
+def documents_of(clusters: Iterable[Cluster]) -> list[MarkedDocument]:
+    """Of all clusters."""
+    return [document for cluster in clusters for document in cluster]
 
-    Raises:
-        ValueError: there is no document, or no mention in any that the model can learn.
-    """
-    documents = [document for cluster in clusters for document in cluster]
-    if not documents:
-        raise ValueError("there is no document to train on")
-    plain = list(map(first_of_words, documents))
-    data = coreference.Documents(plain, tokenizer, coreference.window_length(model), spans, options.seed)
-    coreference.count_training(documents, data, model.config.max_span_width)
-    groups = Clusters(data, [len(cluster) for cluster in clusters], options.seed)
-    return fit(model, options, groups, collate, write_vocabulary=tokenizer.save_pretrained)
+
+def _examples(
+    model: Any, tokenizer: PreTrainedTokenizerBase, clusters: Sequence[Cluster], spans: SpanTraining | None, seed: int
+) -> Groups:
+    data = coreference.documents_for(model, tokenizer, documents_of(clusters), spans, seed)
+    return Groups(data, [len(cluster) for cluster in clusters], seed)
 
 
 def resolve(
@@ -141,47 +126,12 @@ def resolve(
     backend: str = "auto",
 ) -> list[set[Entity]]:
     """The entities of each cluster, by the words of `joined`; the documents' own mentions are not looked at."""
-    length = coreference.window_length(model)
+    length = window_length(model)
     examples = [
-        merged([coreference.encode(coreference.unmarked(document), tokenizer, length) for document in cluster])
+        merged([coreference.encode(unmarked(document), tokenizer, length) for document in cluster])
         for cluster in clusters
     ]
     return coreference.entities_of(model, examples, collate, backend)
-
-
-def evaluate(
-    model: SpanBERTForCoreference,
-    tokenizer: PreTrainedTokenizerBase,
-    clusters: Sequence[Cluster],
-    backend: str = "auto",
-) -> Scores:
-    """MUC, B3, CEAFe and CoNLL F1 over clusters: a link between documents counts as one inside a document does."""
-    coreference.count_test(model, tokenizer, [document for cluster in clusters for document in cluster])
-    return coreference.score([joined(c) for c in clusters], resolve(model, tokenizer, clusters, backend))
-
-
-def _train_files(
-    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
-) -> Outcome:
-    clusters = clusters_of(read(read_marked, data, TRAINING))
-    held_out = clusters_of(read(read_marked, test, TEST))
-    tokenizer = start.tokenizer(" ".join(document.words) for cluster in clusters for document in cluster)
-    model = start.build(SpanBERTForCoreference, tokenizer, options.seed, **cross_document_fields(start.layers()))
-    training = train(model, tokenizer, clusters, options, spans)
-    if not held_out:
-        return Outcome(training, {}, {})
-    coreference.count_test(model, tokenizer, [document for cluster in held_out for document in cluster])
-    gold = [joined(cluster) for cluster in held_out]
-    found = resolve(model, tokenizer, held_out, options.backend)
-    return Outcome(training, coreference.score(gold, found), coreference.singletons(gold, found))
-
-
-def _load(folder: Path) -> tuple[SpanBERTForCoreference, PreTrainedTokenizerBase]:
-    return load_trained(SpanBERTForCoreference, folder), SpanBERTTokenizer.from_pretrained(folder)
-
-
-def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), clusters_of(read(read_marked, data, TEST)), backend)
 
 
 def read_clusters(source: Source) -> list[Cluster]:
@@ -203,25 +153,35 @@ def read_clusters(source: Source) -> list[Cluster]:
     return [cluster for cluster in found if cluster]
 
 
-def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
+def _lines(lines: Lines, cluster: Cluster, found: set[Entity]) -> Iterator[str]:
     """A JSON object an entity: its mentions as lists of [document, first, last, text]."""
-    clusters = read_to_predict(read_clusters, data)
-    lines = Lines(document.path for cluster in clusters for document in cluster)
-    took("document", sum(map(len, clusters)))
-    model, tokenizer = _load(folder)
-    words = (document.words for cluster in clusters for document in cluster)
-    count_cut_words(words, tokenizer, coreference.window_length(model) - 2)
-    for cluster, found in zip(clusters, resolve(model, tokenizer, clusters, backend), strict=True):
-        starts = np.cumsum([0, *(len(document.words) for document in cluster)]).tolist()
-        for entity in sorted(sorted(each) for each in found):
-            mentions, paths = [], []
-            for first, last in entity:
-                number = bisect_right(starts, first) - 1
-                document, begin = cluster[number], starts[number]
-                place = first - begin, last - begin
-                paths.append(document.path)
-                mentions.append((document.name, *place, " ".join(document.words[place[0] : place[1] + 1])))
-            yield lines.of_files(paths, mentions=mentions)
+    starts = np.cumsum([0, *(len(document.words) for document in cluster)]).tolist()
+    for entity in sorted(sorted(each) for each in found):
+        mentions, paths = [], []
+        for first, last in entity:
+            number = bisect_right(starts, first) - 1
+            document, begin = cluster[number], starts[number]
+            place = first - begin, last - begin
+            paths.append(document.path)
+            mentions.append((document.name, *place, " ".join(document.words[place[0] : place[1] + 1])))
+        yield lines.of_files(paths, mentions=mentions)
 
 
-TASK = Task(_train_files, _evaluate_file, _predict_file)
+TASK = Task(
+    noun="document",
+    kind=SpanBERTForCoreference,
+    read=lambda source: clusters_of(read_marked(source)),
+    read_plain=read_clusters,
+    texts=lambda cluster: [" ".join(document.words) for document in cluster],
+    fields=lambda clusters, start, data: cross_document_fields(start.layers()),
+    examples=_examples,
+    collate=lambda model: collate,
+    check=lambda model, tokenizer, clusters: coreference.check(model, tokenizer, documents_of(clusters)),
+    find=resolve,
+    score=lambda clusters, found: coreference.score(list(map(joined, clusters)), found),
+    baseline=lambda train_on, clusters, found: coreference.singletons(list(map(joined, clusters)), found),
+    lines=_lines,
+    prepare=lambda model, tokenizer, clusters: count_cut_words_of(model, tokenizer, documents_of(clusters)),
+    paths=lambda cluster: [document.path for document in cluster],
+)
+train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load

@@ -30,7 +30,9 @@ from spanbert_kernels.nn import CrossDocumentMixer
 from spanbert_kernels.nn.packing import Packing
 from spanbert_kernels.tasks import classification, coreference, cross_document_coreference, nested
 from spanbert_kernels.tasks.cross_document_coreference import Cluster
+from spanbert_kernels.tasks.mentions import unmarked
 from spanbert_kernels.tasks.progress import counted
+from spanbert_kernels.tasks.windows import window_length
 
 __all__ = [
     "ClusterExplanation",
@@ -210,11 +212,11 @@ def explain_coreference(
     config = model.config
     if config.cross_document_layers and config.cross_document_queries != "tokens":
         raise ValueError(f"mentions are explained by their tokens, the queries are {config.cross_document_queries}")
-    length = coreference.window_length(model)
+    length = window_length(model)
     found: list[SpanExplanation] = []
     model.eval()
     for cluster in counted(clusters, "explaining"):
-        examples = [coreference.encode(coreference.unmarked(each), tokenizer, length) for each in cluster]
+        examples = [coreference.encode(unmarked(each), tokenizer, length) for each in cluster]
         batch = cross_document_coreference.collate([cross_document_coreference.merged(examples)])
         if not config.cross_document_layers:
             del batch["cluster_ids"]
@@ -297,11 +299,9 @@ def explain_nested(
 
 def _word_scores(model: Any, tokenizer: PreTrainedTokenizerBase, document: MarkedDocument) -> Tensor:
     """Of the attention inside spans, as the model computes them window by window: `[W]`."""
-    plain = MarkedDocument(document.name, document.words, (), document.path, document.lines)
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    length = min(nested.WINDOW, model.config.max_position_embeddings)
     with _span_attention(model.eval()) as kept:
-        for window in nested.windows_of([plain], tokenizer, labels, length):
+        for window in nested.windows_of([unmarked(document)], tokenizer, labels, window_length(model)):
             batch = nested.collate([window.example])
             model(batch["input_ids"], batch["attention_mask"], columns=batch["columns"])
     return torch.cat(kept) if kept else torch.empty(0)

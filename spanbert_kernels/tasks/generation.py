@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from transformers import EncoderDecoderModel, PreTrainedTokenizerBase
 
 from spanbert_kernels.data.counts import TRAINING, counting, cut, took
 from spanbert_kernels.data.parallel import Pair
+from spanbert_kernels.data.sources import Source
 from spanbert_kernels.models import SpanBERTTokenizer
 from spanbert_kernels.models.generation import WindowedSpanBERTModel, encoder_decoder
 from spanbert_kernels.tasks.batches import IGNORED, padded
 from spanbert_kernels.tasks.progress import counted
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
+from spanbert_kernels.tasks.task import Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit, on_path
 from spanbert_kernels.tasks.vocabulary import rows_of
 
@@ -276,3 +278,53 @@ def unigram_loss(train: Sequence[Pair], test: Sequence[Pair], generator: Generat
     """The loss of a model that knows how often each token stands in the targets to train on, and no more."""
     labels = np.concatenate([example["labels"] for example in encode(test, generator)])
     return float(-log_frequencies(encode(train, generator), rows_of(generator.target_tokenizer))[labels].mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing(Task[Pair, str]):
+    """A task whose items are texts to write about, and whose model is a `Generator`.
+
+    Attributes:
+        target: a tokenizer for what is written, where it is not that of the sources.
+        label_smoothing: of the training.
+    """
+
+    noun: str = "text"
+    kind: Any = EncoderDecoderModel
+    examples: Any = None
+    collate: Any = Collator.of
+    check: Any = lambda generator, tokenizer, pairs: count_pairs(pairs, generator)
+    target: Callable[[Sequence[Pair], Start], PreTrainedTokenizerBase] | None = None
+    label_smoothing: float = 0.0
+
+    def load(self, folder: Path) -> tuple[Generator, PreTrainedTokenizerBase]:
+        """The model, and the tokenizer of its sources."""
+        generator = Generator.load(folder)
+        return generator, generator.tokenizer
+
+    def build(
+        self, items: Sequence[Pair], data: Source, start: Start, seed: int
+    ) -> tuple[Generator, PreTrainedTokenizerBase]:
+        """The same for a new model."""
+        tokenizer = start.tokenizer(text for item in items for text in self.texts(item))
+        target = tokenizer if self.target is None else self.target(items, start)
+        return Generator.build(start, tokenizer, target, seed, items), tokenizer
+
+    def fit(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        items: Sequence[Pair],
+        options: TrainingOptions,
+        spans: SpanTraining | None = None,
+    ) -> Training:
+        """Trains a generator."""
+        return train(model, items, options, spans, self.label_smoothing)
+
+    def scores(self, model: Any, items: Sequence[Pair], found: Sequence[str], backend: str) -> Scores:
+        """With the model's loss a token."""
+        return {**self.score(items, found), "loss": loss(model, items, backend)}
+
+    def trivial(self, model: Any, train_on: Sequence[Pair], items: Sequence[Pair], found: Sequence[str]) -> Scores:
+        """With the loss of a model that knows how often each token is written."""
+        return {**self.baseline(train_on, items, found), "loss": unigram_loss(train_on, items, model)}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
 from spanbert_kernels.data.counts import left_out, took
-from spanbert_kernels.tasks.windows import count_cut_words
+from spanbert_kernels.tasks.windows import count_cut_words, window_length
 
 
 def count_mentions(
@@ -69,3 +70,13 @@ def first_of_words(document: MarkedDocument) -> MarkedDocument:
     for mention in document.mentions:
         first.setdefault((mention.first, mention.last), mention)
     return replace(document, mentions=tuple(first.values()))
+
+
+def unmarked(document: MarkedDocument) -> MarkedDocument:
+    """The document without its mentions."""
+    return replace(document, mentions=())
+
+
+def count_cut_words_of(model: Any, tokenizer: PreTrainedTokenizerBase, documents: Iterable[MarkedDocument]) -> None:
+    """Counts the words of documents that a window of the model cuts."""
+    count_cut_words((document.words for document in documents), tokenizer, window_length(model) - 2)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,26 +15,20 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels import ops
 from spanbert_kernels.data.conll_coref import MarkedDocument
-from spanbert_kernels.data.counts import TEST, TRAINING, counting
 from spanbert_kernels.data.entities import read_nested
 from spanbert_kernels.data.faults import DataFault, warn
-from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.words import read_documents
-from spanbert_kernels.models import SpanBERTForSpanClassification, SpanBERTTokenizer
+from spanbert_kernels.models import SpanBERTForSpanClassification
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
-from spanbert_kernels.tasks.mentions import count_mentions, first_of_words
+from spanbert_kernels.tasks.mentions import count_cut_words_of, count_mentions, first_of_words, unmarked
 from spanbert_kernels.tasks.predictions import Lines
-from spanbert_kernels.tasks.reading import read, read_to_predict
-from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
-from spanbert_kernels.tasks.start import Start, load_trained
-from spanbert_kernels.tasks.task import Outcome, Scores, Task
-from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
-from spanbert_kernels.tasks.windows import count_cut_words, encoded, pieces_of
+from spanbert_kernels.tasks.span_training import SpanTraining, cut, shown
+from spanbert_kernels.tasks.task import Scores, Task
 from spanbert_kernels.tasks.windows import cut as cut_words
+from spanbert_kernels.tasks.windows import encoded, pieces_of, window_length
 
 NO_MENTION = "none"
-WINDOW = 128  # tokens of a training example, special ones counted, where the model can hold more
 Found = set[tuple[int, int, str]]  # first word, last word, type
 
 
@@ -128,30 +121,25 @@ def _without_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     return padded(examples, {"input_ids": 0, "columns": -1})
 
 
-def train(
-    model: SpanBERTForSpanClassification,
+def _examples(
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[MarkedDocument],
-    options: TrainingOptions,
-    spans: SpanTraining | None = None,
-) -> Training:
-    """Trains the classifier, whose types stand in `model.config.id2label`, and writes it to `options.output`.
+    spans: SpanTraining | None,
+    seed: int,
+) -> Any:
+    windows = windows_of(list(map(first_of_words, documents)), tokenizer, labels_of(model), window_length(model))
+    if not _count(documents, windows, tokenizer, model):
+        raise ValueError(f"{documents[0].path}: there is no mention to train on")
+    return shown([window.example for window in windows], spans, seed, show)
 
-    Raises:
-        ValueError: there is no document, or no mention in any that the model can learn; `DataFault` for a type that it
-            does not have.
-    """
-    if not documents:
-        raise ValueError("there is no document to train on")
-    plain = list(map(first_of_words, documents))
-    windows = windows_of(plain, tokenizer, labels_of(model), _length(model))
-    with counting(TRAINING):
-        if not _count(documents, windows, tokenizer, model):
-            raise ValueError(f"{documents[0].path}: there is no mention to train on")
-    examples: Any = [window.example for window in windows]
-    if spans is not None:
-        examples = SpansOfDocuments(examples, spans, options.seed, show)
-    return fit(model, options, examples, collate, write_vocabulary=tokenizer.save_pretrained)
+
+def _check(model: Any, tokenizer: PreTrainedTokenizerBase, documents: Sequence[MarkedDocument]) -> None:
+    windows = windows_of(list(map(unmarked, documents)), tokenizer, [], window_length(model))
+    if not _count(documents, windows, tokenizer, model):
+        warn(f"{documents[0].path}: there is no mention to find")
+    kinds = ((mention.kind, each.path, each.lines[mention.first]) for each in documents for mention in each.mentions)
+    warn_of_unknown(kinds, labels_of(model)[1:])
 
 
 def _count(documents: Sequence[MarkedDocument], windows: Sequence[Window], tokenizer: Any, model: Any) -> int:
@@ -159,11 +147,7 @@ def _count(documents: Sequence[MarkedDocument], windows: Sequence[Window], token
     starts: list[list[int]] = [[] for _ in documents]
     for window in windows:
         starts[window.document].append(window.first)
-    return count_mentions(documents, starts, tokenizer, _length(model) - 2, model.config.max_span_width, "kind")
-
-
-def _length(model: Any) -> int:
-    return min(WINDOW, model.config.max_position_embeddings)
+    return count_mentions(documents, starts, tokenizer, window_length(model) - 2, model.config.max_span_width, "kind")
 
 
 def find(
@@ -177,8 +161,7 @@ def find(
     The documents' own mentions are not looked at.
     """
     labels = labels_of(model)
-    plain = [MarkedDocument(d.name, d.words, (), d.path, d.lines) for d in documents]
-    windows = windows_of(plain, tokenizer, labels, _length(model))
+    windows = windows_of(list(map(unmarked, documents)), tokenizer, labels, window_length(model))
     found: list[Found] = [set() for _ in documents]
     examples = [window.example for window in windows]
     for chosen, output in outputs(model, examples, _without_mentions, lambda e: len(e["input_ids"]), backend=backend):
@@ -206,22 +189,6 @@ def score(documents: Sequence[MarkedDocument], found: Sequence[Found]) -> Scores
     }
 
 
-def evaluate(
-    model: SpanBERTForSpanClassification,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[MarkedDocument],
-    backend: str = "auto",
-) -> Scores:
-    """The scores of a model; mentions across windows, too wide or of a type that it does not have are missed."""
-    windows = windows_of([replace(document, mentions=()) for document in documents], tokenizer, [], _length(model))
-    with counting(TEST):
-        if not _count(documents, windows, tokenizer, model):
-            warn(f"{documents[0].path}: there is no mention to find")
-    kinds = ((mention.kind, each.path, each.lines[mention.first]) for each in documents for mention in each.mentions)
-    warn_of_unknown(kinds, labels_of(model)[1:])
-    return score(documents, find(model, tokenizer, documents, backend))
-
-
 def dictionary(train_on: Iterable[MarkedDocument], documents: Sequence[MarkedDocument], width: int = 20) -> Scores:
     """The trivial baseline: word sequences that are mentions in the training data, of their commonest type."""
     kinds: dict[tuple[str, ...], Counter[str]] = {}
@@ -241,38 +208,25 @@ def dictionary(train_on: Iterable[MarkedDocument], documents: Sequence[MarkedDoc
     return score(documents, found)
 
 
-def _train_files(
-    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
-) -> Outcome:
-    documents = read(read_nested, data, TRAINING)
-    held_out = read(read_nested, test, TEST)
-    tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
-    fields = label_fields(labels_of_documents(documents))
-    model = start.build(SpanBERTForSpanClassification, tokenizer, options.seed, **fields)
-    training = train(model, tokenizer, documents, options, spans)
-    if not held_out:
-        return Outcome(training, {}, {})
-    return Outcome(training, evaluate(model, tokenizer, held_out, options.backend), dictionary(documents, held_out))
-
-
-def load(folder: Path) -> tuple[SpanBERTForSpanClassification, PreTrainedTokenizerBase]:
-    """The span classifier that a training wrote to a folder, and its tokenizer."""
-    model = load_trained(SpanBERTForSpanClassification, folder)
-    return model, SpanBERTTokenizer.from_pretrained(folder)
-
-
-def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*load(folder), read(read_nested, data, TEST), backend)
-
-
-def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
+def _lines(lines: Lines, document: MarkedDocument, mentions: Found) -> Iterator[str]:
     """A JSON object a document, a line of plain text: its words, and its mentions as [first, last, type]."""
-    documents = read_to_predict(partial(read_documents, by_line=True), data, "document")
-    model, tokenizer = load(folder)
-    count_cut_words((document.words for document in documents), tokenizer, _length(model) - 2)
-    lines = Lines(document.path for document in documents)
-    for document, mentions in zip(documents, find(model, tokenizer, documents, backend), strict=True):
-        yield lines.record(document.path, words=document.words, mentions=sorted(mentions))
+    yield lines.record(document.path, words=document.words, mentions=sorted(mentions))
 
 
-TASK = Task(_train_files, _evaluate_file, _predict_file)
+TASK = Task(
+    noun="document",
+    kind=SpanBERTForSpanClassification,
+    read=read_nested,
+    read_plain=partial(read_documents, by_line=True),
+    texts=lambda document: [" ".join(document.words)],
+    fields=lambda documents, start, data: label_fields(labels_of_documents(documents)),
+    examples=_examples,
+    collate=lambda model: collate,
+    check=_check,
+    find=find,
+    score=score,
+    baseline=lambda train_on, documents, found: dictionary(train_on, documents),
+    lines=_lines,
+    prepare=count_cut_words_of,
+)
+train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load

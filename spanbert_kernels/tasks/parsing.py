@@ -14,19 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from ufal.chu_liu_edmonds import chu_liu_edmonds
 
 from spanbert_kernels.data.conllu import ParsedSentence, read_trees, write_tree
-from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
+from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.words import read_sentences
-from spanbert_kernels.models import SpanBERTForDependencyParsing, SpanBERTTokenizer
+from spanbert_kernels.models import SpanBERTForDependencyParsing
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unknown
 from spanbert_kernels.tasks.predictions import Lines
-from spanbert_kernels.tasks.reading import read, read_to_predict
-from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut
-from spanbert_kernels.tasks.start import Start, load_trained
-from spanbert_kernels.tasks.task import Outcome, Scores, Task
-from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.span_training import SpanTraining, cut, shown
+from spanbert_kernels.tasks.task import Scores, Task
 
 Tree = tuple[list[int], list[str]]  # heads, 0 for the root, and relations
 NOT_PARSED = -1
@@ -95,28 +91,22 @@ def _without_heads(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     return padded(examples, {"input_ids": 0, "columns": -1})
 
 
-def train(
-    model: SpanBERTForDependencyParsing,
+def _examples(
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[ParsedSentence],
-    options: TrainingOptions,
-    spans: SpanTraining | None = None,
-) -> Training:
-    """Trains the parser, whose relations stand in `model.config.id2label`, and writes it to `options.output`.
-
-    Raises:
-        ValueError: there is no sentence, or none that the model's positions hold; `DataFault` for a relation that it
-            does not have.
-    """
-    if not sentences:
-        raise ValueError("there is no sentence to train on")
-    with counting(TRAINING):
-        examples: Any = encode(sentences, tokenizer, labels_of(model), model.config.max_position_embeddings)
+    spans: SpanTraining | None,
+    seed: int,
+) -> Any:
+    examples = encode(sentences, tokenizer, labels_of(model), model.config.max_position_embeddings)
     if not examples:
         raise ValueError(f"{sentences[0].path}: no sentence is short enough for the model to train on")
-    if spans is not None:
-        examples = SpansOfDocuments(examples, spans, options.seed, show)
-    return fit(model, options, examples, collate, write_vocabulary=tokenizer.save_pretrained)
+    return shown(examples, spans, seed, show)
+
+
+def _check(model: Any, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[ParsedSentence]) -> None:
+    relations = ((relation, s.path, s.line_of(place)) for s in sentences for place, relation in enumerate(s.relations))
+    warn_of_unknown(relations, labels_of(model))
 
 
 def best_tree(scores: NDArray[np.float64]) -> list[int]:
@@ -183,23 +173,6 @@ def score(sentences: Sequence[ParsedSentence], trees: Sequence[Tree]) -> Scores:
     return {"UAS": float(attached.mean()), "LAS": float(labelled.mean())}
 
 
-def evaluate(
-    model: SpanBERTForDependencyParsing,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[ParsedSentence],
-    backend: str = "auto",
-) -> Scores:
-    """The scores of a model over all words, punctuation included.
-
-    A relation that it does not have is never right, nor a word of a sentence that it cannot hold.
-    """
-    with counting(TEST):
-        trees = parse(model, tokenizer, sentences, backend)
-    relations = ((relation, s.path, s.line_of(place)) for s in sentences for place, relation in enumerate(s.relations))
-    warn_of_unknown(relations, labels_of(model))
-    return score(sentences, trees)
-
-
 def left_neighbour(train_on: Iterable[ParsedSentence], sentences: Sequence[ParsedSentence]) -> Scores:
     """The trivial baseline: each word depends on the one before it, by the commonest relation of the training data."""
     counts = Counter(relation for sentence in train_on for relation in sentence.relations)
@@ -207,36 +180,27 @@ def left_neighbour(train_on: Iterable[ParsedSentence], sentences: Sequence[Parse
     return score(sentences, [(list(range(len(s.words))), [commonest] * len(s.words)) for s in sentences])
 
 
-def _train_files(
-    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
-) -> Outcome:
-    sentences = read(read_trees, data, TRAINING)
-    held_out = read(read_trees, test, TEST)
-    tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
-    fields = label_fields(sorted({relation for sentence in sentences for relation in sentence.relations}))
-    model = start.build(SpanBERTForDependencyParsing, tokenizer, options.seed, **fields)
-    training = train(model, tokenizer, sentences, options, spans)
-    if not held_out:
-        return Outcome(training, {}, {})
-    scores = evaluate(model, tokenizer, held_out, options.backend)
-    return Outcome(training, scores, left_neighbour(sentences, held_out))
-
-
-def _load(folder: Path) -> tuple[SpanBERTForDependencyParsing, PreTrainedTokenizerBase]:
-    model = load_trained(SpanBERTForDependencyParsing, folder)
-    return model, SpanBERTTokenizer.from_pretrained(folder)
-
-
-def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), read(read_trees, data, TEST), backend)
-
-
-def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
+def _lines(lines: Lines, sentence: ParsedSentence, tree: Tree) -> Iterator[str]:
     """CoNLL-U, a sentence after the other."""
-    sentences = [_bare(each.words, "_", each.path, each.line) for each in read_to_predict(read_sentences, data)]
-    lines = Lines(sentence.path for sentence in sentences)
-    for sentence, tree in zip(sentences, parse(*_load(folder), sentences, backend), strict=True):
-        yield "\n".join([*lines.comments(sentence.path), write_tree(sentence.words, *tree)])
+    yield "\n".join([*lines.comments(sentence.path), write_tree(sentence.words, *tree)])
 
 
-TASK = Task(_train_files, _evaluate_file, _predict_file)
+TASK = Task(
+    noun="sentence",
+    kind=SpanBERTForDependencyParsing,
+    read=read_trees,
+    read_plain=lambda data: [_bare(each.words, "_", each.path, each.line) for each in read_sentences(data)],
+    texts=lambda sentence: [" ".join(sentence.words)],
+    fields=lambda sentences, start, data: label_fields(
+        sorted({relation for sentence in sentences for relation in sentence.relations})
+    ),
+    examples=_examples,
+    collate=lambda model: collate,
+    check=_check,
+    find=parse,
+    score=score,
+    baseline=lambda train_on, sentences, found: left_neighbour(train_on, sentences),
+    lines=_lines,
+    counts_itself=True,
+)
+train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load

@@ -20,7 +20,8 @@ class Lines:
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self.several = len(set(paths)) > 1
+        found = list(paths)
+        self.several, self.alone = len(set(found)) > 1, len(found) == 1
 
     def record(self, path: Path, **fields: Any) -> str:
         """A JSON object."""

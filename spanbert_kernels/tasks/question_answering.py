@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,15 @@ from torch import Tensor
 from torchmetrics.functional.text import squad
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
 from spanbert_kernels.data.counts import cut as cut_short
+from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.data.faults import DataWarning
-from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.squad import Question, read_questions
-from spanbert_kernels.models import SpanBERTForQuestionAnswering, SpanBERTTokenizer
+from spanbert_kernels.models import SpanBERTForQuestionAnswering
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.predictions import Lines
-from spanbert_kernels.tasks.reading import read, read_to_predict
-from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
-from spanbert_kernels.tasks.start import Start, load_trained
-from spanbert_kernels.tasks.task import Outcome, Scores, Task
-from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.span_training import SpanTraining, shown
+from spanbert_kernels.tasks.task import Scores, Task
 
 OVERLAP = 128  # tokens that neighbouring windows of a long text share
 LONGEST_ANSWER = 30  # tokens
@@ -131,32 +126,19 @@ def _without_answers(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     return padded(examples, {"input_ids": 0, "token_type_ids": 0})
 
 
-def train(
-    model: SpanBERTForQuestionAnswering,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    options: TrainingOptions,
-    spans: SpanTraining | None = None,
-) -> Training:
-    """Trains the model and writes it to `options.output`; where a question has no answer, it may say so later.
+def _examples(
+    model: Any, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], spans: SpanTraining | None, seed: int
+) -> Any:
+    """Where a question has no answer, the model may say so later.
 
     Of an answer that begins or ends inside a token, all of the token is learnt; a warning names the first.
-
-    Raises:
-        ValueError: there is no question, or none whose answer a window holds.
     """
-    if not questions:
-        raise ValueError("there is no question to train on")
     model.config.answers_may_be_missing = any(not question.answers for question in questions)
-    with counting(TRAINING):
-        windows = _answered(questions, windows_of(questions, tokenizer, model.config.max_position_embeddings))
+    windows = _answered(questions, windows_of(questions, tokenizer, model.config.max_position_embeddings))
     if not windows:
         raise ValueError(f"{questions[0].path}: there is no question whose answer fits in a window")
     _warn_of_widened(questions, windows)
-    examples: Any = [window.example for window in windows]
-    if spans is not None:
-        examples = SpansOfDocuments(examples, spans, options.seed, show)
-    return fit(model, options, examples, collate, write_vocabulary=tokenizer.save_pretrained)
+    return shown([window.example for window in windows], spans, seed, show)
 
 
 def _answered(questions: Sequence[Question], windows: Sequence[Window]) -> list[Window]:
@@ -235,52 +217,29 @@ def score(questions: Sequence[Question], answers: Sequence[str]) -> Scores:
     return {"exact match": float(found["exact_match"]) / 100, "F1": float(found["f1"]) / 100}
 
 
-def evaluate(
-    model: SpanBERTForQuestionAnswering,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    backend: str = "auto",
-) -> Scores:
-    """The scores of a model."""
-    with counting(TEST):
-        took("question", len(questions))
-        answers = answer(model, tokenizer, questions, backend)
-    return score(questions, answers)
-
-
 def whole_text(questions: Sequence[Question]) -> Scores:
     """The trivial baseline: the whole text is the answer."""
     return score(questions, [question.context for question in questions])
 
 
-def _train_files(
-    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
-) -> Outcome:
-    questions = read(read_questions, data, TRAINING)
-    held_out = read(read_questions, test, TEST)
-    tokenizer = start.tokenizer(text for question in questions for text in (question.question, question.context))
-    model = start.build(SpanBERTForQuestionAnswering, tokenizer, options.seed, num_labels=ENDS)
-    training = train(model, tokenizer, questions, options, spans)
-    if not held_out:
-        return Outcome(training, {}, {})
-    return Outcome(training, evaluate(model, tokenizer, held_out, options.backend), whole_text(held_out))
-
-
-def _load(folder: Path) -> tuple[SpanBERTForQuestionAnswering, PreTrainedTokenizerBase]:
-    model = load_trained(SpanBERTForQuestionAnswering, folder)
-    return model, SpanBERTTokenizer.from_pretrained(folder)
-
-
-def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), read(read_questions, data, TEST), backend)
-
-
-def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
+def _lines(lines: Lines, question: Question, text: str) -> Iterator[str]:
     """A JSON object a question: its id and the answer."""
-    questions = read_to_predict(partial(read_questions, answers=False), data, "question")
-    lines = Lines(question.path for question in questions)
-    for question, text in zip(questions, answer(*_load(folder), questions, backend), strict=True):
-        yield lines.record(question.path, id=question.id, answer=text)
+    yield lines.record(question.path, id=question.id, answer=text)
 
 
-TASK = Task(_train_files, _evaluate_file, _predict_file)
+TASK = Task(
+    noun="question",
+    kind=SpanBERTForQuestionAnswering,
+    read=read_questions,
+    read_plain=partial(read_questions, answers=False),
+    texts=lambda question: [question.question, question.context],
+    fields=lambda questions, start, data: {"num_labels": ENDS},
+    examples=_examples,
+    collate=lambda model: collate,
+    check=lambda model, tokenizer, questions: took("question", len(questions)),
+    find=answer,
+    score=score,
+    baseline=lambda train_on, questions, found: whole_text(questions),
+    lines=_lines,
+)
+train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load

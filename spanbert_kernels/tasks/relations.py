@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,23 +17,30 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, recording, took
+from spanbert_kernels.data.conll_coref import MarkedDocument
+from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.related import read_relations
 from spanbert_kernels.data.sources import Source, paths_of
-from spanbert_kernels.models import SpanBERTForRelations, SpanBERTTokenizer
-from spanbert_kernels.tasks import coreference, cross_document_coreference
+from spanbert_kernels.models import SpanBERTForRelations
+from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.batches import outputs
-from spanbert_kernels.tasks.cross_document_coreference import Cluster, clusters_of, cross_document_fields, merged
+from spanbert_kernels.tasks.cross_document_coreference import (
+    Cluster,
+    Groups,
+    clusters_of,
+    cross_document_fields,
+    documents_of,
+    merged,
+)
 from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unknown
 from spanbert_kernels.tasks.mentions import count_mentions
 from spanbert_kernels.tasks.predictions import Lines
-from spanbert_kernels.tasks.reading import read, read_to_predict
 from spanbert_kernels.tasks.span_training import SpanTraining
-from spanbert_kernels.tasks.start import Start, load_trained
-from spanbert_kernels.tasks.task import Outcome, Scores, Task
-from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.task import Scores, Task
+from spanbert_kernels.tasks.windows import window_length
 
 NO_RELATION = "none"
 DOCUMENTS, RELATIONS = "documents.conll", "relations.tsv"
@@ -46,6 +53,7 @@ class RelatedCluster:
 
     documents: Cluster
     relations: frozenset[Related]
+    lines: Mapping[Related, tuple[Path, int]] = field(default_factory=dict, compare=False)
 
 
 def read_related(source: Source, relations: bool = True) -> list[RelatedCluster]:
@@ -78,21 +86,12 @@ def _of_folder(folder: Path, relations: bool) -> list[RelatedCluster]:
                 raise DataFault(path, line, f"entity {entity!r} has no mention in {DOCUMENTS}")
         if not any(first in each and second in each for each in known):
             raise DataFault(path, line, f"no cluster has mentions of both {first!r} and {second!r}")
-    return [
-        RelatedCluster(
-            cluster,
-            frozenset((a, b, kind) for (a, b), (_, kind) in found.items() if {a, b} <= each and kind != NO_RELATION),
-        )
-        for cluster, each in zip(clusters, known, strict=True)
-    ]
-
-
-def warn_of_unknown_relations(source: Source, labels: Sequence[str]) -> None:
-    """One warning for the relations of the folders that are not among `labels`, of which the first is none."""
-    paths = [folder / RELATIONS for folder in paths_of(source)]
-    with recording():  # its own numbers: they were counted where the folder was read
-        rows = [(kind, path, line) for path in paths for line, kind in read_relations(path).values()]
-    warn_of_unknown((row for row in rows if row[0] != NO_RELATION), labels[1:])
+    clusters_with_relations = []
+    for cluster, each in zip(clusters, known, strict=True):
+        own = {(a, b, kind): (path, line) for (a, b), (line, kind) in found.items() if {a, b} <= each}
+        lines = {related: place for related, place in own.items() if related[2] != NO_RELATION}
+        clusters_with_relations.append(RelatedCluster(cluster, frozenset(lines), lines))
+    return clusters_with_relations
 
 
 def labels_of_clusters(clusters: Sequence[RelatedCluster]) -> list[str]:
@@ -107,12 +106,10 @@ def with_relations(example: dict[str, Any], relations: frozenset[Related], label
     return {**example, "relations": np.array(found, dtype=np.int64).reshape(-1, 3)}
 
 
-class Groups(Dataset[dict[str, Any]]):
+class RelatedGroups(Dataset[dict[str, Any]]):
     """Groups of a cluster's documents, drawn anew in every epoch, with the relations between their entities."""
 
-    def __init__(
-        self, groups: cross_document_coreference.Clusters, clusters: Sequence[RelatedCluster], labels: Sequence[str]
-    ) -> None:
+    def __init__(self, groups: Groups, clusters: Sequence[RelatedCluster], labels: Sequence[str]) -> None:
         self.groups, self.labels = groups, labels
         self.relations = [cluster.relations for cluster in clusters for _ in cluster.documents]
 
@@ -143,30 +140,30 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     return batch
 
 
-def train(
-    model: SpanBERTForRelations,
+def _documents(clusters: Iterable[RelatedCluster]) -> list[MarkedDocument]:
+    return documents_of(cluster.documents for cluster in clusters)
+
+
+def _examples(
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     clusters: Sequence[RelatedCluster],
-    options: TrainingOptions,
-    spans: SpanTraining | None = None,
-) -> Training:
-    """Trains the model, whose relations stand in `model.config.id2label`, and writes it to `options.output`.
-
-    A batch holds `options.batch_size` groups of documents.
-
-    Raises:
-        ValueError: there is no document, or no relation of entities with a mention.
-    """
-    documents = [document for cluster in clusters for document in cluster.documents]
-    if not documents:
-        raise ValueError("there is no document to train on")
-    data = coreference.Documents(documents, tokenizer, coreference.window_length(model), spans, options.seed)
-    with counting(TRAINING):
-        if not _count(clusters, data):
-            raise ValueError(f"{documents[0].path}: there is no relation to train on")
+    spans: SpanTraining | None,
+    seed: int,
+) -> RelatedGroups:
+    documents = _documents(clusters)
+    data = coreference.Documents(documents, tokenizer, window_length(model), spans, seed)
+    if not _count(clusters, data):
+        raise ValueError(f"{documents[0].path}: there is no relation to train on")
     sizes = [len(cluster.documents) for cluster in clusters]
-    groups = Groups(cross_document_coreference.Clusters(data, sizes, options.seed), clusters, labels_of(model))
-    return fit(model, options, groups, collate, write_vocabulary=tokenizer.save_pretrained)
+    return RelatedGroups(Groups(data, sizes, seed), clusters, labels_of(model))
+
+
+def _check(model: Any, tokenizer: PreTrainedTokenizerBase, clusters: Sequence[RelatedCluster]) -> None:
+    """Relations that the model does not have, or of entities without a mention left, will be missed."""
+    _count(clusters, coreference.Documents(_documents(clusters), tokenizer, window_length(model), None, 0))
+    places = {(place, kind) for cluster in clusters for (_, _, kind), place in cluster.lines.items()}
+    warn_of_unknown(((kind, *place) for place, kind in sorted(places)), labels_of(model)[1:])
 
 
 def _count(clusters: Sequence[RelatedCluster], data: coreference.Documents) -> int:
@@ -193,7 +190,7 @@ def relate(
 
     Of all pairs the likeliest are taken, as many as give the largest expected F1.
     """
-    labels, length = labels_of(model), coreference.window_length(model)
+    labels, length = labels_of(model), window_length(model)
     examples = [
         with_relations(
             merged([coreference.encode(document, tokenizer, length) for document in cluster.documents]),
@@ -245,19 +242,6 @@ def score(clusters: Sequence[RelatedCluster], found: Sequence[Collection[Related
     }
 
 
-def evaluate(
-    model: SpanBERTForRelations,
-    tokenizer: PreTrainedTokenizerBase,
-    clusters: Sequence[RelatedCluster],
-    backend: str = "auto",
-) -> Scores:
-    """The scores of a model; relations that it does not have, or of entities without a mention left, are missed."""
-    documents = [document for cluster in clusters for document in cluster.documents]
-    with counting(TEST):
-        _count(clusters, coreference.Documents(documents, tokenizer, coreference.window_length(model), None, 0))
-    return score(clusters, relate(model, tokenizer, clusters, backend))
-
-
 def neighbours(train_on: Sequence[RelatedCluster], clusters: Sequence[RelatedCluster]) -> Scores:
     """The trivial baseline: the commonest relation between entities whose mentions follow each other in a document."""
     counts = Counter(kind for cluster in train_on for _, _, kind in sorted(cluster.relations))
@@ -270,51 +254,43 @@ def neighbours(train_on: Sequence[RelatedCluster], clusters: Sequence[RelatedClu
     return score(clusters, found)
 
 
-def _train_files(
-    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
-) -> Outcome:
-    clusters = read(read_related, data, TRAINING)
-    held_out = read(read_related, test, TEST)
-    documents = [document for cluster in clusters for document in cluster.documents]
-    tokenizer = start.tokenizer(" ".join(document.words) for document in documents)
+def _fields(clusters: Sequence[RelatedCluster], start: Start, data: Source) -> dict[str, Any]:
     labels = labels_of_clusters(clusters)
     if len(labels) == 1:
         raise ValueError(f"{paths_of(data)[0] / RELATIONS}: there is no relation to train on")
-    if test is not None:
-        warn_of_unknown_relations(test, labels)
-    fields = {**label_fields(labels), **cross_document_fields(start.layers())}
-    model = start.build(SpanBERTForRelations, tokenizer, options.seed, **fields)
-    training = train(model, tokenizer, clusters, options, spans)
-    if not held_out:
-        return Outcome(training, {}, {})
-    return Outcome(training, evaluate(model, tokenizer, held_out, options.backend), neighbours(clusters, held_out))
+    return {**label_fields(labels), **cross_document_fields(start.layers())}
 
 
-def _load(folder: Path) -> tuple[SpanBERTForRelations, PreTrainedTokenizerBase]:
-    return load_trained(SpanBERTForRelations, folder), SpanBERTTokenizer.from_pretrained(folder)
-
-
-def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    model, tokenizer = _load(folder)
-    clusters = read(read_related, data, TEST)
-    warn_of_unknown_relations(data, labels_of(model))
-    return evaluate(model, tokenizer, clusters, backend)
-
-
-def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
-    """A JSON object a relation of entities that `documents.conll` in a folder marks: entities, name, probability."""
-    clusters = read_to_predict(partial(read_related, relations=False), data)
-    model, tokenizer = _load(folder)
-    documents = [document for cluster in clusters for document in cluster.documents]
-    length = coreference.window_length(model)
+def _prepare(model: Any, tokenizer: PreTrainedTokenizerBase, clusters: Sequence[RelatedCluster]) -> None:
+    documents, length = _documents(clusters), window_length(model)
     starts = coreference.Documents(documents, tokenizer, length, None, 0).starts
     if not count_mentions(documents, starts, tokenizer, length - 2, None, "entity", shared=True):
         raise ValueError(f"{documents[0].path}: there is no mention of an entity")
-    lines = Lines(cluster.documents[0].path for cluster in clusters)
-    for cluster, found in zip(clusters, relate(model, tokenizer, clusters, backend), strict=True):
-        for (first, second, kind), chance in sorted(found.items()):
-            path = cluster.documents[0].path
-            yield lines.record(path, first=first, second=second, relation=kind, probability=chance)
 
 
-TASK = Task(_train_files, _evaluate_file, _predict_file)
+def _lines(lines: Lines, cluster: RelatedCluster, found: dict[Related, float]) -> Iterator[str]:
+    """A JSON object a relation of entities that `documents.conll` in a folder marks: entities, name, probability."""
+    for (first, second, kind), chance in sorted(found.items()):
+        path = cluster.documents[0].path
+        yield lines.record(path, first=first, second=second, relation=kind, probability=chance)
+
+
+TASK = Task(
+    noun="document",
+    kind=SpanBERTForRelations,
+    read=read_related,
+    read_plain=partial(read_related, relations=False),
+    texts=lambda cluster: [" ".join(document.words) for document in cluster.documents],
+    fields=_fields,
+    examples=_examples,
+    collate=lambda model: collate,
+    check=_check,
+    find=relate,
+    score=score,
+    baseline=lambda train_on, clusters, found: neighbours(train_on, clusters),
+    lines=_lines,
+    prepare=_prepare,
+    paths=lambda cluster: [cluster.documents[0].path],
+    counts_itself=True,
+)
+train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load

@@ -79,3 +79,8 @@ class SpansOfDocuments(Dataset[Example]):
         generator = np.random.default_rng((self.seed, self.epoch, index))
         start = first + int(generator.integers(tokens - self.spans.span_length + 1))
         return self.show(example, slice(start, start + self.spans.span_length), self.spans.crop)
+
+
+def shown(examples: Sequence[Example], spans: SpanTraining | None, seed: int, show: Show = show_tokens) -> Any:
+    """The examples, or with span training those that show a span in each epoch."""
+    return examples if spans is None else SpansOfDocuments(examples, spans, seed, show)

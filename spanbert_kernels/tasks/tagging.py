@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,16 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_ner import TaggedSentence
-from spanbert_kernels.data.counts import TEST, TRAINING, counting, took
+from spanbert_kernels.data.counts import took
 from spanbert_kernels.data.entities import read_tagged
 from spanbert_kernels.data.faults import DataFault, warn
-from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.words import read_sentences
-from spanbert_kernels.models import SpanBERTForTokenClassification, SpanBERTTokenizer
+from spanbert_kernels.models import SpanBERTForTokenClassification
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.predictions import Lines
-from spanbert_kernels.tasks.reading import read, read_to_predict
-from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
-from spanbert_kernels.tasks.start import Start, load_trained
-from spanbert_kernels.tasks.task import Outcome, Scores, Task
-from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.span_training import SpanTraining, shown
+from spanbert_kernels.tasks.task import Task
 from spanbert_kernels.tasks.windows import count_cut_words
 
 
@@ -98,28 +93,24 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return padded(examples, {"input_ids": 0, "labels": IGNORED})
 
 
-def train(
-    model: SpanBERTForTokenClassification,
+def _examples(
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[TaggedSentence],
-    options: TrainingOptions,
-    spans: SpanTraining | None = None,
-) -> Training:
-    """Trains the tagger, whose labels stand in `model.config.id2label`, and writes it to `options.output`.
+    spans: SpanTraining | None,
+    seed: int,
+) -> Any:
+    if not _count(sentences):
+        raise ValueError(f"{sentences[0].path}: there is no entity to train on")
+    windows = windows_of(sentences, tokenizer, labels_of(model), model.config.max_position_embeddings)
+    return shown([window.example for window in windows], spans, seed)
 
-    Raises:
-        ValueError: there is no sentence, or no entity in any; `DataFault` for a label that the model does not have.
-    """
-    if not sentences:
-        raise ValueError("there is no sentence to train on")
-    with counting(TRAINING):
-        if not _count(sentences):
-            raise ValueError(f"{sentences[0].path}: there is no entity to train on")
-        windows = windows_of(sentences, tokenizer, labels_of(model), model.config.max_position_embeddings)
-    examples: Any = [window.example for window in windows]
-    if spans is not None:
-        examples = SpansOfDocuments(examples, spans, options.seed)
-    return fit(model, options, examples, collate, write_vocabulary=tokenizer.save_pretrained)
+
+def _check(model: Any, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[TaggedSentence]) -> None:
+    if not _count(sentences):
+        warn(f"{sentences[0].path}: there is no entity to find")
+    labels = ((label, s.path, s.line_of(place)) for s in sentences for place, label in enumerate(s.labels))
+    warn_of_unknown(labels, labels_of(model))
 
 
 def _count(sentences: Sequence[TaggedSentence]) -> int:
@@ -179,22 +170,6 @@ def check_labels(sentences: Sequence[TaggedSentence], labels: Sequence[str]) -> 
                 raise DataFault(sentence.path, sentence.line_of(place), reason)
 
 
-def evaluate(
-    model: SpanBERTForTokenClassification,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[TaggedSentence],
-    backend: str = "auto",
-) -> dict[str, float]:
-    """The scores of a model on whole sentences; entities with a label that it does not have are missed."""
-    with counting(TEST):
-        if not _count(sentences):
-            warn(f"{sentences[0].path}: there is no entity to find")
-        found = tag(model, tokenizer, sentences, backend=backend)
-    labels = ((label, s.path, s.line_of(place)) for s in sentences for place, label in enumerate(s.labels))
-    warn_of_unknown(labels, labels_of(model))
-    return score([s.labels for s in sentences], found)
-
-
 def majority(train_on: Sequence[TaggedSentence], sentences: Sequence[TaggedSentence]) -> dict[str, float]:
     """The trivial baseline: each word's commonest label in the training data, O for words that are not there."""
     counts: dict[str, dict[str, int]] = {}
@@ -207,38 +182,26 @@ def majority(train_on: Sequence[TaggedSentence], sentences: Sequence[TaggedSente
     return score([sentence.labels for sentence in sentences], predicted)
 
 
-def _train_files(
-    data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
-) -> Outcome:
-    sentences = read(read_tagged, data, TRAINING)
-    held_out = read(read_tagged, test, TEST)
-    tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
-    fields = label_fields(labels_of_sentences(sentences))
-    model = start.build(SpanBERTForTokenClassification, tokenizer, options.seed, **fields)
-    training = train(model, tokenizer, sentences, options, spans)
-    if not held_out:
-        return Outcome(training, {}, {})
-    scores = evaluate(model, tokenizer, held_out, options.backend)
-    return Outcome(training, scores, majority(sentences, held_out))
-
-
-def _load(folder: Path) -> tuple[SpanBERTForTokenClassification, PreTrainedTokenizerBase]:
-    model = load_trained(SpanBERTForTokenClassification, folder)
-    return model, SpanBERTTokenizer.from_pretrained(folder)
-
-
-def _evaluate_file(folder: Path, data: Source, backend: str) -> Scores:
-    return evaluate(*_load(folder), read(read_tagged, data, TEST), backend)
-
-
-def _predict_file(folder: Path, data: Source, backend: str) -> Iterator[str]:
+def _lines(lines: Lines, sentence: TaggedSentence, labels: Sequence[str]) -> Iterator[str]:
     """A word and its label a line, an empty line after each sentence."""
-    sentences = read_to_predict(read_sentences, data, "sentence")
-    lines = Lines(sentence.path for sentence in sentences)
-    for sentence, labels in zip(sentences, tag(*_load(folder), sentences, backend=backend), strict=True):
-        yield from lines.comments(sentence.path)
-        yield from (f"{word}\t{label}" for word, label in zip(sentence.words, labels, strict=True))
-        yield ""
+    yield from lines.comments(sentence.path)
+    yield from (f"{word}\t{label}" for word, label in zip(sentence.words, labels, strict=True))
+    yield ""
 
 
-TASK = Task(_train_files, _evaluate_file, _predict_file)
+TASK = Task(
+    noun="sentence",
+    kind=SpanBERTForTokenClassification,
+    read=read_tagged,
+    read_plain=read_sentences,
+    texts=lambda sentence: [" ".join(sentence.words)],
+    fields=lambda sentences, start, data: label_fields(labels_of_sentences(sentences)),
+    examples=_examples,
+    collate=lambda model: collate,
+    check=_check,
+    find=tag,
+    score=lambda sentences, found: score([s.labels for s in sentences], found),
+    baseline=lambda train_on, sentences, found: majority(train_on, sentences),
+    lines=_lines,
+)
+train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from spanbert_kernels.data.counts import cut as cut_short
 
 SENTENCE_ENDS = frozenset(".!?")
+WINDOW = 128  # tokens of a window, special ones counted, where the model can hold more
+
+
+def window_length(model: Any) -> int:
+    """Tokens of a window."""
+    return min(WINDOW, model.config.max_position_embeddings)
 
 
 def pieces_of(words: Sequence[str], tokenizer: PreTrainedTokenizerBase, room: int) -> list[list[int]]:

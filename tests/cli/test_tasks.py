@@ -28,7 +28,16 @@ TINY = ("--size", "tiny", "--vocabulary-size", "60", "--threads", "1")
 def test_names_are_those_of_the_tasks() -> None:
     """Sizes are written down twice, so that `--help` need not load PyTorch."""
     assert tuple(SIZES) == training_options.SIZES
-    assert all(load(name) for name in TASKS)
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_help_says_what_each_task_takes(run: Run, command: str) -> None:
+    """From the tasks' table, whose rows all have a module."""
+    lines = run(command, "--help").stdout.splitlines()
+    for name, entry in TASKS.items():
+        assert load(name).kind
+        takes = entry.trained_on if command == "train" else entry.predicted_for
+        assert any(line.split(maxsplit=1) == [name, takes] for line in lines)
 
 
 def test_train_evaluate_predict(run: Run, write: Write) -> None:

@@ -39,9 +39,7 @@ def test_a_file_without_anything(tmp_path: Path, name: str, monkeypatch: pytest.
     reason = rf"{path.name}: there is nothing to train or score on"
     with pytest.raises(ValueError, match=reason):
         task.train(path, None, Start(size="tiny"), TrainingOptions(tmp_path / "model"), None)
-    for loader in ("load", "_load"):
-        monkeypatch.setattr(f"spanbert_kernels.tasks.{name}.{loader}", lambda folder: (None, None), raising=False)
-    monkeypatch.setattr("spanbert_kernels.tasks.generation.Generator.load", lambda folder: None)
+    monkeypatch.setattr(type(task), "load", lambda task, folder: (None, None))
     with pytest.raises(ValueError, match=reason):
         task.evaluate(tmp_path, path, "auto")
     with pytest.raises(
@@ -154,7 +152,7 @@ def test_answers_inside_tokens_are_named(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     tokenizer = Start(vocabulary_size=60).tokenizer([f"Where ? {context}"] * 2)
     model = Start(size="tiny").build(question_answering.SpanBERTForQuestionAnswering, tokenizer, 0)
-    monkeypatch.setattr(question_answering, "fit", lambda *args, **more: None)
+    monkeypatch.setattr("spanbert_kernels.tasks.task.fit", lambda *args, **more: None)
     options = TrainingOptions(tmp_path)
     with pytest.warns(
         UserWarning,

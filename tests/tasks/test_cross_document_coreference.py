@@ -63,7 +63,7 @@ def test_groups() -> None:
     draw = random.Random(0)
     documents = [report(f"{cluster}/{i}", draw) for cluster, size in (("x", 20), ("y", 3)) for i in range(size)]
     tokenizer = Start(vocabulary_size=60).tokenizer([" ".join(each.words) for each in documents])
-    data = task.Clusters(coreference.Documents(documents, tokenizer, 64, None, 0), [20, 3], 0)
+    data = task.Groups(coreference.Documents(documents, tokenizer, 64, None, 0), [20, 3], 0)
     seen = []
     for epoch in (0, 1, 0):
         data.set_epoch(epoch)

@@ -25,6 +25,7 @@ from spanbert_kernels.data.labelled import LabelledDocument
 from spanbert_kernels.tasks import nested, parsing, relations, tagging
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.training import TrainingOptions
 
 FILE = Path("test.file")
 TOKENIZER = Start(vocabulary_size=30).tokenizer(["a b c"])
@@ -154,4 +155,4 @@ def test_sentences_too_long_to_parse(tmp_path: Path) -> None:
     written = parsing.write_tree(long.words, *trees[0])
     assert written.splitlines()[0] == "1\ta\t_\t_\t_\t_\t_\t_\t_\t_"
     with pytest.raises(ValueError, match=r"test\.file: no sentence is short enough for the model to train on"):
-        parsing.train(model, TOKENIZER, [long], parsing.TrainingOptions(tmp_path))
+        parsing.train(model, TOKENIZER, [long], TrainingOptions(tmp_path))

@@ -210,7 +210,7 @@ def test_training(
     def stop(*args: Any, **kwargs: Any) -> None:
         raise BeforeTheTraining
 
-    monkeypatch.setattr(module, "fit", stop)
+    monkeypatch.setattr("spanbert_kernels.tasks.task.fit", stop)
 
     def run() -> None:
         with pytest.raises(BeforeTheTraining):
