@@ -111,7 +111,9 @@ def test_the_table_of_tasks_has_every_task() -> None:
     assert rows == list(train.choices)
 
 
-@pytest.mark.parametrize("module", ["ops", "nn", "models", "acceleration", "integrations", "host", "tasks.explanation"])
+@pytest.mark.parametrize(
+    "module", ["ops", "nn", "models", "acceleration", "integrations", "host", "testing", "tasks.explanation"]
+)
 def test_the_reference_has_every_public_name_once(module: str) -> None:
     named = [
         name
