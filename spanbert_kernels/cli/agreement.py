@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,24 +38,25 @@ class Agreement:
 
 
 class Difference:
-    """Running maxima over results that both ways made.
+    """Running maxima over pieces of results that both ways made, and the piece that differs most.
 
     Example:
         >>> difference = Difference()
-        >>> difference.see(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
+        >>> difference.see("first", torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
         True
-        >>> difference.see(torch.tensor([9.0]), torch.tensor([9.0]))
+        >>> difference.see("second", torch.tensor([9.0]), torch.tensor([9.0]))
         False
-        >>> difference.error, difference.value
-        (0.5, 9.0)
+        >>> difference.error, difference.value, difference.worst[0]
+        (0.5, 9.0, 'first')
     """
 
     def __init__(self) -> None:
         self.error = -1.0  # below any difference: the first piece is the largest so far even if it is exact
         self.value = 0.0
+        self.worst: tuple[Any, Tensor, Tensor] = None, torch.empty(0), torch.empty(0)
 
-    def see(self, baseline: Tensor, accelerated: Tensor) -> bool:
-        """Take one piece in; True if no piece before differed as much.
+    def see(self, piece: Any, baseline: Tensor, accelerated: Tensor) -> bool:
+        """Take a piece in, which is kept if no other before differed as much: then True.
 
         Raises:
             RuntimeError: the shapes differ.
@@ -69,21 +71,22 @@ class Difference:
         # max() would drop a NaN, and a NaN is exactly what must be seen.
         self.value = value if math.isnan(value) else max(self.value, value)
         worst = not math.isnan(self.error) and not error <= self.error
-        self.error = error if worst else self.error
+        if worst:
+            self.error, self.worst = error, (piece, baseline, accelerated)
         return worst
 
+    def judge(self, where: str, reference: Tensor) -> Agreement:
+        """Apply the tolerance rule to the piece that differs most, which `reference` is in float64.
 
-def judge(difference: Difference, where: str, baseline: Tensor, accelerated: Tensor, reference: Tensor) -> Agreement:
-    """Apply the tolerance rule to the piece that differs most; `reference` is that piece in float64.
-
-    If the accelerated way is within the tolerance there, then no result anywhere differs from the baseline by more than
-    the sum of both errors there: elsewhere the difference is smaller.
-    """
-    return Agreement(
-        largest_difference=max(difference.error, 0.0) if not math.isnan(difference.error) else math.nan,
-        largest_value=difference.value,
-        where=where,
-        baseline_error=deviation(baseline, reference),
-        accelerated_error=deviation(accelerated, reference),
-        allowed=tolerance(reference, baseline),
-    )
+        If the accelerated way is within the tolerance there, then no result anywhere differs from the baseline by more
+        than the sum of both errors there: elsewhere the difference is smaller.
+        """
+        _, baseline, accelerated = self.worst
+        return Agreement(
+            largest_difference=math.nan if math.isnan(self.error) else max(self.error, 0.0),
+            largest_value=self.value,
+            where=where,
+            baseline_error=deviation(baseline, reference),
+            accelerated_error=deviation(accelerated, reference),
+            allowed=tolerance(reference, baseline),
+        )

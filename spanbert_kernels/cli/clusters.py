@@ -6,30 +6,15 @@ from collections.abc import Callable, Sequence
 
 from spanbert_kernels.data.documents import Document
 
+_WORDS = re.compile("([-_])")
 GROUP_SIZE = 8  # documents of a cluster where nothing says which belong together
 
 
-def _topic(document: Document) -> str:
-    return document.name.rpartition("/")[0]
-
-
-def _name_but_last_word(document: Document) -> str:
-    return re.sub(r"[-_][^-_]*$", "", document.name) if re.search(r"[-_]", document.name) else ""
-
-
-def _first_word_of_name(document: Document) -> str:
-    return re.split(r"[-_]", document.name)[0] if re.search(r"[-_]", document.name) else ""
-
-
-def _folder(document: Document) -> str:
-    return str(document.source.parent)
-
-
 _SCHEMES: tuple[tuple[str, Callable[[Document], str]], ...] = (
-    ("the topic in the document's name", _topic),
-    ("the document's name without its last word", _name_but_last_word),
-    ("the first word of the document's name", _first_word_of_name),
-    ("the folder of the file", _folder),
+    ("the topic in the document's name", lambda document: document.name.rpartition("/")[0]),
+    ("the document's name without its last word", lambda document: "".join(_WORDS.split(document.name)[:-2])),
+    ("the first word of the document's name", lambda document: "".join(_WORDS.split(document.name)[:-1][:1])),
+    ("the folder of the file", lambda document: str(document.source.parent)),
 )
 
 

@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -54,17 +54,10 @@ OUT_OF_TOLERANCE = 1  # exit code; 2 is for what the user can put right
 def demo(
     context: click.Context,
     paths: tuple[Path, ...],
-    model: str | None,
-    tokens: int,
-    max_width: int,
-    batch_size: int,
-    dtype: str,
-    repeats: int | None,
     threads: int | None,
-    seed: int,
-    quick: bool,
     output: Path,
     results: Path | None,
+    **settings: Any,
 ) -> None:
     """Compare transformers' own path with the accelerated one on real documents.
 
@@ -74,8 +67,9 @@ def demo(
     Exit code: 0; 1 if a result was outside the tolerance; 2 if there is nothing to work on or a value is wrong.
     """
     started = time.perf_counter()
-    if quick and model is not None:
-        raise UserError(f"--quick is a tiny random model, so it cannot be combined with --model {model}")
+    if settings["quick"] and settings["model"] is not None:
+        given = settings["model"]
+        raise UserError(f"--quick is a tiny random model, so it cannot be combined with --model {given}")
     check_output("report", output)
     if results is not None:
         check_output("results", results)
@@ -91,8 +85,7 @@ def demo(
         loading(1.0)
         if threads is not None:
             torch.set_num_threads(threads)
-        settings = pipeline.Settings(model, tokens, max_width, batch_size, dtype, repeats, seed, quick)
-        result = pipeline.run(collection, settings, begin)
+        result = pipeline.run(collection, begin, **settings)
         result.command = _command(context)
         result.seconds = time.perf_counter() - started
         drawing = begin("Report")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import math
 import os
 import random
@@ -121,9 +122,8 @@ class Timing:
             >>> Timing(2.0, 1.0, 0, 0, fewest=2, most=3, items=(0, 1)).rounds
             '2 to 3 rounds'
         """
-        if self.fewest != self.most:
-            return f"{self.fewest} to {self.most} rounds"
-        return f"{self.most} round{'' if self.most == 1 else 's'}"
+        fewest = f"{self.fewest} to " if self.fewest != self.most else ""
+        return f"{fewest}{self.most} round{'' if self.most == 1 else 's'}"
 
 
 Work = Callable[[Any], Any]
@@ -142,7 +142,7 @@ def compare(
     items: Sequence[Any],
     baseline: Work,
     accelerated: Work,
-    inspect: Callable[[int, Any, Any], None],
+    inspect: Callable[[int, Any, Any], object],
     effort: Effort,
     *,
     largest: int,
@@ -166,14 +166,12 @@ def compare(
             the others in a fixed random order.
     """
     progress = _Progress(effort, len(items))
-    ways = (baseline, accelerated)
-    calls = [1, 1]
+    ways, calls = (baseline, accelerated), [1, 1]
     for side, way in enumerate(ways):
         way(items[largest] if warm_up is None else warm_up)
         if warm_up is None:
-            once = _timed(way, items[largest], 1)[0]
+            once, _ = _timed(way, items[largest], 1)
             calls[side] = min(MOST_CALLS, max(1, math.ceil(SHORTEST_TIMING / max(once, 1e-7))))
-
     order = list(range(len(items)))
     if sample:
         order.remove(largest)
@@ -181,50 +179,38 @@ def compare(
         order.insert(0, largest)
     samples: dict[int, tuple[list[float], list[float]]] = {}
     peaks = [0, 0]
-    for number in range(effort.repeats or MOST_ROUNDS):
-        for place, index in enumerate(order):
-            if number == 0:
-                if sample and samples and progress.over(progress.elapsed / len(samples)):
-                    break
-                samples[index] = ([], [])
-            elif progress.over(sum(times[-1] * n for times, n in zip(samples[index], calls, strict=True))):
-                break
-            results: list[Any] = [None, None]
-            # Whoever comes second finds warmer caches: take turns at that, too.
-            for side in (0, 1) if (number + place) % 2 == 0 else (1, 0):
-                with PeakMemory() if number == 0 and index == largest else contextlib.nullcontext() as memory:
-                    taken, results[side] = _timed(ways[side], items[index], calls[side])
-                if memory is not None:
-                    peaks[side] = memory.bytes
-                samples[index][side].append(taken)
-            if number == 0:
-                inspect(index, *results)
-            progress.step()
+    for number, (place, index) in itertools.product(range(effort.repeats or MOST_ROUNDS), enumerate(order)):
+        first = number == 0
+        if first:
+            expected = progress.elapsed / len(samples) if sample and samples else None
+            samples[index] = ([], [])
         else:
-            continue
-        break
+            expected = sum(times[-1] * n for times, n in zip(samples[index], calls, strict=True))
+        if expected is not None and progress.over(expected):
+            break
+        results: list[Any] = [None, None]
+        # Whoever comes second finds warmer caches: take turns at that, too.
+        for side in (0, 1) if (number + place) % 2 == 0 else (1, 0):
+            with PeakMemory() if first and index == largest else contextlib.nullcontext() as memory:
+                taken, results[side] = _timed(ways[side], items[index], calls[side])
+            peaks[side] = memory.bytes if memory else peaks[side]
+            samples[index][side].append(taken)
+        if first:
+            inspect(index, *results)
+        progress.step()
     effort.advance(1.0)
-    counts = [len(times) for times, _ in samples.values()]
-    return Timing(
-        sum(statistics.median(times) for times, _ in samples.values()),
-        sum(statistics.median(times) for _, times in samples.values()),
-        peaks[0],
-        peaks[1],
-        fewest=min(counts),
-        most=max(counts),
-        items=tuple(sorted(samples)),
-    )
+    measured = {index: times for index, times in samples.items() if times[0]}
+    counts = [len(times) for times, _ in measured.values()]
+    today, ours = (math.fsum(statistics.median(times[side]) for times in measured.values()) for side in (0, 1))
+    return Timing(today, ours, peaks[0], peaks[1], min(counts), max(counts), tuple(sorted(measured)))
 
 
 class _Progress:
     """When to stop, and the share done: never above 1, never going back."""
 
     def __init__(self, effort: Effort, items: int) -> None:
-        self.effort = effort
-        self.items = items
-        self.started = time.perf_counter()
-        self.done = 0
-        self.share = 0.0
+        self.effort, self.items = effort, items
+        self.started, self.done, self.share = time.perf_counter(), 0, 0.0
 
     @property
     def elapsed(self) -> float:

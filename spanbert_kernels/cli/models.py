@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,6 @@ from transformers import AutoTokenizer, BertModel
 
 import spanbert_kernels
 from spanbert_kernels.acceleration import AccelerationReport
-from spanbert_kernels.cli.encoding import WordPieces, wrap_tokenizer
 from spanbert_kernels.cli.errors import first_line
 from spanbert_kernels.cli.measuring import resident_bytes
 from spanbert_kernels.models.damage import CannotLoad
@@ -49,22 +50,38 @@ class Encoders:
         return str(self.baseline.config._attn_implementation).upper()
 
 
-def load_tokenizer(name: str) -> WordPieces:
+@contextlib.contextmanager
+def _loading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except CannotLoad:
+        raise
+    except Exception as error:
+        raise CannotLoad(f"cannot load {what}: {first_line(error)}") from error
+
+
+def load_tokenizer(name: str) -> Any:
     """The tokenizer that belongs to the model `name`, in the case it was made for.
 
     Raises:
         CannotLoad: there is none, or it is not one that a BERT can use.
     """
-    try:
+    with _loading(f"the tokenizer of {name!r}"):
         try:
             tokenizer = spanbert_kernels.SpanBERTTokenizer.from_pretrained(name)
+        except CannotLoad:
+            raise
         except ValueError:  # a model that is not cased
             tokenizer = AutoTokenizer.from_pretrained(name)
-        return wrap_tokenizer(tokenizer, name)
-    except CannotLoad:
-        raise
-    except Exception as error:
-        raise CannotLoad(f"cannot load the tokenizer of {name!r}: {first_line(error)}") from error
+        check_special_tokens(tokenizer, name)
+        return tokenizer
+
+
+def check_special_tokens(tokenizer: Any, name: str) -> None:
+    """Raises `ValueError` where a tokenizer has no [CLS], [SEP] or [PAD], which a BERT needs."""
+    missing = [f"[{key.upper()}]" for key in ("cls", "sep", "pad") if getattr(tokenizer, f"{key}_token_id") is None]
+    if missing:
+        raise ValueError(f"the tokenizer of {name} has no {', '.join(missing)}")
 
 
 def load_model(name: str, dtype: torch.dtype) -> Any:
@@ -73,14 +90,10 @@ def load_model(name: str, dtype: torch.dtype) -> Any:
     Raises:
         CannotLoad: nothing by that name, not a BERT, or a checkpoint that lacks weights of the encoder.
     """
-    try:
+    with _loading(f"the model {name!r}"):
         model, found = spanbert_kernels.SpanBERTModel.from_pretrained(
             name, dtype=dtype, add_pooling_layer=False, output_loading_info=True
         )
-    except CannotLoad:
-        raise
-    except Exception as error:
-        raise CannotLoad(f"cannot load the model {name!r}: {first_line(error)}") from error
     if missing := sorted(found["missing_keys"]):
         raise CannotLoad(
             f"cannot load the model {name!r}: its checkpoint lacks {len(missing):,} of the encoder's weights, "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from spanbert_kernels.acceleration import AccelerationWarning
 from spanbert_kernels.cli import environment, models
 from spanbert_kernels.cli.clusters import assign_clusters
 from spanbert_kernels.cli.collecting import Collection
-from spanbert_kernels.cli.encoding import SPECIAL_TOKENS, WordPieces, select_documents, train_word_pieces
+from spanbert_kernels.cli.encoding import SPECIAL_TOKENS, select_documents, train_on
 from spanbert_kernels.cli.measuring import Effort, PeakMemory
 from spanbert_kernels.cli.results import DemoResult
 from spanbert_kernels.cli.stages.cross_document import compare_cross_document
@@ -33,35 +32,22 @@ Advance = Callable[[float], None]  # hears the share done, 0 to 1
 Begin = Callable[[str], Advance]  # opens a stage
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the user asked for."""
-
-    model: str | None
-    tokens: int
-    max_width: int
-    batch_size: int
-    dtype: str
-    repeats: int | None
-    seed: int
-    quick: bool
-
-
-class NoTokens(ValueError):
-    """The tokenizer makes no token of any document."""
-
-
-def run(collection: Collection, settings: Settings, begin: Begin) -> DemoResult:
+def run(collection: Collection, begin: Begin, **settings: Any) -> DemoResult:
     """The three stages on the documents that fit. `begin(name)` opens a stage and gives where to report its share done.
+
+    Args:
+        collection: the documents.
+        begin: see above.
+        settings: the options of the command that bear its names.
 
     Raises:
         CannotLoad: the model or its tokenizer.
-        NoTokens: documents of control characters alone.
+        ValueError: documents of control characters alone.
     """
     quiet_transformers()
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        result = _run(collection, settings, begin)
+        result = _run(collection, begin, **settings)
     # What torch or transformers deprecate is not the user's business here; what this package fell back on is.
     own = (
         str(warning.message)
@@ -72,46 +58,54 @@ def run(collection: Collection, settings: Settings, begin: Begin) -> DemoResult:
     return result
 
 
-def _run(collection: Collection, settings: Settings, begin: Begin) -> DemoResult:
+def _run(
+    collection: Collection,
+    begin: Begin,
+    *,
+    model: str | None,
+    tokens: int,
+    max_width: int,
+    batch_size: int,
+    dtype: str,
+    repeats: int | None,
+    seed: int,
+    quick: bool,
+) -> DemoResult:
     advance = begin("Vocabulary and model")
-    model, pieces, origin = _model_and_pieces(collection, settings)
-    positions: int = model.config.max_position_embeddings
+    encoder, tokenizer, origins = _encoder_and_tokenizer(collection, model, getattr(torch, dtype), seed, quick)
+    positions: int = encoder.config.max_position_embeddings
     if positions <= SPECIAL_TOKENS:
-        raise models.CannotLoad(f"the model {settings.model!r} has {positions} positions: no room for a token")
-    heads: int = model.config.num_attention_heads
-    selection = select_documents(collection.documents, pieces, positions, settings.tokens)
+        raise models.CannotLoad(f"the model {model!r} has {positions} positions: no room for a token")
+    selection = select_documents(collection.documents, tokenizer, positions, tokens)
     if not selection.documents:
-        raise NoTokens("the tokenizer makes no token of any document")
+        raise ValueError("the tokenizer makes no token of any document")
     labels, clustered_by = assign_clusters([encoded.document for encoded in selection.documents])
-    encoders = models.prepare(model, origin)
+    encoders = models.prepare(encoder, origins[0])
     advance(1.0)
 
-    def effort(stage: str, seconds: float) -> Effort:
-        return Effort(settings.repeats, seconds, begin(stage))
-
-    batches = pad_batches(selection.windows, settings.batch_size, pieces.pad)
+    batches = pad_batches(selection.windows, batch_size, tokenizer.pad_token_id)
     started = time.perf_counter()
-    encoder, hidden = compare_encoders(encoders, batches, effort("Encoder", ENCODER_SECONDS))
+    first, hidden = compare_encoders(encoders, batches, Effort(repeats, ENCODER_SECONDS, begin("Encoder")))
     lengths = [len(window) for window in selection.windows]
     late = max(0.0, time.perf_counter() - started - ENCODER_SECONDS)
-    span_seconds = max(LEAST_SPAN_SECONDS, SPAN_SECONDS - late)
-    spans = compare_span_pooling(hidden, lengths, settings.max_width, effort("Spans", span_seconds))
-    across, document_weights = compare_cross_document(
-        hidden, selection, labels, heads, settings.seed, effort("Cross-document attention", CROSS_DOCUMENT_SECONDS)
-    )
+    left = max(LEAST_SPAN_SECONDS, SPAN_SECONDS - late)
+    spans = compare_span_pooling(hidden, lengths, max_width, Effort(repeats, left, begin("Spans")))
+    effort = Effort(repeats, CROSS_DOCUMENT_SECONDS, begin("Cross-document attention"))
+    heads: int = encoder.config.num_attention_heads
+    across, document_weights = compare_cross_document(hidden, selection, labels, heads, seed, effort)
     return DemoResult(
         collection=collection,
         selection=selection,
         cluster_labels=labels,
         clustered_by=clustered_by,
-        stages=[encoder, spans, across],
+        stages=[first, spans, across],
         document_weights=document_weights,
         padded_tokens=sum(ids.numel() for ids, _ in batches),
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         positions=positions,
         repacked_bytes=encoders.repacked_bytes,
         model=encoders.description,
-        tokenizer=pieces.origin,
+        tokenizer=origins[1],
         memory_method=PeakMemory.method(),
         versions=environment.versions(),
         machine=environment.machine(),
@@ -119,18 +113,18 @@ def _run(collection: Collection, settings: Settings, begin: Begin) -> DemoResult
     )
 
 
-def _model_and_pieces(collection: Collection, settings: Settings) -> tuple[Any, WordPieces, str]:
-    """The model, its tokenizer, and where its weights come from, in words."""
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    name = settings.model
+def _encoder_and_tokenizer(
+    collection: Collection, name: str | None, dtype: torch.dtype, seed: int, quick: bool
+) -> tuple[Any, Any, tuple[str, str]]:
+    """The model, its tokenizer, and where the weights of the one and the entries of the other come from, in words."""
     if name is None:
-        pieces = train_word_pieces(collection.documents)
-        model = models.random_model(pieces.size, dtype, settings.seed, settings.quick)
-        return model, pieces, f"random weights, seed {settings.seed}"
-    model = models.load_model(name, dtype)
-    pieces = models.load_tokenizer(name)
-    if pieces.size > model.config.vocab_size:
-        raise models.CannotLoad(
-            f"the tokenizer of {name!r} has {pieces.size} entries, but its model only {model.config.vocab_size}"
-        )
-    return model, pieces, f"weights of {name}"
+        tokenizer = train_on(collection.documents)
+        model = models.random_model(len(tokenizer), dtype, seed, quick)
+        entries = f"cased WordPiece vocabulary of {len(tokenizer):,} entries, trained on the documents"
+        return model, tokenizer, (f"random weights, seed {seed}", entries)
+    model, tokenizer = models.load_model(name, dtype), models.load_tokenizer(name)
+    size = len(tokenizer)
+    if size > model.config.vocab_size:
+        known = model.config.vocab_size
+        raise models.CannotLoad(f"the tokenizer of {name!r} has {size} entries, but its model only {known}")
+    return model, tokenizer, (f"weights of {name}", f"the tokenizer of {name}, {size:,} entries")

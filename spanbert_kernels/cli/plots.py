@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -18,69 +18,57 @@ from spanbert_kernels.cli.svg import INK, OURS, PAPER, RULE, STYLE, TODAY, axes_
 MOST_DOCUMENTS_SHOWN = 32  # a heat map with more has unreadable names
 
 
-def _names(result: DemoResult) -> list[str]:
-    return [textwrap.fill(stage.title, 18) for stage in result.stages]
-
-
 def speed_ups(result: DemoResult) -> str:
     """Bars of the speed-up of each stage, on a logarithmic axis that starts from "as fast"."""
     with matplotlib.rc_context(STYLE):
         figure, axes = axes_of(5.4, 2.3)
         values = [stage.speed_up for stage in result.stages]
-        rows = range(len(values))
         # Bars grow from 1 to the right where this package wins and to the left where it loses.
         colours = [OURS if value >= 1 else TODAY for value in values]
-        axes.barh(rows, [value - 1 for value in values], left=1, height=0.55, color=colours)
+        axes.barh(range(len(values)), [value - 1 for value in values], left=1, height=0.55, color=colours)
         axes.set_xscale("log")
         low, high = min(0.7, *values) / 1.2, max(2.0, *values) * 2
         axes.set_xlim(low, high)
         axes.axvline(1, color=INK, linewidth=0.8)
-        for row, value in zip(rows, values, strict=True):
+        for row, value in enumerate(values):
+            text = formatting.speed_up(value) + ("" if value >= 1 else " (slower)")
             # Always to the right of the line, where no name is in the way.
-            axes.annotate(
-                formatting.speed_up(value) if value >= 1 else f"{formatting.speed_up(value)} (slower)",
-                (max(value, 1.0), row),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                weight="bold",
-            )
+            _beside(axes, text, max(value, 1.0), row, weight="bold")
         axes.set_xticks(ticks(low, high))
         axes.minorticks_off()
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
-        axes.set_yticks(rows, _names(result))
-        axes.invert_yaxis()
-        return svg(figure, "Bars: the speed-up of each stage")
+        return _rows(figure, axes, result, "Bars: the speed-up of each stage")
 
 
 def memories(result: DemoResult) -> str:
     """Pairs of bars of the peak memory of each stage."""
     with matplotlib.rc_context(STYLE):
         figure, axes = axes_of(5.4, 2.3)
-        sides: Sequence[tuple[str, str, float, list[int]]] = (
-            ("today", TODAY, -0.2, [stage.timing.baseline_peak for stage in result.stages]),
-            ("accelerated", OURS, 0.2, [stage.timing.accelerated_peak for stage in result.stages]),
-        )
-        for label, colour, shift, peaks in sides:
+        sides = (("today", TODAY, -0.2, "baseline_peak"), ("accelerated", OURS, 0.2, "accelerated_peak"))
+        highest = 0
+        for label, colour, shift, name in sides:
+            peaks = [getattr(stage.timing, name) for stage in result.stages]
+            highest = max(highest, *peaks)
             rows = [row + shift for row in range(len(peaks))]
             axes.barh(rows, [peak / MEBIBYTE for peak in peaks], height=0.36, color=colour, label=label)
             for row, peak in zip(rows, peaks, strict=True):
-                axes.annotate(
-                    formatting.memory(peak),
-                    (peak / MEBIBYTE, row),
-                    xytext=(5, 0),
-                    textcoords="offset points",
-                    va="center",
-                )
-        highest = max(max(peaks) for *_, peaks in sides) / MEBIBYTE
-        axes.set_xlim(0, max(1.0, highest * 1.2))
+                _beside(axes, formatting.memory(peak), peak / MEBIBYTE, row)
+        axes.set_xlim(0, max(1.0, highest / MEBIBYTE * 1.2))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_xlabel("MiB")
-        axes.set_yticks(range(len(result.stages)), _names(result))
-        axes.invert_yaxis()
         figure.legend(frameon=False, loc="outside upper right", ncols=2, borderaxespad=0)
-        return svg(figure, "Bars: the peak memory of each stage, both ways")
+        return _rows(figure, axes, result, "Bars: the peak memory of each stage, both ways")
+
+
+def _beside(axes: Any, text: str, value: float, row: float, **font: Any) -> None:
+    axes.annotate(text, (value, row), xytext=(5, 0), textcoords="offset points", va="center", **font)
+
+
+def _rows(figure: Figure, axes: Any, result: DemoResult, title: str) -> str:
+    axes.set_yticks(range(len(result.stages)), [textwrap.fill(stage.title, 18) for stage in result.stages])
+    axes.invert_yaxis()
+    return svg(figure, title)
 
 
 def lengths(result: DemoResult) -> str:

@@ -16,14 +16,14 @@ BACKENDS = ("cpu", "eager", "cuda", "triton")
 def render(result: DemoResult) -> str:
     """The report as HTML text."""
     documents = [
-        {
-            "name": encoded.document.name,
-            "file": formatting.path(Path(encoded.document.source.name)),
-            "cluster": formatting.path(Path(Path(label).name)) if label else "",
-            "words": len(encoded.document.text.split()),
-            "tokens": encoded.tokens,
-            "windows": len(encoded.windows),
-        }
+        (
+            encoded.document.name,
+            formatting.path(Path(encoded.document.source.name)),
+            formatting.path(Path(Path(label).name)) if label else "",
+            f"{len(encoded.document.text.split()):,}",
+            f"{encoded.tokens:,}",
+            len(encoded.windows),
+        )
         for encoded, label in zip(result.selection.documents, result.cluster_labels, strict=True)
     ]
     collection = result.collection

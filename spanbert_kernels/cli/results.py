@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,11 @@ from spanbert_kernels.cli.collecting import Collection
 from spanbert_kernels.cli.encoding import Selection
 from spanbert_kernels.cli.stages import StageResult
 from spanbert_kernels.cli.stages.cross_document import DocumentWeights
+
+_AS_THEY_ARE = (
+    *("padded_tokens", "warnings", "batch_size", "memory_method", "repacked_bytes", "model", "tokenizer"),
+    *("versions", "machine", "command", "seconds"),
+)
 
 
 @dataclass
@@ -74,79 +79,45 @@ class DemoResult:
 
     def coverage(self) -> list[str]:
         """What was used and what was not, a sentence each; sentences about nothing are left out."""
-        selection, collection = self.selection, self.collection
+        selection, collection, count = self.selection, self.collection, formatting.count
         windows = sum(len(document.windows) for document in selection.split)
-        sentences = [
-            f"{formatting.count(len(selection.documents), 'document')} of {len(collection.documents):,} used, "
-            f"{selection.tokens:,} tokens in {formatting.count(len(selection.windows), 'window')}.",
-        ]
-        if selection.split:
-            sentences.append(
-                f"{formatting.count(len(selection.split), 'document')} longer than the model's {self.positions} "
-                f"positions: split into {windows} windows."
-            )
-        if selection.cut:
-            sentences.append("The first document alone exceeds --tokens: it was cut to fit.")
-        if selection.left_out:
-            sentences.append(
-                f"{formatting.count(selection.left_out, 'document')} left out: beyond the --tokens budget."
-            )
-        if selection.without_tokens:
-            sentences.append(f"{formatting.count(selection.without_tokens, 'document')} left out: without a token.")
-        if collection.duplicates:
-            sentences.append(f"{formatting.count(collection.duplicates, 'document')} met before and counted once.")
-        if collection.faults:
-            sentences.append(f"{formatting.count(len(collection.faults), 'file')} read in part, with a warning.")
-        if collection.skipped:
-            sentences.append(f"{formatting.count(len(collection.skipped), 'file')} skipped with a warning.")
-        if collection.passed_over:
-            sentences.append(f"{formatting.count(len(collection.passed_over), 'file')} passed over: no documents.")
-        return sentences
+        sentences = {
+            f"{count(len(selection.documents), 'document')} of {len(collection.documents):,} used, "
+            f"{selection.tokens:,} tokens in {count(len(selection.windows), 'window')}.": True,
+            f"{count(len(selection.split), 'document')} longer than the model's {self.positions} positions: "
+            f"split into {windows} windows.": selection.split,
+            "The first document alone exceeds --tokens: it was cut to fit.": selection.cut,
+            f"{count(selection.left_out, 'document')} left out: beyond the --tokens budget.": selection.left_out,
+            f"{count(selection.without_tokens, 'document')} left out: without a token.": selection.without_tokens,
+            f"{count(collection.duplicates, 'document')} met before and counted once.": collection.duplicates,
+            f"{count(len(collection.faults), 'file')} read in part, with a warning.": collection.faults,
+            f"{count(len(collection.skipped), 'file')} skipped with a warning.": collection.skipped,
+            f"{count(len(collection.passed_over), 'file')} passed over: no documents.": collection.passed_over,
+        }
+        return [sentence for sentence, said in sentences.items() if said]
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers alone, for machines: valid JSON, so what is not finite is None."""
-        values: dict[str, Any] = _finite(self._values())
-        return values
-
-    def _values(self) -> dict[str, Any]:
-        return {
+        values = {
             "summary": self.summary(),
             "stages": [stage.as_dict() for stage in self.stages],
             "documents": len(self.selection.documents),
             "tokens": self.selection.tokens,
-            "padded_tokens": self.padded_tokens,
             "windows": len(self.selection.windows),
             "split": len(self.selection.split),
             "left_out": self.selection.left_out,
             "without_tokens": self.selection.without_tokens,
             "duplicates": self.collection.duplicates,
+            **{name: getattr(self, name) for name in _AS_THEY_ARE},
             **{
                 name: [[formatting.path(path), reason] for path, reason in getattr(self.collection, name)]
                 for name in ("faults", "skipped", "passed_over")
             },
-            "warnings": self.warnings,
-            "batch_size": self.batch_size,
-            "memory_method": self.memory_method,
-            "repacked_bytes": self.repacked_bytes,
-            "model": self.model,
-            "tokenizer": self.tokenizer,
-            "versions": self.versions,
-            "machine": self.machine,
-            "command": self.command,
-            "seconds": self.seconds,
         }
+        found: dict[str, Any] = json.loads(json.dumps(values), parse_constant=lambda constant: None)
+        return found
 
 
 def _pace(stage: StageResult) -> str:
-    factor = stage.speed_up
-    if factor >= 1:
-        return f"{formatting.speed_up(factor).removesuffix(' x')} times as fast"
-    return f"at {formatting.speed_up(factor).removesuffix(' x')} times the speed"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    factor = formatting.speed_up(stage.speed_up).removesuffix(" x")
+    return f"{factor} times as fast" if stage.speed_up >= 1 else f"at {factor} times the speed"

@@ -17,56 +17,45 @@ SHORT_UNITS = {"documents": "docs"}
 
 def cells(stage: StageResult) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The two rows of a stage, today's way and this package's, in the order of `COLUMNS`."""
-    timing = stage.timing
-    unit = SHORT_UNITS.get(stage.unit, stage.unit)
+    timing, unit = stage.timing, SHORT_UNITS.get(stage.unit, stage.unit)
+
+    def row(seconds: float, peak: int, *more: str) -> tuple[str, ...]:
+        rate = f"{formatting.rate(stage.count, seconds)} {unit}/s"
+        return formatting.seconds(seconds), rate, formatting.memory(peak), *more
+
+    error = formatting.error(stage.agreement.largest_difference)
     return (
-        (
-            formatting.seconds(timing.baseline_seconds),
-            f"{formatting.rate(stage.count, timing.baseline_seconds)} {unit}/s",
-            formatting.memory(timing.baseline_peak),
-            "",
-            "",
-        ),
-        (
-            formatting.seconds(timing.accelerated_seconds),
-            f"{formatting.rate(stage.count, timing.accelerated_seconds)} {unit}/s",
-            formatting.memory(timing.accelerated_peak),
-            formatting.speed_up(stage.speed_up),
-            formatting.error(stage.agreement.largest_difference),
-        ),
+        row(timing.baseline_seconds, timing.baseline_peak, "", ""),
+        row(timing.accelerated_seconds, timing.accelerated_peak, formatting.speed_up(stage.speed_up), error),
     )
 
 
 def show(result: DemoResult, console: Console) -> None:
     """Print what was used, the table, and what the numbers rest on."""
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, markup=False, style=style)
+
     for sentence in result.coverage():
-        console.print(sentence, markup=False)
+        say(sentence)
     console.print(_table(result))
     rounds = ", ".join(stage.timing.rounds for stage in result.stages)
-    console.print(
+    say(
         f"Medians ({rounds}); both ways took turns. Peak memory is what a call adds to the process. Acceleration keeps "
-        f"{formatting.memory(result.repacked_bytes)} of repacked weights beside the parameters.",
-        markup=False,
+        f"{formatting.memory(result.repacked_bytes)} of repacked weights beside the parameters."
     )
     if result.disturbed:
-        console.print(
-            "With one round, whatever else the machine did shows in the times; --repeats 3 gives steadier ones.",
-            markup=False,
-        )
+        say("With one round, whatever else the machine did shows in the times; --repeats 3 gives steadier ones.")
     for stage in result.stages:
-        console.print(f"{stage.title}: {ran(stage)}. {stage.sampled}".rstrip(), markup=False, style="dim")
+        say(f"{stage.title}: {ran(stage)}. {stage.sampled}".rstrip(), "dim")
     for stage in result.failed:
-        agreement = stage.agreement
-        console.print(
-            f"FAILED: {stage.title}: off by {formatting.error(agreement.accelerated_error)} from float64 "
-            f"({agreement.where}), allowed {formatting.error(agreement.allowed)}.",
-            style="bold red",
-            markup=False,
-        )
+        found, allowed = (formatting.error(e) for e in (stage.agreement.accelerated_error, stage.agreement.allowed))
+        where = stage.agreement.where
+        say(f"FAILED: {stage.title}: off by {found} from float64 ({where}), allowed {allowed}.", "bold red")
     if not result.failed:
-        console.print("All stages are within the tolerance, checked against float64.", markup=False)
+        say("All stages are within the tolerance, checked against float64.")
     for warning in result.warnings:
-        console.print(f"Warning: {warning}", style="yellow", markup=False)
+        say(f"Warning: {warning}", "yellow")
 
 
 def _table(result: DemoResult) -> Table:
@@ -74,17 +63,15 @@ def _table(result: DemoResult) -> Table:
     table.add_column("", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
-    for number, stage in enumerate(result.stages):
-        today, ours = cells(stage)
-        last = number == len(result.stages) - 1
+    for stage in result.stages:
+        if table.rows:
+            table.add_row()
+        today, (*ours, speed_up, error) = cells(stage)
         table.add_row(Text(stage.title, style="bold"), "", Text(f"{stage.count:,} {stage.unit}", style="dim"))
         table.add_row("  today", *today)
-        if stage.agreement.holds:
-            table.add_row("  accelerated", *ours[:-2], Text(ours[-2], style="bold"), ours[-1])
-        else:
-            table.add_row("  accelerated", *ours[:-1], Text(f"{ours[-1]} FAILED", style="bold red"))
-        if not last:
-            table.add_row()
+        failed = Text(f"{error} FAILED", style="bold red")
+        good = stage.agreement.holds
+        table.add_row("  accelerated", *ours, Text(speed_up, style="bold" if good else ""), error if good else failed)
     return table
 
 

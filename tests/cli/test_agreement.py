@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from spanbert_kernels.cli.agreement import Agreement, Difference, judge
+from spanbert_kernels.cli.agreement import Agreement, Difference
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -16,8 +16,8 @@ EPS = torch.finfo(torch.float32).eps
 def verdict(baseline: list[float], accelerated: list[float], reference: list[float]) -> Agreement:
     pair = torch.tensor(baseline), torch.tensor(accelerated)
     difference = Difference()
-    difference.see(*pair)
-    return judge(difference, "here", *pair, torch.tensor(reference, dtype=torch.float64))
+    difference.see("piece", *pair)
+    return difference.judge("here", torch.tensor(reference, dtype=torch.float64))
 
 
 def test_the_accelerated_way_may_be_off_by_twice_the_baselines_error_and_a_rounding() -> None:
@@ -47,16 +47,17 @@ def test_a_nan_fails(side: str) -> None:
 def test_the_largest_difference_is_kept_and_a_nan_outweighs_all() -> None:
     difference = Difference()
     pieces = [([1.0], [1.0]), ([5.0], [4.0]), ([-9.0], [-8.5]), ([math.nan], [1.0]), ([1.0], [9.0])]
-    worst = [difference.see(torch.tensor(b), torch.tensor(a)) for b, a in pieces]
+    worst = [difference.see(number, torch.tensor(b), torch.tensor(a)) for number, (b, a) in enumerate(pieces)]
     assert worst == [True, True, False, True, False]
+    assert difference.worst[0] == 3
     assert math.isnan(difference.error)
 
 
 def test_shapes_that_differ_and_nothing_at_all() -> None:
     difference = Difference()
     with pytest.raises(RuntimeError, match=r"differ in shape: \[2\] and \[1, 2\]"):
-        difference.see(torch.ones(2), torch.ones(1, 2))
-    assert not difference.see(torch.ones(0, 4), torch.ones(0, 4))
+        difference.see(0, torch.ones(2), torch.ones(1, 2))
+    assert not difference.see(0, torch.ones(0, 4), torch.ones(0, 4))
 
 
 def test_a_nan_outside_the_piece_that_is_judged_fails_too() -> None:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import children
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spanbert_kernels.cli import encoding
 from spanbert_kernels.cli.collecting import default_documents
-from spanbert_kernels.cli.encoding import WordPieces, select_documents, split_windows, train_word_pieces, wrap_tokenizer
+from spanbert_kernels.cli.encoding import select_documents, split_windows, train_on
+from spanbert_kernels.cli.models import check_special_tokens
 from spanbert_kernels.data.documents import Document
 
 
-def one_id_a_word(batch: Sequence[str]) -> list[list[int]]:
-    return [[len(word) for word in text.split()] for text in batch]
+class OneIdAWord:
+    """As much of a tokenizer as is needed."""
+
+    cls_token_id, sep_token_id = 101, 102
+
+    def __call__(self, text: str, **how: Any) -> dict[str, list[int]]:
+        return {"input_ids": [len(word) for word in text.split()]}
 
 
-PIECES = WordPieces(one_id_a_word, cls=101, sep=102, pad=0, size=200, origin="")
+PIECES = OneIdAWord()
 
 
 def documents(*lengths: int) -> list[Document]:
@@ -79,30 +86,39 @@ def test_many_documents_fill_the_budget_and_the_rest_is_counted() -> None:
 
 def test_the_trained_vocabulary_is_cased_and_covers_its_documents() -> None:
     collection = default_documents().documents
-    pieces = train_word_pieces(collection)
-    ids = pieces.encode(["The the", "Sandpiper"])
-    assert len(ids[0]) == 2
-    assert ids[0][0] != ids[0][1]
-    unknown = pieces.encode(["\u4e00"])[0][0]
-    encoded = pieces.encode([document.text for document in collection])
+    tokenizer = train_on(collection)
+    upper, lower = tokenizer("The the", add_special_tokens=False)["input_ids"]
+    assert upper != lower
+    (unknown,) = tokenizer("\u4e00", add_special_tokens=False)["input_ids"]
+    assert unknown == tokenizer.unk_token_id
+    encoded = tokenizer([document.text for document in collection])["input_ids"]
     assert all(unknown not in row for row in encoded)
-    assert max(map(max, encoded)) < pieces.size
-    assert len({pieces.cls, pieces.sep, pieces.pad, unknown}) == 4
-    assert f"{pieces.size:,} entries" in pieces.origin
+    assert max(map(max, encoded)) < len(tokenizer)
+    assert len({tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, unknown}) == 4
+
+
+def test_a_vocabulary_is_made_of_the_first_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "TRAINING_CHARACTERS", 12)
+    letters = [entry for entry in train_on(documents(2, 2)).get_vocab() if len(entry) == 1]
+    assert sorted(letters) == sorted("word")
+    late = [*documents(2), Document("late", "zzzz", Path("late"))]
+    assert "z" in train_on(late).get_vocab()
+    monkeypatch.setattr(encoding, "TRAINING_CHARACTERS", 9)
+    assert "z" not in train_on(late).get_vocab()
 
 
 def test_the_trained_vocabulary_is_the_same_in_every_process() -> None:
     code = (
         "import hashlib\n"
         "from spanbert_kernels.cli.collecting import default_documents\n"
-        "from spanbert_kernels.cli.encoding import train_word_pieces\n"
+        "from spanbert_kernels.cli.encoding import train_on\n"
         "documents = default_documents().documents\n"
-        "ids = train_word_pieces(documents).encode([document.text for document in documents])\n"
+        "ids = train_on(documents)([document.text for document in documents])['input_ids']\n"
         "print(hashlib.sha256(repr(ids).encode()).hexdigest())\n"
     )
     elsewhere = children.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     collection = default_documents().documents
-    ids = train_word_pieces(collection).encode([document.text for document in collection])
+    ids = train_on(collection)([document.text for document in collection])["input_ids"]
     assert elsewhere == hashlib.sha256(repr(ids).encode()).hexdigest()
 
 
@@ -112,4 +128,4 @@ def test_a_tokenizer_without_special_tokens_is_refused() -> None:
         sep_token_id = pad_token_id = None
 
     with pytest.raises(ValueError, match=r"the tokenizer of here has no \[SEP\], \[PAD\]"):
-        wrap_tokenizer(Tokenizer(), "here")
+        check_special_tokens(Tokenizer(), "here")

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from spanbert_kernels.cli.agreement import Agreement
 from spanbert_kernels.cli.measuring import Timing
 
-__all__ = ["StageResult"]
+__all__ = ["StageResult", "offsets_of"]
+
+
+def offsets_of(lengths: Sequence[int]) -> Tensor:
+    """Where each of the runs of these lengths begins, and the last one's end, int32.
+
+    Example:
+        >>> offsets_of([3, 2]).tolist()
+        [0, 3, 5]
+    """
+    return F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
 
 
 @dataclass(frozen=True)
@@ -46,10 +61,7 @@ class StageResult:
     @property
     def relative_error(self) -> float:
         """The largest difference of the two ways as a share of the largest value."""
-        agreement = self.agreement
-        if not agreement.largest_value:
-            return agreement.largest_difference
-        return agreement.largest_difference / agreement.largest_value
+        return self.agreement.largest_difference / (self.agreement.largest_value or 1.0)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values alone."""

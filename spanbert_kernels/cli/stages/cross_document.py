@@ -11,10 +11,10 @@ from torch import Tensor
 
 from spanbert_kernels import ops
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.agreement import Difference, judge
+from spanbert_kernels.cli.agreement import Difference
 from spanbert_kernels.cli.encoding import Selection
 from spanbert_kernels.cli.measuring import Effort, compare
-from spanbert_kernels.cli.stages import StageResult
+from spanbert_kernels.cli.stages import StageResult, offsets_of
 from spanbert_kernels.ops.backends import record
 
 
@@ -52,29 +52,18 @@ def compare_cross_document(
     """Attention between the anchors of a cluster's documents, on random projections of `hidden [T, H]`."""
     clusters = list(dict.fromkeys(labels))
     order = sorted(range(len(labels)), key=lambda i: clusters.index(labels[i]))  # clusters together
-    offsets = torch.zeros(len(labels) + 1, dtype=torch.int64)
-    offsets[1:] = torch.tensor([document.tokens for document in selection.documents]).cumsum(0)
+    offsets = offsets_of([document.tokens for document in selection.documents])
     anchors = hidden[ops.anchor_indices(offsets, "last")][order]  # [D, H]
     sizes = torch.tensor([list(labels).count(label) for label in clusters])
-    cu_clusters = torch.zeros(len(sizes) + 1, dtype=torch.int32)
-    cu_clusters[1:] = sizes.cumsum(0)
-    cu_seqlens = torch.zeros(len(labels) + 1, dtype=torch.int32)
-    cu_seqlens[1:] = offsets.diff()[order].cumsum(0)
-
+    cu_clusters, cu_seqlens = offsets_of(sizes.tolist()), offsets_of(offsets.diff()[order].tolist())
     q, k, v = _project(anchors, heads, seed)
     difference = Difference()
-    results: list[tuple[Tensor, Tensor]] = []
-
-    def inspect(_: int, baseline: Tensor, accelerated: Tensor) -> None:
-        difference.see(baseline, accelerated)
-        results.append((baseline, accelerated))
-
     with record() as calls:
         timing = compare(
             [None],
             lambda _: attend_padded(q, k, v, sizes),
             lambda _: ops.cross_document_attention(q, k, v, cu_seqlens, cu_clusters),
-            inspect,
+            difference.see,
             effort,
             largest=0,
         )
@@ -87,7 +76,7 @@ def compare_cross_document(
         unit="documents",
         count=len(labels),
         timing=timing,
-        agreement=judge(difference, "all documents", *results[0], reference),
+        agreement=difference.judge("all documents", reference),
         backends=sorted(set(calls)),
         notes=[f"{formatting.count(alone, 'document')} alone in a cluster: nothing to see, output 0."] if alone else [],
     )

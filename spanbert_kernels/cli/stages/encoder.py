@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spanbert_kernels.cli.agreement import Difference, judge
+from spanbert_kernels.cli.agreement import Difference
 from spanbert_kernels.cli.measuring import Effort, compare
 from spanbert_kernels.cli.models import Encoders
 from spanbert_kernels.cli.stages import StageResult
@@ -45,32 +46,26 @@ def compare_encoders(encoders: Encoders, batches: Sequence[Batch], effort: Effor
     """The row, and hidden `[T, H]` of the real tokens, as the accelerated way makes them."""
     hidden: list[Tensor] = []
     difference = Difference()
-    worst: list[tuple[int, int, Tensor, Tensor]] = []  # batch, row, and both results there
 
     def inspect(index: int, baseline: Tensor, accelerated: Tensor) -> None:
         mask = batches[index][1]
         hidden.append(accelerated[mask.bool()])
         for row, length in enumerate(mask.sum(1).tolist()):
-            pair = baseline[row, :length], accelerated[row, :length]
-            if difference.see(*pair):
-                worst[:] = [(index, row, pair[0].clone(), pair[1].clone())]
-
-    def way(encoder: Any) -> Callable[[Batch], Tensor]:
-        return lambda batch: encode(encoder, batch)
+            difference.see(batches[index][0][row, :length], baseline[row, :length], accelerated[row, :length])
 
     rows, columns = WARM_UP
     with record() as calls:
         timing = compare(
             batches,
-            way(encoders.baseline),
-            way(encoders.accelerated),
+            partial(encode, encoders.baseline),
+            partial(encode, encoders.accelerated),
             inspect,
             effort,
             largest=max(range(len(batches)), key=lambda i: batches[i][0].numel()),
             warm_up=tuple(tensor[:rows, :columns] for tensor in batches[0]),
         )
-    index, row, baseline, accelerated = worst[0]
-    reference = _in_float64(encoders.baseline, batches[index][0][row, : len(baseline)])
+    ids = difference.worst[0]
+    in_float64 = encode(copy.deepcopy(encoders.baseline).double(), (ids[None], torch.ones_like(ids)[None]))[0]
     packed = torch.cat(hidden)
     result = StageResult(
         title="Encoder",
@@ -79,16 +74,8 @@ def compare_encoders(encoders: Encoders, batches: Sequence[Batch], effort: Effor
         unit="tokens",
         count=len(packed),
         timing=timing,
-        agreement=judge(
-            difference, f"a window of {len(baseline):,} tokens, alone and unpadded", baseline, accelerated, reference
-        ),
+        agreement=difference.judge(f"a window of {len(ids):,} tokens, alone and unpadded", in_float64),
         backends=sorted(set(calls)),
         paths=[f"{path} ({number} calls)" for path, number in sorted(encoders.report.calls.items())],
     )
     return result, packed
-
-
-def _in_float64(encoder: Any, ids: Tensor) -> Tensor:
-    """What the encoder's weights give in float64 for one window alone, `[L, H]`."""
-    double = copy.deepcopy(encoder).double()
-    return encode(double, (ids[None], torch.ones_like(ids)[None]))[0]

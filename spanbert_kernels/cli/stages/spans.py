@@ -11,9 +11,9 @@ from torch import Tensor
 
 from spanbert_kernels import ops
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.agreement import Difference, judge
+from spanbert_kernels.cli.agreement import Difference
 from spanbert_kernels.cli.measuring import Effort, compare
-from spanbert_kernels.cli.stages import StageResult
+from spanbert_kernels.cli.stages import StageResult, offsets_of
 from spanbert_kernels.ops.backends import record
 from spanbert_kernels.ops.choices import Part
 
@@ -81,24 +81,21 @@ def compare_span_pooling(hidden: Tensor, lengths: Sequence[int], max_width: int,
 
     Where time does not allow all of them, both ways run on the same sample of calls.
     """
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-    offsets[1:] = torch.tensor(lengths).cumsum(0)
+    offsets = offsets_of(lengths)
     items = [_Item.of(hidden, offsets[first : last + 1], max_width) for first, last in group_windows(lengths)]
     widest = min(max_width, max(lengths))
     largest = max(range(len(items)), key=lambda i: len(items[i].pairs))
     most_bytes = min(MOST_GATHERED, psutil.virtual_memory().available // 4)
     difference = Difference()
-    worst: list[tuple[int, int, Tensor, Tensor]] = []  # item, first span, and both results from there on
 
     def pool(item: _Item) -> Tensor:
         return ops.span_pool(item.tokens, ops.enumerate_spans(item.cu_seqlens, max_width), PARTS)
 
     def inspect(index: int, baseline: Tensor, accelerated: Tensor) -> None:
-        if difference.see(baseline, accelerated):
+        if difference.see(None, baseline, accelerated):
             row = int((accelerated - baseline).abs_().amax(1).argmax())
-            first = max(0, row - CHECKED_SPANS // 2)
-            rows = slice(first, first + CHECKED_SPANS)
-            worst[:] = [(index, first, baseline[rows].clone(), accelerated[rows].clone())]
+            near = slice(max(0, row - CHECKED_SPANS // 2), max(0, row - CHECKED_SPANS // 2) + CHECKED_SPANS)
+            difference.worst = (index, near), baseline[near].clone(), accelerated[near].clone()
 
     with record() as calls:
         timing = compare(
@@ -111,8 +108,8 @@ def compare_span_pooling(hidden: Tensor, lengths: Sequence[int], max_width: int,
             warm_up=_Item.of(hidden, torch.tensor([0, min(WARM_UP_TOKENS, len(hidden))]), max_width),
             sample=True,
         )
-    index, first, baseline, accelerated = worst[0]
-    pairs = items[index].pairs[first : first + len(baseline)]
+    index, near = difference.worst[0]
+    pairs = items[index].pairs[near]
     reference = pool_padded(items[index].tokens.double(), pairs, widest)
     spans = sum(len(items[i].pairs) for i in timing.items)
     return StageResult(
@@ -122,13 +119,7 @@ def compare_span_pooling(hidden: Tensor, lengths: Sequence[int], max_width: int,
         unit="spans",
         count=spans,
         timing=timing,
-        agreement=judge(
-            difference,
-            f"{formatting.count(len(pairs), 'span')} around the largest difference",
-            baseline,
-            accelerated,
-            reference,
-        ),
+        agreement=difference.judge(f"{formatting.count(len(pairs), 'span')} around the largest difference", reference),
         backends=sorted(set(calls)),
         sampled=_sampled(items, timing.items),
         notes=[_gathering([items[i] for i in timing.items], widest, most_bytes)],
