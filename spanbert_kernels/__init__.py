@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from spanbert_kernels import auto_classes
+
 if TYPE_CHECKING:
     from spanbert_kernels import nn, ops
     from spanbert_kernels.acceleration import accelerate, restore
@@ -74,6 +76,9 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+auto_classes.announce()
 
 
 def __dir__() -> list[str]:

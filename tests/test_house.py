@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "spanbert_kernels"
 # Lowest first: a layer imports from itself and from those before it.
 LAYERS = (
-    *("extras", "testing", "host", "ops", "nn", "acceleration", "integrations", "models"),
+    *("extras", "testing", "host", "auto_classes", "ops", "nn", "acceleration", "integrations", "models"),
     *("data", "tasks", "cli", "__main__"),
 )
 # What a layer may import beyond the package's own dependencies: an extra of pyproject.toml, or libraries by name.

@@ -8,10 +8,12 @@ from typing import Any
 
 from transformers import BertConfig
 
+from spanbert_kernels import __version__
 from spanbert_kernels.models.checkpoints import resolve_model
 from spanbert_kernels.nn.cross_document_mixer import check_choice
 from spanbert_kernels.ops.choices import ANCHORS, NORMALIZATIONS, ROLES, Anchor, Normalization, Role
 
+WRITTEN_BY = {"library_name": "spanbert_kernels", "spanbert_kernels_version": __version__}
 POOLER_TOKENS = ("first", "anchor")
 
 
@@ -58,7 +60,8 @@ class SpanBERTConfig(BertConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         # a BERT folder says "bert", and an attribute would hide the class's own type
-        kwargs.pop("model_type", None)
+        for name in ("model_type", *WRITTEN_BY):
+            kwargs.pop(name, None)
         super().__post_init__(**kwargs)
         self.check_cross_document()
 
@@ -102,6 +105,10 @@ class SpanBERTConfig(BertConfig):
                 'pooler_token="anchor", cross_document_queries="tokens" or cross_document_anchor="first", or leave '
                 f"layer {last} out"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and what to install where the class is not known."""
+        return {**super().to_dict(), **WRITTEN_BY}
 
     @classmethod
     def get_config_dict(
