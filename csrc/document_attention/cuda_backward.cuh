@@ -10,8 +10,9 @@
 //
 // Both kernels are one text: a tile of own rows meets all rows that it sees or that see it, in a fixed order and
 // without atomics. Own rows are queries (own: Q, dO; seen: K, V; sum: dQ), or keys (own: K, V; seen: Q, dO; sums: dK,
-// dV) and the scores are transposed. Queries meet their keys twice, first for mass and delta, which they leave for the
-// kernel of the keys. A short document that sees itself alone is one tile on either side: the block of its keys
+// dV) and the scores are transposed, but the same to the last bit, as columns are multiplied in one order: else a
+// softmax over one key would have a gradient. Queries meet their keys twice, first for mass and delta, which they leave
+// for the kernel of the keys. A short document that sees itself alone is one tile on either side: the block of its keys
 // computes mass, delta and dQ as well, the latter from the dS that its warps leave in shared memory, and the kernel of
 // the queries passes it over.
 #pragma once
