@@ -29,6 +29,7 @@ class Shape(NamedTuple):
     lengths: tuple[int, ...]
     normalize: str | None = None
     options: dict[str, Any] = {}  # noqa: RUF012
+    sizes: tuple[int, ...] = (1, 30, 100, 300, 1000)
 
     def call(self) -> Callable[..., Any]:
         cu_seqlens = torch.tensor([0, *self.lengths]).cumsum(0)
@@ -52,6 +53,7 @@ SHAPES = {
     "pairs": Shape((30, 1, 40, 20), "pairwise"),
     "pairs, dropout": Shape((30, 140), "pairwise", DROPOUT),
     "few pairs": Shape((12, 1, 20), "pairwise"),
+    "few in a cluster": Shape((12, 1, 20), "joint", sizes=(100, 1000)),
     "few, dropout": Shape((40, 3), options=DROPOUT),
 }
 EVERYDAY = {
@@ -60,8 +62,9 @@ EVERYDAY = {
         torch.bfloat16: ("block, dropout",),
     },
     "cuda": {torch.float32: ("few, dropout", "few pairs"), torch.bfloat16: ("tiles, dropout",)},
+    "triton": {torch.float32: ("few, dropout", "few pairs"), torch.bfloat16: ("few in a cluster",)},
 }
-PLACES = (*(Place("cpu", level) for level in LEVELS), Place("cuda", "fibers"))
+PLACES = (*(Place("cpu", level) for level in LEVELS), Place("cuda", "fibers"), Place("triton", "interpreter"))
 EMULATED_ROWS = 300  # more of them take minutes
 RUNS = [
     pytest.param(
@@ -94,7 +97,7 @@ def results(
 def test_large_scores(name: str, dtype: torch.dtype, backend: str) -> None:
     call = SHAPES[name].call()
     rows = sum(SHAPES[name].lengths)
-    for size in (1, 30, 100, 300, 1000):
+    for size in SHAPES[name].sizes:
         generator = torch.Generator().manual_seed(size)
         values = [torch.randn(rows, 2, 64, generator=generator) for _ in range(4)]
         values = [x.to(dtype) for x in (size * values[0], *values[1:])]

@@ -115,15 +115,15 @@ def backward(
         "scale": scale,
         "size": size,
     }
-    raised, delta = (torch.empty_like(lse) for _ in range(2))
+    delta, share = (torch.empty_like(lse) for _ in range(2))
     with torch.cuda.device_of(q):
         options = loop_options(q, BACKWARD)
         tiles, grid = tiled(q, work.query_tiles, work.anchor_queries, options["Q"], options["C"])
         pairwise_backward[grid](
             **shared,
             lse=lse,
-            raised=raised,
             delta=delta,
+            share=share,
             grad_q=grad_q,
             slots=slots,
             **_towards_documents(work),
@@ -134,8 +134,9 @@ def backward(
         tiles, grid = tiled(q, work.key_tiles, work.anchor_keys, options["K"], options["C"])
         key_backward[grid](
             **shared,
-            lse=raised,
+            lse=lse,
             delta=delta,
+            share=share,
             grad_k=grad_k,
             grad_v=grad_v,
             slots=back_slots,

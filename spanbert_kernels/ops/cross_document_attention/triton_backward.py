@@ -1,9 +1,9 @@
 """The backward of pairwise attention in Triton, as far as the queries.
 
-A document's softmax is one n-th of the output, n the number of documents seen. With its log-sum-exp raised by log n the
-weights come out divided, and everything is as in the joint softmax, but that each document has a log-sum-exp and a
-delta, the sum of P dP over its keys, of its own. `pairwise_backward` leaves both for document_attention's
-`key_backward`. Letters of shapes: document_attention's `triton_forward.py`.
+A document's softmax is one n-th of the output, n the number of documents seen. With its share divided by n the weights
+come out divided, and everything is as in the joint softmax, but that each document has a log-sum-exp, a delta and a
+share of its own. `pairwise_backward` leaves them for document_attention's `key_backward`. The formulas are those of
+document_attention's `triton_backward.py`, letters of shapes those of its `triton_forward.py`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,8 @@ import triton
 import triton.language as tl
 
 from spanbert_kernels.ops.cross_document_attention.triton_forward import pair_slot, seen_document, seen_list
-from spanbert_kernels.ops.document_attention.triton_backward import query_ranges
-from spanbert_kernels.ops.document_attention.triton_forward import (
-    LOG2_E,
-    block_rows,
-    find_tile,
-    inner_products,
-    kept_entries,
-    load_rows,
-)
+from spanbert_kernels.ops.document_attention.triton_backward import query_ranges, row_statistics
+from spanbert_kernels.ops.document_attention.triton_forward import LOG2_E, find_tile, load_rows
 
 
 @triton.jit(do_not_specialize=["query_rows", "documents", "heads", "parts", "size", "include_self", "threshold"])
@@ -30,8 +23,8 @@ def pairwise_backward(
     k,
     v,
     lse,  # [heads, size]
-    raised,  # [heads, size]: the log-sum-exps raised by log n
     delta,  # [heads, size]
+    share,  # [heads, size]
     grad_q,  # [query rows, heads, head_dim]
     work,  # [6, documents], AttentionWork.documents
     link_offsets,  # [documents + 1] or None
@@ -79,13 +72,12 @@ def pairwise_backward(
     grads = load_rows(grad_output + own, query, there, grad_stride, inside)
     first_document = tl.load(work + 4 * documents + document)
     begin_item, end_item = seen_list(work, link_offsets, document, documents)
-    number = 0
+    softmaxes = 0
     item = begin_item
     while item < end_item:
         _, begin, end = seen_document(work, links, item, document, documents, include_self)
-        number += (begin < end).to(tl.int32)
+        softmaxes += (begin < end).to(tl.int32)
         item += 1
-    share = 1.0 / tl.maximum(number, 1)
     factor = scale * LOG2_E
     total = tl.zeros([Q, C], tl.float32)
     item = begin_item
@@ -93,38 +85,22 @@ def pairwise_backward(
         other, begin, end = seen_document(work, links, item, document, documents, include_self)
         if begin < end:
             slot = head * size + pair_slot(slots, item, other - first_document, query_rows) + query
-            sums = tl.load(lse + slot, mask=there, other=0.0)
-            deltas = tl.zeros([Q], tl.float32)
-            done = begin
-            while done < end:
-                row, key_there = block_rows(done, end, None, documents, seed, K)
-                keys = queries
-                values = queries
-                if not CHUNKED:
-                    keys = load_rows(k, row, key_there, k_stride, inside)
-                    values = load_rows(v, row, key_there, v_stride, inside)
-                scores = inner_products(
-                    queries, keys, q, query, there, q_stride, k, row, key_there, k_stride, head_dim,
-                    CHUNKED, Q, K, C, PRECISION,
+            sums = tl.load(lse + slot, mask=there, other=0.0) * LOG2_E
+            mass = tl.zeros([Q], tl.float32)
+            moment = tl.zeros([Q], tl.float32)
+            number = tl.zeros([K], tl.int32)
+            deltas = mass
+            shares = mass
+            for step in tl.static_range(2):
+                total, mass, moment, number = query_ranges(
+                    total, mass, moment, number, queries, grads, sums, deltas, shares, query, there, begin, end, end,
+                    end, grad_output, q, k, v, None, seed, head, documents, head_dim, grad_stride, q_stride, k_stride,
+                    v_stride, own, inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION, step == 0,
                 )  # fmt: skip
-                weights = tl.where(key_there[None, :], tl.exp2(scores * factor - (sums * LOG2_E)[:, None]), 0.0)
-                slopes = inner_products(
-                    grads, values, grad_output, query, there, grad_stride, v, row, key_there, v_stride, head_dim,
-                    CHUNKED, Q, K, C, PRECISION,
-                )  # fmt: skip
-                if seed is not None:
-                    kept = kept_entries(seed, threshold, query, done, head, Q, K)
-                    slopes = tl.where(kept, slopes / kept_share, 0.0)
-                deltas += tl.sum(weights * slopes, 1)
-                done += K
-            sums -= tl.log(share)
-            total = query_ranges(
-                total, queries, grads, sums * LOG2_E, deltas, query, there, begin, end, end, end, grad_output, q, k, v,
-                None, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own, inside, factor,
-                threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
-            )  # fmt: skip
-            tl.store(raised + slot, sums, mask=there & (own == 0))
+                if step == 0:
+                    deltas, shares = row_statistics(mass, moment, number, softmaxes)
             tl.store(delta + slot, deltas, mask=there & (own == 0))
+            tl.store(share + slot, shares, mask=there & (own == 0))
         item += 1
     target = grad_q + (query[:, None] * heads + head) * head_dim + column[None, :]
     tl.store(target, (total * scale).to(grad_q.dtype.element_ty), mask=there[:, None] & inside[None, :])

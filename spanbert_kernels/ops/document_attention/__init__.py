@@ -169,10 +169,8 @@ def document_attention(
         ValueError: shapes, offsets that do not ascend from 0 to T, a dropout outside [0, 1).
         TypeError: dtypes or devices.
 
-    Large scores: on `cpu` gradients are as exact as on `eager`. On `triton` and `cuda` the backward makes weights of
-    the rounded log-sum-exp, `exp(score - lse)`: each has a relative error of up to about `|lse| * 2**-24`, which shows
-    where scores are in the hundreds. There the rounding of a bfloat16 or float16 output is left in the gradients of
-    scores as well.
+    Large scores: gradients are as exact as on `eager`. The compiled backwards make the weights again from the rounded
+    log-sum-exp, `exp(score - lse)`, and divide them by their sum.
 
     Source: Vaswani et al. 2017; the packing is that of flash-attention's varlen interface. Dropout: `ops/philox.py`.
 

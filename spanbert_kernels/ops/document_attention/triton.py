@@ -46,6 +46,8 @@ QUERY_BACKWARD: Loops = {
     (32, 64, False): (16, 64, 8, 1),
     (32, 32, True): (16, 32, 8, 1),
 }
+# Scores have to be rounded as in the other two: the same columns at once, too few rows for another kind of product.
+QUERY_SUMS: Loops = {**QUERY_BACKWARD, (32, 32, True): (16, 16, 8, 1)}
 KEY_BACKWARD: Loops = {
     (16, 64, False): (32, 32, 4, 2),
     (16, 128, False): (32, 32, 8, 1),
@@ -221,20 +223,22 @@ def backward(
         if options is not None:
             assert work.query_tiles is not None
             whole_backward[(len(work.query_tiles) * q.shape[1],)](
-                **shared, output=output, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v, tiles=work.query_tiles, **options
+                **shared, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v, tiles=work.query_tiles, **options
             )
             return grad_q, grad_k, grad_v
-        delta = torch.empty_like(lse)
-        options = loop_options(q, QUERY_BACKWARD, anchor_queries=work.anchor_queries)
-        tiles, grid = tiled(q, work.query_tiles, work.anchor_queries, options["Q"], options["C"])
-        query_backward[grid](
-            **shared, output=output, delta=delta, grad_q=grad_q, **towards_keys(work), **tiles, **options
-        )
+        delta, share = (torch.empty_like(lse) for _ in range(2))
+        for sums, loops in ((True, QUERY_SUMS), (False, QUERY_BACKWARD)):
+            options = loop_options(q, loops, anchor_queries=work.anchor_queries)
+            tiles, (programs, parts) = tiled(q, work.query_tiles, work.anchor_queries, options["Q"], options["C"])
+            query_backward[programs, 1 if sums else parts](
+                **shared, delta=delta, share=share, grad_q=grad_q, **towards_keys(work), **tiles, **options, SUMS=sums
+            )
         options = loop_options(q, KEY_BACKWARD, anchor_keys=work.anchor_keys)
         tiles, grid = tiled(q, work.key_tiles, work.anchor_keys, options["K"], options["C"])
         key_backward[grid](
             **shared,
             delta=delta,
+            share=share,
             grad_k=grad_k,
             grad_v=grad_v,
             slots=None,
@@ -260,7 +264,7 @@ POINTERS = {
     "seed": "i64",
     "tiles": "i32",
 }
-POINTERS |= dict.fromkeys(("lse", "delta", "raised", "weights"), "fp32")
+POINTERS |= dict.fromkeys(("lse", "delta", "share", "weights"), "fp32")
 NUMBERS = {"scale": "fp32", "kept_share": "fp32", "threshold": "i64"}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ROWS = ("q", "k", "v", "output", "grad_output", "grad_q", "grad_k", "grad_v")
@@ -328,6 +332,7 @@ def aot_configurations() -> list[AotConfiguration]:
         *aot_loops("forward", attention_forward, FORWARD_WITH_DROPOUT, "anchor_queries", WHOLE=False),
         *aot_loops("forward without dropout", attention_forward, own, "anchor_queries", WHOLE=False, seed=None),
         *aot_whole("whole backward", whole_backward, WHOLE_BACKWARD, {}),
-        *aot_loops("query backward", query_backward, QUERY_BACKWARD, "anchor_queries"),
+        *aot_loops("query sums", query_backward, QUERY_SUMS, "anchor_queries", SUMS=True),
+        *aot_loops("query backward", query_backward, QUERY_BACKWARD, "anchor_queries", SUMS=False),
         *aot_loops("key backward", key_backward, KEY_BACKWARD, "anchor_keys"),
     ]

@@ -1,8 +1,12 @@
 """Attention's backward kernels in Triton: gradients without atomics, in a fixed order of additions.
 
-With P the softmax weights, made again from the log-sum-exp, dP = dO V^T behind dropout and delta = rowsum(dO * O):
-dS = P (dP - delta), dQ = scale dS K, dK = scale dS^T Q, dV = P^T dO (FlashAttention-2, Dao 2023). `query_backward` is
-the loop of the forward, for dQ, and leaves delta. The kernels that go by keys: `triton_kernels.py`.
+With P the softmax weights, dP = dO V^T behind dropout and delta = rowsum(P dP): dS = P (dP - delta), dQ = scale dS K,
+dK = scale dS^T Q, dV = P^T dO (FlashAttention-2, Dao 2023). P is W = exp(S - lse), made again, times share = 1 /
+rowsum(W): a lse of 1000 is rounded by 3e-5, so W does not add up to 1, and where one weight is nearly 1, dS is a
+difference far smaller than that. In delta = rowsum(dO * O) the rounding of O to 16 bits would be left in it.
+
+So queries go through the keys twice, `query_backward` with SUMS for delta and share, then without for dQ, before those
+of `triton_kernels.py`. A softmax over one key is 1 whatever its score and has no dS: its share is negative.
 
 The scale is kept out of dS, which is rounded to the dtype of the inputs. Letters of shapes: `triton_forward.py`.
 """
@@ -28,25 +32,16 @@ from spanbert_kernels.ops.document_attention.triton_forward import (
 
 
 @triton.jit
-def row_products(left, right, row, there, left_stride, right_stride, columns, R: tl.constexpr, C: tl.constexpr):
-    """The dot products `[R]` of the rows of two tensors over all columns, in float32."""
-    total = tl.zeros([R], tl.float32)
-    done = 0
-    while done < columns:
-        inside = done + tl.arange(0, C) < columns
-        x = load_rows(left + done, row, there, left_stride, inside).to(tl.float32)
-        total += tl.sum(x * load_rows(right + done, row, there, right_stride, inside).to(tl.float32), 1)
-        done += C
-    return total
-
-
-@triton.jit
 def query_step(
     total,  # [Q, C]
+    mass,  # [Q], of W
+    moment,  # [Q], of W dP
+    number,  # [K], of keys
     queries,  # [Q, C]
     grads,  # [Q, C], of the output
     lse,  # [Q], in base 2
     delta,  # [Q]
+    share,  # [Q]
     query,  # [Q]
     query_there,  # [Q]
     first,
@@ -74,8 +69,9 @@ def query_step(
     K: tl.constexpr,
     C: tl.constexpr,
     PRECISION: tl.constexpr,
+    SUMS: tl.constexpr,
 ):
-    """A block of keys more."""
+    """A block of keys more, for the sums of rows or for the rest."""
     row, there = block_rows(first, last, anchors, documents, seed, K)
     keys = load_rows(k + own, row, there, k_stride, inside)
     values = keys
@@ -91,16 +87,27 @@ def query_step(
     )  # fmt: skip
     if seed is not None:
         slopes = tl.where(kept_entries(seed, threshold, query, first, head, Q, K), slopes / kept_share, 0.0)
-    return product(weights * (slopes - delta[:, None]), keys, total, PRECISION)
+    if SUMS:
+        mass += tl.sum(weights, 1)
+        moment += tl.sum(weights * slopes, 1)
+        number += there.to(tl.int32)
+    else:
+        slopes = weights * tl.where(share < 0.0, 0.0, share)[:, None] * (slopes - delta[:, None])
+        total = product(slopes, keys, total, PRECISION)
+    return total, mass, moment, number
 
 
 @triton.jit
 def query_ranges(
     total,
+    mass,
+    moment,
+    number,
     queries,
     grads,
     lse,
     delta,
+    share,
     query,
     query_there,
     begin,
@@ -130,6 +137,7 @@ def query_ranges(
     K: tl.constexpr,
     C: tl.constexpr,
     PRECISION: tl.constexpr,
+    SUMS: tl.constexpr,
 ):
     """All keys of two ranges."""
     before = count_blocks(begin, own_begin, K)
@@ -138,22 +146,30 @@ def query_ranges(
         block = 0
         while block < blocks:
             first, last = block_bounds(block, before, begin, own_begin, own_end, end, K)
-            total = query_step(
-                total, queries, grads, lse, delta, query, query_there, first, last, grad_output, q, k, v, anchors, seed,
-                head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own, inside, factor, threshold,
-                kept_share, CHUNKED, Q, K, C, PRECISION,
+            total, mass, moment, number = query_step(
+                total, mass, moment, number, queries, grads, lse, delta, share, query, query_there, first, last,
+                grad_output, q, k, v, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride,
+                v_stride, own, inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION, SUMS,
             )  # fmt: skip
             block += 1
     else:
         # The same loop, in the form that the compiler pipelines.
         for block in tl.range(0, blocks):
             first, last = block_bounds(block, before, begin, own_begin, own_end, end, K)
-            total = query_step(
-                total, queries, grads, lse, delta, query, query_there, first, last, grad_output, q, k, v, anchors, seed,
-                head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own, inside, factor, threshold,
-                kept_share, CHUNKED, Q, K, C, PRECISION,
+            total, mass, moment, number = query_step(
+                total, mass, moment, number, queries, grads, lse, delta, share, query, query_there, first, last,
+                grad_output, q, k, v, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride,
+                v_stride, own, inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION, SUMS,
             )  # fmt: skip
-    return total
+    return total, mass, moment, number
+
+
+@triton.jit
+def row_statistics(mass, moment, number, softmaxes):
+    """`delta`, and `share` for the mean of so many softmaxes."""
+    mass = tl.where(mass == 0.0, 1.0, mass)
+    share = 1.0 / (mass * softmaxes)
+    return moment / mass, tl.where(tl.sum(number, 0) == 1, -share, share)
 
 
 @triton.jit(do_not_specialize=["query_rows", "documents", "heads", "parts", "include_self", "threshold"])
@@ -162,9 +178,9 @@ def query_backward(
     q,
     k,
     v,
-    output,  # [query rows, heads, head_dim]
     lse,  # [heads, query rows]
     delta,  # [heads, query rows]
+    share,  # [heads, query rows]
     grad_q,  # [query rows, heads, head_dim]
     work,  # [6, documents], AttentionWork.documents
     link_offsets,  # [documents + 1] or None
@@ -194,6 +210,7 @@ def query_backward(
     K: tl.constexpr,
     C: tl.constexpr,
     PRECISION: tl.constexpr,
+    SUMS: tl.constexpr,
 ):
     document, head, first, last = find_tile(tiles, work, documents, heads, parts, Q)
     if first >= last:
@@ -207,32 +224,44 @@ def query_backward(
     q += head * q_head_stride + tl.arange(0, C)[None, :]
     k += head * k_head_stride + tl.arange(0, C)[None, :]
     v += head * v_head_stride + tl.arange(0, C)[None, :]
-    output += head * head_dim + tl.arange(0, C)[None, :]
     queries = load_rows(q + own, query, there, q_stride, inside)
     grads = load_rows(grad_output + own, query, there, grad_stride, inside)
-    deltas = row_products(grad_output, output, query, there, grad_stride, heads * head_dim, head_dim, Q, C)
-    tl.store(delta + head * query_rows + query, deltas, mask=there & (own == 0))
     sums = tl.load(lse + head * query_rows + query, mask=there, other=0.0) * LOG2_E
     bounds = work + 2 * documents
     factor = scale * LOG2_E
     total = tl.zeros([Q, C], tl.float32)
+    mass = tl.zeros([Q], tl.float32)
+    moment = tl.zeros([Q], tl.float32)
+    number = tl.zeros([K], tl.int32)
+    delta += head * query_rows + query
+    share += head * query_rows + query
+    deltas = mass
+    shares = mass
+    if not SUMS:
+        deltas = tl.load(delta, mask=there, other=0.0)
+        shares = tl.load(share, mask=there, other=0.0)
     if links is None:
         begin, own_begin, own_end, end = seen_rows(work, bounds, None, 0, document, documents, include_self)
-        total = query_ranges(
-            total, queries, grads, sums, deltas, query, there, begin, own_begin, own_end, end, grad_output, q, k, v,
-            anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own, inside, factor,
-            threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
+        total, mass, moment, number = query_ranges(
+            total, mass, moment, number, queries, grads, sums, deltas, shares, query, there, begin, own_begin,
+            own_end, end, grad_output, q, k, v, anchors, seed, head, documents, head_dim, grad_stride, q_stride,
+            k_stride, v_stride, own, inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION, SUMS,
         )  # fmt: skip
     else:
         place = tl.load(link_offsets + document)
         done = place * 0
         while place < tl.load(link_offsets + document + 1):
             begin, _, _, end = seen_rows(work, bounds, links, place, document, documents, 0)
-            total = query_step(
-                total, queries, grads, sums, deltas, query, there, begin + done, end, grad_output, q, k, v, anchors,
-                seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own, inside, factor,
-                threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
+            total, mass, moment, number = query_step(
+                total, mass, moment, number, queries, grads, sums, deltas, shares, query, there, begin + done, end,
+                grad_output, q, k, v, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride,
+                v_stride, own, inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION, SUMS,
             )  # fmt: skip
             place, done = next_block(place, done, begin, end, K)
-    target = grad_q + (query[:, None] * heads + head) * head_dim + column[None, :]
-    tl.store(target, (total * scale).to(grad_q.dtype.element_ty), mask=there[:, None] & inside[None, :])
+    if SUMS:
+        deltas, shares = row_statistics(mass, moment, number, 1)
+        tl.store(delta, deltas, mask=there)
+        tl.store(share, shares, mask=there)
+    else:
+        target = grad_q + (query[:, None] * heads + head) * head_dim + column[None, :]
+        tl.store(target, (total * scale).to(grad_q.dtype.element_ty), mask=there[:, None] & inside[None, :])

@@ -42,6 +42,7 @@ def key_step(
     v,
     lse,  # of the head
     delta,
+    share,
     anchors,
     seed,
     head,
@@ -68,10 +69,11 @@ def key_step(
     grads = load_rows(grad_output + own, row, there, grad_stride, inside)
     sums = tl.load(lse + row, mask=there, other=float("inf")) * LOG2_E  # no weight where there is no query
     deltas = tl.load(delta + row, mask=there, other=0.0)
+    shares = tl.load(share + row, mask=there, other=0.0)
     scores = inner_products(
         keys, queries, k, key, key_there, k_stride, q, row, there, q_stride, head_dim, CHUNKED, K, Q, C, PRECISION
     )
-    weights = tl.exp2(scores * factor - sums[None, :])
+    weights = tl.exp2(scores * factor - sums[None, :]) * tl.abs(shares)[None, :]
     if seed is not None:
         # Less than 0 where it is dropped: one tile in place of two.
         weights = tl.where(tl.trans(kept_entries(seed, threshold, row, first_key, head, Q, K)), weights, -weights)
@@ -81,7 +83,8 @@ def key_step(
         CHUNKED, K, Q, C, PRECISION,
     )  # fmt: skip
     slopes = tl.where(weights < 0, 0.0, slopes / kept_share)
-    total_k = product(tl.abs(weights) * (slopes - deltas[None, :]), queries, total_k, PRECISION)
+    slopes = tl.where(shares[None, :] < 0, 0.0, tl.abs(weights) * (slopes - deltas[None, :]))
+    total_k = product(slopes, queries, total_k, PRECISION)
     return total_k, total_v
 
 
@@ -104,6 +107,7 @@ def key_ranges(
     v,
     lse,
     delta,
+    share,
     anchors,
     seed,
     head,
@@ -133,7 +137,7 @@ def key_ranges(
             first, last = block_bounds(block, before, begin, own_begin, own_end, end, Q)
             total_k, total_v = key_step(
                 total_k, total_v, keys, values, key, key_there, first_key, first, last, grad_output, q, k, v, lse,
-                delta, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own,
+                delta, share, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own,
                 inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
             )  # fmt: skip
             block += 1
@@ -142,7 +146,7 @@ def key_ranges(
             first, last = block_bounds(block, before, begin, own_begin, own_end, end, Q)
             total_k, total_v = key_step(
                 total_k, total_v, keys, values, key, key_there, first_key, first, last, grad_output, q, k, v, lse,
-                delta, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own,
+                delta, share, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own,
                 inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
             )  # fmt: skip
     return total_k, total_v
@@ -156,6 +160,7 @@ def key_backward(
     v,
     lse,  # [heads, size]
     delta,  # [heads, size]
+    share,  # [heads, size]
     grad_k,  # [key rows, heads, head_dim]
     grad_v,
     work,  # [6, documents], AttentionWork.documents
@@ -204,6 +209,7 @@ def key_backward(
     values = load_rows(v + own, key, there, v_stride, inside)
     lse += head * size
     delta += head * size
+    share += head * size
     factor = scale * LOG2_E
     total_k = tl.zeros([K, C], tl.float32)
     total_v = tl.zeros([K, C], tl.float32)
@@ -212,10 +218,11 @@ def key_backward(
             place = document - tl.load(work + 4 * documents + document)
             lse += place * query_rows
             delta += place * query_rows
+            share += place * query_rows
         begin, own_begin, own_end, end = seen_rows(work, work, None, 0, document, documents, include_self)
         total_k, total_v = key_ranges(
             total_k, total_v, keys, values, key, there, first, begin, own_begin, own_end, end, grad_output, q, k, v,
-            lse, delta, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own,
+            lse, delta, share, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own,
             inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
         )  # fmt: skip
     else:
@@ -228,8 +235,8 @@ def key_backward(
                 slot = tl.load(slots + place)
             total_k, total_v = key_step(
                 total_k, total_v, keys, values, key, there, first, begin + done, end, grad_output, q, k, v, lse + slot,
-                delta + slot, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride, v_stride, own,
-                inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
+                delta + slot, share + slot, anchors, seed, head, documents, head_dim, grad_stride, q_stride, k_stride,
+                v_stride, own, inside, factor, threshold, kept_share, CHUNKED, Q, K, C, PRECISION,
             )  # fmt: skip
             place, done = next_block(place, done, begin, end, Q)
     target = (key[:, None] * heads + head) * head_dim + column[None, :]
@@ -252,7 +259,6 @@ def whole_backward(
     q,
     k,
     v,
-    output,  # [T, heads, head_dim]
     lse,  # [heads, T]
     grad_q,  # [T, heads, head_dim]
     grad_k,
@@ -293,6 +299,7 @@ def whole_backward(
     values = load_rows(v + head * v_head_stride + column[None, :], row, there, v_stride, inside)
     total_k = tl.zeros([K, C], tl.float32)
     total_v = tl.zeros([K, C], tl.float32)
+    slope_scale = tl.where(last - first == 1, 0.0, scale)  # a softmax over one key is 1 whatever its score
     for part in tl.range(0, K // Q):
         query = first + part * Q + tl.arange(0, Q)
         query_there = query < last
@@ -300,11 +307,11 @@ def whole_backward(
         target = query[:, None] * heads * head_dim + place
         queries = load_rows(q, query, query_there, q_stride, inside)
         grads = load_rows(grad_output, query, query_there, grad_stride, inside)
-        outputs = tl.load(output + target, mask=mask, other=0.0)
-        delta = tl.sum(grads.to(tl.float32) * outputs.to(tl.float32), 1)
         sums = tl.load(lse + head * query_rows + query, mask=query_there, other=float("inf")) * LOG2_E
         scores = product(queries, tl.trans(keys), tl.zeros([Q, K], tl.float32), PRECISION) * (scale * LOG2_E)
         weights = tl.where(there[None, :], tl.exp2(scores - sums[:, None]), 0.0)
+        mass = tl.sum(weights, 1)
+        weights *= (1.0 / tl.where(mass == 0.0, 1.0, mass))[:, None]
         if seed is not None:
             # Less than 0 where it is dropped: one tile in place of two.
             weights = tl.where(kept_entries(seed, threshold, query, first, head, Q, K), weights, -weights)
@@ -312,11 +319,13 @@ def whole_backward(
         total_v = product(tl.trans(kept_weights), grads, total_v, PRECISION)
         slopes = product(grads, tl.trans(values), tl.zeros([Q, K], tl.float32), PRECISION)
         slopes = tl.where(weights < 0, 0.0, slopes / kept_share)
-        slopes = rounded(tl.abs(weights) * (slopes - delta[:, None]), keys.dtype, PRECISION)
+        weights = tl.abs(weights)
+        delta = tl.sum(weights * slopes, 1)
+        slopes = rounded(weights * (slopes - delta[:, None]), keys.dtype, PRECISION)
         total_k = product(tl.trans(slopes), queries, total_k, PRECISION)
-        total_q = product(slopes, keys, tl.zeros([Q, C], tl.float32), PRECISION) * scale
+        total_q = product(slopes, keys, tl.zeros([Q, C], tl.float32), PRECISION) * slope_scale
         tl.store(grad_q + target, total_q.to(grad_q.dtype.element_ty), mask=mask)
     target = row[:, None] * heads * head_dim + place
     mask = there[:, None] & inside[None, :]
-    tl.store(grad_k + target, (total_k * scale).to(grad_k.dtype.element_ty), mask=mask)
+    tl.store(grad_k + target, (total_k * slope_scale).to(grad_k.dtype.element_ty), mask=mask)
     tl.store(grad_v + target, (total_v / kept_share).to(grad_v.dtype.element_ty), mask=mask)
