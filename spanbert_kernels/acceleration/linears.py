@@ -8,8 +8,9 @@ depends on the processor and on the number of rows; `linears_for` holds what was
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,70 +31,59 @@ _FUSED_ACTIVATIONS = {
 FEW_ROWS = 80
 
 
-class Linears(Protocol):
-    """How the inference path packs a weight and multiplies by it."""
+@dataclass(frozen=True)
+class Linears:
+    """How the inference path packs a weight and multiplies by it.
 
-    def pack(self, weight: Tensor) -> Any:
-        """`[out, in]` -> what the other methods take as `packed`."""
-        ...
+    Attributes:
+        pack: a weight `[out, in]` -> what the other functions take as `packed`.
+        linear: of x, packed and bias, `x W^T + b`.
+        linear_add: of x, residual, packed and bias, `x W^T + b + residual`.
+        activated: of x, packed, bias and activation, `activation(x W^T + b)`, where that is no two steps.
+    """
 
-    def linear(self, x: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
-        """`x W^T + b`."""
-        ...
+    pack: Callable[[Tensor], Any]
+    linear: Callable[[Tensor, Any, Tensor | None], Tensor]
+    linear_add: Callable[[Tensor, Tensor, Any, Tensor | None], Tensor]
+    activated: Callable[[Tensor, Any, Tensor | None, nn.Module], Tensor] | None = None
 
     def linear_activation(self, x: Tensor, packed: Any, bias: Tensor | None, activation: nn.Module) -> Tensor:
         """`activation(x W^T + b)`."""
-        ...
-
-    def linear_add(self, x: Tensor, residual: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
-        """`x W^T + b + residual`."""
-        ...
+        if self.activated is not None:
+            return self.activated(x, packed, bias, activation)
+        return _activate(activation, self.linear(x, packed, bias))
 
 
-class OneDNNLinears:
-    """Through oneDNN: weights repacked, residual fused, and the activation where `fuses`."""
-
-    def __init__(self, *, fuses: bool) -> None:
-        self.fuses = fuses
-
-    def pack(self, weight: Tensor) -> Tensor:
-        """A repacked copy of the weight."""
-        return torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-
-    def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-        """One oneDNN call."""
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-
-    def linear_activation(self, x: Tensor, packed: Tensor, bias: Tensor | None, activation: nn.Module) -> Tensor:
-        """One oneDNN call if it fuses the activation, else the activation after it."""
-        fused = _FUSED_ACTIVATIONS.get(_class_of(activation)) if self.fuses else None
-        if fused is None:
-            return _activate(activation, self.linear(x, packed, bias))
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, fused[0], [], fused[1])
-
-    def linear_add(self, x: Tensor, residual: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-        """One oneDNN call."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed, bias, "add")
+PLAIN = Linears(
+    pack=lambda weight: weight.detach(),
+    linear=F.linear,
+    linear_add=lambda x, residual, packed, bias: F.linear(x, packed, bias).add_(residual),
+)
+# This package's own kernel: made for few rows, and for 16-bit formats that the processor only stores.
+PACKED = Linears(
+    pack=ops.pack_weight,
+    linear=ops.packed_linear,
+    linear_add=lambda x, residual, packed, bias: ops.packed_linear(x, packed, bias, residual),
+)
+# A repacked copy of the weight, and one call of oneDNN each.
+ONEDNN = Linears(
+    pack=lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight.detach()),
+    linear=lambda x, packed, bias: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], ""),
+    linear_add=lambda x, residual, packed, bias: torch.ops.mkldnn._linear_pointwise.binary(
+        x, residual, packed, bias, "add"
+    ),
+)
 
 
-class PlainLinears:
-    """`F.linear` on the weights as they are."""
+def _fused(x: Tensor, packed: Tensor, bias: Tensor | None, activation: nn.Module) -> Tensor:
+    """One oneDNN call if it fuses the activation, else the activation after it."""
+    fused = _FUSED_ACTIVATIONS.get(_class_of(activation))
+    if fused is None:
+        return ONEDNN.linear_activation(x, packed, bias, activation)
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, fused[0], [], fused[1])
 
-    def pack(self, weight: Tensor) -> Tensor:
-        """The weight itself."""
-        return weight.detach()
 
-    def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-        """`F.linear`."""
-        return F.linear(x, packed, bias)
-
-    def linear_activation(self, x: Tensor, packed: Tensor, bias: Tensor | None, activation: nn.Module) -> Tensor:
-        """`F.linear`, then the activation."""
-        return _activate(activation, F.linear(x, packed, bias))
-
-    def linear_add(self, x: Tensor, residual: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-        """`F.linear`, then the residual added in place."""
-        return F.linear(x, packed, bias).add_(residual)
+ONEDNN_FUSED = replace(ONEDNN, activated=_fused)
 
 
 @dataclass
@@ -105,61 +95,31 @@ class SizedWeight:
     many: Any = None
 
 
-class BySizeLinears:
+def by_size(few: Linears, many: Linears, rows: int) -> Linears:
     """One way for fewer than `rows` rows, another for more."""
 
-    def __init__(self, few: Linears, many: Linears, rows: int) -> None:
-        self.few, self.many, self.rows = few, many, rows
-
-    def pack(self, weight: Tensor) -> SizedWeight:
-        """The weight, not packed yet."""
-        return SizedWeight(weight.detach())
-
-    def _pick(self, x: Tensor, packed: SizedWeight) -> tuple[Linears, Any]:
-        if x.shape[0] < self.rows:
+    def pick(x: Tensor, packed: SizedWeight) -> tuple[Linears, Any]:
+        if x.shape[0] < rows:
             if packed.few is None:
-                packed.few = self.few.pack(packed.weight)
-            return self.few, packed.few
+                packed.few = few.pack(packed.weight)
+            return few, packed.few
         if packed.many is None:
-            packed.many = self.many.pack(packed.weight)
-        return self.many, packed.many
+            packed.many = many.pack(packed.weight)
+        return many, packed.many
 
-    def linear(self, x: Tensor, packed: SizedWeight, bias: Tensor | None) -> Tensor:
-        """As the way picked does it."""
-        way, weight = self._pick(x, packed)
+    def linear(x: Tensor, packed: SizedWeight, bias: Tensor | None) -> Tensor:
+        way, weight = pick(x, packed)
         return way.linear(x, weight, bias)
 
-    def linear_activation(self, x: Tensor, packed: SizedWeight, bias: Tensor | None, activation: nn.Module) -> Tensor:
-        """As the way picked does it."""
-        way, weight = self._pick(x, packed)
-        return way.linear_activation(x, weight, bias, activation)
-
-    def linear_add(self, x: Tensor, residual: Tensor, packed: SizedWeight, bias: Tensor | None) -> Tensor:
-        """As the way picked does it."""
-        way, weight = self._pick(x, packed)
+    def linear_add(x: Tensor, residual: Tensor, packed: SizedWeight, bias: Tensor | None) -> Tensor:
+        way, weight = pick(x, packed)
         return way.linear_add(x, residual, weight, bias)
 
+    def activated(x: Tensor, packed: SizedWeight, bias: Tensor | None, activation: nn.Module) -> Tensor:
+        way, weight = pick(x, packed)
+        return way.linear_activation(x, weight, bias, activation)
 
-class PackedLinears:
-    """Through this package's own kernel: made for few rows, and for 16-bit formats that the processor only stores."""
-
-    def pack(self, weight: Tensor) -> ops.PackedWeight:
-        """A copy of the weight in the kernel's order."""
-        return ops.pack_weight(weight)
-
-    def linear(self, x: Tensor, packed: ops.PackedWeight, bias: Tensor | None) -> Tensor:
-        """One call of `ops.packed_linear`."""
-        return ops.packed_linear(x, packed, bias)
-
-    def linear_activation(
-        self, x: Tensor, packed: ops.PackedWeight, bias: Tensor | None, activation: nn.Module
-    ) -> Tensor:
-        """`ops.packed_linear`, then the activation."""
-        return _activate(activation, ops.packed_linear(x, packed, bias))
-
-    def linear_add(self, x: Tensor, residual: Tensor, packed: ops.PackedWeight, bias: Tensor | None) -> Tensor:
-        """One call of `ops.packed_linear`."""
-        return ops.packed_linear(x, packed, bias, residual)
+    return Linears(lambda weight: SizedWeight(weight.detach()), linear, linear_add, activated)
 
 
 def _class_of(activation: nn.Module) -> tuple[str, str]:
@@ -173,42 +133,38 @@ def _activate(activation: nn.Module, x: Tensor) -> Tensor:
     return activation(x)
 
 
-_PLAIN = PlainLinears()
-
-
 def linears_for(dtype: torch.dtype) -> Linears:
     """The fastest way known on this machine for `dtype`, while oneDNN is enabled; without it plain PyTorch."""
-    return _fastest(dtype) if torch.backends.mkldnn.enabled else _PLAIN
+    return _fastest(dtype) if torch.backends.mkldnn.enabled else PLAIN
 
 
 @functools.cache
 def _fastest(dtype: torch.dtype) -> Linears:
     """With AVX-512 oneDNN throughout. With AVX2 its fused GELU gathers from a table, and MKL is faster on many rows."""
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return _PLAIN
+        return PLAIN
     onednn, compiled = _onednn_works(dtype), ops.backends.refusal("cpu", "cpu", dtype) is None
     if onednn and "AVX512" in torch.backends.cpu.get_cpu_capability():
-        return OneDNNLinears(fuses=True)
+        return ONEDNN_FUSED
     if dtype == torch.float32:
-        few = PackedLinears() if compiled else OneDNNLinears(fuses=False) if onednn else _PLAIN
-        return BySizeLinears(few, _PLAIN, FEW_ROWS)
+        few = PACKED if compiled else ONEDNN if onednn else PLAIN
+        return by_size(few, PLAIN, FEW_ROWS)
     if onednn:
-        return OneDNNLinears(fuses=False)
-    return PackedLinears() if compiled else _PLAIN
+        return ONEDNN
+    return PACKED if compiled else PLAIN
 
 
 def _onednn_works(dtype: torch.dtype) -> bool:
     """Tries the operators on a small input: which processors they take depends on the dtype."""
     if not torch.backends.mkldnn.is_available():
         return False
-    onednn = OneDNNLinears(fuses=True)
     with torch.inference_mode(False), torch.no_grad():
         x = torch.linspace(-1, 1, 32).view(2, 16).to(dtype)
         weight = torch.linspace(-1, 1, 128).view(8, 16).to(dtype)
         try:
-            packed = onednn.pack(weight)
-            result = onednn.linear_activation(x, packed, weight[:, 0].contiguous(), nn.ReLU())
-            result = onednn.linear_add(x, result, packed, None)
+            packed = ONEDNN_FUSED.pack(weight)
+            result = ONEDNN_FUSED.linear_activation(x, packed, weight[:, 0].contiguous(), nn.ReLU())
+            result = ONEDNN_FUSED.linear_add(x, result, packed, None)
         except (AttributeError, RuntimeError):
             return False
         product = F.linear(x.double(), weight.double())

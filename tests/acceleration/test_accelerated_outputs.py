@@ -178,7 +178,7 @@ def test_without_onednn() -> None:
     """Switching oneDNN off and on between calls is noticed."""
     model, mask = encoder(), PADDING["right"]
     with torch.backends.mkldnn.flags(enabled=False):
-        assert linears.linears_for(torch.float32) is linears._PLAIN
+        assert linears.linears_for(torch.float32) is linears.PLAIN
         result, eager, reference = three_ways(model, inputs(mask))
     assert_agrees(result.last_hidden_state[mask], eager.last_hidden_state[mask], reference.last_hidden_state[mask])
     accelerate(model)
@@ -186,7 +186,7 @@ def test_without_onednn() -> None:
         before = model(**inputs(mask)).last_hidden_state
         with torch.backends.mkldnn.flags(enabled=False):
             plain = model(**inputs(mask)).last_hidden_state
-            assert model.forward._weights.linears is linears._PLAIN
+            assert model.forward._weights.linears is linears.PLAIN
         after = model(**inputs(mask)).last_hidden_state
     assert_agrees(plain[mask], eager.last_hidden_state[mask], reference.last_hidden_state[mask])
     assert torch.equal(before, after)
@@ -194,8 +194,8 @@ def test_without_onednn() -> None:
 
 def test_onednn_is_used_where_pytorch_has_it() -> None:
     plain = not torch.backends.mkldnn.is_available()
-    assert (linears.linears_for(torch.float32) is linears._PLAIN) == plain
-    assert linears.linears_for(torch.float64) is linears._PLAIN
+    assert (linears.linears_for(torch.float32) is linears.PLAIN) == plain
+    assert linears.linears_for(torch.float64) is linears.PLAIN
 
 
 def test_attention_runs_once_a_layer_on_the_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

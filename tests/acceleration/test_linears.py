@@ -16,17 +16,17 @@ from spanbert_kernels.acceleration import linears, weights
 
 FLOAT, HALVES = [torch.float32], [torch.bfloat16, torch.float16]
 WAYS: dict[str, tuple[linears.Linears, list[torch.dtype]]] = {
-    "plain": (linears.PlainLinears(), FLOAT + HALVES),
-    "onednn, fused": (linears.OneDNNLinears(fuses=True), FLOAT + HALVES),
-    "onednn": (linears.OneDNNLinears(fuses=False), FLOAT + HALVES),
-    "by size": (linears.BySizeLinears(linears.OneDNNLinears(fuses=True), linears.PlainLinears(), 4), FLOAT),
-    "packed": (linears.PackedLinears(), FLOAT + HALVES),
+    "plain": (linears.PLAIN, FLOAT + HALVES),
+    "onednn, fused": (linears.ONEDNN_FUSED, FLOAT + HALVES),
+    "onednn": (linears.ONEDNN, FLOAT + HALVES),
+    "by size": (linears.by_size(linears.ONEDNN_FUSED, linears.PLAIN, 4), FLOAT),
+    "packed": (linears.PACKED, FLOAT + HALVES),
 }
 CASES = [pytest.param(way, dtype, id=f"{name}-{dtype}") for name, (way, dtypes) in WAYS.items() for dtype in dtypes]
 
 
 def skip_if_unable(way: linears.Linears, dtype: torch.dtype) -> None:
-    needs_onednn = not isinstance(way, linears.PlainLinears | linears.PackedLinears)
+    needs_onednn = way not in (linears.PLAIN, linears.PACKED)
     if needs_onednn and not linears._onednn_works(dtype):
         pytest.skip(f"oneDNN does not multiply {dtype} here")
 
