@@ -1,11 +1,9 @@
-"""The plots of a benchmark report: roofline, speed-ups, curves over sizes and over memory."""
+"""The plots of a benchmark report: speed-ups, roofline, curves over sizes and over memory."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,9 +11,10 @@ import matplotlib
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from records.record import Entry, Record, Row
-from records.summary import fastest
+from records.summary import OfSuite, fastest
 from spanbert_kernels.cli import formatting
-from spanbert_kernels.cli.svg import INK, OURS, PAPER, PEERS, RULE, STYLE, TODAY, axes_of, svg, ticks
+from spanbert_kernels.cli.bars import Bar, Bars
+from spanbert_kernels.cli.svg import INK, OURS, PAPER, PEERS, RULE, STYLE, TODAY, axes_of, svg
 
 MARKERS = "sD^v<>"
 NARROW = 40
@@ -26,54 +25,27 @@ def _plain(value: float, _: object = None) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
-def _width(name: str) -> float:
-    """Of a name beside a bar, as a part of the axis."""
-    return min(0.03 + 0.0125 * len(name), 0.7)
-
-
-def speed_ups(rows: Iterable[Row]) -> str:
-    """Bars of how much faster ours is than the fastest other way; a tick stands at eager PyTorch.
+def speed_ups(rows: Iterable[Row]) -> Bars:
+    """How much faster ours is than the fastest other way, which is named; marks stand at eager PyTorch.
 
     The points of curves have no bars, unless there is nothing else.
     """
     found_of = [(row, found) for row in rows if (found := fastest(row))]
-    judged = [(row, found) for row, found in found_of if not row.curve] or found_of
-    if not judged:
-        return ""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = axes_of(9.6, 0.5 + 0.42 * len(judged))
-        values = [found[1] for _, found in judged]
-        colours = [OURS if value >= 1 else TODAY for value in values]
-        axes.barh(range(len(values)), [value - 1 for value in values], left=1, height=0.5, color=colours)
-        axes.set_xscale("log")
-        eager = [[row.speed_up(n) for n, entry in row.rivals.items() if entry.kind == "eager"] for row, _ in judged]
-        everything = [*values, *itertools.chain(*eager)]
-        ends = [
-            max([mine, 1.0, *(e for e in marks if e < 8 * mine)]) for mine, marks in zip(values, eager, strict=True)
-        ]
-        names = [f"{formatting.speed_up(value)} {rival}" for _, (rival, value) in judged]
-        low = min(0.7, *everything) / 1.2
-        room = [low * (end / low) ** (1 / (1 - _width(name))) for end, name in zip(ends, names, strict=True)]
-        high = max(2.4, *(1.2 * each for each in everything), *room)
-        axes.set_xlim(low, high)
-        axes.axvline(1, color=INK, linewidth=0.8)
-        for place, (end, name) in enumerate(zip(ends, names, strict=True)):
-            for other in eager[place]:
-                axes.plot([other], [place], marker="|", markersize=11, markeredgewidth=2, color=INK)
-            axes.annotate(
-                name,
-                (end, place),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-            )
-        axes.set_xticks(ticks(low, high))
-        axes.minorticks_off()
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
-        axes.set_yticks(range(len(judged)), [textwrap.fill(row.title, 52) for row, _ in judged], fontsize=9)
-        axes.set_ylim(len(judged) - 0.4, -0.6)
-        return svg(figure, "Bars: how much faster ours is than the fastest other way")
+    judged = [each for each in found_of if not each[0].curve] or found_of
+    return Bars(Bar(row.title, factor, rival, tuple(row.against_eager())) for row, (rival, factor) in judged)
+
+
+def overview(suites: Iterable[OfSuite]) -> Bars:
+    """The mean of each suite's speed-ups over the fastest other way; marks stand at the mean over eager PyTorch."""
+    return Bars(
+        Bar(
+            each.name,
+            each.mean,
+            f"from {formatting.speed_up(each.lowest)} to {formatting.speed_up(each.highest)}",
+            () if each.eager is None else (each.eager,),
+        )
+        for each in suites
+    )
 
 
 def roofline(record: Record, dtype: str) -> str:

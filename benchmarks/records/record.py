@@ -108,6 +108,10 @@ class Row:
         assert mine is not None
         return theirs / mine
 
+    def against_eager(self) -> list[float]:
+        """The speed-ups over eager PyTorch."""
+        return [self.speed_up(name) for name, entry in self.rivals.items() if entry.kind == "eager"]
+
 
 @dataclass
 class Record:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     type=PATH,
     help="Where the page goes.",
 )
-def report(files: tuple[Path, ...], output: Path) -> None:
+@click.option("--goals", is_flag=True, help="With the list of the figures that the suites ask for.")
+def report(files: tuple[Path, ...], output: Path, goals: bool) -> None:
     """Make one self-contained HTML page of the records in FILE ..., those of `spanbert-kernels bench`.
 
     Exit code: 0; 2 if a file is no record or the page cannot be written.
@@ -33,12 +34,12 @@ def report(files: tuple[Path, ...], output: Path) -> None:
     from records.record import load
 
     check_output("report", output)
-    write("report", output, render([load(path) for path in files]))
+    write("report", output, render([load(path) for path in files], goals))
     say(f"Report: {formatting.path(output)}")
 
 
-def render(records: list[Record]) -> str:
-    """The page as HTML text, a part for each record."""
+def render(records: list[Record], goals: bool = False) -> str:
+    """The page as HTML text, a part for each record; `goals`: with the figures asked for, met and missed."""
     from records import table
     from spanbert_kernels.cli import pages
 
@@ -51,7 +52,7 @@ def render(records: list[Record]) -> str:
         "rate": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
         "duration": formatting.seconds,
     }
-    return pages.render(str(TEMPLATE), filters, parts=[_part(record) for record in records])
+    return pages.render(str(TEMPLATE), filters, goals=goals, parts=[_part(record) for record in records])
 
 
 def _part(record: Record) -> dict[str, Any]:
@@ -73,7 +74,8 @@ def _part(record: Record) -> dict[str, Any]:
         "record": record,
         "summary": summary,
         "suites": suites,
-        "bars": [(name, Markup(plot)) for name, plot in bars if plot],
+        "overview": figures.overview(summary.suites()),
+        "bars": [(name, found) for name, found in bars if found],
         "rooflines": [(dtype, Markup(plot)) for dtype, plot in rooflines if plot],
         "curves": [(title, suite, time) for title, suite, time, _ in drawn if time],
         "memory": [(title, suite, peak) for title, suite, _, peak in drawn if peak],

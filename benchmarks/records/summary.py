@@ -56,8 +56,8 @@ class Summary:
         self.missed = [each for each in goals if each[1].startswith("missed")]
         self.unmeasured = len(goals) - len(self.met) - len(self.missed)
 
-    def sentences(self) -> list[str]:
-        """The head of the report."""
+    def sentences(self, goals: bool = True) -> list[str]:
+        """The head of the report; `goals`: with how many of the figures asked for were met."""
         total = len(self.wins) + len(self.draws) + len(self.losses)
         if not total:
             return ["There is no row in which ours stands beside another way."]
@@ -65,7 +65,7 @@ class Summary:
             f"Ours is faster than every other way on {len(self.wins)} of {total} workloads, within "
             f"{formatting.share(EVEN)} of the fastest on {len(self.draws)}, slower on {len(self.losses)}."
         ]
-        if asked := len(self.met) + len(self.missed):
+        if goals and (asked := len(self.met) + len(self.missed)):
             found.append(f"Of {asked} figures asked for, {len(self.met)} were met and {len(self.missed)} missed.")
         found.append("Each result was compared with the same computation in float64 in this run.")
         if self.record.failures:
@@ -83,13 +83,13 @@ class Summary:
         mean = _mean(factors)
         if mean is None:
             return None
-        eager, peaks = [], []
-        for row in rows:
-            for rival, entry in row.rivals.items():
-                if entry.kind == "eager":
-                    eager.append(row.speed_up(rival))
-                    if entry.peak and row.ours.peak is not None:
-                        peaks.append(max(row.ours.peak, 1e-3) / entry.peak)
+        eager = [factor for row in rows for factor in row.against_eager()]
+        peaks = [
+            max(row.ours.peak, 1e-3) / entry.peak
+            for row in rows
+            for entry in row.rivals.values()
+            if entry.kind == "eager" and entry.peak and row.ours.peak is not None
+        ]
         wins, draws, losses = (
             sum(row.suite == name for row, *_ in each) for each in (self.wins, self.draws, self.losses)
         )

@@ -11,33 +11,17 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spanbert_kernels.cli import formatting
+from spanbert_kernels.cli.bars import Bar, Bars
 from spanbert_kernels.cli.measuring import MEBIBYTE
 from spanbert_kernels.cli.results import DemoResult
-from spanbert_kernels.cli.svg import INK, OURS, PAPER, RULE, STYLE, TODAY, axes_of, svg, ticks
+from spanbert_kernels.cli.svg import INK, OURS, PAPER, RULE, STYLE, TODAY, axes_of, svg
 
 MOST_DOCUMENTS_SHOWN = 32  # a heat map with more has unreadable names
 
 
-def speed_ups(result: DemoResult) -> str:
-    """Bars of the speed-up of each stage, on a logarithmic axis that starts from "as fast"."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = axes_of(5.4, 2.3)
-        values = [stage.speed_up for stage in result.stages]
-        # Bars grow from 1 to the right where this package wins and to the left where it loses.
-        colours = [OURS if value >= 1 else TODAY for value in values]
-        axes.barh(range(len(values)), [value - 1 for value in values], left=1, height=0.55, color=colours)
-        axes.set_xscale("log")
-        low, high = min(0.7, *values) / 1.2, max(2.0, *values) * 2
-        axes.set_xlim(low, high)
-        axes.axvline(1, color=INK, linewidth=0.8)
-        for row, value in enumerate(values):
-            text = formatting.speed_up(value) + ("" if value >= 1 else " (slower)")
-            # Always to the right of the line, where no name is in the way.
-            _beside(axes, text, max(value, 1.0), row, weight="bold")
-        axes.set_xticks(ticks(low, high))
-        axes.minorticks_off()
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
-        return _rows(figure, axes, result, "Bars: the speed-up of each stage")
+def speed_ups(result: DemoResult) -> Bars:
+    """The speed-up of each stage."""
+    return Bars(Bar(stage.title, stage.speed_up, "slower" if stage.speed_up < 1 else "") for stage in result.stages)
 
 
 def memories(result: DemoResult) -> str:

@@ -42,8 +42,11 @@ def render(result: DemoResult) -> str:
         },
         result=result,
         summary=pages.unbroken(result.summary()),
-        columns=table.COLUMNS,
-        stages=[(stage, *(list(map(pages.unbroken, row)) for row in table.cells(stage))) for stage in result.stages],
+        columns=_speed_up_first(table.COLUMNS),
+        stages=[
+            (stage, *(_speed_up_first(tuple(map(pages.unbroken, row))) for row in table.cells(stage)))
+            for stage in result.stages
+        ],
         ran=table.ran,
         duration=formatting.seconds(result.seconds),
         documents=documents[:FILES_LISTED],
@@ -51,12 +54,18 @@ def render(result: DemoResult) -> str:
         files=[(title, open_, of[:FILES_LISTED], max(0, len(of) - FILES_LISTED)) for title, open_, of in files],
         backends=BACKENDS,
         availability=_availability(result),
-        speed_ups=Markup(plots.speed_ups(result)),
+        speed_ups=plots.speed_ups(result),
         memories=Markup(plots.memories(result)),
         lengths=Markup(plots.lengths(result)),
         weights=Markup(plots.document_weights(result)),
         weights_shown=min(len(documents), plots.MOST_DOCUMENTS_SHOWN),
     )
+
+
+def _speed_up_first(cells: tuple[str, ...]) -> tuple[str, ...]:
+    """A narrow page shows the first columns; the others have to be scrolled to."""
+    place = table.COLUMNS.index("speed-up")
+    return cells[place], *cells[:place], *cells[place + 1 :]
 
 
 def _availability(result: DemoResult) -> dict[str, dict[str, str]]:

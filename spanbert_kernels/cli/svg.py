@@ -17,7 +17,6 @@ TODAY, OURS, INK, RULE, PAPER = "#b8bfc9", "#2f6690", "#22262b", "#d9dde3", "#fe
 PEERS = ("#b5651d", "#5a8f3c", "#8a5aa8", "#b03a5b", "#3f8f8f", "#8a7a2a")
 _VARIABLES = {TODAY: "today", OURS: "accent", INK: "ink", RULE: "rule", PAPER: "paper"}
 _VARIABLES |= {colour: f"peer-{number}" for number, colour in enumerate(PEERS)}
-_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 TEXT = {"text.parse_math": False}  # a dollar sign or a backslash in somebody's text is no mathematics
 STYLE = {
     **TEXT,
@@ -65,9 +64,3 @@ def svg(figure: Figure, label: str) -> str:
 def axes_of(width: float, height: float) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """At most seven of the round numbers between, 1 always among them."""
-    found = [tick for tick in _TICKS if low < tick < high]
-    return found if len(found) <= 7 else [tick for tick in found if tick in (0.01, 0.1, 1, 10, 100, 1000)]

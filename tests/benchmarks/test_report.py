@@ -26,7 +26,7 @@ def page(make_record: Make, make_row: MakeRow) -> str:
     ]
     failure = {"suite": "span_gather", "workload": "planned", "reason": "ours: off by 1, allowed 0"}
     skipped = {"suite": "encoder", "workload": "gum", "reason": "not there"}
-    return render([make_record(make_row(), lost, *curve, failures=[failure], skipped=[skipped]), make_record()])
+    return render([make_record(make_row(), lost, *curve, failures=[failure], skipped=[skipped]), make_record()], True)
 
 
 def test_everything_is_on_the_page(page: str) -> None:
@@ -41,27 +41,40 @@ def test_everything_is_on_the_page(page: str) -> None:
     assert "A processor" in text
     for heading in ("Roofline", "Time as inputs grow", "Peak memory as inputs grow", "Where it loses"):
         assert heading in text
-    assert page.count("<svg") == 6  # bars, roofline, two curves; and the second record's bars and roofline
+    assert page.count("<svg") == 4  # roofline, two curves; and the second record's roofline
     assert "None" not in text
     assert "bag runs out of memory: takes more than 3000 MB" in " ".join(text.split())
 
 
-def test_names_beside_bars_have_room(make_row: MakeRow) -> None:
-    """The widest bar has the longest name."""
-    name = "a way with a long name, compiled"
-    other = {"kind": "peer", "milliseconds": 1.0, "quartiles": [1.0, 1.0], "rounds": 9, "error": 0.0, "share": 1.0}
-    row = make_row(ours=0.01, bag=20.0, providers={name: other})
-    plot = figures.speed_ups([row])
-    width = float(re.search(r'viewBox="0 0 ([\d.]+)', plot)[1])  # type: ignore[index]
-    place = re.search(rf'translate\(([\d.]+) [^>]*>100 x {name}<|x="([\d.]+)"[^>]*>100 x {name}<', plot)
-    assert place, plot
-    assert float(place[1] or place[2]) + 5 * len(f"100 x {name}") < width
+def test_the_page_begins_with_the_speed_ups(page: str) -> None:
+    first, chart, table = (page.index(text) for text in ("<h2", '<div class="bars"', "<table"))
+    assert first < chart < table
+    assert "How much faster" in page[first:chart]
+
+
+def test_goals_are_for_those_who_ask(make_record: Make, make_row: MakeRow) -> None:
+    record = make_record(make_row(), make_row(workload="lost", goals=["missed: 0.5 x faster than bag"]))
+    for goals in (True, False):
+        page = render([record], goals)
+        assert ("Figures asked for" in page) == goals
+        assert ("figures asked for, 1 were met" in page) == goals
+        assert ("0.5 x faster than bag" in page) == goals
+
+
+def test_bars_lie_on_one_axis(make_row: MakeRow) -> None:
+    bars = figures.speed_ups([make_row(), make_row(workload="lost", ours=20.0)])
+    assert [(bar.factor, bar.words, bar.marks) for bar in bars] == [(5.0, "bag", (20.0,)), (0.5, "bag", (2.0,))]
+    places = [float(bars.place(value).removesuffix("%")) for value in (0.5, 1, 5, 20)]
+    assert places == sorted(places)
+    assert places[0] > 0
+    assert places[-1] < 100
+    assert bars.ticks() == [0.5, 1, 2, 5, 10, 20]
 
 
 def test_points_of_curves_have_bars_where_nothing_else_has(make_row: MakeRow) -> None:
     curve = [make_row(workload=f"{n} tokens", curve="mean", scaling="tokens") for n in (10, 100)]
-    assert "10 tokens" in figures.speed_ups(curve)
-    assert "10 tokens" not in figures.speed_ups([make_row(), *curve])
+    assert "10 tokens" in figures.speed_ups(curve)[0].name
+    assert [bar.name for bar in figures.speed_ups([make_row(), *curve])] == [make_row().title]
 
 
 def test_the_page_needs_no_network(page: str) -> None:
