@@ -67,6 +67,9 @@ FAMILIES = (
     ),
 )
 
+# Encoders of other shapes whose attention alone can be replaced, by transformers' own switch (integrations).
+ATTENTION_ALONE = ("AlbertModel", "DistilBertModel")
+
 _BY_CLASS = {(family.module, family.model_class): family for family in FAMILIES}
 
 
@@ -76,6 +79,19 @@ def family_of(module: nn.Module) -> Family | None:
         family = _BY_CLASS.get((ancestor.__module__, ancestor.__name__))
         if family is not None:
             return family
+    return None
+
+
+def class_refusal(module: nn.Module) -> str | None:
+    """Why an encoder that is in no row is left, and what would work instead; None for what is no encoder."""
+    names = {kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("transformers.")}
+    if not names.isdisjoint(ATTENTION_ALONE):
+        return (
+            'it is built otherwise than BERT; loaded with attn_implementation="spanbert_kernels", after '
+            "spanbert_kernels.register_attention(), its attention runs without padding"
+        )
+    if {"embeddings", "encoder"} <= module._modules.keys():
+        return f"it is not one of {', '.join(family.model_class for family in FAMILIES)}"
     return None
 
 

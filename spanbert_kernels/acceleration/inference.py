@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spanbert_kernels import ops
+from spanbert_kernels.acceleration.attention import attend
 from spanbert_kernels.acceleration.linears import Linears
 from spanbert_kernels.acceleration.structure import LayerParts
 from spanbert_kernels.acceleration.weights import LayerWeights
@@ -22,9 +22,8 @@ def run_layer(parts: LayerParts, weights: LayerWeights, linears: Linears, hidden
     attention = parts.attention
     fused = linears.linear(hidden, weights.qkv, _fused_bias(parts))
     query, key, value = fused.view(-1, 3, attention.num_attention_heads, attention.attention_head_size).unbind(1)
-    context = ops.document_attention(query, key, value, packing.documents, scale=attention.scaling)
-    assert isinstance(context, Tensor)
-    attended = linears.linear_add(context.flatten(1), hidden, weights.dense, parts.attention_dense.bias)
+    context = attend(query, key, value, packing, scale=attention.scaling)
+    attended = linears.linear_add(context, hidden, weights.dense, parts.attention_dense.bias)
     attended = _layer_norm(parts.attention_norm, attended)
     rows = attended.shape[0]
     if rows <= FEED_FORWARD_ROWS:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from spanbert_kernels.acceleration.families import FAMILIES, Family, family_of, override_refusal, reads_of
+from spanbert_kernels.acceleration.families import (
+    FAMILIES,
+    Family,
+    class_refusal,
+    family_of,
+    override_refusal,
+    reads_of,
+)
 from spanbert_kernels.acceleration.forward import PackedForward
 from spanbert_kernels.acceleration.report import AccelerationReport, Replaced, Skipped
 from spanbert_kernels.acceleration.structure import Structure
@@ -17,6 +24,8 @@ def accelerate(model: nn.Module) -> AccelerationReport:
     What the packed path cannot do (attention matrices, masks that are not `[batch, length]`, a pooler in front of a
     padded first token, hooks or adapters inside the encoder) runs as before, with one `AccelerationWarning`.
     Give it the whole model, head included: some heads read token 0 themselves. Doing it twice changes nothing.
+    Without compiled attention PyTorch's takes its place, on padded rows: still faster than before where there is
+    padding, and the report says what is missing.
 
     Args:
         model: a transformers encoder, or any module that holds some.
@@ -51,8 +60,9 @@ def accelerate(model: nn.Module) -> AccelerationReport:
         family = family_of(module)
         class_name = type(module).__name__
         if family is None:
-            if {"embeddings", "encoder"} <= module._modules.keys():
-                skipped.append(Skipped(name, class_name, f"not one of {', '.join(f.model_class for f in FAMILIES)}"))
+            refused = class_refusal(module)
+            if refused is not None:
+                skipped.append(Skipped(name, class_name, refused))
             continue
         reads = reads_of(family, (parent for parent in model.modules() if module in parent._modules.values()))
         installed = _installed(module)
@@ -70,17 +80,30 @@ def accelerate(model: nn.Module) -> AccelerationReport:
         replaced.append(Replaced(name, class_name, len(structure.layers), forward))
     if not replaced:
         known = ", ".join(family.model_class for family in FAMILIES)
-        why = "; ".join(map(str, skipped)) or f"it holds no encoder of a supported class ({known})"
+        itself = [each.reason for each in skipped if each.name == ""]
+        why = "; ".join(itself or map(str, skipped)) or f"it holds no encoder of a supported class ({known})"
         raise ValueError(f"{type(model).__name__} has nothing to accelerate: {why}")
     return AccelerationReport(tuple(replaced), tuple(skipped), already=not fresh)
 
 
 def restore(model: nn.Module) -> None:
-    """Undoes `accelerate`: every encoder in `model` has its own forward again.
+    """Undoes `accelerate`: every encoder in `model` has its own forward again, and repacked weights are let go.
+
+    Args:
+        model: what was given to `accelerate`, or any module that holds it.
 
     Raises:
         TypeError: `model` is not a module.
         ValueError: nothing in it was accelerated.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> model = BertModel(config)
+        >>> _ = accelerate(model)
+        >>> restore(model)
+        >>> "forward" in vars(model)
+        False
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore takes a torch.nn.Module, got {type(model).__name__}")

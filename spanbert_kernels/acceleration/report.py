@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from spanbert_kernels.acceleration.attention import missing_kernels
 from spanbert_kernels.acceleration.forward import PackedForward
 
 
@@ -41,6 +42,18 @@ class AccelerationReport:
         replaced: the encoders that run packed now.
         skipped: those that were left, with reasons.
         already: True if every one of `replaced` ran packed before this call, which then changed nothing.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> from spanbert_kernels import accelerate
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> model = BertModel(config).eval()
+        >>> report = accelerate(model)
+        >>> with torch.no_grad():
+        ...     _ = model(torch.tensor([[2, 3, 0]]), torch.tensor([[1, 1, 0]]))
+        >>> dict(report.calls), report.replaced[0].class_name, report.skipped
+        ({'packed-inference': 1}, 'BertModel', ())
     """
 
     replaced: tuple[Replaced, ...]
@@ -53,6 +66,13 @@ class AccelerationReport:
         return sum((replaced.forward.calls for replaced in self.replaced), Counter())
 
     @property
+    def missing(self) -> str | None:
+        """What the encoders lack where they are now, and what that costs; None where they have compiled kernels."""
+        found = (next(each.forward.model.parameters(), None) for each in self.replaced)
+        lines = [missing_kernels(one.device, one.dtype) for one in found if one is not None]
+        return next(filter(None, lines), None)
+
+    @property
     def last_path(self) -> str | None:
         """The path that the latest call took, None before the first."""
         return max((replaced.forward for replaced in self.replaced), key=lambda forward: forward.last_serial).last_path
@@ -60,7 +80,8 @@ class AccelerationReport:
     def __str__(self) -> str:
         verb = "already accelerated" if self.already else "accelerated"
         lines = [f"{verb}: {each}" for each in self.replaced]
-        return "\n".join([*lines, *(f"left as it is: {each}" for each in self.skipped)])
+        lines += [f"left as it is: {each}" for each in self.skipped]
+        return "\n".join([*lines, *([] if self.missing is None else [f"missing: {self.missing}"])])
 
 
 def _at(name: str) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spanbert_kernels import ops
+from spanbert_kernels.acceleration.attention import attend
 from spanbert_kernels.acceleration.structure import LayerParts
 from spanbert_kernels.nn.packing import Packing
 
@@ -23,16 +23,10 @@ def run_layer(parts: LayerParts, hidden: Tensor, packing: Packing) -> Tensor:
 def _compute(parts: LayerParts, packing: Packing, hidden: Tensor) -> Tensor:
     attention, layer = parts.attention, parts.layer
     heads = (-1, attention.num_attention_heads, attention.attention_head_size)
-    context = ops.document_attention(
-        parts.query(hidden).view(heads),
-        parts.key(hidden).view(heads),
-        parts.value(hidden).view(heads),
-        packing.documents,
-        dropout_p=parts.attention_dropout.p if attention.training else 0.0,
-        scale=attention.scaling,
-    )
-    assert isinstance(context, Tensor)
-    attended = layer.attention.output(context.flatten(1), hidden)
+    query, key, value = (part(hidden).view(heads) for part in (parts.query, parts.key, parts.value))
+    dropout_p = parts.attention_dropout.p if attention.training else 0.0
+    context = attend(query, key, value, packing, scale=attention.scaling, dropout_p=dropout_p)
+    attended = layer.attention.output(context, hidden)
     if layer.chunk_size_feed_forward == 0:
         return layer.feed_forward_chunk(attended)
     rows = layer.chunk_size_feed_forward * packing.batch

@@ -79,6 +79,14 @@ class Packing:
             checked=True,
         )
 
+    @cached_property
+    def keys_mask(self) -> Tensor | None:
+        """Real tokens of each row, bool `[B, 1, 1, L]`, as `scaled_dot_product_attention` takes it; None: all."""
+        if self.indices is None:
+            return None
+        real = torch.zeros(self.batch * self.length, dtype=torch.bool, device=self.indices.device)
+        return real.index_fill_(0, self.indices, True).view(self.batch, 1, 1, self.length)
+
     def pack(self, padded: Tensor) -> Tensor:
         """`[B, L, ...]` -> `[T, ...]`; a view where nothing is padding and the memory allows it."""
         flat = padded.flatten(0, 1)

@@ -191,6 +191,25 @@ _LOADERS: dict[str, Callable[[], str | None]] = {
 }
 
 
+def without_kernels(operation: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why no kernel of an operation would take tensors of this device and dtype, so that `eager` runs.
+
+    Returns:
+        The reason in a line; None where a kernel takes them, and where somebody asked for a backend.
+
+    Example:
+        >>> without_kernels("document_attention", "meta", torch.float32)
+        'there are none for meta'
+    """
+    if _forced is not None or os.environ.get(VARIABLE):
+        return None
+    able = [backend for backend in _registry[operation] if DEVICES.get(backend) == device]
+    reasons = {backend: refusal(backend, device, dtype, operation) for backend in able}
+    if None in reasons.values():
+        return None
+    return "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items()) or f"there are none for {device}"
+
+
 @contextmanager
 def use(backend: Backend) -> Iterator[None]:
     """Force a backend for every operation called inside, where the call itself names none.

@@ -1,0 +1,142 @@
+"""Where no compiled kernel serves: what is missing is said, and the packed path still gains, or is not taken."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from agreement import (
+    NO_DROPOUT,
+    PADDING,
+    assert_agrees,
+    assert_all_agree,
+    encoder,
+    gradients,
+    head,
+    in_float64,
+    inputs,
+)
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertForTokenClassification
+
+from spanbert_kernels import accelerate, ops, register_attention
+from spanbert_kernels.acceleration.families import ATTENTION_ALONE
+
+REASON = "the compiled extension was not built: no compiler found"
+WANTED = ["document_attention"] * 2
+
+
+@pytest.fixture(autouse=True)
+def not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPANBERT_KERNELS_BACKEND", raising=False)
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch, not_asked: None) -> None:
+    monkeypatch.setitem(ops.backends._LOADERS, "cpu", lambda: REASON)
+
+
+def trained(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    labels = torch.where(
+        batch["attention_mask"] > 0, torch.arange(batch["input_ids"].numel()).view_as(batch["input_ids"]) % 3, -100
+    )
+    return gradients(model, model(**batch, labels=labels).loss)
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("padding", PADDING)
+def test_outputs_and_gradients_agree(padding: str) -> None:
+    model, batch = head(BertForTokenClassification, **NO_DROPOUT), inputs(PADDING[padding])
+    double, accelerated = in_float64(model), copy.deepcopy(model)
+    report = accelerate(accelerated)
+    with ops.backends.record() as ran, torch.no_grad():
+        outputs = [each(**batch).logits[PADDING[padding]] for each in (accelerated, model, double)]
+    assert_agrees(*outputs)
+    for each in (accelerated, model, double):
+        each.train()
+    assert_all_agree(*(trained(each, batch) for each in (accelerated, model, double)))
+    assert ran == []
+    assert report.calls == {"packed-inference": 1, "packed-training": 1}
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize(("padding", "gains"), [("right", True), ("none", False)])
+def test_training_takes_no_more_products_than_before(padding: str, gains: bool) -> None:
+    """Our eager attention, in its place, would take 2.5 times as long as the whole model did."""
+    model, batch = head(BertForTokenClassification, **NO_DROPOUT).train(), inputs(PADDING[padding])
+    counts = []
+    for _ in range(2):
+        with FlopCounterMode(display=False) as products:
+            trained(model, batch)
+        counts.append(products.get_total_flops())
+        if len(counts) == 1:
+            accelerate(model)
+    before, after = counts
+    assert after < 0.7 * before if gains else after == before
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_dropout_drops() -> None:
+    model, batch = head(BertForTokenClassification, attention_probs_dropout_prob=0.5).train(), inputs(PADDING["right"])
+    accelerate(model)
+    torch.manual_seed(1)
+    first = model(**batch).logits
+    assert not torch.equal(first, model(**batch).logits)
+    torch.manual_seed(1)
+    assert torch.equal(first, model(**batch).logits)
+
+
+def test_the_report_says_what_is_missing_and_what_that_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = accelerate(encoder())
+    monkeypatch.setitem(ops.backends._LOADERS, "cpu", lambda: None)
+    assert report.missing is None
+    assert str(report) == "accelerated: BertModel, 2 layers"
+    monkeypatch.setitem(ops.backends._LOADERS, "cpu", lambda: REASON)
+    assert report.missing is not None
+    assert report.missing.startswith(f"no compiled attention for float32 on cpu (cpu: {REASON}): PyTorch's own takes")
+    assert "up to 1.8 times as long" in report.missing
+    assert str(report) == f"accelerated: BertModel, 2 layers\nmissing: {report.missing}"
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("by", ["use", "variable"])
+def test_who_asks_for_eager_gets_it(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = encoder(), inputs(PADDING["right"])
+    report = accelerate(model)
+    if by == "variable":
+        monkeypatch.setenv("SPANBERT_KERNELS_BACKEND", "eager")
+    with ops.backends.use("eager") if by == "use" else torch.no_grad(), ops.backends.record() as ran, torch.no_grad():
+        model(**batch)
+        assert report.missing is None
+    assert ran == [(name, "eager") for name in WANTED]
+
+
+@pytest.mark.parametrize("name", ATTENTION_ALONE)
+def test_a_refusal_says_what_works_instead(name: str) -> None:
+    """And it does: attention without padding, equal at the real tokens."""
+    kind: Callable[[Any], Any] = getattr(transformers, name)
+    sizes = {"hidden_size": 32, "embedding_size": 16, "intermediate_size": 64, "num_hidden_layers": 2}
+    if name == "DistilBertModel":
+        sizes = {"dim": 32, "hidden_dim": 64, "n_layers": 2}
+    heads = {"n_heads" if "dim" in sizes else "num_attention_heads": 4}
+    model = kind(getattr(transformers, name.replace("Model", "Config"))(vocab_size=60, **sizes, **heads)).eval()
+    text = (
+        f"^{name} has nothing to accelerate: it is built otherwise than BERT; loaded with "
+        r'attn_implementation="spanbert_kernels", after spanbert_kernels.register_attention\(\), its attention runs'
+    )
+    with pytest.raises(ValueError, match=text):
+        accelerate(model)
+    mask = PADDING["right"]
+    batch = {key: value for key, value in inputs(mask).items() if key != "token_type_ids"}
+    double = in_float64(model)
+    register_attention()
+    with torch.no_grad():
+        expected, reference = (each(**batch).last_hidden_state[mask] for each in (model, double))
+        model.set_attn_implementation("spanbert_kernels")
+        with ops.backends.record() as ran:
+            assert_agrees(model(**batch).last_hidden_state[mask], expected, reference)
+    assert [operation for operation, _ in ran] == WANTED
