@@ -40,6 +40,7 @@ BRINGS = {
     "scikit-learn": ("sklearn",),
     "ufal.chu_liu_edmonds": ("ufal",),
 }
+SHARED = ("attention",)  # rooms beside the operations, of what some of them have in common
 VAGUE = ("utils", "util", "helpers", "helper", "misc")
 PRIVATE = re.compile(r"_(?!_|fields$|replace$|asdict$|make$)")
 MAX_LINES = 700
@@ -48,7 +49,7 @@ CODE = (".py", ".cpp", ".cu", ".h", ".cuh")
 
 def operations(root: Path) -> list[str]:
     folder = root / PACKAGE / "ops"
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__")
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in ("__pycache__", *SHARED))
 
 
 def missing_rooms(root: Path) -> Iterator[str]:

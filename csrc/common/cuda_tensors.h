@@ -8,9 +8,9 @@
 #include <optional>
 #include <vector>
 
+#include "common/arguments.h"
 #include "common/cuda_spans.h"
 #include "common/cuda_threads.h"
-#include "common/tensors.h"
 
 // Tests register the same operators elsewhere, for tensors on a CPU.
 #ifndef SPANBERT_NAMESPACE
@@ -77,8 +77,6 @@ inline bool all_multiples(int64_t bytes, std::initializer_list<int64_t> values) 
 
 inline int64_t address(const void* pointer) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)); }
 
-using OptionalTensor = std::optional<Tensor>;
-
 // The entries of an index tensor, which `kept` keeps alive.
 inline const int64_t* indices(const OptionalTensor& tensor, int64_t count, const char* name,
                               std::vector<Tensor>& kept) {
@@ -87,16 +85,15 @@ inline const int64_t* indices(const OptionalTensor& tensor, int64_t count, const
   return kept.back().const_data_ptr<int64_t>();
 }
 
-inline SortedSpans sorted_spans(const OptionalTensor& starts, const OptionalTensor& ends, const OptionalTensor& rows,
-                                const OptionalTensor& first, const OptionalTensor& reach, int64_t count, int64_t tokens,
-                                std::vector<Tensor>& kept) {
+inline SortedSpans sorted_spans(const SpanArguments& work, int64_t tokens, std::vector<Tensor>& kept) {
+  const int64_t count = work.num_spans;
   constexpr int64_t kMost = (int64_t{1} << 31) - 1;
   STD_TORCH_CHECK(tokens <= kMost && count <= kMost, "at most 2^31 - 1 tokens and spans");
-  return {indices(starts, count, "starts", kept),
-          indices(ends, count, "ends", kept),
-          rows ? indices(rows, count, "rows", kept) : nullptr,
-          indices(first, tokens + 1, "first", kept),
-          indices(reach, tokens, "reach", kept),
+  return {indices(work.starts, count, "starts", kept),
+          indices(work.ends, count, "ends", kept),
+          work.rows ? indices(work.rows, count, "rows", kept) : nullptr,
+          indices(work.first, tokens + 1, "first", kept),
+          indices(work.reach, tokens, "reach", kept),
           count,
           tokens};
 }

@@ -11,18 +11,14 @@
 namespace spanbert {
 namespace {
 
-Tensor weights(const Tensor& q_any, const Tensor& k_any, const Tensor& lse_any, const Tensor& documents,
-               const OptionalTensor& link_offsets, const OptionalTensor& links, const OptionalTensor& /*back_offsets*/,
-               const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
-               const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
-               bool anchor_queries, bool anchor_keys, bool /*clustered*/, int64_t places, double scale) {
+Tensor weights(const Tensor& q_any, const Tensor& k_any, const Tensor& lse_any, const AttentionArguments& work,
+               int64_t places, double scale) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), lse = torch::stable::contiguous(lse_any);
-  AttentionCall call = attention_call(q, k, k, scale, 0, std::nullopt);
+  AttentionCall call = attention_call(q, k, k, scale, {});
   STD_TORCH_CHECK(lse.scalar_type() == accumulator_of(q) && lse.numel() == call.heads * call.query_rows,
                   "lse must be the forward's");
   call.lse = const_cast<void*>(lse.const_data_ptr());
-  const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
-                            k.size(0));
+  const Neighbourhoods near(work, q.size(0), k.size(0));
   const Tensor result = torch::stable::new_zeros(q, {call.query_rows, call.heads, places}, ScalarType::Float);
   for (const auto& cluster : near.clusters) STD_TORCH_CHECK(cluster.documents <= places, "too few places: ", places);
   float* to = result.mutable_data_ptr<float>();
@@ -47,21 +43,14 @@ std::vector<Pairs> pairs_of(const Neighbourhoods& near, const Neighbourhoods::Cl
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
-                                   const Tensor& documents, const OptionalTensor& link_offsets,
-                                   const OptionalTensor& links, const OptionalTensor& /*back_offsets*/,
-                                   const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
-                                   const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/,
-                                   bool include_self, bool anchor_queries, bool anchor_keys, bool /*clustered*/,
-                                   const OptionalTensor& slots, const OptionalTensor& /*back_slots*/, int64_t size,
-                                   double scale, double dropout_p, const OptionalTensor& seed) {
+                                   const AttentionArguments& work, const PairArguments& statistics, double scale,
+                                   const DropoutArguments& dropout) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
-  AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
-  const PairStatistics statistics{slots, size};
-  const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
-                            k.size(0), &statistics);
+  AttentionCall call = attention_call(q, k, v, scale, dropout);
+  const Neighbourhoods near(work, q.size(0), k.size(0), &statistics);
   count_pairs(near, call.heads);
   const Tensor output = torch::stable::new_zeros(q, q.sizes());
-  Tensor lse = torch::stable::new_empty(q, {call.heads, size}, accumulator_of(q));
+  Tensor lse = torch::stable::new_empty(q, {call.heads, statistics.size}, accumulator_of(q));
   lse = torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
   call.output = rows_of(output);
   call.lse = lse.mutable_data_ptr();
@@ -72,28 +61,23 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
     pairs.insert(pairs.end(), found.begin(), found.end());
   }
   parallel_tasks(std::ssize(pairs) * call.heads,
-                 [&](int64_t task) { kernel(call, pairs[task / call.heads], task % call.heads, size); });
+                 [&](int64_t task) { kernel(call, pairs[task / call.heads], task % call.heads, statistics.size); });
   return {output, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any, const Tensor& v_any, const Tensor& lse_any,
-    const Tensor& documents, const OptionalTensor& link_offsets, const OptionalTensor& links,
-    const OptionalTensor& /*back_offsets*/, const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
-    const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
-    bool anchor_queries, bool anchor_keys, bool /*clustered*/, const OptionalTensor& slots,
-    const OptionalTensor& /*back_slots*/, int64_t size, double scale, double dropout_p, const OptionalTensor& seed) {
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any,
+                                            const Tensor& v_any, const Tensor& lse_any, const AttentionArguments& work,
+                                            const PairArguments& statistics, double scale,
+                                            const DropoutArguments& dropout) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
   const Tensor grad = with_dense_rows(grad_any), lse = torch::stable::contiguous(lse_any);
-  AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
+  AttentionCall call = attention_call(q, k, v, scale, dropout);
   STD_TORCH_CHECK(grad.scalar_type() == q.scalar_type() && lse.scalar_type() == accumulator_of(q),
                   "grad_output and lse must have the forward's dtypes");
-  STD_TORCH_CHECK(grad.numel() == q.numel() && lse.numel() == call.heads * size,
+  STD_TORCH_CHECK(grad.numel() == q.numel() && lse.numel() == call.heads * statistics.size,
                   "grad_output and lse must have the forward's shapes");
   call.lse = const_cast<void*>(lse.const_data_ptr());
-  const PairStatistics statistics{slots, size};
-  const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
-                            k.size(0), &statistics);
+  const Neighbourhoods near(work, q.size(0), k.size(0), &statistics);
   count_pairs(near, call.heads);
   const Tensor grad_q = torch::stable::new_zeros(q, q.sizes()), grad_k = torch::stable::new_zeros(k, k.sizes());
   const Tensor grad_v = torch::stable::new_zeros(v, v.sizes());
@@ -113,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
 }  // namespace spanbert
 
 STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CPU, library) {
-  library.impl("cross_document_attention_weights", TORCH_BOX(&spanbert::weights));
-  library.impl("cross_document_attention_pairwise_forward", TORCH_BOX(&spanbert::forward));
-  library.impl("cross_document_attention_pairwise_backward", TORCH_BOX(&spanbert::backward));
+  library.impl("cross_document_attention_weights", SPANBERT_BOX(&spanbert::weights));
+  library.impl("cross_document_attention_pairwise_forward", SPANBERT_BOX(&spanbert::forward));
+  library.impl("cross_document_attention_pairwise_backward", SPANBERT_BOX(&spanbert::backward));
 }

@@ -11,15 +11,10 @@ namespace {
 
 using documents::DocumentsWork;
 
-Tensor weights_operator(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& documents,
-                        const OptionalTensor& link_offsets, const OptionalTensor& links,
-                        const OptionalTensor& back_offsets, const OptionalTensor& back_links,
-                        const OptionalTensor& query_tiles, const OptionalTensor& key_tiles, int64_t /*most_queries*/,
-                        int64_t /*most_keys*/, bool include_self, bool anchor_queries, bool anchor_keys,
-                        bool /*clustered*/, int64_t places, double scale) {
+Tensor weights_operator(const Tensor& q, const Tensor& k, const Tensor& lse, const AttentionArguments& arguments,
+                        int64_t places, double scale) {
   const Stream stream(q);
-  PreparedAttention p = prepare(q, k, {}, documents, link_offsets, links, back_offsets, back_links, query_tiles,
-                                key_tiles, include_self, anchor_queries, anchor_keys, scale, 0.0, {});
+  PreparedAttention p = prepare(q, k, {}, arguments, scale, {});
   if (p.empty_queries()) return torch::stable::new_zeros(q, {q.size(0), q.size(1), places}, ScalarType::Float);
   Tensor weights = torch::stable::new_empty(q, {q.size(0), q.size(1), places}, ScalarType::Float);
   p.work.lse = p.statistics(lse, q.size(1) * q.size(0), "lse");
@@ -33,34 +28,30 @@ Tensor weights_operator(const Tensor& q, const Tensor& k, const Tensor& lse, con
   return weights;
 }
 
-DocumentsWork pairs_work(PreparedAttention& p, const OptionalTensor& slots, const OptionalTensor& back_slots,
-                         int64_t size, float* lse) {
+DocumentsWork pairs_work(PreparedAttention& p, const PairArguments& statistics, float* lse) {
   DocumentsWork pairs{};
   pairs.attention = p.work;
-  pairs.size = size;
+  pairs.size = statistics.size;
   pairs.lse = lse;
   if (p.links > 0) {
-    pairs.slots = indices(slots, p.links, "slots", p.kept);
-    pairs.back_slots = indices(back_slots, p.links, "back_slots", p.kept);
+    pairs.slots = indices(statistics.slots, p.links, "slots", p.kept);
+    pairs.back_slots = indices(statistics.back_slots, p.links, "back_slots", p.kept);
   }
   return pairs;
 }
 
-std::tuple<Tensor, Tensor> pairwise_forward_operator(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& documents, const OptionalTensor& link_offsets,
-    const OptionalTensor& links, const OptionalTensor& back_offsets, const OptionalTensor& back_links,
-    const OptionalTensor& query_tiles, const OptionalTensor& key_tiles, int64_t /*most_queries*/, int64_t /*most_keys*/,
-    bool include_self, bool anchor_queries, bool anchor_keys, bool /*clustered*/, const OptionalTensor& slots,
-    const OptionalTensor& back_slots, int64_t size, double scale, double dropout_p, const OptionalTensor& seed) {
+std::tuple<Tensor, Tensor> pairwise_forward_operator(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                     const AttentionArguments& arguments,
+                                                     const PairArguments& statistics, double scale,
+                                                     const DropoutArguments& dropout) {
   const Stream stream(q);
-  PreparedAttention p = prepare(q, k, v, documents, link_offsets, links, back_offsets, back_links, query_tiles,
-                                key_tiles, include_self, anchor_queries, anchor_keys, scale, dropout_p, seed);
-  Tensor lse = torch::stable::new_empty(q, {q.size(1), size}, ScalarType::Float);
+  PreparedAttention p = prepare(q, k, v, arguments, scale, dropout);
+  Tensor lse = torch::stable::new_empty(q, {q.size(1), statistics.size}, ScalarType::Float);
   lse = torch::stable::fill_(lse, -INFINITY);
   if (p.empty_queries()) return {torch::stable::new_zeros(q, q.sizes()), lse};
   Tensor output = torch::stable::new_empty(q, q.sizes());
   p.work.output = p.rows(output);
-  const DocumentsWork work = pairs_work(p, slots, back_slots, size, lse.mutable_data_ptr<float>());
+  const DocumentsWork work = pairs_work(p, statistics, lse.mutable_data_ptr<float>());
   with_gpu_storage(q, [&](auto s) {
     with_columns(p.work.dim, [&](auto n) {
       const auto kernel = documents::pairwise_forward<decltype(s), decltype(n)::value>;
@@ -70,31 +61,28 @@ std::tuple<Tensor, Tensor> pairwise_forward_operator(
   return {output, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> pairwise_backward_operator(
-    const Tensor& grad_output, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& lse,
-    const Tensor& documents, const OptionalTensor& link_offsets, const OptionalTensor& links,
-    const OptionalTensor& back_offsets, const OptionalTensor& back_links, const OptionalTensor& query_tiles,
-    const OptionalTensor& key_tiles, int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
-    bool anchor_queries, bool anchor_keys, bool /*clustered*/, const OptionalTensor& slots,
-    const OptionalTensor& back_slots, int64_t size, double scale, double dropout_p, const OptionalTensor& seed) {
+std::tuple<Tensor, Tensor, Tensor> pairwise_backward_operator(const Tensor& grad_output, const Tensor& q,
+                                                              const Tensor& k, const Tensor& v, const Tensor& lse,
+                                                              const AttentionArguments& arguments,
+                                                              const PairArguments& statistics, double scale,
+                                                              const DropoutArguments& dropout) {
   const Stream stream(q);
-  PreparedAttention p = prepare(q, k, v, documents, link_offsets, links, back_offsets, back_links, query_tiles,
-                                key_tiles, include_self, anchor_queries, anchor_keys, scale, dropout_p, seed);
+  PreparedAttention p = prepare(q, k, v, arguments, scale, dropout);
   if (p.empty_queries() || p.empty_keys()) {
     return {torch::stable::new_zeros(q, q.sizes()), torch::stable::new_zeros(k, k.sizes()),
             torch::stable::new_zeros(v, v.sizes())};
   }
   p.work.grad_output = p.like(grad_output, q, "grad_output");
-  Tensor statistics = torch::stable::new_empty(q, {2, q.size(1), size}, ScalarType::Float);
+  Tensor sums = torch::stable::new_empty(q, {2, q.size(1), statistics.size}, ScalarType::Float);
   Tensor share = torch::stable::new_empty(q, {q.size(1), q.size(0)}, ScalarType::Float);
   Tensor grad_q = torch::stable::new_empty(q, q.sizes()), grad_k = torch::stable::new_empty(k, k.sizes());
   Tensor grad_v = torch::stable::new_empty(v, v.sizes());
   p.work.grad_q = p.rows(grad_q);
   p.work.grad_k = p.rows(grad_k);
   p.work.grad_v = p.rows(grad_v);
-  DocumentsWork work = pairs_work(p, slots, back_slots, size, p.statistics(lse, q.size(1) * size, "lse"));
-  work.delta = statistics.mutable_data_ptr<float>();
-  work.inverse = work.delta + q.size(1) * size;
+  DocumentsWork work = pairs_work(p, statistics, p.statistics(lse, q.size(1) * statistics.size, "lse"));
+  work.delta = sums.mutable_data_ptr<float>();
+  work.inverse = work.delta + q.size(1) * statistics.size;
   work.share = share.mutable_data_ptr<float>();
   with_gpu_storage(q, [&](auto s) {
     with_columns(p.work.dim, [&](auto n) {
@@ -112,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_backward_operator(
 }  // namespace spanbert
 
 STABLE_TORCH_LIBRARY_IMPL(SPANBERT_NAMESPACE, SPANBERT_KEY, library) {
-  library.impl("cross_document_attention_weights", TORCH_BOX(&spanbert::weights_operator));
-  library.impl("cross_document_attention_pairwise_forward", TORCH_BOX(&spanbert::pairwise_forward_operator));
-  library.impl("cross_document_attention_pairwise_backward", TORCH_BOX(&spanbert::pairwise_backward_operator));
+  library.impl("cross_document_attention_weights", SPANBERT_BOX(&spanbert::weights_operator));
+  library.impl("cross_document_attention_pairwise_forward", SPANBERT_BOX(&spanbert::pairwise_forward_operator));
+  library.impl("cross_document_attention_pairwise_backward", SPANBERT_BOX(&spanbert::pairwise_backward_operator));
 }

@@ -80,16 +80,10 @@ Tensor new_result(const Tensor& like, bool all_written) {
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
-                                   const Tensor& documents, const OptionalTensor& link_offsets,
-                                   const OptionalTensor& links, const OptionalTensor& /*back_offsets*/,
-                                   const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
-                                   const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/, int64_t /*most_keys*/,
-                                   bool include_self, bool anchor_queries, bool anchor_keys, bool /*clustered*/,
-                                   double scale, double dropout_p, const OptionalTensor& seed) {
+                                   const AttentionArguments& work, double scale, const DropoutArguments& dropout) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
-  AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
-  const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
-                            k.size(0));
+  AttentionCall call = attention_call(q, k, v, scale, dropout);
+  const Neighbourhoods near(work, q.size(0), k.size(0));
   count_pairs(near, call.heads);
   const Tensor output = new_result(q, near.has_queries(q.size(0)));
   Tensor lse = torch::stable::new_empty(q, {call.heads, call.query_rows}, accumulator_of(q));
@@ -105,23 +99,17 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any,
                                             const Tensor& v_any, const Tensor& /*output*/, const Tensor& lse_any,
-                                            const Tensor& documents, const OptionalTensor& link_offsets,
-                                            const OptionalTensor& links, const OptionalTensor& /*back_offsets*/,
-                                            const OptionalTensor& /*back_links*/, const OptionalTensor& /*query_tiles*/,
-                                            const OptionalTensor& /*key_tiles*/, int64_t /*most_queries*/,
-                                            int64_t /*most_keys*/, bool include_self, bool anchor_queries,
-                                            bool anchor_keys, bool /*clustered*/, double scale, double dropout_p,
-                                            const OptionalTensor& seed) {
+                                            const AttentionArguments& work, double scale,
+                                            const DropoutArguments& dropout) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
   const Tensor grad = with_dense_rows(grad_any), lse = torch::stable::contiguous(lse_any);
-  AttentionCall call = attention_call(q, k, v, scale, dropout_p, seed);
+  AttentionCall call = attention_call(q, k, v, scale, dropout);
   STD_TORCH_CHECK(grad.scalar_type() == q.scalar_type() && lse.scalar_type() == accumulator_of(q),
                   "grad_output and lse must have the forward's dtypes");
   STD_TORCH_CHECK(grad.numel() == q.numel() && lse.numel() == call.heads * call.query_rows,
                   "grad_output and lse must have the forward's shapes");
   call.lse = const_cast<void*>(lse.const_data_ptr());
-  const Neighbourhoods near({documents, link_offsets, links, include_self, anchor_queries, anchor_keys}, q.size(0),
-                            k.size(0));
+  const Neighbourhoods near(work, q.size(0), k.size(0));
   count_pairs(near, call.heads);
   const Tensor grad_q = new_result(q, near.has_queries(q.size(0)));
   const Tensor grad_k = new_result(k, near.has_keys(k.size(0))), grad_v = new_result(v, near.has_keys(k.size(0)));
@@ -155,6 +143,6 @@ STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CompositeExplicitAutograd, library) 
 }
 
 STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CPU, library) {
-  library.impl("document_attention_forward", TORCH_BOX(&spanbert::forward));
-  library.impl("document_attention_backward", TORCH_BOX(&spanbert::backward));
+  library.impl("document_attention_forward", SPANBERT_BOX(&spanbert::forward));
+  library.impl("document_attention_backward", SPANBERT_BOX(&spanbert::backward));
 }

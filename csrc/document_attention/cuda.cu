@@ -76,16 +76,11 @@ void launch_backward(const PreparedAttention& p, const Stream& stream) {
   }
 }
 
-std::tuple<Tensor, Tensor> forward_operator(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& documents,
-                                            const OptionalTensor& link_offsets, const OptionalTensor& links,
-                                            const OptionalTensor& back_offsets, const OptionalTensor& back_links,
-                                            const OptionalTensor& query_tiles, const OptionalTensor& key_tiles,
-                                            int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
-                                            bool anchor_queries, bool anchor_keys, bool /*clustered*/, double scale,
-                                            double dropout_p, const OptionalTensor& seed) {
+std::tuple<Tensor, Tensor> forward_operator(const Tensor& q, const Tensor& k, const Tensor& v,
+                                            const AttentionArguments& arguments, double scale,
+                                            const DropoutArguments& dropout) {
   const Stream stream(q);
-  PreparedAttention p = prepare(q, k, v, documents, link_offsets, links, back_offsets, back_links, query_tiles,
-                                key_tiles, include_self, anchor_queries, anchor_keys, scale, dropout_p, seed);
+  PreparedAttention p = prepare(q, k, v, arguments, scale, dropout);
   if (p.empty_queries()) {
     Tensor lse = torch::stable::new_zeros(q, {q.size(1), q.size(0)}, ScalarType::Float);
     return {torch::stable::new_zeros(q, q.sizes()), torch::stable::fill_(lse, -INFINITY)};
@@ -100,16 +95,10 @@ std::tuple<Tensor, Tensor> forward_operator(const Tensor& q, const Tensor& k, co
 
 std::tuple<Tensor, Tensor, Tensor> backward_operator(const Tensor& grad_output, const Tensor& q, const Tensor& k,
                                                      const Tensor& v, const Tensor& /*output*/, const Tensor& lse,
-                                                     const Tensor& documents, const OptionalTensor& link_offsets,
-                                                     const OptionalTensor& links, const OptionalTensor& back_offsets,
-                                                     const OptionalTensor& back_links,
-                                                     const OptionalTensor& query_tiles, const OptionalTensor& key_tiles,
-                                                     int64_t /*most_queries*/, int64_t /*most_keys*/, bool include_self,
-                                                     bool anchor_queries, bool anchor_keys, bool /*clustered*/,
-                                                     double scale, double dropout_p, const OptionalTensor& seed) {
+                                                     const AttentionArguments& arguments, double scale,
+                                                     const DropoutArguments& dropout) {
   const Stream stream(q);
-  PreparedAttention p = prepare(q, k, v, documents, link_offsets, links, back_offsets, back_links, query_tiles,
-                                key_tiles, include_self, anchor_queries, anchor_keys, scale, dropout_p, seed);
+  PreparedAttention p = prepare(q, k, v, arguments, scale, dropout);
   if (p.empty_queries() || p.empty_keys()) {
     return {torch::stable::new_zeros(q, q.sizes()), torch::stable::new_zeros(k, k.sizes()),
             torch::stable::new_zeros(v, v.sizes())};
@@ -136,6 +125,6 @@ std::tuple<Tensor, Tensor, Tensor> backward_operator(const Tensor& grad_output, 
 }  // namespace spanbert
 
 STABLE_TORCH_LIBRARY_IMPL(SPANBERT_NAMESPACE, SPANBERT_KEY, library) {
-  library.impl("document_attention_forward", TORCH_BOX(&spanbert::forward_operator));
-  library.impl("document_attention_backward", TORCH_BOX(&spanbert::backward_operator));
+  library.impl("document_attention_forward", SPANBERT_BOX(&spanbert::forward_operator));
+  library.impl("document_attention_backward", SPANBERT_BOX(&spanbert::backward_operator));
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/cuda_tensors.h"
+#include "document_attention/arguments.h"
 #include "document_attention/cuda_rows.h"
 
 namespace spanbert {
@@ -49,12 +50,8 @@ inline const int32_t* tiles_of(const OptionalTensor& tensor, const char* name, P
   return p.kept.back().const_data_ptr<int32_t>();
 }
 
-inline PreparedAttention prepare(const Tensor& q, const Tensor& k, const OptionalTensor& v, const Tensor& documents,
-                                 const OptionalTensor& link_offsets, const OptionalTensor& links,
-                                 const OptionalTensor& back_offsets, const OptionalTensor& back_links,
-                                 const OptionalTensor& query_tiles, const OptionalTensor& key_tiles, bool include_self,
-                                 bool anchor_queries, bool anchor_keys, double scale, double dropout_p,
-                                 const OptionalTensor& seed) {
+inline PreparedAttention prepare(const Tensor& q, const Tensor& k, const OptionalTensor& v,
+                                 const AttentionArguments& arguments, double scale, const DropoutArguments& dropout) {
   STD_TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && q.size(1) == k.size(1) && q.size(2) == k.size(2) &&
                       q.scalar_type() == k.scalar_type(),
                   "q and k must have shape [rows, heads, head_dim] and one dtype");
@@ -76,36 +73,35 @@ inline PreparedAttention prepare(const Tensor& q, const Tensor& k, const Optiona
   }
   work.scale = static_cast<float>(scale);
   work.kept = 1;
-  if (dropout_p > 0) {
-    STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
-                    "dropout needs one int64 seed");
-    p.kept.push_back(*seed);
-    work.seed = seed->const_data_ptr<int64_t>();
-    work.threshold = static_cast<uint32_t>(std::min(dropout_p * 4294967296.0, 4294967295.0));
-    work.kept = static_cast<float>(1.0 / (1.0 - dropout_p));
+  if (dropout.p > 0) {
+    work.seed = dropout.seed_data();
+    p.kept.push_back(*dropout.seed);
+    work.threshold = dropout.threshold();
+    work.kept = static_cast<float>(1.0 / (1.0 - dropout.p));
   }
 
-  STD_TORCH_CHECK(documents.dim() == 2 && documents.size(0) == 6 && documents.scalar_type() == ScalarType::Long,
+  STD_TORCH_CHECK(arguments.documents.dim() == 2 && arguments.documents.size(0) == 6 &&
+                      arguments.documents.scalar_type() == ScalarType::Long,
                   "documents must be int64 [6, documents]");
-  p.kept.push_back(torch::stable::contiguous(documents));
+  p.kept.push_back(torch::stable::contiguous(arguments.documents));
   const int64_t* bounds = p.kept.back().const_data_ptr<int64_t>();
-  const int64_t count = documents.size(1);
-  work.queries = {bounds, bounds + count, count, q.size(0), anchor_queries};
-  work.keys = {bounds + 2 * count, bounds + 3 * count, count, k.size(0), anchor_keys};
-  STD_TORCH_CHECK((!anchor_queries || q.size(0) == count) && (!anchor_keys || k.size(0) == count),
+  const int64_t count = arguments.documents.size(1);
+  work.queries = {bounds, bounds + count, count, q.size(0), arguments.anchor_queries};
+  work.keys = {bounds + 2 * count, bounds + 3 * count, count, k.size(0), arguments.anchor_keys};
+  STD_TORCH_CHECK((!arguments.anchor_queries || q.size(0) == count) && (!arguments.anchor_keys || k.size(0) == count),
                   "anchors must have one row for each of ", count, " documents");
   work.cluster_first = bounds + 4 * count;
   work.cluster_last = bounds + 5 * count;
-  if (links) {
-    p.links = links->numel();
-    work.link_offsets = indices(link_offsets, count + 1, "link_offsets", p.kept);
-    work.links = indices(links, links->numel(), "links", p.kept);
-    work.back_offsets = indices(back_offsets, count + 1, "back_offsets", p.kept);
-    work.back_links = indices(back_links, links->numel(), "back_links", p.kept);
+  if (arguments.links) {
+    p.links = arguments.links->numel();
+    work.link_offsets = indices(arguments.link_offsets, count + 1, "link_offsets", p.kept);
+    work.links = indices(arguments.links, arguments.links->numel(), "links", p.kept);
+    work.back_offsets = indices(arguments.back_offsets, count + 1, "back_offsets", p.kept);
+    work.back_links = indices(arguments.back_links, arguments.links->numel(), "back_links", p.kept);
   }
-  work.include_self = include_self;
-  work.query_tiles = tiles_of(query_tiles, "query_tiles", p, &p.query_tiles);
-  work.key_tiles = tiles_of(key_tiles, "key_tiles", p, &p.key_tiles);
+  work.include_self = arguments.include_self;
+  work.query_tiles = tiles_of(arguments.query_tiles, "query_tiles", p, &p.query_tiles);
+  work.key_tiles = tiles_of(arguments.key_tiles, "key_tiles", p, &p.key_tiles);
   return p;
 }
 

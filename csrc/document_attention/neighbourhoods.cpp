@@ -4,6 +4,8 @@
 #include <atomic>
 #include <numeric>
 
+#include "common/dropout.h"
+
 namespace spanbert {
 namespace {
 
@@ -34,8 +36,8 @@ std::atomic<int64_t> pairs{0};
 
 }  // namespace
 
-Neighbourhoods::Neighbourhoods(const AttentionWork& work, int64_t query_rows, int64_t key_rows,
-                               const PairStatistics* pairs)
+Neighbourhoods::Neighbourhoods(const AttentionArguments& work, int64_t query_rows, int64_t key_rows,
+                               const PairArguments* pairs)
     : include_self_(work.include_self), linked_(work.links.has_value()), query_rows_(query_rows) {
   STD_TORCH_CHECK(work.documents.dim() == 2 && work.documents.size(0) == 6, "documents must have shape [6, D]");
   const int64_t count = work.documents.size(1);
@@ -149,7 +151,7 @@ void Neighbourhoods::add_cluster(const Cluster& cluster, const Side& queries, co
 }
 
 void Neighbourhoods::add_pairs(const Cluster& cluster, const Side& queries, const Side& keys,
-                               const PairStatistics& pairs) {
+                               const PairArguments& pairs) {
   const int64_t n = cluster.documents;
   STD_TORCH_CHECK(n * query_rows_ <= pairs.size, "the statistics of ", n, " documents do not fit into ", pairs.size);
   for (int64_t j = 0; j < n; ++j) {
@@ -200,7 +202,7 @@ void Neighbourhoods::add_documents(const Cluster& cluster, const Side& queries, 
 }
 
 void Neighbourhoods::add_linked_pairs(const Cluster& cluster, const Side& queries, const Side& keys,
-                                      const PairStatistics& pairs) {
+                                      const PairArguments& pairs) {
   for (int64_t i = 0; i < cluster.documents; ++i) {
     const int64_t rows = queries.first[i + 1] - queries.first[i];
     if (rows == 0) continue;
@@ -225,8 +227,8 @@ Rows rows_of(const Tensor& tensor) {
   return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1)};
 }
 
-AttentionCall attention_call(const Tensor& q, const Tensor& k, const Tensor& v, double scale, double dropout_p,
-                             const OptionalTensor& seed) {
+AttentionCall attention_call(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                             const DropoutArguments& dropout) {
   STD_TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.dim() == 3, "q, k, v must have shape [rows, heads, head_dim]");
   for (int64_t d = 0; d < 3; ++d) {
     STD_TORCH_CHECK(k.size(d) == v.size(d) && (d == 0 || k.size(d) == q.size(d)),
@@ -243,14 +245,7 @@ AttentionCall attention_call(const Tensor& q, const Tensor& k, const Tensor& v, 
   call.q = rows_of(q);
   call.k = rows_of(k);
   call.v = rows_of(v);
-  if (dropout_p > 0) {
-    STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
-                    "dropout needs one int64 seed");
-    call.dropout.active = true;
-    call.dropout.seed = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
-    call.dropout.threshold = static_cast<uint32_t>(std::min(dropout_p * 4294967296.0, 4294967295.0));
-    call.dropout.scale = 1.0 / (1.0 - dropout_p);
-  }
+  call.dropout = dropout_of(dropout);
   return call;
 }
 

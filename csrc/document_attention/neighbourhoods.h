@@ -7,26 +7,10 @@
 #include <optional>
 #include <vector>
 
-#include "common/tensors.h"
+#include "document_attention/arguments.h"
 #include "document_attention/kernels.h"
 
 namespace spanbert {
-
-using OptionalTensor = std::optional<Tensor>;
-
-// The tensors of an AttentionWork (spanbert_kernels/ops/attention_plans.py) that a CPU needs.
-struct AttentionWork {
-  const Tensor& documents;
-  const OptionalTensor &link_offsets, &links;
-  bool include_self, anchor_queries, anchor_keys;
-};
-
-// A softmax for each pair of documents: where the statistics of a pair lie, `[heads, size]`. Query row r with the
-// document at place p of its cluster: p * query rows + r; with links those of link l: slots[l] + r.
-struct PairStatistics {
-  const OptionalTensor& slots;
-  int64_t size;
-};
 
 // Memory that does not move when more is taken.
 template <class T>
@@ -57,8 +41,8 @@ class Arena {
 class Neighbourhoods {
  public:
   // Throws where the documents are not those of tensors with so many rows, or links leave their cluster.
-  Neighbourhoods(const AttentionWork& work, int64_t query_rows, int64_t key_rows,
-                 const PairStatistics* pairs = nullptr);
+  Neighbourhoods(const AttentionArguments& work, int64_t query_rows, int64_t key_rows,
+                 const PairArguments* pairs = nullptr);
   Neighbourhoods(const Neighbourhoods&) = delete;
 
   struct Cluster {
@@ -86,9 +70,9 @@ class Neighbourhoods {
   Side side_of(const Cluster& cluster, const int64_t* begin, const int64_t* end);
   bool is_sparse(const Cluster& cluster, const Side& queries, const Side& keys) const;
   void add_cluster(const Cluster& cluster, const Side& queries, const Side& keys);
-  void add_pairs(const Cluster& cluster, const Side& queries, const Side& keys, const PairStatistics& pairs);
+  void add_pairs(const Cluster& cluster, const Side& queries, const Side& keys, const PairArguments& pairs);
   void add_documents(const Cluster& cluster, const Side& queries, const Side& keys);
-  void add_linked_pairs(const Cluster& cluster, const Side& queries, const Side& keys, const PairStatistics& pairs);
+  void add_linked_pairs(const Cluster& cluster, const Side& queries, const Side& keys, const PairArguments& pairs);
   Neighbourhood of_document(const Side& queries, int64_t document, int64_t keys, const int64_t* key_rows);
   // f(link, place in the cluster) for every document that a document of a cluster sees, ascending.
   template <class F>
@@ -109,8 +93,8 @@ int64_t pairs_met();
 Rows rows_of(const Tensor& tensor);
 
 // Throws where the tensors do not fit each other.
-AttentionCall attention_call(const Tensor& q, const Tensor& k, const Tensor& v, double scale, double dropout_p,
-                             const OptionalTensor& seed);
+AttentionCall attention_call(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                             const DropoutArguments& dropout);
 
 // float64 for float64, else float32.
 ScalarType accumulator_of(const Tensor& tensor);

@@ -5,14 +5,12 @@
 #include <optional>
 #include <vector>
 
+#include "common/arguments.h"
 #include "common/parallel.h"
-#include "common/tensors.h"
 #include "span_gather/kernels.h"
 
 namespace spanbert {
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
 
 // Checked spans in the order of the output, each with its rows there.
 struct PlacedSpans {
@@ -99,14 +97,12 @@ struct Sources {
   std::vector<int64_t> begin, sources;
 };
 
-// The GPU's work lists have no use here: see ops/span_gather/__init__.py.
-Tensor backward(const Tensor& grad_output, const OptionalTensor& starts, const OptionalTensor& ends,
-                const OptionalTensor& rows, const OptionalTensor& /*cu_seqlens*/, const OptionalTensor& /*first*/,
-                const OptionalTensor& /*reach*/, int64_t num_spans, int64_t /*max_width*/, const Tensor& offsets,
-                int64_t num_tokens) {
+// The GPU's work lists have no use here: see ops/span_gather/operators.py.
+Tensor backward(const Tensor& grad_output, const SpanArguments& work, const Tensor& offsets, int64_t num_tokens) {
   STD_TORCH_CHECK(grad_output.dim() == 2 && num_tokens >= 0, "grad_output must have shape [total, H]");
-  STD_TORCH_CHECK(starts && ends && !rows && starts->numel() == num_spans, "spans come in the order of the output");
-  const PlacedSpans spans(*starts, *ends, offsets, num_tokens, grad_output.size(0));
+  STD_TORCH_CHECK(work.starts && work.ends && !work.rows && work.starts->numel() == work.num_spans,
+                  "spans come in the order of the output");
+  const PlacedSpans spans(*work.starts, *work.ends, offsets, num_tokens, grad_output.size(0));
   const int64_t columns = grad_output.size(1);
   Tensor grad_hidden = torch::stable::new_empty(grad_output, {num_tokens, columns});
   if (grad_hidden.numel() == 0) return grad_hidden;
@@ -141,6 +137,6 @@ Tensor backward(const Tensor& grad_output, const OptionalTensor& starts, const O
 }  // namespace spanbert
 
 STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CPU, library) {
-  library.impl("span_gather_forward", TORCH_BOX(&spanbert::forward));
-  library.impl("span_gather_backward", TORCH_BOX(&spanbert::backward));
+  library.impl("span_gather_forward", SPANBERT_BOX(&spanbert::forward));
+  library.impl("span_gather_backward", SPANBERT_BOX(&spanbert::backward));
 }

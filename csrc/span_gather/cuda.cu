@@ -141,15 +141,13 @@ void launch_backward(const SortedSpans& spans, const int64_t* offsets, const Ten
                   grad.size(0), columns, tiles, aligned, to, aligned_hidden);
 }
 
-Tensor backward_operator(const Tensor& grad_output, const OptionalTensor& starts, const OptionalTensor& ends,
-                         const OptionalTensor& rows, const OptionalTensor& /*cu_seqlens*/, const OptionalTensor& first,
-                         const OptionalTensor& reach, int64_t num_spans, int64_t /*max_width*/, const Tensor& offsets,
+Tensor backward_operator(const Tensor& grad_output, const SpanArguments& work, const Tensor& offsets,
                          int64_t num_tokens) {
   STD_TORCH_CHECK(grad_output.dim() == 2, "grad_output must have shape [total, H]");
   const Stream stream(grad_output);
   std::vector<Tensor> kept;
-  const SortedSpans spans = sorted_spans(starts, ends, rows, first, reach, num_spans, num_tokens, kept);
-  const int64_t* places = indices(offsets, num_spans + 1, "offsets", kept);
+  const SortedSpans spans = sorted_spans(work, num_tokens, kept);
+  const int64_t* places = indices(offsets, work.num_spans + 1, "offsets", kept);
   const Tensor grad = with_dense_rows(grad_output);
   Tensor grad_hidden = torch::stable::new_empty(grad_output, {num_tokens, grad_output.size(1)});
   if (grad_hidden.numel() > 0) {
@@ -163,6 +161,6 @@ Tensor backward_operator(const Tensor& grad_output, const OptionalTensor& starts
 }  // namespace spanbert
 
 STABLE_TORCH_LIBRARY_IMPL(SPANBERT_NAMESPACE, SPANBERT_KEY, library) {
-  library.impl("span_gather_forward", TORCH_BOX(&spanbert::forward_operator));
-  library.impl("span_gather_backward", TORCH_BOX(&spanbert::backward_operator));
+  library.impl("span_gather_forward", SPANBERT_BOX(&spanbert::forward_operator));
+  library.impl("span_gather_backward", SPANBERT_BOX(&spanbert::backward_operator));
 }

@@ -5,14 +5,10 @@
 namespace spanbert {
 namespace {
 
-Tensor forward(const Tensor& projected, const OptionalTensor& starts, const OptionalTensor& ends,
-               const OptionalTensor& rows, const OptionalTensor& cu_seqlens, const OptionalTensor& /*first*/,
-               const OptionalTensor& /*reach*/, int64_t num_spans, int64_t max_width, const OptionalTensor& scores,
-               const OptionalTensor& width_projected, const OptionalTensor& width_index, const OptionalTensor& bias,
-               const OptionalTensor& addend, const std::vector<int64_t>& parts, int64_t activation) {
-  const PreparedProjection p(projected, starts, ends, rows, cu_seqlens, num_spans, max_width, scores, width_projected,
-                             width_index, bias, addend, parts, activation);
-  Tensor output = torch::stable::new_empty(projected, {num_spans, p.call.columns});
+Tensor forward(const Tensor& projected, const SpanArguments& work, const ProjectedArguments& inputs,
+               const OptionalTensor& addend) {
+  const PreparedProjection p(projected, work, inputs, addend);
+  Tensor output = torch::stable::new_empty(projected, {work.num_spans, p.call.columns});
   if (output.numel() == 0) return output;
   void* to = output.mutable_data_ptr();
   // A range's rows of the output, a column block wide, should stay in the second cache and its pages at hand.
@@ -25,20 +21,16 @@ Tensor forward(const Tensor& projected, const OptionalTensor& starts, const Opti
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_output, const Tensor& projected, const OptionalTensor& starts, const OptionalTensor& ends,
-    const OptionalTensor& rows, const OptionalTensor& cu_seqlens, const OptionalTensor& /*first*/,
-    const OptionalTensor& /*reach*/, int64_t num_spans, int64_t max_width, const OptionalTensor& scores,
-    const OptionalTensor& width_projected, const OptionalTensor& width_index, const OptionalTensor& bias,
-    const OptionalTensor& addend, const std::vector<int64_t>& parts, int64_t activation) {
-  const PreparedProjection p(projected, starts, ends, rows, cu_seqlens, num_spans, max_width, scores, width_projected,
-                             width_index, bias, addend, parts, activation);
-  STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == num_spans && grad_output.size(1) == p.call.columns &&
-                      grad_output.scalar_type() == projected.scalar_type(),
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& projected,
+                                                            const SpanArguments& work, const ProjectedArguments& inputs,
+                                                            const OptionalTensor& addend) {
+  const PreparedProjection p(projected, work, inputs, addend);
+  STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == work.num_spans &&
+                      grad_output.size(1) == p.call.columns && grad_output.scalar_type() == projected.scalar_type(),
                   "grad_output must have the output's shape and dtype");
   const Tensor grad = with_dense_rows(grad_output);
   const ProjectionGradients sums(p);
-  Tensor grad_addend = torch::stable::new_empty(projected, {addend ? num_spans : 0, p.call.columns});
+  Tensor grad_addend = torch::stable::new_empty(projected, {addend ? work.num_spans : 0, p.call.columns});
   const SpanLinearGrads grads{sums.view(), grad.const_data_ptr(), grad.stride(0),
                               addend ? grad_addend.mutable_data_ptr() : nullptr};
   const auto kernel = SPANBERT_KERNEL(span_linear_backward);
@@ -51,6 +43,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 }  // namespace spanbert
 
 STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CPU, library) {
-  library.impl("span_linear_forward", TORCH_BOX(&spanbert::forward));
-  library.impl("span_linear_backward", TORCH_BOX(&spanbert::backward));
+  library.impl("span_linear_forward", SPANBERT_BOX(&spanbert::forward));
+  library.impl("span_linear_backward", SPANBERT_BOX(&spanbert::backward));
 }

@@ -15,19 +15,12 @@ int64_t columns_of(const Tensor& projected, int64_t blocks, const OptionalTensor
 
 }  // namespace
 
-PreparedProjection::PreparedProjection(const Tensor& projected_, const OptionalTensor& starts,
-                                       const OptionalTensor& ends, const OptionalTensor& rows,
-                                       const OptionalTensor& cu_seqlens, int64_t num_spans, int64_t max_width,
-                                       const OptionalTensor& scores_, const OptionalTensor& width_projected,
-                                       const OptionalTensor& width_index, const OptionalTensor& bias_,
-                                       const OptionalTensor& addend_, const std::vector<int64_t>& parts,
-                                       int64_t activation)
-    : spans(cu_seqlens ? GroupedSpans::from_documents(*cu_seqlens, max_width, projected_.size(0))
-                       : GroupedSpans::from_bounds(starts.value(), ends.value(), rows, projected_.size(0))),
-      projected(with_dense_rows(projected_)) {
+PreparedProjection::PreparedProjection(const Tensor& projected_, const SpanArguments& work,
+                                       const ProjectedArguments& inputs, const OptionalTensor& addend_)
+    : spans(GroupedSpans::of(work, projected_.size(0))), projected(with_dense_rows(projected_)) {
+  const auto& [scores_, width_projected, width_index, bias_, parts, activation] = inputs;
+  const int64_t num_spans = work.num_spans;
   STD_TORCH_CHECK(projected.dim() == 2, "projected must have shape [T, B * O]");
-  const int64_t found = spans.spans() + static_cast<int64_t>(spans.empty.size());
-  STD_TORCH_CHECK(found == num_spans, "num_spans is ", num_spans, ", but there are ", found, " spans");
   STD_TORCH_CHECK(0 <= activation && activation <= 2, "activation must be 0 to 2, got ", activation);
 
   call.storage = storage_of(projected);

@@ -8,14 +8,21 @@
 #include <utility>
 #include <vector>
 
+#include "common/arguments.h"
 #include "common/parallel.h"
-#include "common/tensors.h"
 #include "span_linear/kernels.h"
 #include "span_pool/groups.h"
 
 namespace spanbert {
 
-using OptionalTensor = std::optional<Tensor>;
+// ops/span_linear/operators.py: ProjectedInputs
+struct ProjectedArguments {
+  OptionalTensor scores, width_projected, width_index, bias;
+  std::vector<int64_t> parts;
+  int64_t activation = 0;
+
+  auto fields() { return std::tie(scores, width_projected, width_index, bias, parts, activation); }
+};
 
 // A raw call with everything it points to kept alive.
 struct PreparedProjection {
@@ -24,11 +31,8 @@ struct PreparedProjection {
   OptionalTensor scores, table, table_index, bias, addend;
   ProjectedCall call{};
 
-  PreparedProjection(const Tensor& projected, const OptionalTensor& starts, const OptionalTensor& ends,
-                     const OptionalTensor& rows, const OptionalTensor& cu_seqlens, int64_t num_spans, int64_t max_width,
-                     const OptionalTensor& scores, const OptionalTensor& width_projected,
-                     const OptionalTensor& width_index, const OptionalTensor& bias, const OptionalTensor& addend,
-                     const std::vector<int64_t>& parts, int64_t activation);
+  PreparedProjection(const Tensor& projected, const SpanArguments& work, const ProjectedArguments& inputs,
+                     const OptionalTensor& addend);
 
   // Ranges of groups with about `size` of a range's largest thing: spans or steps, times the heads.
   std::vector<std::pair<int64_t, int64_t>> ranges(int64_t size) const;

@@ -8,14 +8,12 @@
 #include <vector>
 
 #include "common/parallel.h"
-#include "common/tensors.h"
+#include "span_pool/arguments.h"
 #include "span_pool/groups.h"
 #include "span_pool/kernels.h"
 
 namespace spanbert {
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
 
 // A result of more bytes is not found in a cache by whoever reads it next.
 constexpr int64_t kCacheBytes = 16 << 20;
@@ -28,17 +26,12 @@ struct Prepared {
   SpanPoolCall call{};
 };
 
-Prepared prepare(const Tensor& hidden, const OptionalTensor& starts, const OptionalTensor& ends,
-                 const OptionalTensor& rows, const OptionalTensor& cu_seqlens, int64_t num_spans, int64_t max_width,
-                 const OptionalTensor& scores, const OptionalTensor& table, const OptionalTensor& table_index,
-                 const std::vector<int64_t>& parts) {
+Prepared prepare(const Tensor& hidden, const SpanArguments& work, const PoolArguments& inputs) {
+  const auto& [scores, table, table_index, parts] = inputs;
   STD_TORCH_CHECK(hidden.dim() == 2, "hidden must have shape [T, H]");
   const int64_t tokens = hidden.size(0), columns = hidden.size(1);
-  Prepared p{cu_seqlens ? GroupedSpans::from_documents(*cu_seqlens, max_width, tokens)
-                        : GroupedSpans::from_bounds(starts.value(), ends.value(), rows, tokens),
-             with_dense_rows(hidden)};
-  const int64_t found = p.spans.spans() + static_cast<int64_t>(p.spans.empty.size());
-  STD_TORCH_CHECK(found == num_spans, "num_spans is ", num_spans, ", but there are ", found, " spans");
+  Prepared p{GroupedSpans::of(work, tokens), with_dense_rows(hidden)};
+  const int64_t num_spans = work.num_spans;
 
   SpanPoolCall& call = p.call;
   call.storage = storage_of(hidden);
@@ -84,15 +77,11 @@ Prepared prepare(const Tensor& hidden, const OptionalTensor& starts, const Optio
   return p;
 }
 
-// The GPU's work lists and what its backward keeps of the forward have no use here: see ops/span_pool/__init__.py.
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& hidden, const OptionalTensor& starts,
-                                           const OptionalTensor& ends, const OptionalTensor& rows,
-                                           const OptionalTensor& cu_seqlens, const OptionalTensor& /*first*/,
-                                           const OptionalTensor& /*reach*/, int64_t num_spans, int64_t max_width,
-                                           const OptionalTensor& scores, const OptionalTensor& table,
-                                           const OptionalTensor& table_index, const std::vector<int64_t>& parts,
+// The GPU's work lists and what its backward keeps of the forward have no use here: see ops/span_pool/operators.py.
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& hidden, const SpanArguments& work, const PoolArguments& inputs,
                                            bool /*keep*/) {
-  Prepared p = prepare(hidden, starts, ends, rows, cu_seqlens, num_spans, max_width, scores, table, table_index, parts);
+  Prepared p = prepare(hidden, work, inputs);
+  const int64_t num_spans = work.num_spans, max_width = work.max_width;
   const ScalarType offset_type = 0 < max_width && max_width <= 256 ? ScalarType::Byte : ScalarType::Int;
   const Tensor argmax = torch::stable::new_empty(hidden, {0, 0}, offset_type);
   const Tensor lse = torch::stable::new_empty(hidden, {0, 0}, ScalarType::Float);
@@ -139,15 +128,12 @@ Tensor rounded_like(const Tensor& values, const Tensor& like) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& hidden, const Tensor& /*argmax*/,
-                                            const Tensor& /*lse*/, const OptionalTensor& starts,
-                                            const OptionalTensor& ends, const OptionalTensor& rows,
-                                            const OptionalTensor& cu_seqlens, const OptionalTensor& /*first*/,
-                                            const OptionalTensor& /*reach*/, int64_t num_spans, int64_t max_width,
-                                            const OptionalTensor& scores, const OptionalTensor& table,
-                                            const OptionalTensor& table_index, const std::vector<int64_t>& parts) {
-  Prepared p = prepare(hidden, starts, ends, rows, cu_seqlens, num_spans, max_width, scores, table, table_index, parts);
+                                            const Tensor& /*lse*/, const SpanArguments& work,
+                                            const PoolArguments& inputs) {
+  Prepared p = prepare(hidden, work, inputs);
+  const OptionalTensor &scores = inputs.scores, &table = inputs.table;
   SpanPoolCall& call = p.call;
-  STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == num_spans &&
+  STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == work.num_spans &&
                       grad_output.size(1) == call.output_columns && grad_output.scalar_type() == hidden.scalar_type(),
                   "grad_output must have the output's shape and dtype");
   const Tensor grad = with_dense_rows(grad_output);
@@ -200,6 +186,6 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
 }  // namespace spanbert
 
 STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CPU, library) {
-  library.impl("span_pool_forward", TORCH_BOX(&spanbert::forward));
-  library.impl("span_pool_backward", TORCH_BOX(&spanbert::backward));
+  library.impl("span_pool_forward", SPANBERT_BOX(&spanbert::forward));
+  library.impl("span_pool_backward", SPANBERT_BOX(&spanbert::backward));
 }

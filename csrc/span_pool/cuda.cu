@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/cuda_tensors.h"
+#include "span_pool/arguments.h"
 #include "span_pool/cuda_backward.cuh"
 #include "span_pool/cuda_enumerated.cuh"
 #include "span_pool/cuda_forward.cuh"
@@ -22,10 +23,8 @@ struct Prepared {
   int64_t element = 0;  // bytes
 };
 
-Prepared prepare(const Tensor& hidden, const OptionalTensor& starts, const OptionalTensor& ends,
-                 const OptionalTensor& rows, const OptionalTensor& first, const OptionalTensor& reach,
-                 int64_t num_spans, const OptionalTensor& scores, const OptionalTensor& table,
-                 const OptionalTensor& table_index, const std::vector<int64_t>& parts) {
+Prepared prepare(const Tensor& hidden, const SpanArguments& spans, const PoolArguments& inputs) {
+  const auto& [scores, table, table_index, parts] = inputs;
   STD_TORCH_CHECK(hidden.dim() == 2, "hidden must have shape [T, H]");
   Prepared p;
   PoolWork& work = p.work;
@@ -34,7 +33,7 @@ Prepared prepare(const Tensor& hidden, const OptionalTensor& starts, const Optio
   work.hidden = p.kept[0].const_data_ptr();
   work.hidden_stride = p.kept[0].stride(0);
   work.columns = hidden.size(1);
-  work.spans = sorted_spans(starts, ends, rows, first, reach, num_spans, hidden.size(0), p.kept);
+  work.spans = sorted_spans(spans, hidden.size(0), p.kept);
   if (scores) {
     STD_TORCH_CHECK(
         scores->dim() == 2 && scores->size(0) == work.spans.tokens && scores->scalar_type() == ScalarType::Float,
@@ -51,7 +50,7 @@ Prepared prepare(const Tensor& hidden, const OptionalTensor& starts, const Optio
     work.table_rows = table->size(0);
     work.table_columns = table->size(1);
   }
-  if (table_index) work.table_index = indices(table_index, num_spans, "width_index", p.kept);
+  if (table_index) work.table_index = indices(table_index, spans.num_spans, "width_index", p.kept);
   std::fill(std::begin(work.offset), std::end(work.offset), -1);
   int64_t asked = 0;
   for (const int64_t part : parts) {
@@ -101,15 +100,12 @@ void launch_forward(const Prepared& p, bool enumerated, const Stream& stream) {
   SPANBERT_LAUNCH(kernel, blocks, forward::kThreads, stream, work, run, tiles, output_aligned);
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward_operator(const Tensor& hidden, const OptionalTensor& starts,
-                                                    const OptionalTensor& ends, const OptionalTensor& rows,
-                                                    const OptionalTensor& cu_seqlens, const OptionalTensor& first,
-                                                    const OptionalTensor& reach, int64_t num_spans, int64_t max_width,
-                                                    const OptionalTensor& scores, const OptionalTensor& table,
-                                                    const OptionalTensor& table_index,
-                                                    const std::vector<int64_t>& parts, bool keep) {
+std::tuple<Tensor, Tensor, Tensor> forward_operator(const Tensor& hidden, const SpanArguments& spans,
+                                                    const PoolArguments& inputs, bool keep) {
   const Stream stream(hidden);
-  Prepared p = prepare(hidden, starts, ends, rows, first, reach, num_spans, scores, table, table_index, parts);
+  Prepared p = prepare(hidden, spans, inputs);
+  const auto& parts = inputs.parts;
+  const int64_t num_spans = spans.num_spans, max_width = spans.max_width;
   PoolWork& work = p.work;
   const auto asked = [&](Part part) { return keep && std::find(parts.begin(), parts.end(), part) != parts.end(); };
   const bool bytes = 0 < max_width && max_width <= 256;
@@ -123,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_operator(const Tensor& hidden, const 
   work.winner_bytes = bytes ? 1 : 4;
   work.lse = asked(kAttention) ? lse.mutable_data_ptr<float>() : nullptr;
   if (output.numel() > 0) {
-    with_gpu_storage(hidden, [&](auto s) { launch_forward<decltype(s)>(p, cu_seqlens.has_value(), stream); });
+    with_gpu_storage(hidden, [&](auto s) { launch_forward<decltype(s)>(p, spans.cu_seqlens.has_value(), stream); });
   }
   return {output, winners, lse};
 }
@@ -177,14 +173,13 @@ void launch_backward(const Prepared& p, PoolGrads grads, Tensor& grad_scores, Te
 
 // The log-sum-exps that the forward kept are not read: their rounding would be in every weight. A span's maximum and
 // sum are computed again, at the price of reading its scores.
-std::tuple<Tensor, Tensor, Tensor> backward_operator(
-    const Tensor& grad_output, const Tensor& hidden, const Tensor& argmax, const Tensor& /*lse*/,
-    const OptionalTensor& starts, const OptionalTensor& ends, const OptionalTensor& rows,
-    const OptionalTensor& /*cu_seqlens*/, const OptionalTensor& first, const OptionalTensor& reach, int64_t num_spans,
-    int64_t /*max_width*/, const OptionalTensor& scores, const OptionalTensor& table, const OptionalTensor& table_index,
-    const std::vector<int64_t>& parts) {
+std::tuple<Tensor, Tensor, Tensor> backward_operator(const Tensor& grad_output, const Tensor& hidden,
+                                                     const Tensor& argmax, const Tensor& /*lse*/,
+                                                     const SpanArguments& spans, const PoolArguments& inputs) {
   const Stream stream(hidden);
-  Prepared p = prepare(hidden, starts, ends, rows, first, reach, num_spans, scores, table, table_index, parts);
+  Prepared p = prepare(hidden, spans, inputs);
+  const OptionalTensor &scores = inputs.scores, &table = inputs.table;
+  const int64_t num_spans = spans.num_spans;
   PoolWork& work = p.work;
   STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == num_spans &&
                       grad_output.size(1) == work.output_columns && grad_output.scalar_type() == hidden.scalar_type(),
@@ -219,6 +214,6 @@ std::tuple<Tensor, Tensor, Tensor> backward_operator(
 }  // namespace spanbert
 
 STABLE_TORCH_LIBRARY_IMPL(SPANBERT_NAMESPACE, SPANBERT_KEY, library) {
-  library.impl("span_pool_forward", TORCH_BOX(&spanbert::forward_operator));
-  library.impl("span_pool_backward", TORCH_BOX(&spanbert::backward_operator));
+  library.impl("span_pool_forward", SPANBERT_BOX(&spanbert::forward_operator));
+  library.impl("span_pool_backward", SPANBERT_BOX(&spanbert::backward_operator));
 }

@@ -4,9 +4,11 @@
 #include <numeric>
 
 namespace spanbert {
+namespace {
 
-GroupedSpans GroupedSpans::from_bounds(const Tensor& starts_tensor, const Tensor& ends_tensor,
-                                       const std::optional<Tensor>& rows_tensor, int64_t tokens) {
+// From a span tensor (`rows` absent: in any order) or a sorted plan.
+GroupedSpans from_bounds(const Tensor& starts_tensor, const Tensor& ends_tensor, const OptionalTensor& rows_tensor,
+                         int64_t tokens) {
   const Tensor starts_kept = as_int64(starts_tensor), ends_kept = as_int64(ends_tensor);
   const Tensor rows_kept = rows_tensor ? as_int64(*rows_tensor) : starts_kept;
   const int64_t* starts = starts_kept.const_data_ptr<int64_t>();
@@ -63,7 +65,8 @@ GroupedSpans GroupedSpans::from_bounds(const Tensor& starts_tensor, const Tensor
   return result;
 }
 
-GroupedSpans GroupedSpans::from_documents(const Tensor& cu_seqlens_tensor, int64_t max_width, int64_t tokens) {
+// All spans of up to `max_width` tokens inside the documents.
+GroupedSpans from_documents(const Tensor& cu_seqlens_tensor, int64_t max_width, int64_t tokens) {
   const Tensor kept = as_int64(cu_seqlens_tensor);
   const int64_t* cu_seqlens = kept.const_data_ptr<int64_t>();
   GroupedSpans result;
@@ -80,6 +83,16 @@ GroupedSpans GroupedSpans::from_documents(const Tensor& cu_seqlens_tensor, int64
   }
   STD_TORCH_CHECK(static_cast<int64_t>(result.first.size()) == tokens + 1, "cu_seqlens must cover all ", tokens,
                   " tokens");
+  return result;
+}
+
+}  // namespace
+
+GroupedSpans GroupedSpans::of(const SpanArguments& work, int64_t tokens) {
+  GroupedSpans result = work.cu_seqlens ? from_documents(*work.cu_seqlens, work.max_width, tokens)
+                                        : from_bounds(work.starts.value(), work.ends.value(), work.rows, tokens);
+  const int64_t found = result.spans() + static_cast<int64_t>(result.empty.size());
+  STD_TORCH_CHECK(found == work.num_spans, "num_spans is ", work.num_spans, ", but there are ", found, " spans");
   return result;
 }
 

@@ -1,5 +1,6 @@
 // The raw CPU operations of span_score: buffers and threads.
 
+#include "common/dropout.h"
 #include "span_linear/prepare.h"
 #include "span_score/kernels.h"
 
@@ -13,7 +14,7 @@ struct Prepared {
   SpanScoreCall call{};
 };
 
-Prepared prepare(PreparedProjection inner, const Tensor& out_weight, double dropout_p, const OptionalTensor& seed) {
+Prepared prepare(PreparedProjection inner, const Tensor& out_weight, const DropoutArguments& dropout) {
   Prepared p{std::move(inner), with_dense_rows(out_weight)};
   STD_TORCH_CHECK(out_weight.dim() == 2 && out_weight.size(1) == p.inner.call.columns &&
                       out_weight.scalar_type() == p.inner.projected.scalar_type(),
@@ -22,27 +23,14 @@ Prepared prepare(PreparedProjection inner, const Tensor& out_weight, double drop
   p.call.out_weight = p.out_weight.const_data_ptr();
   p.call.out_stride = p.out_weight.stride(0);
   p.call.scores = out_weight.size(0);
-  if (dropout_p > 0) {
-    STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
-                    "dropout needs one int64 seed");
-    p.call.dropout.active = true;
-    p.call.dropout.seed = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
-    p.call.dropout.threshold = static_cast<uint32_t>(std::min(dropout_p * 4294967296.0, 4294967295.0));
-    p.call.dropout.scale = 1.0 / (1.0 - dropout_p);
-  }
+  p.call.dropout = dropout_of(dropout);
   return p;
 }
 
-Tensor forward(const Tensor& projected, const OptionalTensor& starts, const OptionalTensor& ends,
-               const OptionalTensor& rows, const OptionalTensor& cu_seqlens, const OptionalTensor& /*first*/,
-               const OptionalTensor& /*reach*/, int64_t num_spans, int64_t max_width, const OptionalTensor& scores,
-               const OptionalTensor& width_projected, const OptionalTensor& width_index, const OptionalTensor& bias,
-               const Tensor& out_weight, const std::vector<int64_t>& parts, int64_t activation, double dropout_p,
-               const OptionalTensor& seed) {
-  const Prepared p = prepare({projected, starts, ends, rows, cu_seqlens, num_spans, max_width, scores, width_projected,
-                              width_index, bias, std::nullopt, parts, activation},
-                             out_weight, dropout_p, seed);
-  Tensor output = torch::stable::new_empty(projected, {num_spans, p.call.scores});
+Tensor forward(const Tensor& projected, const SpanArguments& work, const ProjectedArguments& inputs,
+               const Tensor& out_weight, const DropoutArguments& dropout) {
+  const Prepared p = prepare({projected, work, inputs, std::nullopt}, out_weight, dropout);
+  Tensor output = torch::stable::new_empty(projected, {work.num_spans, p.call.scores});
   if (output.numel() == 0) return output;
   void* to = output.mutable_data_ptr();
   // The partial sums of a range should stay in the second cache; every range reads its tokens' projections again.
@@ -55,18 +43,12 @@ Tensor forward(const Tensor& projected, const OptionalTensor& starts, const Opti
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_output, const Tensor& projected, const OptionalTensor& starts, const OptionalTensor& ends,
-    const OptionalTensor& rows, const OptionalTensor& cu_seqlens, const OptionalTensor& /*first*/,
-    const OptionalTensor& /*reach*/, int64_t num_spans, int64_t max_width, const OptionalTensor& scores,
-    const OptionalTensor& width_projected, const OptionalTensor& width_index, const OptionalTensor& bias,
-    const Tensor& out_weight, const std::vector<int64_t>& parts, int64_t activation, double dropout_p,
-    const OptionalTensor& seed) {
-  const Prepared p = prepare({projected, starts, ends, rows, cu_seqlens, num_spans, max_width, scores, width_projected,
-                              width_index, bias, std::nullopt, parts, activation},
-                             out_weight, dropout_p, seed);
-  STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == num_spans && grad_output.size(1) == p.call.scores &&
-                      grad_output.scalar_type() == projected.scalar_type(),
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& projected,
+                                                            const SpanArguments& work, const ProjectedArguments& inputs,
+                                                            const Tensor& out_weight, const DropoutArguments& dropout) {
+  const Prepared p = prepare({projected, work, inputs, std::nullopt}, out_weight, dropout);
+  STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == work.num_spans &&
+                      grad_output.size(1) == p.call.scores && grad_output.scalar_type() == projected.scalar_type(),
                   "grad_output must have the output's shape and dtype");
   const Tensor grad = torch::stable::contiguous(grad_output);
   const ProjectionGradients sums(p.inner);
@@ -81,6 +63,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 }  // namespace spanbert
 
 STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CPU, library) {
-  library.impl("span_score_forward", TORCH_BOX(&spanbert::forward));
-  library.impl("span_score_backward", TORCH_BOX(&spanbert::backward));
+  library.impl("span_score_forward", SPANBERT_BOX(&spanbert::forward));
+  library.impl("span_score_backward", SPANBERT_BOX(&spanbert::backward));
 }

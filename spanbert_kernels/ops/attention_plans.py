@@ -19,15 +19,9 @@ from spanbert_kernels.ops.choices import ROLES, Role
 TILE_ROWS = 64
 Links = tuple[Tensor | None, Tensor | None]
 
-WORK_SCHEMA = (
-    "Tensor documents, Tensor? link_offsets, Tensor? links, Tensor? back_offsets, Tensor? back_links, "
-    "Tensor? query_tiles, Tensor? key_tiles, SymInt most_queries, SymInt most_keys, bool include_self, "
-    "bool anchor_queries, bool anchor_keys, bool clustered"
-)
-
 
 class AttentionWork(NamedTuple):
-    """Who attends to whom, in the form that raw operators take, after WORK_SCHEMA.
+    """Who attends to whom, in the form that raw operators take.
 
     Attributes:
         documents: int64 `[6, D]`: first query row of each document and the one after its last, the same of the key

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spanbert_kernels.ops import philox
+from spanbert_kernels.ops.philox import Dropout
+
 INDEX_DTYPES = (torch.int32, torch.int64)
 MOST = 2**31 - 1  # tokens, or anything else that is counted
 
@@ -117,3 +120,15 @@ def check_probability(name: str, value: float) -> None:
     check_number(name, value)
     if not 0.0 <= value < 1.0:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+def check_dropout(dropout_p: float, seed: Tensor | None, like_name: str, like: Tensor) -> Dropout:
+    """The dropout of a call on `like`: with the seed given, a fresh one, or None where nothing is dropped."""
+    check_probability("dropout_p", dropout_p)
+    if seed is None:
+        return Dropout(dropout_p, None if dropout_p == 0.0 else philox.new_seed(like.device))
+    check_tensor("seed", seed, "[1]")
+    if seed.dtype != torch.int64 or seed.numel() != 1:
+        raise TypeError(f"seed must be one int64 number in a tensor, got {seed.dtype} of shape {list(seed.shape)}")
+    check_device("seed", seed, like_name, like)
+    return Dropout(dropout_p, None if dropout_p == 0.0 else seed.reshape(1))

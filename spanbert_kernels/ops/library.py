@@ -27,20 +27,6 @@ def build_info() -> dict[str, Any]:
     return info
 
 
-def raw(name: str, backend: str) -> Any:
-    """The raw operator `name` (`span_pool_forward`) of a backend."""
-    suffix = "_triton" if backend == "triton" else ""
-    return getattr(getattr(torch.ops, NAMESPACES[backend]), name + suffix)
-
-
-def define(name: str, schema: str, fake: Any, backends: tuple[str, ...]) -> None:
-    """Define the raw operators `name` of all backends, with one schema and one fake kernel."""
-    names = {name + ("_triton" if backend == "triton" else "") for backend in backends if backend != "eager"}
-    for each in sorted(names):
-        torch.library.define(f"spanbert_kernels::{each}", schema)
-        torch.library.register_fake(f"spanbert_kernels::{each}", fake)
-
-
 @functools.cache
 def load_cpu() -> str | None:
     """Load the CPU library once. Returns None when it works, else the reason why not."""

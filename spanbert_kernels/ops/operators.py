@@ -38,10 +38,11 @@ def flat(values: Iterable[Any]) -> list[Any]:
     """The values with the fields of NamedTuples in the place of these.
 
     Example:
-        >>> flat([1, (2, None), 3])
+        >>> Pair = typing.NamedTuple("Pair", [("left", int), ("right", object)])
+        >>> flat([1, Pair(2, None), 3])
         [1, 2, None, 3]
     """
-    return [leaf for value in values for leaf in (value if isinstance(value, tuple) else (value,))]
+    return [leaf for value in values for leaf in (value if hasattr(value, "_fields") else (value,))]
 
 
 def grouped(leaves: Sequence[Any], kinds: Sequence[Any]) -> list[Any]:
@@ -76,12 +77,16 @@ def schema(fake: Callable[..., Any]) -> str:
     return f"({arguments}) -> " + (TYPES[result] if results is None else f"({', '.join(results)})")
 
 
+REGISTERED: dict[str, RawOperator] = {}
+
+
 class RawOperator:
-    """An operator that backends implement. Made by `raw`."""
+    """An operator that backends implement. Made by `raw`, found by its name in REGISTERED."""
 
     def __init__(self, fake: Callable[..., Any], operation: Operation) -> None:
         functools.update_wrapper(self, fake)
         self.name = fake.__name__
+        REGISTERED[self.name] = self
         hints = typing.get_type_hints(fake)
         self.kinds = [kind if hasattr(kind, "_fields") else None for kind in map(hints.get, _parameters(fake))]
         suffixes = {"_triton" if backend == "triton" else "" for backend in operation.backends if backend != "eager"}
@@ -120,7 +125,7 @@ def save(ctx: Any, *values: Any) -> None:
     leaves = flat(values)
     ctx.save_for_backward(*[leaf if isinstance(leaf, Tensor) else None for leaf in leaves])
     ctx.plain = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    ctx.kinds = [type(value) if isinstance(value, tuple) else None for value in values]
+    ctx.kinds = [type(value) if hasattr(value, "_fields") else None for value in values]
 
 
 def saved(ctx: Any) -> list[Any]:
@@ -132,3 +137,19 @@ def saved(ctx: Any) -> list[Any]:
 def gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     """A gradient for each argument that the forward was given: these, and None for the others."""
     return (*grads, *[None] * (len(ctx.needs_input_grad) - len(grads)))
+
+
+class Gradient(torch.autograd.Function):
+    """`compute(*values)`, a gradient that has no derivative: asking for one raises `text`.
+
+    Unlike torch's once_differentiable it raises also where the gradient that comes in needs none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, text: str, compute: Callable[..., Any], *values: Any) -> Any:
+        ctx.text = text
+        return compute(*values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(ctx.text)

@@ -7,12 +7,26 @@ is kept when the word is at least `p * 2^32`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
+
+
+class Dropout(NamedTuple):
+    """What a call drops, as raw operators take it.
+
+    Attributes:
+        dropout_p: share of the entries, in [0, 1).
+        seed: int64 `[1]`; absent where nothing is dropped.
+    """
+
+    dropout_p: float
+    seed: Tensor | None
 
 
 def new_seed(device: torch.device) -> Tensor:

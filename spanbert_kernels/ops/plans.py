@@ -18,14 +18,9 @@ from torch import Tensor
 
 from spanbert_kernels.ops import checks
 
-SPANS_SCHEMA = (
-    "Tensor? starts, Tensor? ends, Tensor? rows, Tensor? cu_seqlens, Tensor? first, Tensor? reach, "
-    "SymInt num_spans, SymInt max_width"
-)
-
 
 class SpanWork(NamedTuple):
-    """Spans in the form that raw operators take, after SPANS_SCHEMA.
+    """Spans in the form that raw operators take.
 
     The CPU kernels take a span tensor's bounds in any order (`rows` absent), a sorted plan, or an enumeration
     (`cu_seqlens` and `max_width` alone), and sort for themselves. The GPU kernels always get sorted bounds and the two

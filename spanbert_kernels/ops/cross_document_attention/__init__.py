@@ -2,64 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import attention_plans, checks, library
+from spanbert_kernels.ops import attention_plans, checks
+from spanbert_kernels.ops.attention.checks import check_heads, check_scale
+from spanbert_kernels.ops.attention.operators import DocumentAttention
 from spanbert_kernels.ops.attention_plans import AttentionPlan, AttentionWork
-from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.choices import NORMALIZATIONS, Backend, Normalization, Role
 from spanbert_kernels.ops.cross_document_attention import reference
-from spanbert_kernels.ops.document_attention import (
-    WORK_TENSORS,
-    AttentionOptions,
-    DocumentAttention,
-    Documents,
-    check_dropout,
-    check_heads,
-    check_scale,
+from spanbert_kernels.ops.cross_document_attention.operators import (
+    OPERATION,
+    DifferentiableOnce,
+    PairwiseAttention,
+    cross_document_attention_weights,
 )
+from spanbert_kernels.ops.document_attention import AttentionOptions, Documents
+from spanbert_kernels.ops.philox import Dropout
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["cross_document_attention"]
-
-OPERATION = Operation("cross_document_attention", ("triton", "cuda", "cpu", "eager"))
-
-# The joint softmax is document_attention's operator, which takes any work. These are what is special here.
-#
-# The softmax mass on each document of a query's cluster, before dropout, from the log-sum-exp of the forward:
-# float32 `[query rows, heads, places]`, places = documents of the largest cluster; 0 where nothing is seen.
-_WEIGHTS = f"(Tensor q, Tensor k, Tensor lse, {attention_plans.WORK_SCHEMA}, SymInt places, float scale) -> Tensor"
-# A softmax for each document that a query sees, averaged over those that have keys -> output like q, and the
-# log-sum-exps `[heads, size]`, after PairStatistics, natural, -inf where a document is not seen or has no key.
-_STATISTICS = "Tensor? slots, Tensor? back_slots, SymInt size"
-_CALL = f"{attention_plans.WORK_SCHEMA}, {_STATISTICS}, float scale, float dropout_p, Tensor? seed"
-_FORWARD = f"(Tensor q, Tensor k, Tensor v, {_CALL}) -> (Tensor, Tensor)"
-_BACKWARD = f"(Tensor grad_output, Tensor q, Tensor k, Tensor v, Tensor lse, {_CALL}) -> (Tensor, Tensor, Tensor)"
-
-
-def _weights_fake(q: Tensor, k: Tensor, lse: Tensor, *call: Any) -> Tensor:
-    return q.new_empty(q.shape[0], q.shape[1], call[-2], dtype=torch.float32)
-
-
-def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(q.shape), q.new_empty(q.shape[1], call[-4], dtype=dtype)
-
-
-def _backward_fake(
-    grad_output: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, *call: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-library.define("cross_document_attention_weights", _WEIGHTS, _weights_fake, ("cpu", "triton"))
-library.define("cross_document_attention_pairwise_forward", _FORWARD, _forward_fake, ("cpu", "triton"))
-library.define("cross_document_attention_pairwise_backward", _BACKWARD, _backward_fake, ("cpu", "triton"))
 
 
 class CrossDocumentOptions(AttentionOptions, total=False):
@@ -233,15 +199,15 @@ def cross_document_attention(
     checks.check_device("cu_seqlens", plan.cu_seqlens, "q", q)
     _check_rows("q", q, plan.queries, plan.cu_seqlens)
     _check_rows("k", k, plan.keys, plan.cu_seqlens)
-    seed = check_dropout(dropout_p, seed, q)
+    dropout = checks.check_dropout(dropout_p, seed, "q", q)
     scale = check_scale(scale, q)
     chosen = OPERATION.choose(q, backend)
     weights: Tensor | None
     if chosen == "eager":
-        output, lse, weights = _eager(q, k, v, plan, normalize, scale, dropout_p, seed, return_weights)
+        output, lse, weights = _eager(q, k, v, plan, normalize, scale, dropout, return_weights)
     else:
         output, lse, weights = _kernels(
-            q, k, v, plan, normalize, scale, dropout_p, seed, backend=chosen, weighed=return_weights
+            q, k, v, plan, normalize, scale, dropout, backend=chosen, weighed=return_weights
         )
     extras = [extra for extra, asked in ((lse, return_lse), (weights, return_weights)) if asked and extra is not None]
     return (output, *extras) if extras else output
@@ -254,8 +220,7 @@ def _eager(
     plan: AttentionPlan,
     normalize: str,
     scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
+    dropout: Dropout,
     weighed: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     assert plan.cu_clusters is not None
@@ -264,7 +229,7 @@ def _eager(
     with torch.autocast(q.device.type, enabled=False):
         once = [DifferentiableOnce.apply(tensor) if tensor.requires_grad else tensor for tensor in (q, k, v)]
         return reference.cross_document_attention(
-            once[0], once[1], once[2], *sight, normalize, scale, dropout_p, seed, weighed
+            once[0], once[1], once[2], *sight, normalize, scale, *dropout, weighed
         )
 
 
@@ -275,8 +240,7 @@ def _kernels(
     plan: AttentionPlan,
     normalize: str,
     scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
+    dropout: Dropout,
     *,
     backend: str,
     weighed: bool,
@@ -288,15 +252,15 @@ def _kernels(
         places = plan.max_documents or attention_plans.largest(plan.cu_clusters)
     weights = None
     if normalize == "joint":
-        output, lse = DocumentAttention.apply(q, k, v, OPERATION.name, backend, scale, dropout_p, seed, *work)
+        output, lse = DocumentAttention.apply(q, k, v, OPERATION.name, backend, work, scale, dropout)
         if weighed:
-            weigh = library.raw("cross_document_attention_weights", backend)
-            weights = weigh(q.detach(), k.detach(), lse, *work, places, scale)
+            call = (q.detach(), k.detach(), lse, work, places, scale)
+            weights = cross_document_attention_weights(backend, *call)
             total = weights.sum(2, keepdim=True)  # 1 but for the rounding of lse
             weights = torch.where(total > 0, weights / total, weights)
         return output, lse, weights
     statistics = attention_plans.pair_statistics(work, q.shape[0], places)
-    output, lse = PairwiseAttention.apply(q, k, v, backend, scale, dropout_p, seed, *statistics, *work)
+    output, lse = PairwiseAttention.apply(q, k, v, backend, work, statistics, scale, dropout)
     if weighed:
         weights = _equal_shares(work, q.shape[0], places)[:, None].expand(-1, q.shape[1], -1)
     return output, lse, weights
@@ -326,89 +290,6 @@ def _equal_shares(work: AttentionWork, rows: int, places: int) -> Tensor:
     row = torch.arange(rows, device=begin.device)
     owner = row if work.anchor_queries else torch.searchsorted(end.contiguous(), row, right=True)
     return shares[owner] * ((begin[owner] <= row) & (row < end[owner]))[:, None]
-
-
-class PairwiseAttention(torch.autograd.Function):
-    """The compiled kernels under autograd. A second derivative raises."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        backend: str,
-        scale: float,
-        dropout_p: float,
-        seed: Tensor | None,
-        slots: Tensor | None,
-        back_slots: Tensor | None,
-        size: int,
-        *work: Any,
-    ) -> tuple[Tensor, Tensor]:
-        found = AttentionWork(*work)
-        forward = library.raw("cross_document_attention_pairwise_forward", backend)
-        output, lse = forward(q, k, v, *work, slots, back_slots, size, scale, dropout_p, seed)
-        ctx.save_for_backward(q, k, v, lse, seed, slots, back_slots, *found[:WORK_TENSORS])
-        ctx.call = (backend, size, scale, dropout_p, found[WORK_TENSORS:])
-        ctx.mark_non_differentiable(lse)
-        return output, lse
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grads = PairwiseAttentionBackward.apply(grad_output, *ctx.saved_tensors, *ctx.call)
-        return (*grads, *[None] * (7 + len(AttentionWork._fields)))
-
-
-class PairwiseAttentionBackward(torch.autograd.Function):
-    """The gradient; its own derivative raises."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        grad_output: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        lse: Tensor,
-        seed: Tensor | None,
-        slots: Tensor | None,
-        back_slots: Tensor | None,
-        *rest: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        backend, size, scale, dropout_p, sizes = rest[WORK_TENSORS:]
-        backward = library.raw("cross_document_attention_pairwise_backward", backend)
-        grads: tuple[Tensor, Tensor, Tensor] = backward(
-            grad_output, q, k, v, lse, *rest[:WORK_TENSORS], *sizes, slots, back_slots, size, scale, dropout_p, seed
-        )
-        return grads
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError("cross_document_attention has no second derivative")
-
-
-class DifferentiableOnce(torch.autograd.Function):
-    """The tensor itself, with a gradient whose own derivative raises."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        result: Tensor = RefuseDerivative.apply(grad)
-        return result
-
-
-class RefuseDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError("cross_document_attention has no second derivative")
 
 
 def _check_rows(name: str, tensor: Tensor, side: str, cu_seqlens: Tensor) -> None:

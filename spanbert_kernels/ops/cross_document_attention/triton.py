@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops.aot import AotConfiguration
-from spanbert_kernels.ops.attention_plans import AttentionWork
+from spanbert_kernels.ops.attention_plans import AttentionWork, PairStatistics
+from spanbert_kernels.ops.cross_document_attention.operators import (
+    cross_document_attention_pairwise_backward,
+    cross_document_attention_pairwise_forward,
+    cross_document_attention_weights,
+)
 from spanbert_kernels.ops.cross_document_attention.triton_backward import pairwise_backward
 from spanbert_kernels.ops.cross_document_attention.triton_forward import pairwise_forward, weights_forward
 from spanbert_kernels.ops.document_attention.triton import (
@@ -24,6 +29,7 @@ from spanbert_kernels.ops.document_attention.triton import (
     towards_queries,
 )
 from spanbert_kernels.ops.document_attention.triton_kernels import key_backward
+from spanbert_kernels.ops.philox import Dropout
 
 # As in document_attention.
 WEIGHTS: Loops = {
@@ -49,9 +55,8 @@ def _towards_documents(work: AttentionWork) -> dict[str, Any]:
     return {name: value for name, value in towards_keys(work).items() if name != "anchors"}
 
 
-def weigh(q: Tensor, k: Tensor, lse: Tensor, *call: Any) -> Tensor:
-    *fields, places, scale = call
-    work = AttentionWork(*fields)
+@cross_document_attention_weights.triton
+def weigh(q: Tensor, k: Tensor, lse: Tensor, work: AttentionWork, places: int, scale: float) -> Tensor:
     weights = q.new_zeros(q.shape[0], q.shape[1], places, dtype=torch.float32)
     if weights.numel() == 0:
         return weights
@@ -73,9 +78,11 @@ def weigh(q: Tensor, k: Tensor, lse: Tensor, *call: Any) -> Tensor:
     return weights
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
-    *fields, slots, _, size, scale, dropout_p, seed = call
-    work = AttentionWork(*fields)
+@cross_document_attention_pairwise_forward.triton
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, work: AttentionWork, statistics: PairStatistics, scale: float, dropout: Dropout
+) -> tuple[Tensor, Tensor]:
+    (slots, _, size), (dropout_p, seed) = statistics, dropout
     output = new_rows(q, work.anchor_queries)
     lse = q.new_full((q.shape[1], size), -torch.inf, dtype=torch.float32)
     if output.numel() == 0:
@@ -98,11 +105,19 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor
     return output, lse
 
 
+@cross_document_attention_pairwise_backward.triton
 def backward(
-    grad_output: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, *call: Any
+    grad_output: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    work: AttentionWork,
+    statistics: PairStatistics,
+    scale: float,
+    dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *fields, slots, back_slots, size, scale, dropout_p, seed = call
-    work = AttentionWork(*fields)
+    (slots, back_slots, size), (dropout_p, seed) = statistics, dropout
     grad_q, grad_k, grad_v = (
         new_rows(tensor, anchors)
         for tensor, anchors in ((q, work.anchor_queries), (k, work.anchor_keys), (v, work.anchor_keys))
@@ -148,12 +163,6 @@ def backward(
         grad_q.zero_()
         grad_k.zero_()
     return grad_q, grad_k, grad_v
-
-
-_PAIRWISE = "spanbert_kernels::cross_document_attention_pairwise"
-torch.library.impl("spanbert_kernels::cross_document_attention_weights_triton", ("cuda", "cpu"), weigh)
-torch.library.impl(f"{_PAIRWISE}_forward_triton", ("cuda", "cpu"), forward)
-torch.library.impl(f"{_PAIRWISE}_backward_triton", ("cuda", "cpu"), backward)
 
 
 def aot_configurations() -> list[AotConfiguration]:

@@ -16,8 +16,12 @@ from torch import Tensor
 
 from spanbert_kernels.ops import library, philox
 from spanbert_kernels.ops.aot import AotConfiguration
+from spanbert_kernels.ops.attention.operators import (
+    document_attention_backward,
+    document_attention_forward,
+    new_lse,
+)
 from spanbert_kernels.ops.attention_plans import TILE_ROWS, AttentionWork
-from spanbert_kernels.ops.document_attention import lse_like
 from spanbert_kernels.ops.document_attention.triton_backward import query_backward
 from spanbert_kernels.ops.document_attention.triton_forward import attention_forward
 from spanbert_kernels.ops.document_attention.triton_kernels import key_backward, whole_backward
@@ -171,10 +175,12 @@ def towards_queries(work: AttentionWork) -> Options:
     }
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
-    *fields, scale, dropout_p, seed = call
-    work = AttentionWork(*fields)
-    output, lse = new_rows(q, work.anchor_queries), lse_like(q)
+@document_attention_forward.triton
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, work: AttentionWork, scale: float, dropout: philox.Dropout
+) -> tuple[Tensor, Tensor]:
+    dropout_p, seed = dropout
+    output, lse = new_rows(q, work.anchor_queries), new_lse(q)
     if work.anchor_queries:
         lse.fill_(-torch.inf)
     if output.numel() == 0:
@@ -201,11 +207,19 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor
     return output, lse
 
 
+@document_attention_backward.triton
 def backward(
-    grad_output: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor, *call: Any
+    grad_output: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    work: AttentionWork,
+    scale: float,
+    dropout: philox.Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *fields, scale, dropout_p, seed = call
-    work = AttentionWork(*fields)
+    dropout_p, seed = dropout
     grad_q, grad_k, grad_v = (
         new_rows(tensor, anchors)
         for tensor, anchors in ((q, work.anchor_queries), (k, work.anchor_keys), (v, work.anchor_keys))
@@ -248,10 +262,6 @@ def backward(
             **options,
         )
     return grad_q, grad_k, grad_v
-
-
-torch.library.impl("spanbert_kernels::document_attention_forward_triton", ("cuda", "cpu"), forward)
-torch.library.impl("spanbert_kernels::document_attention_backward_triton", ("cuda", "cpu"), backward)
 
 
 # Triton's types of the arguments.

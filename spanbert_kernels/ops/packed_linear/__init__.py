@@ -10,6 +10,7 @@ from torch import Tensor
 from spanbert_kernels.ops import backends, checks
 from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.choices import Backend
+from spanbert_kernels.ops.operators import raw
 from spanbert_kernels.ops.packed_linear import reference
 
 __all__ = ["PackedWeight", "pack_weight", "packed_linear"]
@@ -17,15 +18,13 @@ __all__ = ["PackedWeight", "pack_weight", "packed_linear"]
 OPERATION = Operation("packed_linear", ("cpu", "eager"))
 DEFAULT_WIDTH = 16
 
-torch.library.define(
-    "spanbert_kernels::packed_linear_forward",
-    "(Tensor x, Tensor panels, int out_features, Tensor? bias, Tensor? residual) -> Tensor",
-)
 torch.library.define("spanbert_kernels::packed_linear_width", "(Tensor weight) -> int")
 
 
-@torch.library.register_fake("spanbert_kernels::packed_linear_forward")
-def _forward_fake(x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+@raw(OPERATION)
+def packed_linear_forward(
+    x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None, residual: Tensor | None
+) -> Tensor:
     return x.new_empty(x.shape[0], out_features)
 
 
@@ -138,5 +137,5 @@ def packed_linear(
         # Autocast would take the product out of float32, on this backend alone.
         with torch.autocast(x.device.type, enabled=False):
             return reference.packed_linear(x, reference.unpack(weight.panels, out_features), bias, residual)
-    output: Tensor = torch.ops.spanbert_kernels.packed_linear_forward(x, weight.panels, out_features, bias, residual)
+    output: Tensor = packed_linear_forward("cpu", x, weight.panels, out_features, bias, residual)
     return output

@@ -9,80 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbert_kernels.ops import library, plans
-from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.choices import ACTIVATIONS, Activation, Backend, Part
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_linear import projection, reference
+from spanbert_kernels.ops.span_linear.operators import OPERATION
 
 __all__ = ["ACTIVATIONS", "span_linear"]
-
-OPERATION = Operation("span_linear", ("triton", "cpu", "eager"))
-
-# projected `[T, B * O]`: the tokens times the weight's blocks, one H-wide block a part (one a head of `attention`), in
-#   the order of `parts`; `width` has none. Dense rows; B may be 0.
-# width_projected `[R, O]`: the width table times its columns of the weight; width_index `[N]` by output row, absent:
-#   row min(width, R) - 1.
-# addend `[N, O]`: added before the activation (the product of `max`, which is not linear). bias `[O]`.
-# All of these, scores `[T, K]`, the output `[N, O]` and every gradient: float32, float64 for a float64 hidden; the
-#   result is rounded outside (see projection.Call). Absent inputs have empty gradients `[0]`.
-# A span without tokens gives activation(bias + addend). activation: an index of ACTIVATIONS.
-_INPUTS = (
-    f"Tensor projected, {plans.SPANS_SCHEMA}, Tensor? scores, Tensor? width_projected, Tensor? width_index, "
-    "Tensor? bias, Tensor? addend, int[] parts, int activation"
-)
-_GRADS = (
-    "(Tensor grad_projected, Tensor grad_scores, Tensor grad_width_projected, Tensor grad_bias, Tensor grad_addend)"
-)
-
-
-def _forward_fake(
-    projected: Tensor,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor | None,
-    reach: Tensor | None,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_projected: Tensor | None,
-    width_index: Tensor | None,
-    bias: Tensor | None,
-    addend: Tensor | None,
-    parts: list[int],
-    activation: int,
-) -> Tensor:
-    return projected.new_empty(num_spans, projection.outputs_of(projected, scores, width_projected, addend, parts))
-
-
-def _backward_fake(
-    grad_output: Tensor,
-    projected: Tensor,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor | None,
-    reach: Tensor | None,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_projected: Tensor | None,
-    width_index: Tensor | None,
-    bias: Tensor | None,
-    addend: Tensor | None,
-    parts: list[int],
-    activation: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return projection.empty_gradients(projected, scores, width_projected, bias, addend)
-
-
-library.define("span_linear_forward", f"({_INPUTS}) -> Tensor", _forward_fake, ("triton", "cpu"))
-library.define(
-    "span_linear_backward", f"(Tensor grad_output, {_INPUTS}) -> {_GRADS}", _backward_fake, ("triton", "cpu")
-)
 
 
 def span_linear(

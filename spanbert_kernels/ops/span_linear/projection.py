@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import checks, library, plans
+from spanbert_kernels.ops import checks, philox, plans
 from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.choices import ACTIVATIONS, PARTS, Activation, Backend, Part
+from spanbert_kernels.ops.operators import REGISTERED, Gradient, gradients, save, saved
 from spanbert_kernels.ops.plans import SpanPlan
-from spanbert_kernels.ops.span_pool import SpanPool, check_parts, check_scores, check_table
+from spanbert_kernels.ops.span_linear.operators import ProjectedInputs
+from spanbert_kernels.ops.span_pool import check_parts, check_scores, check_table
+from spanbert_kernels.ops.span_pool.operators import SpanPool
 
 # Without gradients the eager backend works in chunks of this many gathered elements, to stay small in memory.
 EAGER_CHUNK = 2**26
@@ -215,24 +218,6 @@ def project_backward(
     return grad_hidden, grad_weight, grad_table
 
 
-def outputs_of(
-    projected: Tensor,
-    scores: Tensor | None,
-    width_projected: Tensor | None,
-    addend: Tensor | None,
-    parts: Sequence[int],
-) -> Any:
-    """O, from the raw operators' inputs."""
-    names = [PARTS[part] for part in parts if PARTS[part] != "width"]
-    if names:
-        heads = 1 if scores is None else scores.shape[1]
-        return projected.shape[1] // (len(names) + ("attention" in names) * (heads - 1))
-    for tensor in (width_projected, addend):
-        if tensor is not None:
-            return tensor.shape[1]
-    return 0
-
-
 def raw_parts(call: Call) -> list[int]:
     """The parts that the raw operators pool: all but `max`."""
     return [code for code in call.codes if PARTS[code] != "max"]
@@ -241,8 +226,8 @@ def raw_parts(call: Call) -> list[int]:
 class ProjectThenPool(torch.autograd.Function):
     """The products and the compiled kernels under autograd, for either operation.
 
-    `second` is the tensor that a raw operator takes after the bias: `addend` or `out_weight`; `tail` what comes after
-    the activation: nothing, or the dropout and its seed.
+    `second` is the tensor that the raw operators take after the inputs, `addend` or `out_weight`; `dropout` what
+    span_score's take behind it.
     """
 
     @staticmethod
@@ -260,81 +245,68 @@ class ProjectThenPool(torch.autograd.Function):
         columns: Columns,
         parts: list[int],
         activation: int,
-        tail: tuple[Any, ...],
-        *work: Any,
+        dropout: philox.Dropout | None,
+        work: plans.SpanWork,
     ) -> Tensor:
         projected = project(hidden, weight, columns.blocks)
         width_projected = None
         if table is not None and columns.width is not None:
             width_projected = table @ weight[:, columns.width : columns.width + table.shape[1]].T
-        output: Tensor = library.raw(f"{operation}_forward", backend)(
-            projected, *work, scores, width_projected, index, bias, second, parts, activation, *tail
-        )
-        seed = tail[1] if tail else None
-        ctx.save_for_backward(
-            hidden, weight, bias, scores, table, second, index, projected, width_projected, seed, *work[:6]
-        )
-        ctx.rest = (operation, backend, columns, parts, activation, tail[:1], ctx.needs_input_grad[:6])
-        ctx.sizes = work[6:]
+        inputs = ProjectedInputs(scores, width_projected, index, bias, parts, activation)
+        more = () if dropout is None else (dropout,)
+        output: Tensor = REGISTERED[f"{operation}_forward"](backend, projected, work, inputs, second, *more)
+        save(
+            ctx, hidden, weight, bias, scores, table, second, index, projected, width_projected, operation, backend,
+            columns, parts, activation, dropout, work,
+        )  # fmt: skip
+        ctx.text = f'{operation} has no second derivative on its compiled kernels; backend="eager" has it'
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, starts, ends, rows, cu_seqlens, first, reach = ctx.saved_tensors
-        work = (starts, ends, rows, cu_seqlens, first, reach, *ctx.sizes)
-        grads = ProjectThenPoolBackward.apply(grad_output, *saved, *ctx.rest, *work)
-        return (*grads, *[None] * (len(work) + 7))
+        wanted = ctx.needs_input_grad[:6]
+        return gradients(ctx, *Gradient.apply(ctx.text, _gradients, grad_output, *saved(ctx), wanted))
 
 
-class ProjectThenPoolBackward(torch.autograd.Function):
-    """The gradient; its own derivative raises."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        grad_output: Tensor,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        scores: Tensor | None,
-        table: Tensor | None,
-        second: Tensor | None,
-        index: Tensor | None,
-        projected: Tensor,
-        width_projected: Tensor | None,
-        seed: Tensor | None,
-        operation: str,
-        backend: str,
-        columns: Columns,
-        parts: list[int],
-        activation: int,
-        dropout: tuple[float, ...],
-        wanted: tuple[bool, ...],
-        *work: Any,
-    ) -> tuple[Tensor | None, ...]:
-        ctx.operation = operation
-        tail = (*dropout, seed) if dropout else ()
-        grad_projected, grad_scores, grad_width_projected, grad_bias, grad_second = library.raw(
-            f"{operation}_backward", backend
-        )(grad_output, projected, *work, scores, width_projected, index, bias, second, parts, activation, *tail)
-        with torch.autocast(hidden.device.type, enabled=False):
-            grad_hidden, grad_weight, grad_table = project_backward(
-                grad_projected, grad_width_projected, hidden, weight, table, columns, (*wanted[:2], wanted[4])
-            )
-        small = (grad_bias, grad_scores, grad_table, grad_second)
-        kept = [grad if need else None for grad, need in zip(small, wanted[2:], strict=True)]
-        return (grad_hidden, grad_weight, *kept)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(f'{ctx.operation} has no second derivative on its compiled kernels; backend="eager" has it')
+def _gradients(
+    grad_output: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scores: Tensor | None,
+    table: Tensor | None,
+    second: Tensor | None,
+    index: Tensor | None,
+    projected: Tensor,
+    width_projected: Tensor | None,
+    operation: str,
+    backend: str,
+    columns: Columns,
+    parts: list[int],
+    activation: int,
+    dropout: philox.Dropout | None,
+    work: plans.SpanWork,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    inputs = ProjectedInputs(scores, width_projected, index, bias, parts, activation)
+    more = () if dropout is None else (dropout,)
+    grad_projected, grad_scores, grad_width_projected, grad_bias, grad_second = REGISTERED[f"{operation}_backward"](
+        backend, grad_output, projected, work, inputs, second, *more
+    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        grad_hidden, grad_weight, grad_table = project_backward(
+            grad_projected, grad_width_projected, hidden, weight, table, columns, (*wanted[:2], wanted[4])
+        )
+    small = (grad_bias, grad_scores, grad_table, grad_second)
+    kept = [grad if need else None for grad, need in zip(small, wanted[2:], strict=True)]
+    return (grad_hidden, grad_weight, *kept)
 
 
-def pool_projected(call: Call, operation: str, second: Tensor | None, tail: tuple[Any, ...] = ()) -> Tensor:
+def pool_projected(call: Call, operation: str, second: Tensor | None, dropout: philox.Dropout | None = None) -> Tensor:
     """The kernels' way over all parts but `max`."""
     output: Tensor = ProjectThenPool.apply(
         call.hidden, call.weight, call.bias, call.scores, call.table, second, call.width_index(always=False), operation,
-        call.backend, call.columns, raw_parts(call), ACTIVATIONS.index(call.activation), tail, *call.work(),
+        call.backend, call.columns, raw_parts(call), ACTIVATIONS.index(call.activation), dropout, call.work(),
     )  # fmt: skip
     return output
 
@@ -343,7 +315,7 @@ def pool(call: Call, parts: Sequence[str]) -> Tensor:
     """`span_pool` of some of the parts, by the call's own backend."""
     index = call.width_index(always=False)
     codes = [PARTS.index(part) for part in parts]
-    output: Tensor = SpanPool.apply(call.hidden, call.scores, call.table, index, codes, call.backend, *call.work())
+    output: Tensor = SpanPool.apply(call.hidden, call.scores, call.table, index, codes, call.backend, call.work())
     return output
 
 
@@ -356,10 +328,3 @@ def over_pooled_spans(call: Call) -> Call:
         call, hidden=pooled, spans=(rows, rows + 1), parts=("start",), codes=[PARTS.index("start")], columns=columns,
         scores=None, table=None, width_rows=None,
     )  # fmt: skip
-
-
-def empty_gradients(projected: Tensor, *inputs: Tensor | None) -> Any:
-    """What a raw backward returns, for the fake kernels: `[0]` for an absent input."""
-    return tuple(
-        projected.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in (projected, *inputs)
-    )

@@ -9,7 +9,15 @@ import triton
 from torch import Tensor
 
 from spanbert_kernels.ops.aot import AotConfiguration
-from spanbert_kernels.ops.span_linear import projection
+from spanbert_kernels.ops.plans import SpanWork
+from spanbert_kernels.ops.span_linear.operators import (
+    Gradients,
+    ProjectedInputs,
+    outputs_of,
+    span_linear_backward,
+    span_linear_forward,
+    zero_gradients,
+)
 from spanbert_kernels.ops.span_linear.triton_backward import attention_deltas, product_backward
 from spanbert_kernels.ops.span_linear.triton_call import (
     SOFTMAX_OPTIONS,
@@ -39,65 +47,27 @@ def _launch_forward(
     )
 
 
-def forward(
-    projected: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor,
-    reach: Tensor,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_projected: Tensor | None,
-    width_index: Tensor | None,
-    bias: Tensor | None,
-    addend: Tensor | None,
-    parts: list[int],
-    activation: int,
-) -> Tensor:
-    outputs = projection.outputs_of(projected, scores, width_projected, addend, parts)
+@span_linear_forward.triton
+def forward(projected: Tensor, work: SpanWork, inputs: ProjectedInputs, addend: Tensor | None) -> Tensor:
+    num_spans, activation, outputs = work.num_spans, inputs.activation, outputs_of(projected, inputs, addend)
     output = projected.new_empty(num_spans, outputs)
     if output.numel() == 0:
         return output
-    call = new_call(
-        projected, starts, ends, rows, first, reach, scores, width_projected, width_index, bias, parts, outputs
-    )
+    call = new_call(projected, work, inputs, outputs)
     with on(projected.device):
         _launch_forward(call.with_softmax(), addend, None, output, activation)
     return output
 
 
+@span_linear_backward.triton
 def backward(
-    grad_output: Tensor,
-    projected: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor,
-    reach: Tensor,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_projected: Tensor | None,
-    width_index: Tensor | None,
-    bias: Tensor | None,
-    addend: Tensor | None,
-    parts: list[int],
-    activation: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_output: Tensor, projected: Tensor, work: SpanWork, inputs: ProjectedInputs, addend: Tensor | None
+) -> Gradients:
+    num_spans, activation, bias = work.num_spans, inputs.activation, inputs.bias
     outputs = grad_output.shape[1]
     if grad_output.numel() == 0:
-        zeros = [
-            projected.new_zeros(0) if t is None else t.new_zeros(t.shape)
-            for t in (projected, scores, width_projected, bias, addend)
-        ]
-        return (*zeros,)  # type: ignore[return-value]
-    call = new_call(
-        projected, starts, ends, rows, first, reach, scores, width_projected, width_index, bias, parts, outputs
-    )
+        return zero_gradients(projected, inputs, addend)
+    call = new_call(projected, work, inputs, outputs)
     grad_output = with_dense_rows(grad_output)
     with on(projected.device):
         call = call.with_softmax()
@@ -111,10 +81,6 @@ def backward(
         grad_bias = absent if bias is None else grad.sum(0, dtype=torch.float32).to(bias.dtype)
         grad_addend = absent.clone() if addend is None else grad.clone() if grad is grad_output else grad
     return (*call.gradients(sums), grad_bias, grad_addend)
-
-
-torch.library.impl("spanbert_kernels::span_linear_forward_triton", ("cuda", "cpu"), forward)
-torch.library.impl("spanbert_kernels::span_linear_backward_triton", ("cuda", "cpu"), backward)
 
 
 SIZES = ("tokens", "spans", "outputs", "heads")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,9 +12,11 @@ from torch import Tensor
 
 import spanbert_kernels.ops.span_pool.triton  # noqa: F401  (fewer spans than tokens are pooled first)
 from spanbert_kernels.ops import library
+from spanbert_kernels.ops.choices import PARTS
+from spanbert_kernels.ops.plans import SpanWork
+from spanbert_kernels.ops.span_linear.operators import ProjectedInputs
 from spanbert_kernels.ops.span_linear.triton_backward import attention_deltas, product_backward
 from spanbert_kernels.ops.span_linear.triton_forward import softmax_of_spans
-from spanbert_kernels.ops.span_pool import PARTS
 
 INTERPRETED = library.interpreted()
 TABLE_TILE = 32  # rows of the width table in a backward product
@@ -196,20 +197,13 @@ class Call:
         )
 
 
-def new_call(
-    projected: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    rows: Tensor | None,
-    first: Tensor,
-    reach: Tensor,
-    scores: Tensor | None,
-    width_projected: Tensor | None,
-    width_index: Tensor | None,
-    bias: Tensor | None,
-    parts: Sequence[int],
-    outputs: int,
-) -> Call:
+def new_call(projected: Tensor, work: SpanWork, inputs: ProjectedInputs, outputs: int) -> Call:
+    starts, ends, rows, _, first, reach, *_ = work
+    scores, width_projected, width_index, bias, parts, _ = inputs
+    assert starts is not None
+    assert ends is not None
+    assert first is not None
+    assert reach is not None
     names = [PARTS[part] for part in parts if PARTS[part] != "width"]
     blocks, block = {f"{name}_block": -1 for name in ("start", "end", "mean", "sum", "attention")}, 0
     for name in names:

@@ -3,108 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import checks, library, plans
-from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops import checks, plans
 from spanbert_kernels.ops.choices import PARTS, Backend, Part
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_pool import reference
+from spanbert_kernels.ops.span_pool.operators import OPERATION, SpanPool
 
 __all__ = ["PARTS", "span_pool"]
 
-OPERATION = Operation("span_pool", ("cuda", "triton", "cpu", "eager"))
-LINEAR_PARTS = {"start", "end", "mean", "sum", "width"}
 # Without gradients the eager backend works in chunks of this many gathered elements, to stay small in memory.
 EAGER_CHUNK = 2**26
-
-_INPUTS = f"{plans.SPANS_SCHEMA}, Tensor? scores, Tensor? width_embedding, Tensor? width_index, int[] parts"
-# `argmax [N, H]` and `lse [N, heads]` are what a GPU's backward wants back of the forward, if `keep` says so; the CPU
-# kernels compute them again and return them empty.
-_FORWARD = f"(Tensor hidden, {_INPUTS}, bool keep) -> (Tensor output, Tensor argmax, Tensor lse)"
-_BACKWARD = (
-    f"(Tensor grad_output, Tensor hidden, Tensor argmax, Tensor lse, {_INPUTS}) "
-    "-> (Tensor grad_hidden, Tensor grad_scores, Tensor grad_width_embedding)"
-)
-
-
-def output_size(hidden: Tensor, scores: Tensor | None, width_embedding: Tensor | None, parts: Sequence[int]) -> Any:
-    """Columns of the output: the sum of the parts' sizes."""
-    total: Any = 0
-    for part in parts:
-        if PARTS[part] == "attention":
-            total += hidden.shape[1] * (1 if scores is None else scores.shape[1])
-        elif PARTS[part] == "width":
-            total += 0 if width_embedding is None else width_embedding.shape[1]
-        else:
-            total += hidden.shape[1]
-    return total
-
-
-def kept_sizes(
-    hidden: Tensor, num_spans: int, max_width: int, scores: Tensor | None, parts: Sequence[int], keep: bool
-) -> tuple[tuple[int, ...], torch.dtype, tuple[int, ...]]:
-    """What a GPU's forward keeps: shape and dtype of `argmax` (offsets from a span's first token), shape of `lse`."""
-    names = [PARTS[part] for part in parts]
-    argmax = (num_spans, hidden.shape[1]) if keep and "max" in names else (0, 0)
-    lse = (num_spans, scores.shape[1]) if keep and "attention" in names and scores is not None else (0, 0)
-    return argmax, torch.uint8 if 0 < max_width <= 256 else torch.int32, lse
-
-
-def _forward_fake(
-    hidden: Tensor,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor | None,
-    reach: Tensor | None,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_embedding: Tensor | None,
-    width_index: Tensor | None,
-    parts: list[int],
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    on_gpu = first is not None
-    argmax, argmax_dtype, lse = kept_sizes(hidden, num_spans, max_width, scores, parts, keep and on_gpu)
-    return (
-        hidden.new_empty(num_spans, output_size(hidden, scores, width_embedding, parts)),
-        hidden.new_empty(argmax, dtype=argmax_dtype),
-        hidden.new_empty(lse, dtype=torch.float32),
-    )
-
-
-def _backward_fake(
-    grad_output: Tensor,
-    hidden: Tensor,
-    argmax: Tensor,
-    lse: Tensor,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor | None,
-    reach: Tensor | None,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_embedding: Tensor | None,
-    width_index: Tensor | None,
-    parts: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    def like(tensor: Tensor | None) -> Tensor:
-        return hidden.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
-
-    return like(hidden), like(scores), like(width_embedding)
-
-
-library.define("span_pool_forward", _FORWARD, _forward_fake, OPERATION.backends)
-library.define("span_pool_backward", _BACKWARD, _backward_fake, OPERATION.backends)
 
 
 def span_pool(
@@ -171,7 +83,7 @@ def span_pool(
         start, end = resolved.bounds() if isinstance(resolved, SpanPlan) else resolved
         index = plans.width_index(end - start, len(width_embedding), width_rows)
     work = plans.work_for(resolved, chosen, hidden.shape[0])
-    output: Tensor = SpanPool.apply(hidden, scores, width_embedding, index, codes, chosen, *work)
+    output: Tensor = SpanPool.apply(hidden, scores, width_embedding, index, codes, chosen, work)
     return output
 
 
@@ -245,81 +157,3 @@ def _eager(
         for i in range(0, len(start), rows)
     ]
     return torch.cat(pieces)
-
-
-class SpanPool(torch.autograd.Function):
-    """The compiled kernels under autograd."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        scores: Tensor | None,
-        table: Tensor | None,
-        index: Tensor | None,
-        parts: list[int],
-        backend: str,
-        *work: Any,
-    ) -> Tensor:
-        keep = any(ctx.needs_input_grad[:3])
-        output, argmax, lse = library.raw("span_pool_forward", backend)(
-            hidden, *work, scores, table, index, parts, keep
-        )
-        # The softmax's result, rounded, is of no use to the backward: it is made again.
-        ctx.save_for_backward(hidden, argmax, lse, scores, table, index, *work[:6])
-        ctx.parts, ctx.backend, ctx.sizes = parts, backend, work[6:]
-        result: Tensor = output
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, starts, ends, rows, cu_seqlens, first, reach = ctx.saved_tensors
-        work = (starts, ends, rows, cu_seqlens, first, reach, *ctx.sizes)
-        hidden, _, _, scores, table, _ = saved
-        grads = SpanPoolBackward.apply(grad_output, *saved, ctx.parts, ctx.backend, *work)
-        wanted = [
-            grad if source is not None and needed else None
-            for grad, source, needed in zip(grads, (hidden, scores, table), ctx.needs_input_grad, strict=False)
-        ]
-        return (*wanted, *[None] * (len(work) + 3))
-
-
-class SpanPoolBackward(torch.autograd.Function):
-    """The gradient, itself differentiable in `grad_output` where the parts are linear."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        grad_output: Tensor,
-        hidden: Tensor,
-        argmax: Tensor,
-        lse: Tensor,
-        scores: Tensor | None,
-        table: Tensor | None,
-        index: Tensor | None,
-        parts: list[int],
-        backend: str,
-        *work: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(table, index, *work[:6])
-        ctx.parts, ctx.backend, ctx.sizes = parts, backend, work[6:]
-        grads: tuple[Tensor, Tensor, Tensor] = library.raw("span_pool_backward", backend)(
-            grad_output, hidden, argmax, lse, *work, scores, table, index, parts
-        )
-        return grads
-
-    @staticmethod
-    def backward(ctx: Any, grad_hidden: Tensor, grad_scores: Tensor, grad_table: Tensor) -> tuple[Tensor | None, ...]:
-        names = [PARTS[part] for part in ctx.parts]
-        bent = [name for name in names if name not in LINEAR_PARTS]
-        if bent:
-            raise RuntimeError(
-                f"span_pool has a second derivative for its linear parts only, not for {', '.join(bent)}; "
-                'backend="eager" has it for all'
-            )
-        table, index, *tensors = ctx.saved_tensors
-        work = (*tensors, *ctx.sizes)
-        # The parts are linear in (hidden, table): the gradient's derivative is the forward pass itself.
-        table_gradient = grad_table if table is not None else None
-        again: Tensor = SpanPool.apply(grad_hidden, None, table_gradient, index, ctx.parts, ctx.backend, *work)
-        return (again, *[None] * (len(work) + 8))

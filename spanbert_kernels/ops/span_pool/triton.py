@@ -12,8 +12,15 @@ from torch import Tensor
 
 from spanbert_kernels.ops import library
 from spanbert_kernels.ops.aot import AotConfiguration
-from spanbert_kernels.ops.span_pool import kept_sizes, output_size
-from spanbert_kernels.ops.span_pool.reference import PARTS
+from spanbert_kernels.ops.choices import PARTS
+from spanbert_kernels.ops.plans import SpanWork
+from spanbert_kernels.ops.span_pool.operators import (
+    PoolInputs,
+    kept_tensors,
+    output_size,
+    span_pool_backward,
+    span_pool_forward,
+)
 from spanbert_kernels.ops.span_pool.triton_backward import (
     attention_backward,
     attention_delta,
@@ -97,27 +104,13 @@ def banded(num_spans: int, num_tokens: int, max_width: int) -> bool:
     return 8 * num_spans >= num_tokens and not 0 < max_width <= 4
 
 
-def forward(
-    hidden: Tensor,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor | None,
-    reach: Tensor | None,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_embedding: Tensor | None,
-    width_index: Tensor | None,
-    parts: list[int],
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+@span_pool_forward.triton
+def forward(hidden: Tensor, work: SpanWork, inputs: PoolInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    starts, ends, rows, cu_seqlens, first, _, num_spans, max_width = work
+    scores, width_embedding, width_index, parts = inputs
     tokens, columns = hidden.shape
-    argmax_size, argmax_dtype, lse_size = kept_sizes(hidden, num_spans, max_width, scores, parts, keep)
-    output = hidden.new_empty(num_spans, output_size(hidden, scores, width_embedding, parts))
-    argmax = hidden.new_empty(argmax_size, dtype=argmax_dtype)
-    lse = hidden.new_empty(lse_size, dtype=torch.float32)
+    argmax, lse = kept_tensors(hidden, work, inputs, keep)
+    output = hidden.new_empty(num_spans, output_size(hidden, inputs))
     if tokens == 0:
         return output.zero_(), argmax.zero_(), lse.zero_()
     if output.numel() == 0:
@@ -181,24 +174,16 @@ def _banded_forward(tensors: dict[str, Any], offsets: dict[str, int | None], hea
         banded_forward[(programs * heads,)](**tensors, **attention, heads=heads, **options)
 
 
+@span_pool_backward.triton
 def backward(
-    grad_output: Tensor,
-    hidden: Tensor,
-    argmax: Tensor,
-    lse: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor,
-    reach: Tensor,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_embedding: Tensor | None,
-    width_index: Tensor | None,
-    parts: list[int],
+    grad_output: Tensor, hidden: Tensor, argmax: Tensor, lse: Tensor, work: SpanWork, inputs: PoolInputs
 ) -> tuple[Tensor, Tensor, Tensor]:
+    starts, ends, rows, _, first, reach, num_spans, _ = work
+    scores, width_embedding, width_index, parts = inputs
+    assert starts is not None
+    assert ends is not None
+    assert first is not None
+    assert reach is not None
     tokens, columns = hidden.shape
     grad_hidden = hidden.new_empty(hidden.shape)
     grad_scores = hidden.new_zeros(0) if scores is None else scores.new_zeros(scores.shape)
@@ -317,10 +302,6 @@ def _table_backward(
         **options,
     )
     return partial.sum(0).to(table.dtype)
-
-
-torch.library.impl("spanbert_kernels::span_pool_forward_triton", ("cuda", "cpu"), forward)
-torch.library.impl("spanbert_kernels::span_pool_backward_triton", ("cuda", "cpu"), backward)
 
 
 # Triton's types of the arguments.

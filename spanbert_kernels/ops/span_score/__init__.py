@@ -7,81 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import checks, library, plans
-from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops import checks
 from spanbert_kernels.ops.choices import PARTS, Activation, Backend, Part
-from spanbert_kernels.ops.document_attention import check_dropout
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_linear import projection
 from spanbert_kernels.ops.span_pool import check_parts
 from spanbert_kernels.ops.span_score import reference
+from spanbert_kernels.ops.span_score.operators import OPERATION
 
 __all__ = ["span_score"]
-
-OPERATION = Operation("span_score", ("triton", "cpu", "eager"))
-
-# As the raw operators of span_linear, and: out_weight `[S, O]`, the output `[N, S]`.
-# Dropout: entry (row, column) of the layer between, row a span's output row, is kept and divided by 1 - dropout_p, or
-#   0, by Philox of (seed, 0, row, column) (ops/philox.py: head 0, query = row, key = column); seed `[1]`, absent where
-#   dropout_p is 0.
-_INPUTS = (
-    f"Tensor projected, {plans.SPANS_SCHEMA}, Tensor? scores, Tensor? width_projected, Tensor? width_index, "
-    "Tensor? bias, Tensor out_weight, int[] parts, int activation, float dropout_p, Tensor? seed"
-)
-_GRADS = (
-    "(Tensor grad_projected, Tensor grad_scores, Tensor grad_width_projected, Tensor grad_bias, Tensor grad_out_weight)"
-)
-
-
-def _forward_fake(
-    projected: Tensor,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor | None,
-    reach: Tensor | None,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_projected: Tensor | None,
-    width_index: Tensor | None,
-    bias: Tensor | None,
-    out_weight: Tensor,
-    parts: list[int],
-    activation: int,
-    dropout_p: float,
-    seed: Tensor | None,
-) -> Tensor:
-    return projected.new_empty(num_spans, out_weight.shape[0])
-
-
-def _backward_fake(
-    grad_output: Tensor,
-    projected: Tensor,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor | None,
-    reach: Tensor | None,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_projected: Tensor | None,
-    width_index: Tensor | None,
-    bias: Tensor | None,
-    out_weight: Tensor,
-    parts: list[int],
-    activation: int,
-    dropout_p: float,
-    seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return projection.empty_gradients(projected, scores, width_projected, bias, out_weight)
-
-
-library.define("span_score_forward", f"({_INPUTS}) -> Tensor", _forward_fake, ("triton", "cpu"))
-library.define("span_score_backward", f"(Tensor grad_output, {_INPUTS}) -> {_GRADS}", _backward_fake, ("triton", "cpu"))
 
 
 def span_score(
@@ -157,15 +91,15 @@ def span_score(
         validate, backend,
     )  # fmt: skip
     rows, offset = _check_second_layer(out_weight, out_bias, call)
-    seed = check_dropout(dropout_p, seed, hidden)
+    dropout = checks.check_dropout(dropout_p, seed, "hidden", hidden)
     # Autocast would take the products out of float32.
     with torch.autocast(hidden.device.type, enabled=False):
         if call.backend == "eager":
-            scored = projection.eager(call, reference.span_score, dropout_p, seed, rows, offset, sources=(rows, offset))
+            scored = projection.eager(call, reference.span_score, *dropout, rows, offset, sources=(rows, offset))
         else:
             if call.fewer_products_over_spans():
                 call = projection.over_pooled_spans(call)
-            scored = projection.pool_projected(call, "span_score", rows, (dropout_p, seed))
+            scored = projection.pool_projected(call, "span_score", rows, dropout)
             scored = scored if offset is None else scored + offset
     scored = scored.to(hidden.dtype)
     return scored.squeeze(1) if out_weight.dim() == 1 else scored

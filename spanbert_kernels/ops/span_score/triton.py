@@ -10,51 +10,38 @@ from torch import Tensor
 
 from spanbert_kernels.ops import philox
 from spanbert_kernels.ops.aot import AotConfiguration
+from spanbert_kernels.ops.plans import SpanWork
+from spanbert_kernels.ops.span_linear.operators import Gradients, ProjectedInputs, zero_gradients
 from spanbert_kernels.ops.span_linear.triton import aot, aot_backward, input_types
 from spanbert_kernels.ops.span_linear.triton_call import Call, add_gradients, new_call, on, product_options
 from spanbert_kernels.ops.span_linear.triton_call import with_dense_rows as dense
+from spanbert_kernels.ops.span_score.operators import span_score_backward, span_score_forward
 from spanbert_kernels.ops.span_score.triton_kernels import score_backward, score_forward
 
 CHUNK_BYTES = 2**26  # of the layer between that the backward holds at a time
 SCORES = 8  # of a program, at most
 
 
-def _dropout(dropout_p: float, seed: Tensor | None) -> dict[str, Any]:
+def _dropout(dropout: philox.Dropout) -> dict[str, Any]:
+    dropout_p, seed = dropout
     return {"seed": seed, "threshold": philox.threshold(dropout_p), "kept_share": 1.0 - dropout_p}
 
 
+@span_score_forward.triton
 def forward(
-    projected: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor,
-    reach: Tensor,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_projected: Tensor | None,
-    width_index: Tensor | None,
-    bias: Tensor | None,
-    out_weight: Tensor,
-    parts: list[int],
-    activation: int,
-    dropout_p: float,
-    seed: Tensor | None,
+    projected: Tensor, work: SpanWork, inputs: ProjectedInputs, out_weight: Tensor, dropout: philox.Dropout
 ) -> Tensor:
+    num_spans, activation = work.num_spans, inputs.activation
     num_scores, outputs = out_weight.shape
     output = projected.new_empty(num_spans, num_scores)
     if output.numel() == 0 or outputs == 0:
         return output.zero_()
-    call = new_call(
-        projected, starts, ends, rows, first, reach, scores, width_projected, width_index, bias, parts, outputs
-    )
+    call = new_call(projected, work, inputs, outputs)
     group = min(SCORES, triton.next_power_of_2(num_scores))
     with on(projected.device):
         score_forward[(triton.cdiv(num_spans, call.tile()), triton.cdiv(num_scores, group))](
             **call.with_softmax().inputs(),
-            **_dropout(dropout_p, seed),
+            **_dropout(dropout),
             out_weight=out_weight.contiguous(),
             output=output,
             num_scores=num_scores,
@@ -64,37 +51,20 @@ def forward(
     return output
 
 
+@span_score_backward.triton
 def backward(
     grad_output: Tensor,
     projected: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    rows: Tensor | None,
-    cu_seqlens: Tensor | None,
-    first: Tensor,
-    reach: Tensor,
-    num_spans: int,
-    max_width: int,
-    scores: Tensor | None,
-    width_projected: Tensor | None,
-    width_index: Tensor | None,
-    bias: Tensor | None,
+    work: SpanWork,
+    inputs: ProjectedInputs,
     out_weight: Tensor,
-    parts: list[int],
-    activation: int,
-    dropout_p: float,
-    seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dropout: philox.Dropout,
+) -> Gradients:
+    num_spans, activation, bias = work.num_spans, inputs.activation, inputs.bias
     num_scores, outputs = out_weight.shape
     if num_spans == 0 or outputs == 0:
-        zeros = [
-            projected.new_zeros(0) if t is None else t.new_zeros(t.shape)
-            for t in (projected, scores, width_projected, bias, out_weight)
-        ]
-        return (*zeros,)  # type: ignore[return-value]
-    call = new_call(
-        projected, starts, ends, rows, first, reach, scores, width_projected, width_index, bias, parts, outputs
-    )
+        return zero_gradients(projected, inputs, out_weight)
+    call = new_call(projected, work, inputs, outputs)
     grad_output, out_weight = dense(grad_output), out_weight.contiguous()
     chunk = max(1, CHUNK_BYTES // (outputs * projected.element_size()))
     chunked = num_spans > chunk
@@ -104,7 +74,7 @@ def backward(
         grad_weight = projected.new_zeros(num_scores, outputs, dtype=torch.float32)
         for low in range(0, num_spans, chunk):
             part = (call.chunk(low, min(low + chunk, num_spans)) if chunked else call).with_softmax()
-            grad, partial_weight = _before_activation(part, grad_output, out_weight, activation, dropout_p, seed)
+            grad, partial_weight = _before_activation(part, grad_output, out_weight, activation, dropout)
             add_gradients(part, grad, None, sums)
             grad_bias += grad.sum(0, dtype=torch.float32)
             grad_weight += partial_weight.sum(0)
@@ -117,7 +87,7 @@ def backward(
 
 
 def _before_activation(
-    call: Call, grad_output: Tensor, out_weight: Tensor, activation: int, dropout_p: float, seed: Tensor | None
+    call: Call, grad_output: Tensor, out_weight: Tensor, activation: int, dropout: philox.Dropout
 ) -> tuple[Tensor, Tensor]:
     """The gradient before the activation `[N, O]`, and that of `out_weight` by tiles of spans."""
     tiles = triton.cdiv(len(call), call.tile())
@@ -125,7 +95,7 @@ def _before_activation(
     partial_weight = grad.new_empty(tiles, *out_weight.shape, dtype=torch.float32)
     score_backward[(tiles * call.column_blocks(),)](
         **call.inputs(),
-        **_dropout(dropout_p, seed),
+        **_dropout(dropout),
         out_weight=out_weight,
         grad_output=grad_output,
         grad=grad,
@@ -135,10 +105,6 @@ def _before_activation(
         ACTIVATION=activation,
     )
     return grad, partial_weight
-
-
-torch.library.impl("spanbert_kernels::span_score_forward_triton", ("cuda", "cpu"), forward)
-torch.library.impl("spanbert_kernels::span_score_backward_triton", ("cuda", "cpu"), backward)
 
 
 def aot_kernel(what: str) -> AotConfiguration:

@@ -1,0 +1,1 @@
+"""What both attention operations share: raw operators over any work, and checks."""

@@ -1,0 +1,76 @@
+"""The raw operators of softmax attention over any work, and them under autograd.
+
+`softmax(q k^T scale) v` over all keys that a query sees: document_attention's, and the joint softmax of
+cross_document_attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spanbert_kernels.ops.attention_plans import AttentionWork
+from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.operators import Gradient, gradients, raw, save, saved
+from spanbert_kernels.ops.philox import Dropout
+
+OPERATION = Operation("document_attention", ("triton", "cuda", "cpu", "eager"))
+
+
+def new_lse(q: Tensor) -> Tensor:
+    """An empty log-sum-exp for `q [rows, heads, d]`: `[heads, rows]`, float32 (float64 for float64)."""
+    return q.new_empty(q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@raw(OPERATION)
+def document_attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, work: AttentionWork, scale: float, dropout: Dropout
+) -> tuple[Tensor, Tensor]:
+    # q `[query rows, heads, d]`, k, v `[key rows, heads, d]` -> output like q, log-sum-exp `[heads, query rows]`,
+    # natural, float32 (float64 for float64). A query row without a key, or of no document, gives 0 and -inf, and its
+    # gradient is 0, as is that of a key row that nobody sees. Dropout by row numbers.
+    return q.new_empty(q.shape), new_lse(q)
+
+
+@raw(OPERATION)
+def document_attention_backward(
+    grad_output: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    work: AttentionWork,
+    scale: float,
+    dropout: Dropout,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+class DocumentAttention(torch.autograd.Function):
+    """The compiled kernels under autograd, for the operation of that name. A second derivative raises."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        operation: str,
+        backend: str,
+        work: AttentionWork,
+        scale: float,
+        dropout: Dropout,
+    ) -> tuple[Tensor, Tensor]:
+        output, lse = document_attention_forward(backend, q, k, v, work, scale, dropout)
+        ctx.text = f'{operation} has no second derivative, but document_attention on backend="eager"'
+        save(ctx, backend, q, k, v, output, lse, work, scale, dropout)
+        ctx.mark_non_differentiable(lse)
+        return output, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        backend, *kept = saved(ctx)
+        return gradients(ctx, *Gradient.apply(ctx.text, document_attention_backward, backend, grad_output, *kept))
