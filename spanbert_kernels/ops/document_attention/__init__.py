@@ -133,8 +133,8 @@ def document_attention(
         with torch.autocast(q.device.type, enabled=False):
             output, lse = reference.document_attention(q, k, v, plan.cu_seqlens, scale, *dropout, known)
     else:
-        call = (OPERATION.name, chosen, scale, dropout_p, seed)
-        output, lse = DocumentAttention.apply(q, k, v, *call, *plan.work(chosen != "cpu"))
+        work = plan.work(chosen != "cpu")
+        output, lse = DocumentAttention.apply(q, k, v, OPERATION.name, chosen, work, scale, dropout)
     return (output, lse) if return_lse else output
 
 
