@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "common/levels.h"
+#include "common/isa.h"
 
 namespace spanbert {
 

@@ -1,4 +1,4 @@
-// Faults that a sanitizer must report, at every level: in sanitized builds alone.
+// Faults that a sanitizer must report, with every instruction set: in sanitized builds alone.
 
 #include <cstdint>
 #include <limits>
@@ -7,7 +7,7 @@
 #include "common/vector.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 
 // Loads a vector of which all but the first `allocated` elements lie outside of the memory asked for.
 double read_past(int64_t allocated) {
@@ -17,5 +17,5 @@ double read_past(int64_t allocated) {
 
 int64_t overflow(int64_t summand) { return std::numeric_limits<int64_t>::max() + summand; }
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

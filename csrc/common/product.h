@@ -12,15 +12,9 @@
 #include "common/vector.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 
-#if defined(SPANBERT_LEVEL_AVX512)
-constexpr int kRows = 6, kVectors = 4;
-#elif defined(SPANBERT_LEVEL_AVX2)
-constexpr int kRows = 6, kVectors = 2;
-#else
-constexpr int kRows = 4, kVectors = 2;
-#endif
+constexpr int kRows = SPANBERT_TILE_ROWS, kVectors = SPANBERT_TILE_VECTORS;  // of the micro-kernel: set by setup.py
 
 template <class A>
 constexpr int kPanel = kVectors * lanes<A>;
@@ -41,7 +35,7 @@ struct Panels {
 };
 
 template <class A, int R, int V>
-inline void product_tile(const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t apart, int64_t depth, A* c,
+inline void micro_kernel(const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t apart, int64_t depth, A* c,
                          int64_t c_row, bool add) {
   Vector<A> sum[R][V] = {};
   for (int64_t k = 0; k < depth; ++k) {
@@ -63,7 +57,7 @@ inline void product_tile(const A* a, int64_t a_row, int64_t a_column, const A* b
 template <class A, int R, int V>
 inline void product_rest(int64_t rows, const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t apart,
                          int64_t depth, A* c, int64_t c_row, bool add) {
-  if (rows == R) return product_tile<A, R, V>(a, a_row, a_column, b, apart, depth, c, c_row, add);
+  if (rows == R) return micro_kernel<A, R, V>(a, a_row, a_column, b, apart, depth, c, c_row, add);
   if constexpr (R > 1) product_rest<A, R - 1, V>(rows, a, a_row, a_column, b, apart, depth, c, c_row, add);
 }
 
@@ -81,7 +75,7 @@ inline void product_panel(int64_t vectors, int64_t rows, int64_t depth, const A*
   b += b_row * between;
   int64_t row = 0;
   for (; row + kRows <= rows; row += kRows) {
-    product_tile<A, kRows, V>(a + row * a_row, a_row, a_column, b, between, depth, c + row * c_row, c_row, add);
+    micro_kernel<A, kRows, V>(a + row * a_row, a_row, a_column, b, between, depth, c + row * c_row, c_row, add);
   }
   if (row < rows) {
     product_rest<A, kRows - 1, V>(rows - row, a + row * a_row, a_row, a_column, b, between, depth, c + row * c_row,
@@ -147,5 +141,5 @@ inline Panels<A> pack_transposed(const Row& row, int64_t rows, int64_t columns, 
   return packed;
 }
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

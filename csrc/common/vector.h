@@ -1,5 +1,5 @@
-// One SIMD vector, as wide as the level's registers, through the compilers' vector extension: the same source gives
-// AVX-512, AVX2 and plain code. Only for kernel files, which are compiled once per level.
+// One SIMD vector, as wide as the instruction set's registers, through the compilers' vector extension: the same source
+// gives AVX-512, AVX2 and plain code. Only for kernel files, which are compiled once per instruction set.
 #pragma once
 
 #include <cmath>
@@ -14,20 +14,14 @@
 
 #include "common/storage.h"
 
-#ifndef SPANBERT_LEVEL
-#error "a kernel file is compiled with -DSPANBERT_LEVEL=<namespace>"
+#ifndef SPANBERT_ISA
+#error "a kernel file is compiled with -DSPANBERT_ISA=<namespace>"
 #endif
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 
-#if defined(SPANBERT_LEVEL_AVX512)
-constexpr int kBytes = 64;
-#elif defined(SPANBERT_LEVEL_AVX2)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
+constexpr int kBytes = SPANBERT_VECTOR_BYTES;
 
 template <class A>
 struct Simd;
@@ -271,5 +265,5 @@ inline Vector<double> exponential(Vector<double> x) {
   return x;
 }
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

@@ -12,7 +12,7 @@
 #include "document_attention/few.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 // 1 / n for every query of the cluster.
@@ -139,5 +139,5 @@ void cross_document_attention_pairwise_backward(const AttentionCall& call, const
   });
 }
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

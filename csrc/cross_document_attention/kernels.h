@@ -1,10 +1,10 @@
-// What the cross_document_attention binding hands to the kernels of each instruction-set level. The joint softmax is
+// What the cross_document_attention binding hands to the kernels of each instruction set. The joint softmax is
 // document_attention's kernel.
 #pragma once
 
 #include <cstdint>
 
-#include "common/levels.h"
+#include "common/isa.h"
 #include "document_attention/kernels.h"
 
 namespace spanbert {

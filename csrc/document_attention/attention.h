@@ -27,7 +27,7 @@
 #include "document_attention/kernels.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 constexpr int64_t kQueries = 48;  // a multiple of kRows: 8 tiles of 6
@@ -460,5 +460,5 @@ struct Attention {
 };
 
 }  // namespace
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

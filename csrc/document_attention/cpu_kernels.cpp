@@ -6,7 +6,7 @@
 #include "document_attention/small.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 // `Kernel`: Attention or FewQueries, `rows` the Attention that knows its rows.
@@ -101,5 +101,5 @@ void document_attention_sparse_backward(const AttentionCall& call, const Attenti
   });
 }
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

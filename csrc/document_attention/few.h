@@ -8,7 +8,7 @@
 #include "document_attention/attention.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 // Where the blocks of attention.h would be mostly empty, or cost more to set up than to multiply.
@@ -146,5 +146,5 @@ class FewQueries {
 };
 
 }  // namespace
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

@@ -1,9 +1,9 @@
-// What the attention bindings hand to the kernels of each instruction-set level.
+// What the attention bindings hand to the kernels of each instruction set.
 #pragma once
 
 #include <cstdint>
 
-#include "common/levels.h"
+#include "common/isa.h"
 #include "common/philox.h"
 #include "common/storage.h"
 

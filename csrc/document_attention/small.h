@@ -17,11 +17,11 @@
 #include <vector>
 
 #include "common/product.h"
-#include "document_attention/ahead.h"
 #include "document_attention/kernels.h"
+#include "document_attention/prefetch.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 // Of the rows that are copied at once: so many stay in a core's cache.
@@ -149,14 +149,14 @@ class Small {
       if (whole < dim) store(to + whole, load(from + whole) * factor, static_cast<int>(dim - whole));
     }
   }
-  Ahead<S> rows_ahead() const {
-    Ahead<S> ahead(first_head, heads, dim);
+  Prefetch<S> next_rows() const {
+    Prefetch<S> prefetch(first_head, heads, dim);
     if (next != nullptr) {
-      ahead.add(call.q, next->query_rows, next->queries);
-      ahead.add(call.k, next->key_rows, next->keys);
-      ahead.add(call.v, next->key_rows, next->keys);
+      prefetch.add(call.q, next->query_rows, next->queries);
+      prefetch.add(call.k, next->key_rows, next->keys);
+      prefetch.add(call.v, next->key_rows, next->keys);
     }
-    return ahead;
+    return prefetch;
   }
   // Rows where they are used, float or double: row r of head h of the group at first + r * row + h * head.
   struct View {
@@ -252,15 +252,15 @@ class Small {
       if (masked && any_set(odd)) return false;
     }
     A shares[kSmall];
-    Ahead<S> ahead = rows_ahead();
+    Prefetch<S> prefetch = next_rows();
     const int64_t parts = 3 * heads;
     for (int64_t h = 0; h < heads; ++h) {
       const Panels<A> queries_across = across(q.of_head(h), q.row, queries, query_columns);
       product<A>(keys, dim, k.of_head(h), k.row, 1, queries_across, 0, scores, columns, false);
-      ahead.ask(parts);
+      prefetch.advance(parts);
       A* lse = static_cast<A*>(call.lse) + (first_head + h) * call.query_rows;
       masked ? soften<true>(scores, shares, lse) : soften<false>(scores, shares, lse);
-      ahead.ask(parts);
+      prefetch.advance(parts);
       if (call.dropout.active) {
         each_factor(first_head + h, [&](int64_t query, int64_t j, A factor) { scores[j * columns + query] *= factor; });
       }
@@ -270,7 +270,7 @@ class Small {
         A* to = output.of_head(h) + r * output.row;
         for (int64_t c = 0; c < wide; c += lanes<A>) store(to + c, load(to + c) * shares[r]);
       }
-      ahead.ask(parts);
+      prefetch.advance(parts);
     }
     for (int64_t r = 0; !direct && r < queries; ++r) {
       copy_out(output.first + r * wide, queries, 1, call.output, near.query_rows[r]);
@@ -344,17 +344,17 @@ class Small {
       all_finite = !any_set(odd);
     }
     if (masked && !all_finite) return false;
-    Ahead<S> ahead = rows_ahead();
-    if (next != nullptr) ahead.add(grads.output, next->query_rows, next->queries);
+    Prefetch<S> prefetch = next_rows();
+    if (next != nullptr) prefetch.add(grads.output, next->query_rows, next->queries);
     const int64_t parts = 5 * heads;
     for (int64_t h = 0; h < heads; ++h) {
       const A *query = q.of_head(h), *key = k.of_head(h), *value = v.of_head(h), *grad = incoming.of_head(h);
       const Panels<A> queries_across = across(query, q.row, queries, query_columns);
       const Panels<A> grads_across = across(grad, incoming.row, queries, grad_columns);
       product<A>(keys, dim, key, k.row, 1, queries_across, 0, weights, columns, false);
-      ahead.ask(parts);
+      prefetch.advance(parts);
       product<A>(keys, dim, value, v.row, 1, grads_across, 0, slopes, columns, false);
-      ahead.ask(parts);
+      prefetch.advance(parts);
       const A* lse = static_cast<const A*>(call.lse) + (first_head + h) * call.query_rows;
       const A* used = weights;
       if (call.dropout.active) {
@@ -369,13 +369,13 @@ class Small {
       }
       const Panels<A> grad_rows = panels_of(grad, incoming.row, queries, panel_memory);
       product<A>(keys, queries, used, columns, 1, grad_rows, 0, grad_v.of_head(h), grad_v.row, false);
-      ahead.ask(parts);
+      prefetch.advance(parts);
       const Panels<A> key_rows = panels_of(key, k.row, keys, panel_memory);
       product<A>(queries, keys, slopes, 1, columns, key_rows, 0, grad_q.of_head(h), grad_q.row, false);
-      ahead.ask(parts);
+      prefetch.advance(parts);
       const Panels<A> query_rows = panels_of(query, q.row, queries, panel_memory);
       product<A>(keys, queries, slopes, columns, 1, query_rows, 0, grad_k.of_head(h), grad_k.row, false);
-      ahead.ask(parts);
+      prefetch.advance(parts);
     }
     for (int64_t r = 0; !direct && r < std::max(queries, keys); ++r) {
       if (r < queries) copy_out(grad_q.first + r * wide, queries, query_factor, grads.q, near.query_rows[r]);
@@ -440,5 +440,5 @@ class Small {
 };
 
 }  // namespace
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

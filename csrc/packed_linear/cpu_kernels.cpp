@@ -12,7 +12,7 @@
 #include "packed_linear/kernels.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 constexpr int64_t kRowBlock = 8 * kRows;
@@ -21,14 +21,14 @@ constexpr int64_t kStep = 4;     // columns of x between two prefetches
 constexpr int64_t kCacheLine = 64;
 
 // The part of the next block that a tile asks for: `lines` cache lines every kStep columns.
-struct Ahead {
+struct Prefetch {
   const char* from;
   int64_t lines;
 };
 
 // sums [R, kPanel] (+)= x [R, depth] panel [depth, kPanel].
 template <class A, int R>
-inline void tile(const A* x, int64_t x_row, const A* panel, int64_t depth, A* sums, bool add, Ahead ahead) {
+inline void tile(const A* x, int64_t x_row, const A* panel, int64_t depth, A* sums, bool add, Prefetch prefetch) {
   Vector<A> sum[R][kVectors];
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < kVectors; ++v) sum[r][v] = Vector<A>{};
@@ -43,7 +43,8 @@ inline void tile(const A* x, int64_t x_row, const A* panel, int64_t depth, A* su
   };
   int64_t k = 0;
   for (; k + kStep <= depth; k += kStep) {
-    for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += kCacheLine) __builtin_prefetch(ahead.from, 0, 2);
+    for (int64_t line = 0; line < prefetch.lines; ++line, prefetch.from += kCacheLine)
+      __builtin_prefetch(prefetch.from, 0, 2);
     for (int64_t step = 0; step < kStep; ++step) column(k + step);
   }
   for (; k < depth; ++k) column(k);
@@ -57,9 +58,9 @@ inline void tile(const A* x, int64_t x_row, const A* panel, int64_t depth, A* su
 
 template <class A, int R>
 inline void tile_rest(int64_t rows, const A* x, int64_t x_row, const A* panel, int64_t depth, A* sums, bool add,
-                      Ahead ahead) {
-  if (rows == R) return tile<A, R>(x, x_row, panel, depth, sums, add, ahead);
-  if constexpr (R > 1) tile_rest<A, R - 1>(rows, x, x_row, panel, depth, sums, add, ahead);
+                      Prefetch prefetch) {
+  if (rows == R) return tile<A, R>(x, x_row, panel, depth, sums, add, prefetch);
+  if constexpr (R > 1) tile_rest<A, R - 1>(rows, x, x_row, panel, depth, sums, add, prefetch);
 }
 
 template <class S>
@@ -90,11 +91,11 @@ struct Linear {
     for (int64_t k = 0; k < call.in_features; k += kDepth) {
       const int64_t depth = call.in_features - k < kDepth ? call.in_features - k : kDepth;
       const int64_t lines_per_step = kStep * kPanel<A> * static_cast<int64_t>(sizeof(S)) / kCacheLine;
-      Ahead ahead{reinterpret_cast<const char*>(from + depth * kPanel<A>), (lines_per_step + tiles - 1) / tiles};
+      Prefetch prefetch{reinterpret_cast<const char*>(from + depth * kPanel<A>), (lines_per_step + tiles - 1) / tiles};
       const A* weights = block(from, depth);
-      int64_t asked = 0;
+      int64_t prefetched = 0;
       for (int64_t row = 0; row < rows; row += kRows) {
-        const Ahead share{ahead.from, asked < lines_per_step ? ahead.lines : 0};
+        const Prefetch share{prefetch.from, prefetched < lines_per_step ? prefetch.lines : 0};
         const A* x_block = x + row * call.x_row + k;
         A* sum = sums.get() + row * kPanel<A>;
         if (row + kRows <= rows) {
@@ -102,8 +103,8 @@ struct Linear {
         } else {
           tile_rest<A, kRows - 1>(rows - row, x_block, call.x_row, weights, depth, sum, k > 0, share);
         }
-        asked += ahead.lines;
-        ahead.from += depth / kStep * ahead.lines * kCacheLine;
+        prefetched += prefetch.lines;
+        prefetch.from += depth / kStep * prefetch.lines * kCacheLine;
       }
       from += depth * kPanel<A>;
     }
@@ -153,5 +154,5 @@ void packed_linear(const LinearCall& call, int64_t first, int64_t last) {
   });
 }
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

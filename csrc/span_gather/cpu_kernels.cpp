@@ -9,7 +9,7 @@
 #include "span_gather/kernels.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 template <class S>
@@ -43,5 +43,5 @@ void span_gather_backward(const SpanGatherGrads& grads, int64_t first, int64_t l
   with_storage(grads.storage, [&](auto s) { add_rows<decltype(s)>(grads, first, last, left, right); });
 }
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

@@ -5,7 +5,7 @@
 #include "span_linear/call.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 
 // The normal distribution function, 0.5 erfc(-x / sqrt 2). erfc: Chebyshev fit of Press et al., Numerical Recipes,
 // relative error below 1.2e-7, so that the left tail keeps its digits.
@@ -61,5 +61,5 @@ struct Activate {
   }
 };
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

@@ -5,7 +5,7 @@
 #include "span_linear/walk.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 template <class A>
@@ -74,5 +74,5 @@ void span_linear_backward(const ProjectedCall& call, const SpanLinearGrads& grad
   });
 }
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

@@ -7,7 +7,7 @@
 #include "span_linear/call.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 
 // Calls f with a value of the accumulator's type.
 template <class F>
@@ -114,5 +114,5 @@ struct Factors {
   }
 };
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

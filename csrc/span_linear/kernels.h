@@ -1,9 +1,9 @@
-// What the span_linear binding hands to the kernels of each instruction-set level.
+// What the span_linear binding hands to the kernels of each instruction set.
 #pragma once
 
 #include <cstdint>
 
-#include "common/levels.h"
+#include "common/isa.h"
 #include "span_linear/call.h"
 
 namespace spanbert {

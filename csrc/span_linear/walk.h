@@ -20,7 +20,7 @@
 #include "span_linear/factors.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 
 // For what stands in the innermost loops: called, it would pass its vectors through memory.
 #define SPANBERT_INLINE __attribute__((always_inline))
@@ -344,5 +344,5 @@ struct BackwardWalk {
   }
 };
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

@@ -8,7 +8,7 @@
 #include "span_pool/kernels.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 constexpr int64_t kAhead = 2;  // spans
@@ -249,5 +249,5 @@ struct Backward {
 };
 
 }  // namespace
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

@@ -8,7 +8,7 @@
 #include "span_pool/kernels.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 constexpr int kBlock = 4;  // vectors of one column block: independent chains that hide the latencies
@@ -273,5 +273,5 @@ struct Forward {
 };
 
 }  // namespace
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

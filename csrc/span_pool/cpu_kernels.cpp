@@ -25,7 +25,7 @@
 #include "span_pool/cpu_forward.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 
 void span_pool_forward(const SpanPoolCall& call, int64_t first, int64_t last) {
   with_storage(call.storage, [&](auto s) { Forward<decltype(s)>(call).run(first, last); });
@@ -43,5 +43,5 @@ void span_pool_table_backward(const SpanPoolCall& call, const SpanPoolGrads& gra
   });
 }
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

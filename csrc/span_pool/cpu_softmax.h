@@ -5,7 +5,7 @@
 #include "span_pool/kernels.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 template <class A>
@@ -36,5 +36,5 @@ struct RunningSoftmax {
 };
 
 }  // namespace
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

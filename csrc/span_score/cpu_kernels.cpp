@@ -9,7 +9,7 @@
 #include "span_score/kernels.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
 // What is dropped is 0 even where it was not finite.
@@ -132,5 +132,5 @@ void span_score_backward(const SpanScoreCall& call, const SpanScoreGrads& grads,
   });
 }
 
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert

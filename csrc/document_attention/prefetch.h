@@ -1,4 +1,4 @@
-// Rows asked for before they are used, for kernel files.
+// Prefetching of rows that are soon used, for kernel files.
 #pragma once
 
 #include <algorithm>
@@ -8,14 +8,14 @@
 #include "document_attention/kernels.h"
 
 namespace spanbert {
-namespace SPANBERT_LEVEL {
+namespace SPANBERT_ISA {
 namespace {
 
-// Asks the memory for rows, all heads of them, some at a time while something else is computed.
+// Prefetches rows, all heads of them, some at a time while something else is computed.
 template <class S>
-class Ahead {
+class Prefetch {
  public:
-  Ahead(int64_t head, int64_t heads, int64_t dim)
+  Prefetch(int64_t head, int64_t heads, int64_t dim)
       : first(head * dim), bytes(heads * dim * static_cast<int64_t>(sizeof(S))), dim(dim) {}
 
   // Rows in which the heads do not lie side by side are left out.
@@ -26,7 +26,7 @@ class Ahead {
   }
 
   // One of `parts` shares of all rows.
-  void ask(int64_t parts) {
+  void advance(int64_t parts) {
     for (done += most * used; row < most && done > 0; done -= parts) {
       const List& now = lists[list];
       if (row < now.count) {
@@ -51,5 +51,5 @@ class Ahead {
 };
 
 }  // namespace
-}  // namespace SPANBERT_LEVEL
+}  // namespace SPANBERT_ISA
 }  // namespace spanbert
