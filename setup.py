@@ -32,7 +32,7 @@ import sysconfig
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -41,12 +41,27 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET_VERSION = "0x020a000000000000ULL"
 
-# Every kernel file is compiled once per level; the library picks the level at run time (csrc/common/levels.h).
-LEVELS = {
+
+class ISA(NamedTuple):
+    """An instruction set: bytes of a vector, rows and vectors of the products' micro-kernel, and the compiler's flags.
+
+    Every kernel file is compiled once for each; the library chooses when it runs, by the `has_` function of that name
+    in csrc/common/isa.cpp.
+    """
+
+    vector_bytes: int
+    tile_rows: int
+    tile_vectors: int
+    flags: tuple[str, ...] = ()
+
+
+# By machine, the best last.
+PORTABLE = {"portable": ISA(16, 4, 2)}
+ISAS = {
     "x86_64": {
-        "portable": [],
-        "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mbmi2"],
+        **PORTABLE,
+        "avx2": ISA(32, 6, 2, ("-mavx2", "-mfma", "-mf16c", "-mbmi2")),
+        "avx512": ISA(64, 6, 4, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mbmi2")),
     },
 }
 
@@ -182,18 +197,28 @@ class BuildLibraries(build_ext):
         common += [f"-I{ROOT / 'csrc'}", f"-I{torch / 'include'}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
         sanitize = os.environ.get("SPANBERT_KERNELS_SANITIZE") == "1"
         sanitizers = SANITIZERS if sanitize else []
-        levels = LEVELS.get(sysconfig.get_platform().rpartition("-")[2], {"portable": []})
-        common += [*sanitizers, *(f"-DSPANBERT_HAS_{level.upper()}" for level in levels)]
+        isas = ISAS.get(sysconfig.get_platform().rpartition("-")[2], PORTABLE)
+        common += [*sanitizers, "-DSPANBERT_ISAS(use,argument)=" + " ".join(f"use({name},argument)" for name in isas)]
         units: list[tuple[str, str, list[str]]] = [(each, "", []) for each in BINDINGS + [CANARY] * sanitize]
         units += [
-            (each, f".{level}", [*flags, f"-DSPANBERT_LEVEL={level}", f"-DSPANBERT_LEVEL_{level.upper()}"])
+            (
+                each,
+                f".{name}",
+                [
+                    *isa.flags,
+                    f"-DSPANBERT_ISA={name}",
+                    f"-DSPANBERT_VECTOR_BYTES={isa.vector_bytes}",
+                    f"-DSPANBERT_TILE_ROWS={isa.tile_rows}",
+                    f"-DSPANBERT_TILE_VECTORS={isa.tile_vectors}",
+                ],
+            )
             for each in KERNELS + [CANARY_KERNELS] * sanitize
-            for level, flags in levels.items()
+            for name, isa in isas.items()
         ]
         link, libraries = [*compiler, "-shared", *sanitizers], [f"-L{torch / 'lib'}", "-ltorch_cpu", "-Wl,--as-needed"]
         self.compile_and_link("", common, units, link, library, libraries)
         version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True)
-        return {"cpu": sorted(levels), "compiler": version.stdout.splitlines()[0], "torch": torch_version(torch)}
+        return {"cpu": list(isas), "compiler": version.stdout.splitlines()[0], "torch": torch_version(torch)}
 
     def build_cuda(self, library: Path) -> dict[str, Any]:
         nvcc = find_nvcc()

@@ -29,10 +29,10 @@ def extension() -> str:
     """What was compiled, and what of it runs here."""
     from spanbert_kernels.ops import library
 
-    info, level = library.build_info(), library.cpu_level()
-    if level is None:
+    info, isa = library.build_info(), library.cpu_isa()
+    if isa is None:
         return f"CPU kernels do not run: {library.load_cpu()}"
-    return f"CPU kernels for {', '.join(info['cpu'])} ({info['compiler']}); this processor runs {level}"
+    return f"CPU kernels for {', '.join(info['cpu'])} ({info['compiler']}); this processor runs {isa}"
 
 
 def host_module() -> str:

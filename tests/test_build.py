@@ -40,7 +40,7 @@ def unstable(symbols: list[str]) -> list[str]:
 @needs_library
 def test_what_was_built_loads() -> None:
     assert library.load_cpu() is None
-    assert library.cpu_level() in library.build_info()["cpu"]
+    assert library.cpu_isa() in library.build_info()["cpu"]
 
 
 @needs_library

@@ -3,7 +3,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <atomic>
+#include <string>
+#include <vector>
 
 namespace spanbert {
 namespace {
@@ -20,28 +23,35 @@ bool has_avx512() {
 }
 #endif
 
-#define SPANBERT_HAS(isa, unused) has_##isa(),
+struct Known {
+  std::string name;
+  bool here;
+};
 
-int best_isa() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-#endif
-  int best = 0, number = 0;
-  for (const bool has : {SPANBERT_ISAS(SPANBERT_HAS, )}) {
-    if (has) best = number;
-    ++number;
-  }
-  return best;
+// Those that were compiled.
+const std::vector<Known>& known() {
+#define SPANBERT_KNOWN(isa, unused) Known{#isa, has_##isa()},
+  static const std::vector<Known> all{SPANBERT_ISAS(SPANBERT_KNOWN, )};
+  return all;
 }
 
-std::atomic<int> chosen{best_isa()};
+int best() {
+  const auto found = std::find_if(known().rbegin(), known().rend(), [](const Known& each) { return each.here; });
+  return static_cast<int>(known().rend() - found) - 1;
+}
 
-int64_t cpu_isa() { return isa(); }
+std::atomic<int> chosen{best()};
 
-void set_cpu_isa(int64_t number) {
-  const int best = best_isa();
-  STD_TORCH_CHECK(0 <= number && number <= best, "the instruction set must be 0 to ", best, " here, got ", number);
-  chosen = static_cast<int>(number);
+std::string cpu_isa() { return known()[isa()].name; }
+
+void set_cpu_isa(std::string name) {
+  for (size_t i = 0; i < known().size(); ++i) {
+    if (known()[i].name != name) continue;
+    STD_TORCH_CHECK(known()[i].here, "this processor does not have ", name);
+    chosen = static_cast<int>(i);
+    return;
+  }
+  STD_TORCH_CHECK(false, "no kernels were compiled for the instruction set ", name);
 }
 
 }  // namespace
@@ -51,8 +61,8 @@ int isa() { return chosen; }
 }  // namespace spanbert
 
 STABLE_TORCH_LIBRARY_FRAGMENT(spanbert_kernels, library) {
-  library.def("cpu_isa() -> int");
-  library.def("set_cpu_isa(int number) -> ()");
+  library.def("cpu_isa() -> str");
+  library.def("set_cpu_isa(str name) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CompositeExplicitAutograd, library) {

@@ -91,9 +91,9 @@ def _load(name: str, not_built: str | None) -> str | None:
     return None
 
 
-def cpu_level() -> str | None:
+def cpu_isa() -> str | None:
     """The instruction set that the CPU kernels use here (`avx512`, `avx2`, `portable`), None without the library."""
     if load_cpu() is not None:
         return None
-    level: int = torch.ops.spanbert_kernels.cpu_level()
-    return ("portable", "avx2", "avx512")[level]
+    name: str = torch.ops.spanbert_kernels.cpu_isa()
+    return name

@@ -16,18 +16,18 @@ sys.path.insert(0, str(ROOT / "tests"))
 import children  # noqa: E402
 
 FOLDER = ROOT / "build" / "sanitized" / "spanbert_kernels" / "_lib"
-LEVELS = ("portable", "avx2", "avx512")
-# The highest level, or a canary at a level, in the library that the tests load.
+ISAS = ("portable", "avx2", "avx512")
+# The best instruction set, or a canary with one, in the library that the tests load.
 SCRIPT = """
 import sys
 import conftest
 import torch
 from spanbert_kernels.ops import library
 assert library.load_cpu() is None, library.load_cpu()
-print(library.cpu_level(), flush=True)
-for level, name in [sys.argv[1:]] if len(sys.argv) > 1 else []:
-    torch.ops.spanbert_kernels.set_cpu_level(int(level))
-    print("ran", library.cpu_level(), flush=True)
+print(library.cpu_isa(), flush=True)
+for isa, name in [sys.argv[1:]] if len(sys.argv) > 1 else []:
+    torch.ops.spanbert_kernels.set_cpu_isa(isa)
+    print("ran", library.cpu_isa(), flush=True)
     getattr(torch.ops.spanbert_kernels, name)(1)
 """
 REPORTS = {"canary_read_past": "heap-buffer-overflow", "canary_overflow": "signed integer overflow"}
@@ -58,21 +58,21 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     return children.run(command, env={**environment(), **paths}, capture_output=True, text=True)
 
 
-def levels_here() -> list[str]:
-    """The levels that this machine has."""
+def isas_here() -> list[str]:
+    """The instruction sets that this machine has."""
     done = run_script()
     if done.returncode:
         sys.exit(f"the sanitized library does not load:\n{done.stderr}")
-    return list(LEVELS[: LEVELS.index(done.stdout.split()[-1]) + 1])
+    return list(ISAS[: ISAS.index(done.stdout.split()[-1]) + 1])
 
 
-def missed(level: str) -> list[str]:
-    """The canaries that no sanitizer reported at a level."""
+def missed(isa: str) -> list[str]:
+    """The canaries that no sanitizer reported with an instruction set."""
     result = []
     for name, report in REPORTS.items():
-        done = run_script(str(LEVELS.index(level)), name)
-        if done.returncode == 0 or report not in done.stderr or f"ran {level}" not in done.stdout:
-            result.append(f"{level}: {name} was not reported as {report}:\n{done.stdout}{done.stderr}")
+        done = run_script(isa, name)
+        if done.returncode == 0 or report not in done.stderr or f"ran {isa}" not in done.stdout:
+            result.append(f"{isa}: {name} was not reported as {report}:\n{done.stdout}{done.stderr}")
     return result
 
 
@@ -81,12 +81,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120.0, help="of the fuzzer, after its fixed list of calls")
     parser.add_argument("pytest", nargs="*", help="options for pytest")
     options = parser.parse_args()
-    levels = levels_here()
-    failures = [text for level in levels for text in missed(level)]
+    isas = isas_here()
+    failures = [text for isa in isas for text in missed(isa)]
     if failures:
         print("\n".join(failures))
         return 1
-    print(f"sanitizers found their canaries at {', '.join(levels)}", flush=True)
+    print(f"sanitizers found their canaries with {', '.join(isas)}", flush=True)
     tests = ["tests/ops", "tests/fuzz", "-m", "not slow and not gpu", "-k", "cpu or fuzz", "-p", "no:cacheprovider"]
     commands = [
         [sys.executable, "-m", "pytest", *tests, *options.pytest],

@@ -27,7 +27,7 @@ pytestmark = [
 
 
 def build(source: Path, folder: Path, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One operation's library at one level, from a copy of the sources."""
+    """One operation's library with one instruction set, from a copy of the sources."""
     monkeypatch.setattr("setuptools.setup", lambda **_: None)
     monkeypatch.setenv("MAX_JOBS", "2")
     module = runpy.run_path(str(ROOT / "setup.py"))
@@ -36,8 +36,8 @@ def build(source: Path, folder: Path, operation: str, monkeypatch: pytest.Monkey
     folder.mkdir()
     module["BuildLibraries"].build_cpu.__globals__.update(
         ROOT=source,
-        LEVELS={},
-        BINDINGS=["csrc/common/levels.cpp", f"csrc/{operation}/cpu.cpp"],
+        ISAS={},
+        BINDINGS=["csrc/common/isa.cpp", f"csrc/{operation}/cpu.cpp"],
         KERNELS=[f"csrc/{operation}/cpu_kernels.cpp"],
     )
     command.build_cpu(folder / "libspanbert_kernels_cpu.so")

@@ -359,7 +359,7 @@ EVERYDAY = ("test_values_and_gradients", "test_second_derivative")
 
 
 class OpChecks:
-    """The checks. `backend` runs over the operation's backends, the CPU kernels at every instruction-set level."""
+    """The checks. `backend` runs over the operation's backends, the CPU kernels with every instruction set."""
 
     operation: ClassVar[str]
     cases: ClassVar[tuple[Case, ...]]

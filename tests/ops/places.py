@@ -12,11 +12,11 @@ import torch
 
 from spanbert_kernels.ops import backends, library
 
-LEVELS = {"portable": 0, "avx2": 1, "avx512": 2}
+ISAS = tuple(library.build_info()["cpu"] or ("portable",))
 
 
 class Place(NamedTuple):
-    """Where a backend runs: CPU kernels at an instruction-set level; Triton in its interpreter and the CUDA kernels
+    """Where a backend runs: CPU kernels with an instruction set; Triton in its interpreter and the CUDA kernels
     as threads of a CPU (`emulated`: slow, and without what only a compiler for GPUs shows), or both on a GPU.
     """
 
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 
 PLACES = (
-    *(Place("cpu", level) for level in LEVELS),
+    *(Place("cpu", isa) for isa in ISAS),
     Place("eager"),
     Place("triton", "interpreter"),
     Place("cuda", "fibers"),
@@ -94,13 +94,13 @@ def unavailable(place: Place) -> str | None:
 
         return fibers.load()
     reason = backends.refusal(place.backend, place.device, torch.float32)
-    if reason is None and place.kind in LEVELS:
-        before = torch.ops.spanbert_kernels.cpu_level()
+    if reason is None and place.kind in ISAS:
+        before = torch.ops.spanbert_kernels.cpu_isa()
         try:
-            torch.ops.spanbert_kernels.set_cpu_level(LEVELS[place.kind])
+            torch.ops.spanbert_kernels.set_cpu_isa(place.kind)
         except RuntimeError as error:
             return str(error).splitlines()[0]
-        torch.ops.spanbert_kernels.set_cpu_level(before)
+        torch.ops.spanbert_kernels.set_cpu_isa(before)
     return reason
 
 
@@ -111,10 +111,10 @@ def at(place: Place) -> Iterator[str]:
     if place.kind == "interpreter":
         patch_the_language_once()
     before, current = current, place
-    level = torch.ops.spanbert_kernels.cpu_level() if place.kind in LEVELS else None
+    isa = torch.ops.spanbert_kernels.cpu_isa() if place.kind in ISAS else None
     try:
-        if level is not None:
-            torch.ops.spanbert_kernels.set_cpu_level(LEVELS[place.kind])
+        if isa is not None:
+            torch.ops.spanbert_kernels.set_cpu_isa(place.kind)
         if place.kind == "fibers":
             with cuda_as_fibers():
                 yield place.backend
@@ -122,5 +122,5 @@ def at(place: Place) -> Iterator[str]:
             yield place.backend
     finally:
         current = before
-        if level is not None:
-            torch.ops.spanbert_kernels.set_cpu_level(level)
+        if isa is not None:
+            torch.ops.spanbert_kernels.set_cpu_isa(isa)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from op_checks import place_parameters
-from places import LEVELS, Place
+from places import ISAS, Place
 from torch import Tensor
 
 from spanbert_kernels.ops import cross_document_attention, document_attention
@@ -32,11 +32,11 @@ STRIDES: dict[str, Callable[[int, int, int], tuple[int, int, int]]] = {
     "heads in blocks": lambda rows, heads, dim: (64, rows * 64 + dim, 1),
 }
 MARGIN = 4099  # numbers on both sides, also an odd one: no tensor begins at a multiple of a vector
-# Rows of one panel of each level's kernels, of less, and of more.
+# Rows of one panel of each instruction set's kernels, of less, and of more.
 DIMS = (8, 16, 64, 37)
 LENGTHS = {"small": (5, 1, 12, 9), "one row": (1,), "blocks": (131, 4)}
-AT_EVERY_LEVEL = pytest.mark.parametrize(
-    "backend", place_parameters(("cpu",), tuple(Place("cpu", level) for level in LEVELS)), indirect=True
+AT_EVERY_ISA = pytest.mark.parametrize(
+    "backend", place_parameters(("cpu",), tuple(Place("cpu", isa) for isa in ISAS)), indirect=True
 )
 
 
@@ -75,7 +75,7 @@ RUNS = [
 ]
 
 
-@AT_EVERY_LEVEL
+@AT_EVERY_ISA
 @pytest.mark.parametrize("strides", STRIDES)
 @pytest.mark.parametrize(("call", "dtype"), RUNS)
 def test_any_layout_gives_the_bits_of_a_dense_copy(call: str, strides: str, dtype: torch.dtype, backend: str) -> None:
@@ -104,7 +104,7 @@ def results(call: Callable[..., Any], tensors: dict[str, Tensor], cu_seqlens: Te
     return (output, *torch.autograd.grad(output, leaves, tensors["grad"]))
 
 
-@AT_EVERY_LEVEL
+@AT_EVERY_ISA
 @pytest.mark.parametrize("pooled", ["sum", "mean"])
 def test_the_gradient_of_pooled_tokens(pooled: str, backend: str) -> None:
     """Of a sum over tokens every row of the incoming gradient is the same memory."""

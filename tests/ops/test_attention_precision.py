@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from op_checks import check_error
-from places import LEVELS, Place
+from places import ISAS, Place
 from torch import Tensor
 
 from spanbert_kernels.ops import cross_document_attention, document_attention
@@ -64,7 +64,7 @@ EVERYDAY = {
     "cuda": {torch.float32: ("few, dropout", "few pairs"), torch.bfloat16: ("tiles, dropout",)},
     "triton": {torch.float32: ("few, dropout", "few pairs"), torch.bfloat16: ("few in a cluster",)},
 }
-PLACES = (*(Place("cpu", level) for level in LEVELS), Place("cuda", "fibers"), Place("triton", "interpreter"))
+PLACES = (*(Place("cpu", isa) for isa in ISAS), Place("cuda", "fibers"), Place("triton", "interpreter"))
 EMULATED_ROWS = 300  # more of them take minutes
 RUNS = [
     pytest.param(

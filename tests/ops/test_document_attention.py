@@ -266,7 +266,7 @@ def test_a_max_seqlen_that_is_too_small(backend: str) -> None:
         document_attention(q, k, v, cu_seqlens, max_seqlen=2, backend=backend)
 
 
-@pytest.mark.skipif(library.cpu_level() is None, reason="the CPU library is not built")
+@pytest.mark.skipif(library.cpu_isa() is None, reason="the CPU library is not built")
 def test_which_cpu_kernels_take_a_document() -> None:
     """Up to 128 rows those of small.h, forward and backward, but where a weight of 0 would meet an infinite value."""
     taken = torch.ops.spanbert_kernels.document_attention_heads_taken

@@ -12,7 +12,7 @@ from spanbert_kernels.ops import attention_plans, cross_document_attention, libr
 from spanbert_kernels.ops.cross_document_attention import linked_reference, reference
 
 HEADS, DIM = 2, 8
-built = pytest.mark.skipif(library.cpu_level() is None, reason="the CPU library is not built")
+built = pytest.mark.skipif(library.cpu_isa() is None, reason="the CPU library is not built")
 normalizations = pytest.mark.parametrize("normalize", ["joint", "pairwise"])
 
 
