@@ -55,9 +55,10 @@ def operations(root: Path) -> list[str]:
 def missing_rooms(root: Path) -> Iterator[str]:
     """Files that an operation lacks, and kernels without an operation."""
     for op in operations(root):
-        rooms = [f"{PACKAGE}/ops/{op}/__init__.py", f"{PACKAGE}/ops/{op}/reference.py", f"tests/ops/test_{op}.py"]
-        if (root / "csrc" / op).is_dir():
-            rooms += [f"csrc/{op}/cpu.cpp", f"benchmarks/bench_{op}.py"]
+        rooms = [f"{PACKAGE}/ops/{op}/__init__.py", f"tests/ops/test_{op}.py"]
+        if (root / "csrc" / op).is_dir() or (root / PACKAGE / "ops" / op / "triton.py").is_file():
+            # Without kernels the public function may be the definition itself.
+            rooms += [f"{PACKAGE}/ops/{op}/reference.py", f"csrc/{op}/cpu.cpp", f"benchmarks/bench_{op}.py"]
         yield from (f"{op}: {room} is missing" for room in rooms if not (root / room).is_file())
     for folder in sorted((root / "csrc").glob("*/")):
         if folder.name not in ("common", "host", *operations(root)):
@@ -145,6 +146,21 @@ def private_names(root: Path) -> Iterator[str]:
             yield from (f"{path.relative_to(root)} takes {name}, another module's own" for name in sorted(taken))
 
 
+KERNELS = ("triton*.py", "operators.py", "reference.py")
+
+
+def kernels_that_import_back(root: Path) -> Iterator[str]:
+    """Kernels, raw operators and definitions take nothing from their operation's public module, nor from another's."""
+    ops = root / PACKAGE / "ops"
+    for path in sorted(path for pattern in KERNELS for path in ops.glob(f"*/{pattern}")):
+        for name in imported_modules(path, root):
+            package = ops.joinpath(*name.split(".")[2:3])
+            if name.startswith(f"{PACKAGE}.ops.") and package.is_dir() and name.count(".") > 2:
+                module = package / name.split(".")[3]
+                if not module.with_suffix(".py").is_file() and not module.is_dir():
+                    yield f"{path.relative_to(root)} imports {name} from what is public: kernels do not import back"
+
+
 def vague_names(root: Path) -> Iterator[str]:
     for path in sorted((root / PACKAGE).rglob("*")):
         if path.stem in VAGUE:
@@ -219,6 +235,7 @@ CHECKS = (
     files_of_one_name,
     missing_rooms,
     upward_imports,
+    kernels_that_import_back,
     undeclared_imports,
     private_names,
     vague_names,
@@ -383,10 +400,11 @@ def test_a_missing_room(house: Path, room: str, complaint: str) -> None:
     assert complaints(house) == [complaint]
 
 
-def test_an_operation_without_kernels_needs_no_benchmark(house: Path) -> None:
+def test_an_operation_without_kernels_needs_neither_reference_nor_benchmark(house: Path) -> None:
     (house / "csrc/twist/cpu.cpp").unlink()
     (house / "csrc/twist").rmdir()
     (house / "benchmarks/bench_twist.py").unlink()
+    (house / "spanbert_kernels/ops/twist/reference.py").unlink()
     assert complaints(house) == []
 
 
@@ -430,6 +448,11 @@ def test_an_operation_without_kernels_needs_no_benchmark(house: Path) -> None:
             "imports spanbert_kernels.cli: nn stands below cli",
         ),
         ("spanbert_kernels/nn/a.py", "from spanbert_kernels import cli", "nn/a.py imports spanbert_kernels.cli"),
+        (
+            "spanbert_kernels/ops/twist/triton.py",
+            "from spanbert_kernels.ops.twist import check",
+            "ops/twist/triton.py imports spanbert_kernels.ops.twist.check from what is public",
+        ),
         (
             "spanbert_kernels/nn/a.py",
             "from ..cli import main",

@@ -5,6 +5,10 @@
 
 #include <array>
 
+#ifndef SPANBERT_ISAS  // sources for a GPU read what these headers say of the arguments
+#define SPANBERT_ISAS(use, argument)
+#endif
+
 #define SPANBERT_DECLARE_IN(isa, signature) \
   namespace isa {                           \
   SPANBERT_WITHOUT_PARENTHESES signature;   \

@@ -32,6 +32,23 @@ def families() -> str:
     return "\n".join(lines)
 
 
+def operations() -> str:
+    """Every operation, who has kernels for it, and who serves the call where one has none."""
+    from spanbert_kernels import ops
+
+    columns = {"cuda": "cuda (C++)", "triton": "triton", "cpu": "cpu (C++)", "eager": "eager"}
+    lines = [f"| operation | what it computes | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 2) + "|"]
+    notes: dict[str, str] = {}
+    for each in ops.backends.operations():
+        server, reason = each.instead or ("", "")
+        if reason:
+            notes.setdefault(reason, f"[{'abcdefgh'[len(notes)]}]")
+        cells = ["yes" if column in each.backends else f"`{server}` {notes[reason]}" for column in columns]
+        lines.append(f"| `{each.name}` | {each.summary} | {' | '.join(cells)} |")
+    reasons = "; ".join(f"{note} {reason}" for reason, note in notes.items())
+    return "\n".join(lines) + f"\n\nWhere another backend is named it serves the call: {reasons}."
+
+
 def commands() -> str:
     """Every command with its help, as the terminal shows it."""
     from spanbert_kernels.cli import main
@@ -46,7 +63,7 @@ def _helps(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
             yield from _helps(each, f"{name} {word}")
 
 
-PAGES: dict[str, Callable[[], str]] = {"families": families, "commands": commands}
+PAGES: dict[str, Callable[[], str]] = {"families": families, "operations": operations, "commands": commands}
 
 
 def reference(module: str, names: list[str]) -> str:

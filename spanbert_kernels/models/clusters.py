@@ -42,11 +42,11 @@ class ClusteredDocuments:
         """Who attends to whom, worked out once for all layers."""
         sight = (mixer.queries, mixer.keys, mixer.include_self)
         if sight not in self._plans:
-            self._plans[sight] = ops.AttentionPlan(
-                cu_seqlens=self.cu_seqlens,
-                cu_clusters=self.cu_clusters,
-                queries=mixer.queries,
-                keys=mixer.keys,
+            self._plans[sight] = ops.AttentionPlan.of_clusters(
+                self.cu_seqlens,
+                self.cu_clusters,
+                mixer.queries,
+                mixer.keys,
                 include_self=mixer.include_self,
                 num_tokens=self.packed_rows.shape[0],
                 max_seqlen=self.max_seqlen,

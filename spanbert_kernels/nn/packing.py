@@ -71,13 +71,7 @@ class Packing:
     @cached_property
     def documents(self) -> ops.AttentionPlan:
         """The plan of attention of the documents with themselves, one for all layers."""
-        return ops.AttentionPlan(
-            cu_seqlens=self.cu_seqlens,
-            num_tokens=self.num_tokens,
-            max_seqlen=self.max_seqlen,
-            max_documents=1,
-            checked=True,
-        )
+        return ops.AttentionPlan.of_documents(self.cu_seqlens, self.num_tokens, self.max_seqlen, checked=True)
 
     @cached_property
     def keys_mask(self) -> Tensor | None:

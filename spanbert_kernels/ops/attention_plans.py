@@ -96,6 +96,55 @@ class AttentionPlan:
             _check_fields(self)
             object.__setattr__(self, "max_seqlen", checked_max_seqlen(self.max_seqlen or None, self.cu_seqlens))
 
+    @classmethod
+    def of_documents(
+        cls, cu_seqlens: Tensor, num_tokens: int, max_seqlen: int = 0, *, checked: bool = False
+    ) -> AttentionPlan:
+        """The plan of `document_attention`: each document sees itself alone. The arguments are the attributes.
+
+        Example:
+            >>> AttentionPlan.of_documents(torch.tensor([0, 3, 5]), num_tokens=5).max_documents
+            1
+        """
+        return cls(
+            cu_seqlens=cu_seqlens, num_tokens=num_tokens, max_seqlen=max_seqlen, max_documents=1, checked=checked
+        )
+
+    @classmethod
+    def of_clusters(
+        cls,
+        cu_seqlens: Tensor,
+        cu_clusters: Tensor,
+        queries: Role = "anchors",
+        keys: Role = "anchors",
+        *,
+        include_self: bool = False,
+        links: tuple[Tensor, Tensor] | None = None,
+        num_tokens: int = 0,
+        max_seqlen: int = 0,
+        max_documents: int = 0,
+        checked: bool = False,
+    ) -> AttentionPlan:
+        """The plan of `cross_document_attention`. The arguments are the attributes, by default as in that function.
+
+        Example:
+            >>> plan = AttentionPlan.of_clusters(torch.tensor([0, 3, 5, 6]), torch.tensor([0, 2, 3]))
+            >>> plan.queries, plan.include_self
+            ('anchors', False)
+        """
+        return cls(
+            cu_seqlens=cu_seqlens,
+            cu_clusters=cu_clusters,
+            queries=queries,
+            keys=keys,
+            include_self=include_self,
+            links=links,
+            num_tokens=num_tokens,
+            max_seqlen=max_seqlen,
+            max_documents=max_documents,
+            checked=checked,
+        )
+
     @property
     def num_documents(self) -> int:
         return self.cu_seqlens.shape[0] - 1
@@ -158,26 +207,23 @@ def plan_attention(
     checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
     checks.check_readable("cu_seqlens", cu_seqlens)
     checks.check_flag("include_self", include_self)
-    documents = len(cu_seqlens) - 1
-    if cu_clusters is None:
-        queries = keys = "tokens"
-        include_self, links, max_documents = True, None, 1
-    else:
+    if cu_clusters is not None:
         check_who_sees_whom(cu_seqlens, cu_clusters, queries, keys, links)
-        max_documents = largest(cu_clusters)
-    tokens = int(cu_seqlens[-1])
-    if documents == 0 and tokens:
+    tokens, longest = int(cu_seqlens[-1]), largest(cu_seqlens)
+    if len(cu_seqlens) == 1 and tokens:
         raise ValueError(f"cu_seqlens must start with 0, got {tokens}")
-    return AttentionPlan(
-        cu_seqlens=_copy(cu_seqlens),
-        cu_clusters=None if cu_clusters is None else _copy(cu_clusters),
-        queries=queries,
-        keys=keys,
+    if cu_clusters is None:
+        return AttentionPlan.of_documents(_copy(cu_seqlens), tokens, longest, checked=True)
+    return AttentionPlan.of_clusters(
+        _copy(cu_seqlens),
+        _copy(cu_clusters),
+        queries,
+        keys,
         include_self=include_self,
         links=None if links is None else (_copy(links[0]), _copy(links[1])),
         num_tokens=tokens,
-        max_seqlen=largest(cu_seqlens),
-        max_documents=max_documents,
+        max_seqlen=longest,
+        max_documents=largest(cu_clusters),
         checked=True,
     )
 

@@ -28,8 +28,24 @@ DTYPES = {
     "cpu": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
 }
 
+# Who has kernels of a kind of operation, in the order in which they are preferred.
+ROWS: tuple[Backend, ...] = ("cuda", "triton", "cpu", "eager")  # rows are moved and added: C++ moves 16 bytes a load
+PROJECTED: tuple[Backend, ...] = ("triton", "cpu", "eager")  # most of the time is a product of PyTorch's
+ATTENTION: tuple[Backend, ...] = (
+    "triton",
+    "cuda",
+    "cpu",
+    "eager",
+)  # in float32 CUDA's go row by row, without tensor cores
+
+MOSTLY_PRODUCTS: tuple[Backend, str] = (
+    "triton",
+    "most of the time is PyTorch's product, and the rest moves too few bytes for a second kernel to gain",
+)
+
 _forced: Backend | None = None
 _registry: dict[str, tuple[Backend, ...]] = {}
+_operations: dict[str, Operation] = {}
 _own_loaders: dict[tuple[str, str], Callable[[], str | None]] = {}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -88,6 +104,8 @@ class Operation:
         backends: those that have it; the first that can take a call gets it.
         loaders: for a backend whose code for this operation is not in that backend's library, what loads it: a function
             that returns None, or the reason why not.
+        summary: what it computes, for the table in the docs.
+        instead: who serves a call where a backend has no kernel, and why that is as good.
 
     Example:
         >>> Operation("span_gather", ("eager",)).choose(torch.zeros(2, 3), None)
@@ -97,9 +115,12 @@ class Operation:
     name: str
     backends: tuple[Backend, ...]
     loaders: Mapping[str, Callable[[], str | None]] = field(default_factory=dict, compare=False)
+    summary: str = ""
+    instead: tuple[Backend, str] | None = None
 
     def __post_init__(self) -> None:
         _registry[self.name] = self.backends
+        _operations[self.name] = self
         _own_loaders.update({(self.name, backend): load for backend, load in self.loaders.items()})
 
     def choose(self, tensor: torch.Tensor, wish: Backend | None) -> Backend:
@@ -269,6 +290,18 @@ def record() -> Iterator[list[tuple[str, Backend]]]:
         # By identity: two records may hold equal lists.
         _log.records = [record for record in _log.records if record is not calls]
         _log.recording = bool(_log.records)
+
+
+def operations() -> list[Operation]:
+    """All operations, by name.
+
+    Example:
+        >>> "span_pool" in [each.name for each in operations()]
+        True
+    """
+    import spanbert_kernels.ops  # noqa: F401  (fills the registry)
+
+    return [each for _, each in sorted(_operations.items()) if each.summary]
 
 
 def report() -> dict[Backend, dict[str, str | None]]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops.attention_plans import AttentionWork
-from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.backends import ATTENTION, Operation
 from spanbert_kernels.ops.operators import Gradient, gradients, raw, save, saved
 from spanbert_kernels.ops.philox import Dropout
 
-OPERATION = Operation("document_attention", ("triton", "cuda", "cpu", "eager"))
+OPERATION = Operation("document_attention", ATTENTION, summary="softmax attention of each packed document with itself")
 
 
 def new_lse(q: Tensor) -> Tensor:

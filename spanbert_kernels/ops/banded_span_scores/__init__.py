@@ -15,7 +15,12 @@ from spanbert_kernels.ops.choices import Backend
 
 __all__ = ["banded_span_scores"]
 
-OPERATION = Operation("banded_span_scores", ("eager",))
+OPERATION = Operation(
+    "banded_span_scores",
+    ("eager",),
+    summary="bilinear scores of starts and ends up to a width",
+    instead=("eager", "it is a batched matrix product, which PyTorch's library does well everywhere"),
+)
 
 
 def banded_span_scores(

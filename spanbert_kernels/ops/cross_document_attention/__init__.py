@@ -186,11 +186,11 @@ def cross_document_attention(
             raise ValueError("cu_clusters is needed beside cu_seqlens, got None")
         attention_plans.check_who_sees_whom(cu_seqlens, cu_clusters, queries, keys, links)
         tokens = q.shape[0] if queries == "tokens" else k.shape[0] if keys == "tokens" else 0
-        plan = AttentionPlan(
-            cu_seqlens=cu_seqlens,
-            cu_clusters=cu_clusters,
-            queries=queries,
-            keys=keys,
+        plan = AttentionPlan.of_clusters(
+            cu_seqlens,
+            cu_clusters,
+            queries,
+            keys,
             include_self=include_self,
             links=links,
             num_tokens=tokens,

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops.attention_plans import AttentionWork, PairStatistics
-from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.backends import ATTENTION, Operation
 from spanbert_kernels.ops.operators import Gradient, gradients, raw, save, saved
 from spanbert_kernels.ops.philox import Dropout
 
-OPERATION = Operation("cross_document_attention", ("triton", "cuda", "cpu", "eager"))
+OPERATION = Operation("cross_document_attention", ATTENTION, summary="attention between the documents of a cluster")
 
 
 @raw(OPERATION)

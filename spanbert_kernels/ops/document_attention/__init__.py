@@ -119,9 +119,7 @@ def document_attention(
     else:
         checks.check_offsets("cu_seqlens", cu_seqlens, q.shape[0], "tokens")
         believed = attention_plans.checked_max_seqlen(max_seqlen, cu_seqlens)
-        plan = AttentionPlan(
-            cu_seqlens=cu_seqlens, num_tokens=q.shape[0], max_seqlen=believed, max_documents=1, checked=True
-        )
+        plan = AttentionPlan.of_documents(cu_seqlens, q.shape[0], believed, checked=True)
     checks.check_device("cu_seqlens", plan.cu_seqlens, "q", q)
     dropout = checks.check_dropout(dropout_p, seed, "q", q)
     scale = check_scale(scale, q)

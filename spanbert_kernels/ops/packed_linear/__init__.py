@@ -15,7 +15,12 @@ from spanbert_kernels.ops.packed_linear import reference
 
 __all__ = ["PackedWeight", "pack_weight", "packed_linear"]
 
-OPERATION = Operation("packed_linear", ("cpu", "eager"))
+OPERATION = Operation(
+    "packed_linear",
+    ("cpu", "eager"),
+    summary="a linear layer for few rows, inference",
+    instead=("eager", "it is about how a CPU reads weights from memory"),
+)
 DEFAULT_WIDTH = 16
 
 torch.library.define("spanbert_kernels::packed_linear_width", "(Tensor weight) -> int")

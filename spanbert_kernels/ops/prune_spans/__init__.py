@@ -17,7 +17,13 @@ from spanbert_kernels.ops.prune_spans import reference
 __all__ = ["prune_spans"]
 
 # The host module, not the library of the other CPU kernels, holds its compiled code.
-OPERATION = Operation("prune_spans", ("cpu", "eager"), {"cpu": host.load})
+OPERATION = Operation(
+    "prune_spans",
+    ("cpu", "eager"),
+    {"cpu": host.load},
+    summary="the best spans of which no two cross",
+    instead=("cpu", "the greedy choice is sequential, so tensors are copied to the host"),
+)
 
 
 def prune_spans(

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.backends import ROWS, Operation
 from spanbert_kernels.ops.operators import gradients, raw, save, saved
 from spanbert_kernels.ops.plans import SpanWork
 
-OPERATION = Operation("span_gather", ("cuda", "triton", "cpu", "eager"))
+OPERATION = Operation("span_gather", ROWS, summary="the tokens of each span, packed or padded")
 
 # Both forms are one operation on rows. `offsets`, int64 `[N + 1]`, gives every span its rows of the output: rows
 # `offsets[n] : offsets[n + 1]` hold the tokens `starts[n] : ends[n]` and zeros behind them. Packed, the offsets are the

@@ -6,12 +6,17 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.backends import MOSTLY_PRODUCTS, PROJECTED, Operation
 from spanbert_kernels.ops.choices import PARTS
 from spanbert_kernels.ops.operators import raw
 from spanbert_kernels.ops.plans import SpanWork
 
-OPERATION = Operation("span_linear", ("triton", "cpu", "eager"))
+OPERATION = Operation(
+    "span_linear",
+    PROJECTED,
+    summary="a linear layer over pooled spans: projects the tokens once, then pools",
+    instead=MOSTLY_PRODUCTS,
+)
 
 # projected `[T, B * O]`: the tokens times the weight's blocks, one H-wide block a part (one a head of `attention`), in
 # the order of `parts`; `width` has none. Dense rows; B may be 0. It, all that follows, the output and every gradient

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.backends import ROWS, Operation
 from spanbert_kernels.ops.choices import PARTS
 from spanbert_kernels.ops.operators import gradients, raw, save, saved
 from spanbert_kernels.ops.plans import SpanWork
 
-OPERATION = Operation("span_pool", ("cuda", "triton", "cpu", "eager"))
+OPERATION = Operation(
+    "span_pool", ROWS, summary="start, end, mean, sum, max, attention, width of each span in one pass"
+)
 LINEAR_PARTS = {"start", "end", "mean", "sum", "width"}
 
 

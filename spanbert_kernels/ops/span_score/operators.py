@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.backends import MOSTLY_PRODUCTS, PROJECTED, Operation
 from spanbert_kernels.ops.operators import raw
 from spanbert_kernels.ops.philox import Dropout
 from spanbert_kernels.ops.plans import SpanWork
 from spanbert_kernels.ops.span_linear.operators import Gradients, ProjectedInputs, empty_gradients
 
-OPERATION = Operation("span_score", ("triton", "cpu", "eager"))
+OPERATION = Operation(
+    "span_score",
+    PROJECTED,
+    summary="two layers over spans, a mention scorer, without the layer between in memory",
+    instead=MOSTLY_PRODUCTS,
+)
 
 
 @raw(OPERATION)
