@@ -42,7 +42,11 @@ def flat(values: Iterable[Any]) -> list[Any]:
         >>> flat([1, Pair(2, None), 3])
         [1, 2, None, 3]
     """
-    return [leaf for value in values for leaf in (value if hasattr(value, "_fields") else (value,))]
+    return [leaf for value in values for leaf in (value if _several(value) else (value,))]
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def grouped(leaves: Sequence[Any], kinds: Sequence[Any]) -> list[Any]:
@@ -125,7 +129,7 @@ def save(ctx: Any, *values: Any) -> None:
     leaves = flat(values)
     ctx.save_for_backward(*[leaf if isinstance(leaf, Tensor) else None for leaf in leaves])
     ctx.plain = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    ctx.kinds = [type(value) if hasattr(value, "_fields") else None for value in values]
+    ctx.kinds = [type(value) if _several(value) else None for value in values]
 
 
 def saved(ctx: Any) -> list[Any]:
