@@ -19,13 +19,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertPreTrainedModel
 from transformers.utils import ModelOutput
 
 from spanbert_kernels import ops
 from spanbert_kernels.models.configuration import SpanBERTConfig
-from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
-from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, words_of
+from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, SpanModel
 
 PAIR_SIZE = 128
 DISTANCES = (1, 2, 3, 4, 8, 16, 32, 64, 128)  # kept spans between, the first number of each bucket
@@ -44,7 +42,7 @@ class CoreferenceOutput(ModelOutput):
     antecedents: Tensor | None = None
 
 
-class SpanBERTForCoreference(SpanBERTPreTrainedModel):
+class SpanBERTForCoreference(SpanModel):
     """Finds mentions of up to `config.max_span_width` words, and for each an earlier one of the same entity or none.
 
     Example:
@@ -57,13 +55,9 @@ class SpanBERTForCoreference(SpanBERTPreTrainedModel):
     """
 
     def __init__(self, config: SpanBERTConfig) -> None:
-        BertPreTrainedModel.__init__(self, config)
+        super().__init__(config)
         size = config.hidden_size
         span_size = 3 * size + WIDTH_SIZE
-        self.bert = SpanBERTModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.attention = nn.Linear(size, 1)
-        self.widths = nn.Embedding(config.max_span_width, WIDTH_SIZE)
         self.mention_hidden = nn.Linear(span_size, size)
         self.mention_score = nn.Linear(size, 1)
         self.coarse = nn.Linear(span_size, span_size, bias=False)
@@ -100,22 +94,17 @@ class SpanBERTForCoreference(SpanBERTPreTrainedModel):
         Raises:
             ValueError: `columns` are missing, or `mentions` come without `entities`.
         """
-        if columns is None:
-            raise ValueError("columns [B, W] are wanted, got None")
         if (mentions is None) != (entities is None):
             raise ValueError("mentions and entities come together")
-        hidden = self.bert(input_ids, attention_mask, **kwargs).last_hidden_state
-        words, offsets = words_of(hidden, columns)
-        words = self.dropout(words)  # [T, H]
-        plan = ops.enumerate_spans(offsets, self.config.max_span_width)
+        words, offsets = self.words(input_ids, attention_mask, columns, **kwargs)  # [T, H]
+        plan, spans = self.all_spans(offsets)
         attention = self.attention(words)[:, 0]
         scores = ops.span_score(
             words, plan, PARTS, self.mention_hidden.weight, self.mention_hidden.bias, self.mention_score.weight[0],
             self.mention_score.bias, attention, self.widths.weight,
         )  # fmt: skip
-        spans = torch.stack(plan.bounds(), 1) - torch.tensor([0, 1], device=words.device)
         if documents is None:
-            documents = torch.zeros(len(columns), dtype=torch.long, device=words.device)
+            documents = torch.zeros(len(offsets) - 1, dtype=torch.long, device=words.device)
         cu_documents = F.pad(torch.bincount(documents, weights=offsets.diff()).long().cumsum(0), (1, 0))
         budget = (cu_documents.diff() * self.config.kept_spans_share).ceil().long()
         kept = ops.prune_spans(spans, scores.detach(), budget, cu_seqlens=cu_documents)
@@ -127,7 +116,7 @@ class SpanBERTForCoreference(SpanBERTPreTrainedModel):
         antecedents = earlier.gather(1, best.indices[:, None])[:, 0].where(best.values > 0, -1)
         loss = None
         if mentions is not None and entities is not None:
-            entity = self._entities(mentions, entities, offsets, spans)
+            entity = self.of_spans(mentions, entities, offsets, spans, NO_ENTITY)
             linked = self._link_loss(entity[kept], earlier, pair_scores)
             is_mention = (entity != NO_ENTITY).to(scores.dtype)
             found = F.binary_cross_entropy_with_logits(scores, is_mention, reduction="sum") / max(len(words), 1)
@@ -160,13 +149,3 @@ class SpanBERTForCoreference(SpanBERTPreTrainedModel):
         scores = torch.cat((nothing, pair_scores), 1).float()
         right = torch.cat((~right.any(1, keepdim=True), right), 1)
         return (scores.logsumexp(1) - scores.masked_fill(~right, -torch.inf).logsumexp(1)).sum()
-
-    def _entities(self, mentions: Tensor, entities: Tensor, offsets: Tensor, spans: Tensor) -> Tensor:
-        """The entity of every span, or `NO_ENTITY`; spans come in the order of first and last word."""
-        kept = mentions[:, 2] - mentions[:, 1] < self.config.max_span_width
-        row, first, last = mentions[kept].unbind(1)
-        base = offsets[-1] + 1
-        keys = spans[:, 0] * base + spans[:, 1]
-        found = torch.full_like(keys, NO_ENTITY)
-        found[torch.searchsorted(keys, (offsets[row] + first) * base + offsets[row] + last)] = entities[kept]
-        return found

@@ -15,14 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertPreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from spanbert_kernels import ops
 from spanbert_kernels.models.configuration import SpanBERTConfig
-from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
-from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, words_of
+from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, SpanModel
 
 RELATION_SIZE = 128
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of mentions, and of words between first words: the first number of each
@@ -41,7 +39,7 @@ class RelationOutput(ModelOutput):
     pairs: Tensor | None = None
 
 
-class SpanBERTForRelations(SpanBERTPreTrainedModel):
+class SpanBERTForRelations(SpanModel):
     """Scores the relations between entities whose mentions are given; `config.num_labels` with none, which is 0.
 
     Example:
@@ -56,14 +54,8 @@ class SpanBERTForRelations(SpanBERTPreTrainedModel):
     """
 
     def __init__(self, config: SpanBERTConfig) -> None:
-        BertPreTrainedModel.__init__(self, config)
-        size = config.hidden_size
-        self.num_labels = config.num_labels
-        self.bert = SpanBERTModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.attention = nn.Linear(size, 1)
-        self.widths = nn.Embedding(config.max_span_width, WIDTH_SIZE)
-        self.states = nn.Linear(3 * size + WIDTH_SIZE, 2 * RELATION_SIZE)
+        super().__init__(config)
+        self.states = nn.Linear(3 * config.hidden_size + WIDTH_SIZE, 2 * RELATION_SIZE)
         self.counts = nn.Embedding(len(BUCKETS) + 1, 2 * RELATION_SIZE)
         self.distances = nn.Embedding(NEVER_MEET + 1, RELATION_SIZE)
         self.relation = nn.Linear(RELATION_SIZE, config.num_labels)
@@ -103,9 +95,7 @@ class SpanBERTForRelations(SpanBERTPreTrainedModel):
         """
         if columns is None or mentions is None or entities is None or clusters is None:
             raise ValueError("columns [B, W], mentions [M, 3], entities [M] and clusters [E] are wanted, one is None")
-        hidden = self.bert(input_ids, attention_mask, **kwargs).last_hidden_state
-        words, offsets = words_of(hidden, columns)
-        words = self.dropout(words)  # [T, H]
+        words, offsets = self.words(input_ids, attention_mask, columns, **kwargs)  # [T, H]
         spans = mentions[:, 1:] + offsets[mentions[:, 0]][:, None]
         plan = ops.plan_spans(spans, cu_seqlens=offsets)
         pooled = ops.span_pool(words, plan, PARTS, self.attention(words)[:, 0], self.widths.weight)  # [M, D]

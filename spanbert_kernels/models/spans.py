@@ -33,6 +33,49 @@ def words_of(hidden: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     return hidden[row, columns[real]], F.pad(real.sum(1).cumsum(0), (1, 0))
 
 
+class SpanModel(SpanBERTPreTrainedModel):
+    """What models over vectors of spans of words share: their parts, the words, all spans and what is known of them."""
+
+    def __init__(self, config: SpanBERTConfig) -> None:
+        BertPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.bert = SpanBERTModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention = nn.Linear(config.hidden_size, 1)
+        self.widths = nn.Embedding(config.max_span_width, WIDTH_SIZE)
+
+    def words(
+        self, input_ids: Tensor, attention_mask: Tensor | None, columns: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What `words_of` gives, with dropout.
+
+        Raises:
+            ValueError: `columns` are missing.
+        """
+        if columns is None:
+            raise ValueError("columns [B, W] are wanted, got None")
+        words, offsets = words_of(self.bert(input_ids, attention_mask, **kwargs).last_hidden_state, columns)
+        return self.dropout(words), offsets
+
+    def all_spans(self, offsets: Tensor) -> tuple[ops.SpanPlan, Tensor]:
+        """Of up to `max_span_width` words: a plan, and `[N, 2]`, the last word included."""
+        plan = ops.enumerate_spans(offsets, self.config.max_span_width)
+        return plan, torch.stack(plan.bounds(), 1) - torch.tensor([0, 1], device=offsets.device)
+
+    def of_spans(self, mentions: Tensor, known: Tensor, offsets: Tensor, spans: Tensor, nothing: int) -> Tensor:
+        """What is known of mentions as that of every span, or `nothing`; wider mentions are passed over.
+
+        Spans come in the order of first and last word.
+        """
+        kept = mentions[:, 2] - mentions[:, 1] < self.config.max_span_width
+        row, first, last = mentions[kept].unbind(1)
+        base = offsets[-1] + 1
+        keys = spans[:, 0] * base + spans[:, 1]
+        found = torch.full_like(keys, nothing)
+        found[torch.searchsorted(keys, (offsets[row] + first) * base + offsets[row] + last)] = known[kept]
+        return found
+
+
 @dataclass
 class SpanClassificationOutput(ModelOutput):
     """`logits [N, labels]` of the spans `[N, 2]`, packed positions of words, the last one included."""
@@ -42,7 +85,7 @@ class SpanClassificationOutput(ModelOutput):
     spans: Tensor | None = None
 
 
-class SpanBERTForSpanClassification(SpanBERTPreTrainedModel):
+class SpanBERTForSpanClassification(SpanModel):
     """Scores all spans of up to `config.max_span_width` words by their ends, an attention over their words and width.
 
     The hidden layer over span vectors is `ops.span_linear`: words are projected once, spans add projected rows.
@@ -60,13 +103,8 @@ class SpanBERTForSpanClassification(SpanBERTPreTrainedModel):
     """
 
     def __init__(self, config: SpanBERTConfig) -> None:
-        BertPreTrainedModel.__init__(self, config)
+        super().__init__(config)
         size = config.hidden_size
-        self.num_labels = config.num_labels
-        self.bert = SpanBERTModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.attention = nn.Linear(size, 1)
-        self.widths = nn.Embedding(config.max_span_width, WIDTH_SIZE)
         self.hidden = nn.Linear(3 * size + WIDTH_SIZE, size)
         self.classifier = nn.Linear(size, config.num_labels)
         self.post_init()
@@ -94,32 +132,17 @@ class SpanBERTForSpanClassification(SpanBERTPreTrainedModel):
         Raises:
             ValueError: `columns` are missing, or `mentions` come without `labels`.
         """
-        if columns is None:
-            raise ValueError("columns [B, W] are wanted, got None")
         if (mentions is None) != (labels is None):
             raise ValueError("mentions and labels come together")
-        hidden = self.bert(input_ids, attention_mask, **kwargs).last_hidden_state
-        words, offsets = words_of(hidden, columns)
-        words = self.dropout(words)  # [T, H]
-        plan = ops.enumerate_spans(offsets, self.config.max_span_width)
+        words, offsets = self.words(input_ids, attention_mask, columns, **kwargs)  # [T, H]
+        plan, spans = self.all_spans(offsets)
         inner = ops.span_linear(
             words, plan, PARTS, self.hidden.weight, self.hidden.bias, self.attention(words)[:, 0], self.widths.weight,
             activation="relu",
         )  # fmt: skip
         logits = self.classifier(self.dropout(inner))
-        spans = torch.stack(plan.bounds(), 1) - torch.tensor([0, 1], device=words.device)
         loss = None
         if mentions is not None and labels is not None:
-            wanted = self._targets(mentions, labels, offsets, spans)
+            wanted = self.of_spans(mentions, labels, offsets, spans, nothing=0)
             loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / max(len(words), 1)
         return SpanClassificationOutput(loss=loss, logits=logits, spans=spans)
-
-    def _targets(self, mentions: Tensor, labels: Tensor, offsets: Tensor, spans: Tensor) -> Tensor:
-        """The label of every span; spans come in the order of first and last word."""
-        kept = mentions[:, 2] - mentions[:, 1] < self.config.max_span_width
-        row, first, last = mentions[kept].unbind(1)
-        base = offsets[-1] + 1
-        keys = spans[:, 0] * base + spans[:, 1]
-        wanted = torch.zeros_like(keys)
-        wanted[torch.searchsorted(keys, (offsets[row] + first) * base + offsets[row] + last)] = labels[kept]
-        return wanted

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.counts import cut as cut_short
 from spanbert_kernels.data.counts import took
@@ -25,6 +24,7 @@ from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut, shown
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import Scores, Task
+from spanbert_kernels.tasks.vocabulary import Tokenizer
 
 
 def clusters_of(documents: Sequence[LabelledDocument]) -> list[list[int]]:
@@ -57,7 +57,7 @@ def numbers_of(documents: Sequence[LabelledDocument], labels: Sequence[str]) -> 
 
 
 def encode(
-    documents: Sequence[LabelledDocument], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], length: int
+    documents: Sequence[LabelledDocument], tokenizer: Tokenizer, labels: Sequence[str], length: int
 ) -> list[dict[str, Any]]:
     """An example a document; of a long one, the first `length` tokens, the special ones counted.
 
@@ -120,11 +120,7 @@ def _collate_for(model: Any) -> Any:
 
 
 def _examples(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[LabelledDocument],
-    spans: SpanTraining | None,
-    seed: int,
+    model: Any, tokenizer: Tokenizer, documents: Sequence[LabelledDocument], spans: SpanTraining | None, seed: int
 ) -> Clusters:
     """For batches of `options.batch_size` clusters, whole; documents see each other in cross-document layers."""
     took("document", len(documents))
@@ -134,14 +130,14 @@ def _examples(
     return Clusters(shown(examples, spans, seed, show), clusters_of(documents))
 
 
-def _check(model: Any, tokenizer: PreTrainedTokenizerBase, documents: Sequence[LabelledDocument]) -> None:
+def _check(model: Any, tokenizer: Tokenizer, documents: Sequence[LabelledDocument]) -> None:
     took("document", len(documents))
     warn_of_unknown(((each.label, each.path, each.line) for each in documents), labels_of(model))
 
 
 def classify(
     model: SpanBERTForSequenceClassification,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     documents: Sequence[LabelledDocument],
     backend: str = "auto",
 ) -> list[tuple[str, float]]:

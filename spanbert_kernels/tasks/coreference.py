@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.entities import read_marked
@@ -22,6 +21,7 @@ from spanbert_kernels.tasks.mentions import count_cut_words_of, count_mentions, 
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.task import Scores, Task
+from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import cut, encoded, pieces_of, window_length
 
 Entity = frozenset[tuple[int, int]]  # first and last words of its mentions
@@ -36,9 +36,7 @@ def gold(document: MarkedDocument) -> set[Entity]:
     return {frozenset(mentions) for mentions in found.values()}
 
 
-def encode(
-    document: MarkedDocument, tokenizer: PreTrainedTokenizerBase, length: int, shown: Words | None = None
-) -> dict[str, Any]:
+def encode(document: MarkedDocument, tokenizer: Tokenizer, length: int, shown: Words | None = None) -> dict[str, Any]:
     """Windows of a document, and its mentions as row, first and last word there, but for those that leave a window.
 
     Of the words and mentions beyond `shown` the windows' tokens alone are there.
@@ -86,7 +84,7 @@ class Documents(Dataset[dict[str, Any]]):
     def __init__(
         self,
         documents: Sequence[MarkedDocument],
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         length: int,
         spans: SpanTraining | None,
         seed: int,
@@ -148,11 +146,7 @@ def _without_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def documents_for(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[MarkedDocument],
-    spans: SpanTraining | None,
-    seed: int,
+    model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument], spans: SpanTraining | None, seed: int
 ) -> Documents:
     """Documents for the Trainer, counted.
 
@@ -165,7 +159,7 @@ def documents_for(
     return data
 
 
-def check(model: Any, tokenizer: PreTrainedTokenizerBase, documents: Sequence[MarkedDocument]) -> None:
+def check(model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument]) -> None:
     """Counts what there is to score on, and which mentions will be missed."""
     if not _count(documents, Documents(documents, tokenizer, window_length(model), None, 0), model):
         warn(f"{documents[0].path}: there is no mention to find")
@@ -178,10 +172,7 @@ def _count(documents: Sequence[MarkedDocument], data: Documents, model: Any) -> 
 
 
 def resolve(
-    model: SpanBERTForCoreference,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[MarkedDocument],
-    backend: str = "auto",
+    model: SpanBERTForCoreference, tokenizer: Tokenizer, documents: Sequence[MarkedDocument], backend: str = "auto"
 ) -> list[set[Entity]]:
     """The entities of each document: linked mentions, and alone those that are likelier a mention than not.
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
 from spanbert_kernels.data.entities import read_marked
@@ -23,6 +22,7 @@ from spanbert_kernels.tasks.mentions import count_cut_words_of, unmarked
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.task import Task
+from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import window_length
 
 TOGETHER = 8  # documents of a cluster that a step of training sees at once
@@ -113,17 +113,14 @@ def documents_of(clusters: Iterable[Cluster]) -> list[MarkedDocument]:
 
 
 def _examples(
-    model: Any, tokenizer: PreTrainedTokenizerBase, clusters: Sequence[Cluster], spans: SpanTraining | None, seed: int
+    model: Any, tokenizer: Tokenizer, clusters: Sequence[Cluster], spans: SpanTraining | None, seed: int
 ) -> Groups:
     data = coreference.documents_for(model, tokenizer, documents_of(clusters), spans, seed)
     return Groups(data, [len(cluster) for cluster in clusters], seed)
 
 
 def resolve(
-    model: SpanBERTForCoreference,
-    tokenizer: PreTrainedTokenizerBase,
-    clusters: Sequence[Cluster],
-    backend: str = "auto",
+    model: SpanBERTForCoreference, tokenizer: Tokenizer, clusters: Sequence[Cluster], backend: str = "auto"
 ) -> list[set[Entity]]:
     """The entities of each cluster, by the words of `joined`; the documents' own mentions are not looked at."""
     length = window_length(model)

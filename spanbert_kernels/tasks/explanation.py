@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.acceleration import AccelerationWarning
 from spanbert_kernels.data.conll_coref import MarkedDocument
@@ -32,6 +31,7 @@ from spanbert_kernels.tasks import classification, coreference, cross_document_c
 from spanbert_kernels.tasks.cross_document_coreference import Cluster
 from spanbert_kernels.tasks.mentions import unmarked
 from spanbert_kernels.tasks.progress import counted
+from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import window_length
 
 __all__ = [
@@ -118,9 +118,7 @@ def document_weights(model: nn.Module) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def explain_classification(
-    model: SpanBERTForSequenceClassification,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[LabelledDocument],
+    model: SpanBERTForSequenceClassification, tokenizer: Tokenizer, documents: Sequence[LabelledDocument]
 ) -> list[ClusterExplanation]:
     """The predictions for each cluster, and which documents, and which of its own words, each document looked at.
 
@@ -176,7 +174,7 @@ def _last_attention(model: SpanBERTForSequenceClassification, batch: dict[str, T
     return read
 
 
-def _words_read(text: str, tokenizer: PreTrainedTokenizerBase, read: Shares) -> tuple[tuple[str, ...], Shares]:
+def _words_read(text: str, tokenizer: Tokenizer, read: Shares) -> tuple[tuple[str, ...], Shares]:
     """The words of a text, with what follows each, and their shares; what the model did not see is the last, with 0."""
     encoding = tokenizer(text, truncation=True, max_length=len(read), return_offsets_mapping=True)
     shares: dict[int, float] = {}
@@ -200,7 +198,7 @@ def _words_read(text: str, tokenizer: PreTrainedTokenizerBase, read: Shares) -> 
 
 @torch.no_grad()
 def explain_coreference(
-    model: SpanBERTForCoreference, tokenizer: PreTrainedTokenizerBase, clusters: Sequence[Cluster]
+    model: SpanBERTForCoreference, tokenizer: Tokenizer, clusters: Sequence[Cluster]
 ) -> list[SpanExplanation]:
     """The mentions that are linked, which of their words their vectors are made of, and which documents they looked at.
 
@@ -283,7 +281,7 @@ def _span_attention(model: Any) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def explain_nested(
-    model: SpanBERTForSpanClassification, tokenizer: PreTrainedTokenizerBase, documents: Sequence[MarkedDocument]
+    model: SpanBERTForSpanClassification, tokenizer: Tokenizer, documents: Sequence[MarkedDocument]
 ) -> list[SpanExplanation]:
     """The mentions that are found, and which of their words their vectors are made of."""
     found = []
@@ -297,7 +295,7 @@ def explain_nested(
     return found
 
 
-def _word_scores(model: Any, tokenizer: PreTrainedTokenizerBase, document: MarkedDocument) -> Tensor:
+def _word_scores(model: Any, tokenizer: Tokenizer, document: MarkedDocument) -> Tensor:
     """Of the attention inside spans, as the model computes them window by window: `[W]`."""
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     with _span_attention(model.eval()) as kept:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import EncoderDecoderModel, PreTrainedTokenizerBase
+from transformers import EncoderDecoderModel
 
 from spanbert_kernels.data.counts import TRAINING, counting, cut, took
 from spanbert_kernels.data.parallel import Pair
@@ -27,7 +27,7 @@ from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.task import Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit, on_path
-from spanbert_kernels.tasks.vocabulary import rows_of
+from spanbert_kernels.tasks.vocabulary import Tokenizer, rows_of
 
 TARGET_LENGTH = 128  # tokens of a text to learn from, the one that ends it counted
 DECODER_LAYERS = 6  # at most; never more than the encoder has
@@ -41,8 +41,8 @@ class Generator:
     """A model with the vocabularies of its two sides."""
 
     model: EncoderDecoderModel
-    tokenizer: PreTrainedTokenizerBase
-    target_tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
+    target_tokenizer: Tokenizer
 
     def save(self, folder: Path) -> None:
         """Writes both vocabularies; `fit` has written the model."""
@@ -57,12 +57,7 @@ class Generator:
 
     @classmethod
     def build(
-        cls,
-        start: Start,
-        tokenizer: PreTrainedTokenizerBase,
-        target: PreTrainedTokenizerBase,
-        seed: int,
-        pairs: Sequence[Pair],
+        cls, start: Start, tokenizer: Tokenizer, target: Tokenizer, seed: int, pairs: Sequence[Pair]
     ) -> Generator:
         """A new decoder behind the encoder that `start` says; windows see each other in its upper layers.
 
@@ -294,17 +289,15 @@ class Writing(Task[Pair, str]):
     examples: Any = None
     collate: Any = Collator.of
     check: Any = lambda generator, tokenizer, pairs: count_pairs(pairs, generator)
-    target: Callable[[Sequence[Pair], Start], PreTrainedTokenizerBase] | None = None
+    target: Callable[[Sequence[Pair], Start], Tokenizer] | None = None
     label_smoothing: float = 0.0
 
-    def load(self, folder: Path) -> tuple[Generator, PreTrainedTokenizerBase]:
+    def load(self, folder: Path) -> tuple[Generator, Tokenizer]:
         """The model, and the tokenizer of its sources."""
         generator = Generator.load(folder)
         return generator, generator.tokenizer
 
-    def build(
-        self, items: Sequence[Pair], data: Source, start: Start, seed: int
-    ) -> tuple[Generator, PreTrainedTokenizerBase]:
+    def build(self, items: Sequence[Pair], data: Source, start: Start, seed: int) -> tuple[Generator, Tokenizer]:
         """The same for a new model."""
         tokenizer = start.tokenizer(text for item in items for text in self.texts(item))
         target = tokenizer if self.target is None else self.target(items, start)
@@ -313,7 +306,7 @@ class Writing(Task[Pair, str]):
     def fit(
         self,
         model: Any,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         items: Sequence[Pair],
         options: TrainingOptions,
         spans: SpanTraining | None = None,

@@ -7,17 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
 from spanbert_kernels.data.counts import left_out, took
+from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import count_cut_words, window_length
 
 
 def count_mentions(
     documents: Sequence[MarkedDocument],
     starts: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     room: int,
     width: int | None,
     by: str,
@@ -77,6 +76,6 @@ def unmarked(document: MarkedDocument) -> MarkedDocument:
     return replace(document, mentions=())
 
 
-def count_cut_words_of(model: Any, tokenizer: PreTrainedTokenizerBase, documents: Iterable[MarkedDocument]) -> None:
+def count_cut_words_of(model: Any, tokenizer: Tokenizer, documents: Iterable[MarkedDocument]) -> None:
     """Counts the words of documents that a window of the model cuts."""
     count_cut_words((document.words for document in documents), tokenizer, window_length(model) - 2)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels import ops
 from spanbert_kernels.data.conll_coref import MarkedDocument
@@ -25,6 +24,7 @@ from spanbert_kernels.tasks.mentions import count_cut_words_of, count_mentions, 
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining, cut, shown
 from spanbert_kernels.tasks.task import Scores, Task
+from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import cut as cut_words
 from spanbert_kernels.tasks.windows import encoded, pieces_of, window_length
 
@@ -56,7 +56,7 @@ def gold(document: MarkedDocument) -> Found:
 
 
 def windows_of(
-    documents: Sequence[MarkedDocument], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], length: int
+    documents: Sequence[MarkedDocument], tokenizer: Tokenizer, labels: Sequence[str], length: int
 ) -> list[Window]:
     """Documents as windows of at most `length` tokens that end with a sentence where one ends, else with a word.
 
@@ -83,7 +83,7 @@ def _example(
     pieces: list[list[int]],
     first: int,
     last: int,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     number: dict[str, int],
 ) -> dict[str, Any]:
     ids, columns = encoded(pieces[first:last], tokenizer)
@@ -122,11 +122,7 @@ def _without_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def _examples(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[MarkedDocument],
-    spans: SpanTraining | None,
-    seed: int,
+    model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument], spans: SpanTraining | None, seed: int
 ) -> Any:
     windows = windows_of(list(map(first_of_words, documents)), tokenizer, labels_of(model), window_length(model))
     if not _count(documents, windows, tokenizer, model):
@@ -134,7 +130,7 @@ def _examples(
     return shown([window.example for window in windows], spans, seed, show)
 
 
-def _check(model: Any, tokenizer: PreTrainedTokenizerBase, documents: Sequence[MarkedDocument]) -> None:
+def _check(model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument]) -> None:
     windows = windows_of(list(map(unmarked, documents)), tokenizer, [], window_length(model))
     if not _count(documents, windows, tokenizer, model):
         warn(f"{documents[0].path}: there is no mention to find")
@@ -152,7 +148,7 @@ def _count(documents: Sequence[MarkedDocument], windows: Sequence[Window], token
 
 def find(
     model: SpanBERTForSpanClassification,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     documents: Sequence[MarkedDocument],
     backend: str = "auto",
 ) -> list[Found]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 from ufal.chu_liu_edmonds import chu_liu_edmonds
 
 from spanbert_kernels.data.conllu import ParsedSentence, read_trees, write_tree
@@ -23,13 +22,14 @@ from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unkno
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining, cut, shown
 from spanbert_kernels.tasks.task import Scores, Task
+from spanbert_kernels.tasks.vocabulary import Tokenizer
 
 Tree = tuple[list[int], list[str]]  # heads, 0 for the root, and relations
 NOT_PARSED = -1
 
 
 def encode(
-    sentences: Sequence[ParsedSentence], tokenizer: PreTrainedTokenizerBase, relations: Sequence[str], length: int
+    sentences: Sequence[ParsedSentence], tokenizer: Tokenizer, relations: Sequence[str], length: int
 ) -> list[dict[str, Any]]:
     """An example a sentence: word pieces, the column of each word's first piece, heads and relations.
 
@@ -92,11 +92,7 @@ def _without_heads(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def _examples(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[ParsedSentence],
-    spans: SpanTraining | None,
-    seed: int,
+    model: Any, tokenizer: Tokenizer, sentences: Sequence[ParsedSentence], spans: SpanTraining | None, seed: int
 ) -> Any:
     examples = encode(sentences, tokenizer, labels_of(model), model.config.max_position_embeddings)
     if not examples:
@@ -104,7 +100,7 @@ def _examples(
     return shown(examples, spans, seed, show)
 
 
-def _check(model: Any, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[ParsedSentence]) -> None:
+def _check(model: Any, tokenizer: Tokenizer, sentences: Sequence[ParsedSentence]) -> None:
     relations = ((relation, s.path, s.line_of(place)) for s in sentences for place, relation in enumerate(s.relations))
     warn_of_unknown(relations, labels_of(model))
 
@@ -136,7 +132,7 @@ def best_tree(scores: NDArray[np.float64]) -> list[int]:
 
 def parse(
     model: SpanBERTForDependencyParsing,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     sentences: Sequence[ParsedSentence],
     backend: str = "auto",
 ) -> list[Tree]:

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import EvalPrediction
 
 from spanbert_kernels import host
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
 from spanbert_kernels.models import SpanBERTForPreTraining
 from spanbert_kernels.tasks.batches import IGNORED, padded
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.vocabulary import Tokenizer
 
 SENTENCE_ENDS = (".", "!", "?")
 
@@ -29,7 +30,7 @@ class Block:
     word_starts: NDArray[np.bool_]
 
 
-def blocks_of(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Block]:
+def blocks_of(texts: Iterable[str], tokenizer: Tokenizer, length: int) -> list[Block]:
     """Texts cut into blocks of at most `length` tokens, the two special ones counted, each of one document.
 
     A block ends with a sentence where one ends in it, else with a word.
@@ -76,7 +77,7 @@ def _cut(
 class MaskedBlocks(Dataset[dict[str, Any]]):
     """Blocks with masks that depend on the seed, the epoch and the block alone: a run that resumes draws the same."""
 
-    def __init__(self, blocks: Sequence[Block], tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+    def __init__(self, blocks: Sequence[Block], tokenizer: Tokenizer, seed: int) -> None:
         self.blocks, self.seed, self.epoch = blocks, seed, 0
         self.first, self.last, self.mask = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id
         self.stream = np.concatenate([block.tokens for block in blocks])  # random tokens have the corpus' distribution
@@ -125,7 +126,7 @@ def losses(prediction: EvalPrediction) -> dict[str, float]:
 
 def pretrain(
     model: SpanBERTForPreTraining,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     held_out: Sequence[str],
     options: TrainingOptions,

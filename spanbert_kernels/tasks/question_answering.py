@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.text import squad
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.counts import cut as cut_short
 from spanbert_kernels.data.counts import left_out, took
@@ -24,6 +23,7 @@ from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining, shown
 from spanbert_kernels.tasks.task import Scores, Task
+from spanbert_kernels.tasks.vocabulary import Tokenizer
 
 OVERLAP = 128  # tokens that neighbouring windows of a long text share
 LONGEST_ANSWER = 30  # tokens
@@ -43,7 +43,7 @@ class Window:
     example: dict[str, Any]
 
 
-def windows_of(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Window]:
+def windows_of(questions: Sequence[Question], tokenizer: Tokenizer, length: int) -> list[Window]:
     """Windows of at most `length` tokens; a long text has several. One without the whole answer points at [CLS].
 
     A question is cut where it takes more than half of the tokens.
@@ -76,7 +76,7 @@ def windows_of(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase
     return found
 
 
-def _cut_question(text: str, tokenizer: PreTrainedTokenizerBase, most: int) -> str:
+def _cut_question(text: str, tokenizer: Tokenizer, most: int) -> str:
     """The first tokens of a question, `most` at most."""
     if len(text) <= most:  # a token has a character at least
         return text
@@ -127,7 +127,7 @@ def _without_answers(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def _examples(
-    model: Any, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], spans: SpanTraining | None, seed: int
+    model: Any, tokenizer: Tokenizer, questions: Sequence[Question], spans: SpanTraining | None, seed: int
 ) -> Any:
     """Where a question has no answer, the model may say so later.
 
@@ -169,10 +169,7 @@ def _warn_of_widened(questions: Sequence[Question], windows: Sequence[Window]) -
 
 
 def answer(
-    model: SpanBERTForQuestionAnswering,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    backend: str = "auto",
+    model: SpanBERTForQuestionAnswering, tokenizer: Tokenizer, questions: Sequence[Question], backend: str = "auto"
 ) -> list[str]:
     """An answer from each question's text, "" where there is none. The questions' own answers are not looked at."""
     plain = [Question(q.id, q.question, q.context, (), q.path) for q in questions]

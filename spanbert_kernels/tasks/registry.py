@@ -58,23 +58,13 @@ TASKS = {  # in the order of the commands' help
         explained=True,
     ),
     "parsing": Entry(
-        "dependency trees",
-        "CoNLL-U; a document is a sentence",
-        "a document is a sentence: a line of a text",
+        "dependency trees", "CoNLL-U; a document is a sentence", "a document is a sentence: a line of a text"
     ),
     "question_answering": Entry(
-        "answers that stand in a text",
-        "SQuAD's JSON; a document is a text",
-        "SQuAD's JSON; answers are not needed",
+        "answers that stand in a text", "SQuAD's JSON; a document is a text", "SQuAD's JSON; answers are not needed"
     ),
     "summarisation": Entry(
-        "summaries of documents",
-        "JSON lines: source, target; or CoNLL-U",
-        "a line of a text, a record, a row",
+        "summaries of documents", "JSON lines: source, target; or CoNLL-U", "a line of a text, a record, a row"
     ),
-    "translation": Entry(
-        "translations of lines",
-        "folders of source.txt and target.txt; a line",
-        "a line",
-    ),
+    "translation": Entry("translations of lines", "folders of source.txt and target.txt; a line", "a line"),
 }

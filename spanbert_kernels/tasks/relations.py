@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.counts import left_out, took
@@ -40,6 +39,7 @@ from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import Scores, Task
+from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import window_length
 
 NO_RELATION = "none"
@@ -145,11 +145,7 @@ def _documents(clusters: Iterable[RelatedCluster]) -> list[MarkedDocument]:
 
 
 def _examples(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    clusters: Sequence[RelatedCluster],
-    spans: SpanTraining | None,
-    seed: int,
+    model: Any, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster], spans: SpanTraining | None, seed: int
 ) -> RelatedGroups:
     documents = _documents(clusters)
     data = coreference.Documents(documents, tokenizer, window_length(model), spans, seed)
@@ -159,7 +155,7 @@ def _examples(
     return RelatedGroups(Groups(data, sizes, seed), clusters, labels_of(model))
 
 
-def _check(model: Any, tokenizer: PreTrainedTokenizerBase, clusters: Sequence[RelatedCluster]) -> None:
+def _check(model: Any, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster]) -> None:
     """Relations that the model does not have, or of entities without a mention left, will be missed."""
     _count(clusters, coreference.Documents(_documents(clusters), tokenizer, window_length(model), None, 0))
     places = {(place, kind) for cluster in clusters for (_, _, kind), place in cluster.lines.items()}
@@ -181,10 +177,7 @@ def _count(clusters: Sequence[RelatedCluster], data: coreference.Documents) -> i
 
 
 def relate(
-    model: SpanBERTForRelations,
-    tokenizer: PreTrainedTokenizerBase,
-    clusters: Sequence[RelatedCluster],
-    backend: str = "auto",
+    model: SpanBERTForRelations, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster], backend: str = "auto"
 ) -> list[dict[Related, float]]:
     """The relations of each cluster's entities with their probabilities; the clusters' own ones are not looked at.
 
@@ -261,7 +254,7 @@ def _fields(clusters: Sequence[RelatedCluster], start: Start, data: Source) -> d
     return {**label_fields(labels), **cross_document_fields(start.layers())}
 
 
-def _prepare(model: Any, tokenizer: PreTrainedTokenizerBase, clusters: Sequence[RelatedCluster]) -> None:
+def _prepare(model: Any, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster]) -> None:
     documents, length = _documents(clusters), window_length(model)
     starts = coreference.Documents(documents, tokenizer, length, None, 0).starts
     if not count_mentions(documents, starts, tokenizer, length - 2, None, "entity", shared=True):

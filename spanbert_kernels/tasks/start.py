@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.faults import warn
 from spanbert_kernels.models import SpanBERTConfig, SpanBERTTokenizer
 from spanbert_kernels.models.checkpoints import what_would_work
 from spanbert_kernels.models.damage import CannotLoad, loading
 from spanbert_kernels.tasks.labels import head_of, listed
-from spanbert_kernels.tasks.vocabulary import read_tokenizer, rows_of, train_tokenizer
+from spanbert_kernels.tasks.vocabulary import Tokenizer, read_tokenizer, rows_of, train_tokenizer
 
 SIZES = {  # layers, hidden size, heads
     "tiny": (2, 128, 2),
@@ -69,13 +68,13 @@ class Start:
     vocabulary: Path | None = None
     vocabulary_size: int = 8000
 
-    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    def tokenizer(self, texts: Iterable[str]) -> Tokenizer:
         """The checkpoint's, that of the vocabulary, or one made of the texts."""
         if self.vocabulary is not None:
             return read_tokenizer(self.vocabulary)
         if self.model is not None:
             self.layers()  # says what is wrong with a name; the tokenizer would ask for a vocabulary
-            found: PreTrainedTokenizerBase = SpanBERTTokenizer.from_pretrained(self.model)
+            found: Tokenizer = SpanBERTTokenizer.from_pretrained(self.model)
             return found
         return train_tokenizer(texts, self.vocabulary_size)
 
@@ -94,7 +93,7 @@ class Start:
                 raise
             raise OSError(f"cannot load checkpoint {self.model!r} from the hub: give {what_would_work()}") from error
 
-    def build(self, kind: Any, tokenizer: PreTrainedTokenizerBase, seed: int, **fields: Any) -> Any:
+    def build(self, kind: Any, tokenizer: Tokenizer, seed: int, **fields: Any) -> Any:
         """A model of the class `kind`; `fields` are of its configuration.
 
         A checkpoint that was trained for other labels than those among the fields gets a new head, and a warning says

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from seqeval.metrics import f1_score, precision_score, recall_score
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.counts import took
@@ -23,7 +22,8 @@ from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining, shown
 from spanbert_kernels.tasks.task import Task
-from spanbert_kernels.tasks.windows import count_cut_words
+from spanbert_kernels.tasks.vocabulary import Tokenizer
+from spanbert_kernels.tasks.windows import count_cut_words, cut, encoded, pieces_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def labels_of_sentences(sentences: Iterable[TaggedSentence]) -> list[str]:
 
 
 def windows_of(
-    sentences: Sequence[TaggedSentence], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], length: int
+    sentences: Sequence[TaggedSentence], tokenizer: Tokenizer, labels: Sequence[str], length: int
 ) -> list[Window]:
     """Sentences as word pieces of at most `length` tokens; a word's first piece carries its label.
 
@@ -57,35 +57,15 @@ def windows_of(
     number = {label: i for i, label in enumerate(labels)}
     found = []
     for index, sentence in enumerate(sentences):
-        pieces: list[int] = []
-        words: list[int] = []
-        for place, word in enumerate(sentence.words):
-            own = tokenizer(word, add_special_tokens=False)["input_ids"][: length - 2] or [tokenizer.unk_token_id]
-            pieces += own
-            words += [place] * len(own)
-        begin = 0
-        while begin < len(pieces):
-            end = min(begin + length - 2, len(pieces))
-            while end < len(pieces) and words[end] == words[end - 1]:  # no word is cut
-                end -= 1
-            found.append(_window(sentence, index, pieces[begin:end], words[begin:end], tokenizer, number))
-            begin = end
+        pieces = pieces_of(sentence.words, tokenizer, length - 2)
+        sizes = [len(own) for own in pieces]
+        for first, last in cut(sentence.words, sizes, length - 2, ends=()):
+            ids, columns = encoded(pieces[first:last], tokenizer)
+            of_token, own = np.full(len(ids), -1), np.full(len(ids), IGNORED)
+            of_token[1:-1] = np.repeat(np.arange(first, last), sizes[first:last])
+            own[columns] = [number[label] for label in sentence.labels[first:last]]
+            found.append(Window(index, of_token, {"input_ids": ids, "labels": own}))
     return found
-
-
-def _window(
-    sentence: TaggedSentence,
-    index: int,
-    pieces: list[int],
-    words: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    number: dict[str, int],
-) -> Window:
-    of_word = np.array([-1, *words, -1], dtype=np.int64)
-    first = (of_word >= 0) & (of_word != np.roll(of_word, 1))
-    numbers = np.array([number[label] for label in sentence.labels] + [IGNORED], dtype=np.int64)
-    ids = np.array([tokenizer.cls_token_id, *pieces, tokenizer.sep_token_id], dtype=np.int64)
-    return Window(index, of_word, {"input_ids": ids, "labels": np.where(first, numbers[of_word], IGNORED)})
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -94,11 +74,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def _examples(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[TaggedSentence],
-    spans: SpanTraining | None,
-    seed: int,
+    model: Any, tokenizer: Tokenizer, sentences: Sequence[TaggedSentence], spans: SpanTraining | None, seed: int
 ) -> Any:
     if not _count(sentences):
         raise ValueError(f"{sentences[0].path}: there is no entity to train on")
@@ -106,7 +82,7 @@ def _examples(
     return shown([window.example for window in windows], spans, seed)
 
 
-def _check(model: Any, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[TaggedSentence]) -> None:
+def _check(model: Any, tokenizer: Tokenizer, sentences: Sequence[TaggedSentence]) -> None:
     if not _count(sentences):
         warn(f"{sentences[0].path}: there is no entity to find")
     labels = ((label, s.path, s.line_of(place)) for s in sentences for place, label in enumerate(s.labels))
@@ -123,7 +99,7 @@ def _count(sentences: Sequence[TaggedSentence]) -> int:
 
 def tag(
     model: SpanBERTForTokenClassification,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     sentences: Sequence[TaggedSentence],
     backend: str = "auto",
 ) -> list[list[str]]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, took
 from spanbert_kernels.data.sources import Source, name_of, some
@@ -19,6 +18,7 @@ from spanbert_kernels.tasks.registry import TASKS as TASKS
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.vocabulary import Tokenizer
 
 Scores = dict[str, float]
 Item = TypeVar("Item")
@@ -64,14 +64,14 @@ class Task(Generic[Item, Found]):
     read_plain: Callable[[Source], list[Item]]
     texts: Callable[[Item], Iterable[str]]
     fields: Callable[[Sequence[Item], Start, Source], dict[str, Any]] = lambda items, start, data: {}
-    examples: Callable[[Any, PreTrainedTokenizerBase, Sequence[Item], SpanTraining | None, int], Any]
+    examples: Callable[[Any, Tokenizer, Sequence[Item], SpanTraining | None, int], Any]
     collate: Callable[[Any], Callable[[list[Any]], dict[str, Tensor]]]
-    check: Callable[[Any, PreTrainedTokenizerBase, Sequence[Item]], None]
-    find: Callable[[Any, PreTrainedTokenizerBase, Sequence[Item], str], list[Found]]
+    check: Callable[[Any, Tokenizer, Sequence[Item]], None]
+    find: Callable[[Any, Tokenizer, Sequence[Item], str], list[Found]]
     score: Callable[[Sequence[Item], Sequence[Found]], Scores]
     baseline: Callable[[Sequence[Item], Sequence[Item], Sequence[Found]], Scores]
     lines: Callable[[Lines, Item, Found], Iterable[str]]
-    prepare: Callable[[Any, PreTrainedTokenizerBase, Sequence[Item]], None] = lambda model, tokenizer, items: None
+    prepare: Callable[[Any, Tokenizer, Sequence[Item]], None] = lambda model, tokenizer, items: None
     paths: Callable[[Any], Sequence[Path]] = lambda item: [item.path]
     counts_itself: bool = False
 
@@ -110,7 +110,7 @@ class Task(Generic[Item, Found]):
         for item, found in zip(items, self.find(model, tokenizer, items, backend), strict=True):
             yield from self.lines(lines, item, found)
 
-    def load(self, folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    def load(self, folder: Path) -> tuple[Any, Tokenizer]:
         """The model and the tokenizer that `train` wrote.
 
         Raises:
@@ -132,9 +132,7 @@ class Task(Generic[Item, Found]):
             took(self.noun, sum(len(self.paths(item)) for item in items))
         return items
 
-    def build(
-        self, items: Sequence[Item], data: Source, start: Start, seed: int
-    ) -> tuple[Any, PreTrainedTokenizerBase]:
+    def build(self, items: Sequence[Item], data: Source, start: Start, seed: int) -> tuple[Any, Tokenizer]:
         """A model for the labels of the items and a tokenizer, as `start` says."""
         tokenizer = start.tokenizer(text for item in items for text in self.texts(item))
         return start.build(self.kind, tokenizer, seed, **self.fields(items, start, data)), tokenizer
@@ -142,7 +140,7 @@ class Task(Generic[Item, Found]):
     def fit(
         self,
         model: Any,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         items: Sequence[Item],
         options: TrainingOptions,
         spans: SpanTraining | None = None,
@@ -158,9 +156,7 @@ class Task(Generic[Item, Found]):
             examples = self.examples(model, tokenizer, items, spans, options.seed)
         return fit(model, options, examples, self.collate(model), write_vocabulary=tokenizer.save_pretrained)
 
-    def evaluate_items(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], backend: str = "auto"
-    ) -> Scores:
+    def evaluate_items(self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], backend: str = "auto") -> Scores:
         """The scores of a model; what it has no label or no room for is missed."""
         return self.scores(model, items, self._found(model, tokenizer, items, backend), backend)
 
@@ -176,9 +172,7 @@ class Task(Generic[Item, Found]):
         with counting(name):
             return some(self.read(data), data)
 
-    def _found(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], backend: str
-    ) -> list[Found]:
+    def _found(self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], backend: str) -> list[Found]:
         with counting(TEST):
             self.check(model, tokenizer, items)
             return self.find(model, tokenizer, items, backend)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from tokenizers import BertWordPieceTokenizer
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from spanbert_kernels.data.text import lines_of, read_text
 from spanbert_kernels.models import SpanBERTTokenizer
 
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -53,7 +55,7 @@ def read_tokenizer(path: Path) -> SpanBERTTokenizer:
     return SpanBERTTokenizer(vocab=numbers)
 
 
-def rows_of(tokenizer: PreTrainedTokenizerBase) -> int:
+def rows_of(tokenizer: Tokenizer) -> int:
     """The rows that an embedding needs: the largest number and 1, which is more than entries where one repeats.
 
     Example:
