@@ -5,32 +5,21 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertModel,
-    CamembertConfig,
-    CamembertModel,
-    Data2VecTextConfig,
-    Data2VecTextModel,
-    ElectraConfig,
-    ElectraModel,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaModel,
-    XLMRobertaConfig,
-    XLMRobertaModel,
-)
+from transformers import PreTrainedModel
 
 from spanbert_kernels import accelerate
 from spanbert_kernels.acceleration import AccelerationWarning
+from spanbert_kernels.acceleration.families import FAMILIES
 from spanbert_kernels.testing import assert_as_exact_as_eager
 
 TINY: dict[str, Any] = {
     "vocab_size": 60,
+    "embedding_size": 16,  # ELECTRA's alone
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -43,13 +32,10 @@ TINY: dict[str, Any] = {
     "initializer_range": 0.2,
 }
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-ENCODERS: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
-    "bert": (BertModel, BertConfig, {}),
-    "roberta": (RobertaModel, RobertaConfig, {}),
-    "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig, {}),
-    "camembert": (CamembertModel, CamembertConfig, {}),
-    "data2vec": (Data2VecTextModel, Data2VecTextConfig, {}),
-    "electra": (ElectraModel, ElectraConfig, {"embedding_size": 16}),
+# Every row of the table, by the name of its folder in transformers.
+ENCODERS: dict[str, type[PreTrainedModel]] = {
+    family.module.split(".")[2].replace("_", "-"): getattr(import_module(family.module), family.model_class)
+    for family in FAMILIES
 }
 BATCH, LENGTH = 4, 11
 # Which tokens of each row are real: lengths, or a mask of its own for padding inside.
@@ -75,12 +61,11 @@ def seeded(build: Callable[[], Any], seed: int = 0) -> Any:
 
 def encoder(name: str = "bert", **options: Any) -> Any:
     """A tiny encoder of a family, in eval mode."""
-    model_class, config_class, extra = ENCODERS[name]
-    return seeded(lambda: model_class(config_class(**{**TINY, **extra, **options}))).eval()
+    return head(ENCODERS[name], **options)
 
 
 def head(model_class: type[PreTrainedModel], **options: Any) -> Any:
-    """A tiny model with a head, in eval mode."""
+    """A tiny model of a class, in eval mode."""
     return seeded(lambda: model_class(model_class.config_class(**{**TINY, **options}))).eval()  # type: ignore[misc]
 
 
