@@ -19,7 +19,7 @@ CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o
 BUILD_TOOLS := "setuptools>=77" ninja "pybind11>=2.12"
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all check docs wheel fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
+.PHONY: demo test test-all check docs wheel aarch64 fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -56,6 +56,11 @@ sanitize: $(VENV)/.test-installed
 	SPANBERT_KERNELS_SANITIZE=1 SPANBERT_KERNELS_BUILD=1 SPANBERT_KERNELS_CUDA=0 \
 	  $(BIN)/python setup.py -q build_ext --build-lib build/sanitized --build-temp build/sanitized/objects
 	$(BIN)/python tests/fuzz/sanitize.py --seconds $(SECONDS) -- $(SIDE_BY_SIDE)
+
+# The portable kernels on an emulated aarch64 processor: slow. What must be installed is said in the script.
+aarch64: $(VENV)/.installed
+	@$(PIP) install -q uv
+	PYTHON=$(abspath $(BIN))/python tests/aarch64/check.sh build/aarch64
 
 # On a machine with a CUDA GPU, with the torch, Triton, nvcc and pytest that it has; nothing is installed.
 gpu-check: gpu-check-tests gpu-check-bench

@@ -45,6 +45,8 @@ def load() -> str | None:
     )
     if compiler is None:
         return "no C++ compiler found (looked for $CXX, g++)"
+    if not sources():
+        return f"there are no CUDA sources in {CSRC}"
     library = Path(tempfile.gettempdir()) / f"{NAMESPACE}-{os.getuid()}-{_key(compiler)}.so"
     with library.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several test runs, one builds

@@ -49,7 +49,7 @@ class Call:
             if place.backend in names
             and self.setting.dtype in backends.DTYPES.get(place.backend, DTYPES)
             and (self.emulated or not place.emulated)
-            and places.unavailable(place) is None
+            and places.unavailable(place, self.operation) is None
         ]
 
     def __str__(self) -> str:

@@ -81,8 +81,8 @@ def cuda_as_fibers() -> Iterator[None]:
             table["cuda"] = value
 
 
-def unavailable(place: Place) -> str | None:
-    """Why there is no such place here, or None."""
+def unavailable(place: Place, operation: str = "") -> str | None:
+    """Why there is no such place here (for an operation), or None."""
     if place.device == "cuda" and not torch.cuda.is_available():
         return "there is no CUDA GPU here"
     if place.kind == "interpreter" and not library.interpreted():
@@ -93,7 +93,7 @@ def unavailable(place: Place) -> str | None:
         from cuda_on_cpu import library as fibers
 
         return fibers.load()
-    reason = backends.refusal(place.backend, place.device, torch.float32)
+    reason = backends.refusal(place.backend, place.device, torch.float32, operation)
     if reason is None and place.kind in ISAS:
         before = torch.ops.spanbert_kernels.cpu_isa()
         try:
