@@ -19,6 +19,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import psutil
+
+from spanbert_kernels.cli.measuring import PeakMemory
+
 OUT_OF_MEMORY = "out of memory"
 SLOW_SECONDS = 2.0
 
@@ -45,13 +49,6 @@ def peak_megabytes(suite: str, workload: str, provider: str, limit: float | None
     return float(answer["bytes"]) / 1e6
 
 
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
 def _measure(suite: str, workload: str, provider: str, limit: float | None) -> int:
     import registry
 
@@ -62,7 +59,7 @@ def _measure(suite: str, workload: str, provider: str, limit: float | None) -> i
     system.mallopt(mmap_threshold, 2**17)  # memory goes back to the system as soon as it is freed
     if limit:
         # The address space also holds what is never touched; a tenth more is left for that.
-        most = _status("VmSize") + int(1.1e6 * limit)
+        most = int(psutil.Process().memory_info().vms) + int(1.1e6 * limit)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     start = time.perf_counter()
     try:
@@ -79,13 +76,10 @@ def _measure(suite: str, workload: str, provider: str, limit: float | None) -> i
 
 
 def _rise_of(call: Callable[[], object]) -> int:
-    ctypes.CDLL(None).malloc_trim(0)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    result = call()
-    peak = _status("VmHWM")
+    with PeakMemory() as memory:
+        result = call()
     del result
-    return max(peak - before, 0)
+    return memory.bytes
 
 
 def _answer(line: str) -> dict[str, int | str]:

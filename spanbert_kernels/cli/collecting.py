@@ -44,6 +44,7 @@ class Collection:
         skipped: files that could not be read at all.
         passed_over: files that are no documents.
         duplicates: documents met before.
+        seen: fingerprints of the texts of `documents`.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -51,6 +52,7 @@ class Collection:
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     passed_over: list[tuple[Path, str]] = field(default_factory=list)
     duplicates: int = 0
+    seen: set[bytes] = field(default_factory=set, repr=False)
 
 
 def default_documents() -> Collection:
@@ -62,7 +64,6 @@ def default_documents() -> Collection:
 def collect(paths: Sequence[Path]) -> Collection:
     """Read all documents under `paths`, in the order given, folders sorted; a text met twice counts once."""
     collection = Collection()
-    seen: set[bytes] = set()
     for path in paths:
         try:
             mode = path.stat().st_mode
@@ -71,10 +72,7 @@ def collect(paths: Sequence[Path]) -> Collection:
         except OSError as error:
             collection.skipped.append((path, _cannot_read(error)))
         else:
-            if stat.S_ISDIR(mode):
-                _collect_folder(path, collection, seen)
-            else:
-                _collect_file(path, None, collection, seen)
+            (_collect_folder if stat.S_ISDIR(mode) else _collect_file)(path, collection)
     return collection
 
 
@@ -85,12 +83,10 @@ def _cannot_read(error: OSError) -> str:
 def _walk(folder: Path, unreadable: Callable[[OSError], None]) -> Iterator[Path]:
     for root, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(root, name)
+        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _collect_folder(folder: Path, collection: Collection, seen: set[bytes]) -> None:
+def _collect_folder(folder: Path, collection: Collection) -> None:
     unreadable: list[tuple[Path, str]] = []
     paths = list(_walk(folder, lambda error: unreadable.append((Path(error.filename), _cannot_read(error)))))
     collection.skipped.extend(unreadable)
@@ -107,64 +103,44 @@ def _collect_folder(folder: Path, collection: Collection, seen: set[bytes]) -> N
         elif suffix == ".md" and beside_corpora:
             collection.passed_over.append((path, "a note beside annotated data"))
         else:
-            _collect_file(path, folder, collection, seen)
+            _collect_file(path, collection, named=False)
 
 
-def _collect_file(path: Path, folder: Path | None, collection: Collection, seen: set[bytes]) -> None:
-    """Read one file; `folder` is the one that was walked to find it, None if the user named the file itself."""
+def _collect_file(path: Path, collection: Collection, named: bool = True) -> None:
+    """Read one file, which the user named, or which was found in a folder."""
     reader: Reader | None = READERS.get(path.suffix.lower())
-    named = folder is None
+
+    def leave(reason: str, passed_over: bool = False) -> None:
+        (collection.passed_over if passed_over else collection.skipped).append((path, reason))
+
     try:
-        content = _read_text(path)
+        content = read_text(path)
     except OSError as error:
-        collection.skipped.append((path, _cannot_read(error)))
-        return
-    except NotADocument as reason:
-        (collection.skipped if named or reader is not None else collection.passed_over).append((path, str(reason)))
-        return
+        return leave(_cannot_read(error))
+    except (NotAFile, NotText) as fault:
+        reason = fault.reason if isinstance(fault, NotAFile) else f"is {fault.reason}"
+        return leave(reason, passed_over=not named and reader is None)
     if not content.strip():
-        collection.skipped.append((path, "is empty"))
-        return
+        return leave("is empty")
     if reader is None:
         reader = sniff(content)
         if reader is read_plain and path.suffix and not named:
-            collection.passed_over.append((path, f"{path.suffix} files are not read"))
-            return
+            return leave(f"{path.suffix} files are not read", passed_over=True)
     faults: list[str] = []
     try:
-        found = [
-            Document(encodable(name), encodable(text), path)
-            for name, text in reader(content, path.stem, faults.append)
-            if text.strip()
-        ]
-    except NotADocument as reason:
-        target = collection.passed_over if not named and path.suffix.lower() == ".json" else collection.skipped
-        target.append((path, "; ".join([*faults, str(reason)])))
-        return
+        pairs = [(encodable(name), encodable(text)) for name, text in reader(content, path.stem, faults.append)]
+    except NotADocument as fault:
+        return leave("; ".join([*faults, str(fault)]), passed_over=not named and path.suffix.lower() == ".json")
+    found = [Document(name, text, path) for name, text in pairs if text.strip()]
     if not found:
-        collection.skipped.append((path, "holds no text"))
-        return
+        return leave("holds no text")
     collection.faults.extend((path, fault) for fault in faults)
     for document in found:
         # The same text tokenised in two formats differs in spaces alone.
         fingerprint = hashlib.blake2b("".join(document.text.split()).encode()).digest()
-        if fingerprint in seen:
+        if fingerprint in collection.seen:
             collection.duplicates += 1
         else:
-            seen.add(fingerprint)
+            collection.seen.add(fingerprint)
             collection.documents.append(document)
-
-
-def _read_text(path: Path) -> str:
-    """The file's text.
-
-    Raises:
-        OSError: it cannot be read.
-        NotADocument: it is no file, or not text.
-    """
-    try:
-        return read_text(path)
-    except NotAFile as fault:
-        raise NotADocument(fault.reason) from None
-    except NotText as fault:
-        raise NotADocument(f"is {fault.reason}") from None
+    return None

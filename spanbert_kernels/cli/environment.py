@@ -36,7 +36,7 @@ def machine() -> dict[str, str]:
 
     return {
         "processor": _processor(),
-        "cores": f"{len(_usable_cores())} usable, {formatting.count(torch.get_num_threads(), 'thread')} in PyTorch",
+        "cores": f"{_usable_cores()} usable, {formatting.count(torch.get_num_threads(), 'thread')} in PyTorch",
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "memory": formatting.memory(psutil.virtual_memory().total),
         "system": f"{platform.system()}, {platform.machine()}",
@@ -50,10 +50,9 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cores() -> range | set[int]:
-    with contextlib.suppress(AttributeError):  # Linux alone knows which cores a process may use
-        return os.sched_getaffinity(0)
-    return range(os.cpu_count() or 1)
+def _usable_cores() -> int:
+    """Linux alone knows which cores a process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def backends() -> list[tuple[str, str, str | None]]:

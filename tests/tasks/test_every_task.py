@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,34 +46,53 @@ def lines_of(folder: Path, **fields: Callable[[int], str]) -> Path:
     return written(folder / "lines.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def file_for(name: str, folder: Path) -> Path:
-    """Something to train the task on."""
-    if name == "tagging":
-        blocks = ("".join(f"{word}\t{label}\n" for word, label in rows) for rows in ROWS)
-        return written(folder / "tagged.conll", "\n".join(blocks))
-    if name == "parsing":
-        blocks = (
-            "".join(f"{i}\t{word}\t_\t_\t_\t_\t{i - 1}\t{'dep' if i > 1 else 'root'}\t_\t_\n" for i, word in rows)
-            for rows in (enumerate(text.split(), start=1) for text in TEXTS)
-        )
-        return written(folder / "trees.conllu", "\n".join(blocks))
-    if name == "classification":
-        return lines_of(folder, text=lambda i: TEXTS[i], label=lambda i: "xy"[i % 2], cluster=lambda i: f"c{i // 2}")
-    if name == "summarisation":
-        return lines_of(folder, source=lambda i: TEXTS[i] * 30, target=lambda i: TEXTS[i])
-    if name == "translation":
-        written(folder / "source.txt", "\n".join(TEXTS))
-        return written(folder / "target.txt", "\n".join(reversed(TEXTS))).parent
-    if name == "relations":
-        marked(folder).rename(folder / "documents.conll")
-        return written(folder / "relations.tsv", "Anna\tParis\twent\nAnna\tClara\twrote\n").parent
-    if name == "question_answering":
-        asked = [
-            {"context": text, "qas": [{"id": str(i), "question": "Who ?", "answers": [answer_in(text)]}]}
-            for i, text in enumerate(TEXTS)
-        ]
-        return written(folder / "questions.json", json.dumps({"data": [{"paragraphs": asked}]}))
-    return marked(folder)
+def tagged(folder: Path) -> Path:
+    blocks = ("".join(f"{word}\t{label}\n" for word, label in rows) for rows in ROWS)
+    return written(folder / "tagged.conll", "\n".join(blocks))
+
+
+def parsed(folder: Path) -> Path:
+    blocks = (
+        "".join(f"{i}\t{word}\t_\t_\t_\t_\t{i - 1}\t{'dep' if i > 1 else 'root'}\t_\t_\n" for i, word in rows)
+        for rows in (enumerate(text.split(), start=1) for text in TEXTS)
+    )
+    return written(folder / "trees.conllu", "\n".join(blocks))
+
+
+def labelled(folder: Path) -> Path:
+    return lines_of(folder, text=lambda i: TEXTS[i], label=lambda i: "xy"[i % 2], cluster=lambda i: f"c{i // 2}")
+
+
+def translated(folder: Path) -> Path:
+    written(folder / "source.txt", "\n".join(TEXTS))
+    return written(folder / "target.txt", "\n".join(reversed(TEXTS))).parent
+
+
+def related(folder: Path) -> Path:
+    marked(folder).rename(folder / "documents.conll")
+    return written(folder / "relations.tsv", "Anna\tParis\twent\nAnna\tClara\twrote\n").parent
+
+
+def asked(folder: Path) -> Path:
+    paragraphs = [
+        {"context": text, "qas": [{"id": str(i), "question": "Who ?", "answers": [answer_in(text)]}]}
+        for i, text in enumerate(TEXTS)
+    ]
+    return written(folder / "questions.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
+
+
+FILES: dict[str, Callable[[Path], Path]] = {  # something to train each task on
+    "tagging": tagged,
+    "nested": marked,
+    "coreference": marked,
+    "cross_document_coreference": marked,
+    "relations": related,
+    "classification": labelled,
+    "parsing": parsed,
+    "question_answering": asked,
+    "summarisation": partial(lines_of, source=lambda i: TEXTS[i] * 30, target=lambda i: TEXTS[i]),
+    "translation": translated,
+}
 
 
 def answer_in(text: str) -> dict[str, Any]:
@@ -90,7 +110,7 @@ def trainer(name: str, folder: Path) -> Train:
             return pretraining.pretrain(model, tokenizer, TEXTS, [], options, 32)
 
         return train
-    data = file_for(name, folder)
+    data = FILES[name](folder)
     return lambda start, options, spans: load(name).train(data, None, start, options, spans).training
 
 
