@@ -59,7 +59,7 @@ def test_the_sources_are_whole_and_hold_nothing_that_was_built(sources: Path) ->
     names = {str(path.relative_to(sources)) for path in sources.rglob("*") if path.is_file()}
     made = {name for name in names if name.startswith("spanbert_kernels.egg-info/")} | {"PKG-INFO", "setup.cfg"}
     assert names - made == tracked() - {".ci/run", ".gitignore"}
-    assert {"csrc/common/levels.h", "tests/test_wheel.py", "README.md", "LICENSE"} <= names
+    assert {"csrc/common/vector.h", "tests/test_wheel.py", "README.md", "LICENSE"} <= names
 
 
 @pytest.mark.parametrize(
