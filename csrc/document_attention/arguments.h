@@ -5,7 +5,7 @@
 
 namespace spanbert {
 
-// ops/attention_plans.py: AttentionWork
+// ops/attention/work.py: AttentionWork
 struct AttentionArguments {
   Tensor documents;
   OptionalTensor link_offsets, links, back_offsets, back_links, query_tiles, key_tiles;
@@ -18,7 +18,7 @@ struct AttentionArguments {
   }
 };
 
-// ops/attention_plans.py: PairStatistics. A softmax for each pair of documents: where the statistics of a pair lie,
+// ops/attention/work.py: PairStatistics. A softmax for each pair of documents: where the statistics of a pair lie,
 // `[heads, size]`. Query row r with the document at place p of its cluster: p * query rows + r; with links those of
 // link l: slots[l] + r.
 struct PairArguments {

@@ -6,7 +6,7 @@
 
 namespace spanbert {
 
-constexpr int kTileRows = 64;  // of a document, as in ops/attention_plans.py
+constexpr int kTileRows = 64;  // of a document, as in ops/attention/work.py
 
 // A tensor [rows, heads, head_dim] whose last dimension is dense.
 struct HeadRows {

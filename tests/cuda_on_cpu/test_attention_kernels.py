@@ -9,8 +9,9 @@ import torch
 from cuda_on_cpu import library
 from torch import Tensor
 
-from spanbert_kernels.ops import attention_plans, choices, cross_document_attention, document_attention
-from spanbert_kernels.ops.attention_plans import AttentionWork, plan_attention
+from spanbert_kernels.ops import choices, cross_document_attention, document_attention
+from spanbert_kernels.ops.attention.work import AttentionWork, make_work, pair_statistics
+from spanbert_kernels.ops.attention_plans import plan_attention
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -41,7 +42,7 @@ def joint(operators: Any, work: AttentionWork, tensors: list[Tensor], dropout_p:
 
 def pairwise(operators: Any, work: AttentionWork, tensors: list[Tensor], places: int) -> tuple[Tensor, ...]:
     q, k, v, grad = tensors
-    statistics = attention_plans.pair_statistics(work, q.shape[0], places)
+    statistics = pair_statistics(work, q.shape[0], places)
     call = (*work, *statistics, q.shape[2] ** -0.5, 0.25, torch.tensor([11]))
     output, lse = operators.cross_document_attention_pairwise_forward(q, k, v, *call)
     return output, lse, *operators.cross_document_attention_pairwise_backward(grad, q, k, v, lse, *call)
@@ -156,7 +157,7 @@ def test_rows_of_empty_documents_reach_nothing(operators: Any, keys: str, dtype:
 @pytest.mark.parametrize("dim", [8, 140])
 def test_rows_of_no_document_are_cleared(operators: Any, dim: int) -> None:
     """Offsets on a GPU are not checked: those that end early, begin late, or point anywhere."""
-    work = attention_plans.make_work(torch.tensor([2, 5]), None, "tokens", "tokens", True, None, 8, 0, True)
+    work = make_work(torch.tensor([2, 5]), None, "tokens", "tokens", True, None, 8, 0, True)
     found = joint(operators, work, inputs(work, 8, 8, dim))
     outside = [0, 1, 5, 6, 7]
     for result in (found[0], *found[2:]):
@@ -164,7 +165,7 @@ def test_rows_of_no_document_are_cleared(operators: Any, dim: int) -> None:
         assert result[2:5].any()
     assert (found[1][:, outside] == -torch.inf).all()
     for offsets in ([-5, 10**9, 3, -(10**9)], [7, 3, 8, 0]):
-        work = attention_plans.make_work(torch.tensor(offsets), None, "tokens", "tokens", True, None, 8, 0, True)
+        work = make_work(torch.tensor(offsets), None, "tokens", "tokens", True, None, 8, 0, True)
         joint(operators, work, inputs(work, 8, 8, dim))
         lie = work._replace(documents=torch.cat([work.documents[:4] * 10**9, work.documents[4:]]))
         joint(operators, lie, inputs(work, 8, 8, dim))
@@ -177,7 +178,7 @@ def test_links_to_be_passed_over(operators: Any) -> None:
     plain = torch.tensor([0, 1, 2, 2]), torch.tensor([1, 0])
     results = []
     for given in (links, plain):
-        work = attention_plans.make_work(offsets, clusters, "tokens", "tokens", False, given, 9, 0, True)
+        work = make_work(offsets, clusters, "tokens", "tokens", False, given, 9, 0, True)
         tensors = inputs(work, 9, 9, 8)
         output, _, *grads = pairwise(operators, work, tensors, 2)  # where its sums lie depends on the links
         results.append((*joint(operators, work, tensors), output, *grads))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import attention_plans, cross_document_attention, library, plan_attention
+from spanbert_kernels.ops import cross_document_attention, library, plan_attention
+from spanbert_kernels.ops.attention.work import pair_statistics
 from spanbert_kernels.ops.cross_document_attention import linked_reference, reference
 
 HEADS, DIM = 2, 8
@@ -71,7 +72,7 @@ def test_a_softmax_a_pair_keeps_as_many_numbers_as_there_are_linked_rows(tokens:
         ring = Ring(documents, 4, tokens)
         side = "tokens" if tokens > 1 else "anchors"
         work = plan_attention(ring.cu_seqlens, ring.cu_clusters, side, side, links=ring.links).work(tiled=True)
-        size = attention_plans.pair_statistics(work, documents * tokens, documents).size
+        size = pair_statistics(work, documents * tokens, documents).size
         assert size == documents * 4 * tokens
 
 

@@ -292,7 +292,7 @@ def test_eager_works_in_chunks_without_gradients(monkeypatch: pytest.MonkeyPatch
         return whole(hidden, start, *rest)
 
     monkeypatch.setattr(reference, "span_linear", counting)
-    monkeypatch.setattr(projection, "EAGER_CHUNK", 7 * 25)
+    monkeypatch.setattr(projection.span_pool, "EAGER_CHUNK", 7 * 25)
     torch.testing.assert_close(span_linear(**tensors, parts=EVERY, backend="eager"), expected, rtol=1e-13, atol=1e-13)
     assert len(chunks) > 2
     assert sum(chunks) == 40

@@ -229,7 +229,7 @@ def test_eager_works_in_chunks_without_gradients(monkeypatch: pytest.MonkeyPatch
         return whole(hidden, start, *rest)
 
     monkeypatch.setattr(reference, "span_pool", counting)
-    monkeypatch.setattr(importlib.import_module("spanbert_kernels.ops.span_pool"), "EAGER_CHUNK", 7 * 5 * 5)
+    monkeypatch.setattr(importlib.import_module("spanbert_kernels.ops.span_pool.reference"), "EAGER_CHUNK", 7 * 5 * 5)
     assert torch.equal(call(), expected)
     assert len(chunks) > 2
     assert sum(chunks) == 24

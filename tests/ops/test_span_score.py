@@ -126,7 +126,7 @@ def test_eager_works_in_chunks_without_gradients(monkeypatch: pytest.MonkeyPatch
     with LargestTensor() as largest:
         expected = call()
     assert largest.elements >= 300 * 64
-    monkeypatch.setattr(projection, "EAGER_CHUNK", 64 * 40)
+    monkeypatch.setattr(projection.span_pool, "EAGER_CHUNK", 64 * 40)
     with LargestTensor() as largest:
         found = call()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

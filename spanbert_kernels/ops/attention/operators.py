@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops.attention_plans import AttentionWork
+from spanbert_kernels.ops.attention.work import AttentionWork
 from spanbert_kernels.ops.backends import ATTENTION, Operation
 from spanbert_kernels.ops.operators import Gradient, gradients, raw, save, saved
 from spanbert_kernels.ops.philox import Dropout

@@ -10,7 +10,8 @@ from torch import Tensor
 from spanbert_kernels.ops import attention_plans, checks
 from spanbert_kernels.ops.attention.checks import check_heads, check_scale
 from spanbert_kernels.ops.attention.operators import DocumentAttention
-from spanbert_kernels.ops.attention_plans import AttentionPlan, AttentionWork
+from spanbert_kernels.ops.attention.work import AttentionWork, pair_statistics
+from spanbert_kernels.ops.attention_plans import AttentionPlan
 from spanbert_kernels.ops.choices import NORMALIZATIONS, Backend, Normalization, Role
 from spanbert_kernels.ops.cross_document_attention import reference
 from spanbert_kernels.ops.cross_document_attention.operators import (
@@ -259,7 +260,7 @@ def _kernels(
             total = weights.sum(2, keepdim=True)  # 1 but for the rounding of lse
             weights = torch.where(total > 0, weights / total, weights)
         return output, lse, weights
-    statistics = attention_plans.pair_statistics(work, q.shape[0], places)
+    statistics = pair_statistics(work, q.shape[0], places)
     output, lse = PairwiseAttention.apply(q, k, v, backend, work, statistics, scale, dropout)
     if weighed:
         weights = _equal_shares(work, q.shape[0], places)[:, None].expand(-1, q.shape[1], -1)

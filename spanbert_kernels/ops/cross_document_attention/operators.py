@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops.attention_plans import AttentionWork, PairStatistics
+from spanbert_kernels.ops.attention.work import AttentionWork, PairStatistics
 from spanbert_kernels.ops.backends import ATTENTION, Operation
 from spanbert_kernels.ops.operators import Gradient, gradients, raw, save, saved
 from spanbert_kernels.ops.philox import Dropout

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops.aot import AotConfiguration
-from spanbert_kernels.ops.attention_plans import AttentionWork, PairStatistics
+from spanbert_kernels.ops.attention.work import AttentionWork, PairStatistics
 from spanbert_kernels.ops.cross_document_attention.operators import (
     cross_document_attention_pairwise_backward,
     cross_document_attention_pairwise_forward,

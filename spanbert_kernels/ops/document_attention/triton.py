@@ -21,7 +21,7 @@ from spanbert_kernels.ops.attention.operators import (
     document_attention_forward,
     new_lse,
 )
-from spanbert_kernels.ops.attention_plans import TILE_ROWS, AttentionWork
+from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
 from spanbert_kernels.ops.document_attention.triton_backward import query_backward
 from spanbert_kernels.ops.document_attention.triton_forward import attention_forward
 from spanbert_kernels.ops.document_attention.triton_kernels import key_backward, whole_backward

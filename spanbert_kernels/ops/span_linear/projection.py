@@ -21,10 +21,8 @@ from spanbert_kernels.ops.operators import REGISTERED, Gradient, gradients, save
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_linear.operators import ProjectedInputs
 from spanbert_kernels.ops.span_pool import check_parts, check_scores, check_table
+from spanbert_kernels.ops.span_pool import reference as span_pool
 from spanbert_kernels.ops.span_pool.operators import SpanPool
-
-# Without gradients the eager backend works in chunks of this many gathered elements, to stay small in memory.
-EAGER_CHUNK = 2**26
 
 
 class Columns(NamedTuple):
@@ -179,7 +177,7 @@ def eager(call: Call, function: Callable[..., Tensor], *rest: Any, sources: Sequ
     if torch.compiler.is_compiling() or differentiable or len(start) == 0:
         return over(slice(None))
     elements = max(1, int((end - start).max()) * call.hidden.shape[1], len(call.weight))
-    step = max(1, EAGER_CHUNK // elements)
+    step = max(1, span_pool.EAGER_CHUNK // elements)
     return torch.cat([over(slice(i, i + step)) for i in range(0, len(start), step)])
 
 

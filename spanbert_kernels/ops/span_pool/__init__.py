@@ -15,9 +15,6 @@ from spanbert_kernels.ops.span_pool.operators import OPERATION, SpanPool
 
 __all__ = ["PARTS", "span_pool"]
 
-# Without gradients the eager backend works in chunks of this many gathered elements, to stay small in memory.
-EAGER_CHUNK = 2**26
-
 
 def span_pool(
     hidden: Tensor,
@@ -143,7 +140,7 @@ def _eager(
     differentiable = [x for x in (hidden, scores, table) if x is not None and x.requires_grad]
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and differentiable) or len(start) == 0:
         return reference.span_pool(hidden, start, end, parts, scores, table, index)
-    rows = max(1, EAGER_CHUNK // max(1, int((end - start).max()) * hidden.shape[1]))
+    rows = max(1, reference.EAGER_CHUNK // max(1, int((end - start).max()) * hidden.shape[1]))
     pieces = [
         reference.span_pool(
             hidden,

@@ -8,6 +8,9 @@ from torch import Tensor
 from spanbert_kernels.ops.choices import PARTS, Part
 from spanbert_kernels.ops.span_gather.reference import gather_padded, rows
 
+# Without gradients the eager backend works in chunks of this many gathered elements, to stay small in memory.
+EAGER_CHUNK = 2**26
+
 
 def span_pool(
     hidden: Tensor,

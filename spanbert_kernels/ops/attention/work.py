@@ -1,0 +1,174 @@
+"""Who attends to whom, as the raw operators of attention take it: bounds, links, tiles for a GPU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TILE_ROWS = 64
+Links = tuple[Tensor | None, Tensor | None]
+
+
+class AttentionWork(NamedTuple):
+    """Who attends to whom, in the form that raw operators take.
+
+    Attributes:
+        documents: int64 `[6, D]`: first query row of each document and the one after its last, the same of the key
+            rows, first document of its cluster and the one after the last. A side of anchors has row d for document d,
+            and no row (first = last = d) where the document is empty: such rows lie between those of the cluster and
+            are passed over. The query rows that see a document are those of its cluster, or linked to it, too.
+        link_offsets, links: int64 `[D + 1]` and `[links]`, the documents that each one sees, ascending; -1 stands for
+            a link to be passed over. Absent: the whole cluster, its own document only with `include_self`.
+        back_offsets, back_links: the same the other way round, the documents that see each one.
+        query_tiles, key_tiles: int32 `[tiles, 2]`, for kernels on a GPU: pieces of up to TILE_ROWS rows of one document
+            as (document, first row counted from the document's), longest documents first; (-1, 0) is no piece.
+        most_queries, most_keys: rows of the longest document on either side, 0 where that is not known.
+        include_self: a document sees itself as well; links have that in them already.
+        anchor_queries, anchor_keys: the side is one of anchors.
+        clustered: there are clusters; else each document sees itself alone.
+    """
+
+    documents: Tensor
+    link_offsets: Tensor | None
+    links: Tensor | None
+    back_offsets: Tensor | None
+    back_links: Tensor | None
+    query_tiles: Tensor | None
+    key_tiles: Tensor | None
+    most_queries: int
+    most_keys: int
+    include_self: bool
+    anchor_queries: bool
+    anchor_keys: bool
+    clustered: bool
+
+
+def make_work(
+    cu_seqlens: Tensor,
+    cu_clusters: Tensor | None,
+    queries: str,
+    keys: str,
+    include_self: bool,
+    links: tuple[Tensor, Tensor] | None,
+    num_tokens: int,
+    max_seqlen: int,
+    tiled: bool,
+) -> AttentionWork:
+    """Nothing here waits for a GPU. `max_seqlen` is 0 where it is not known."""
+    count = cu_seqlens.shape[0] - 1
+    offsets = cu_seqlens.long()
+    if "tokens" in (queries, keys):  # offsets on a GPU are not checked: whatever they are, no row beyond T is read
+        offsets = offsets.clamp(0, num_tokens)
+    begin, end = offsets[:-1], torch.maximum(offsets[:-1], offsets[1:])
+    index = torch.arange(count, device=offsets.device)
+    anchors = (index, index + (end > begin))
+    bounds = [anchors if side == "anchors" else (begin, end) for side in (queries, keys)]
+    first, last = index, index + 1
+    if cu_clusters is not None:
+        clusters = cu_clusters.long().clamp(0, count)
+        cluster = torch.searchsorted(clusters[1:].contiguous(), index, right=True)
+        cluster = cluster.clamp(max=max(len(clusters) - 2, 0))
+        first, last = clusters[cluster], clusters[cluster + 1]
+    documents = torch.stack([*bounds[0], *bounds[1], first, last])
+    forth: Links = (None, None)
+    back: Links = (None, None)
+    if links is not None:
+        forth, back = _sorted_links(links, first, last, include_self)
+    query_tiles = key_tiles = None
+    if tiled:
+        query_tiles, key_tiles = (
+            _tiles(*bounds[place], num_tokens if side == "tokens" else 0) for place, side in enumerate((queries, keys))
+        )
+    most_queries, most_keys = (min(max_seqlen, 1) if side == "anchors" else max_seqlen for side in (queries, keys))
+    return AttentionWork(
+        documents,
+        *forth,
+        *back,
+        query_tiles,
+        key_tiles,
+        most_queries,
+        most_keys,
+        include_self,
+        queries == "anchors",
+        keys == "anchors",
+        cu_clusters is not None,
+    )
+
+
+def _sorted_links(links: tuple[Tensor, Tensor], first: Tensor, last: Tensor, include_self: bool) -> tuple[Links, Links]:
+    """Offsets and targets by query document and by key document; -1 for what is twice there or must not be seen."""
+    count, (offsets, indices) = first.shape[0], (part.long() for part in links)
+    # A link's query document; on a GPU nothing is known about the offsets, so they are looked up, not repeated.
+    place = torch.arange(indices.shape[0], device=first.device)
+    query = torch.searchsorted(offsets[1:].contiguous(), place, right=True).clamp(max=max(count - 1, 0))
+    inside = (indices >= first[query]) & (indices < last[query])
+    if not include_self:
+        inside = inside & (indices != query)
+    query, target = torch.where(inside, query, count), torch.where(inside, indices, count)
+
+    def ordered(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        key = (rows * (count + 1) + columns).sort().values
+        repeated = torch.cat([key.new_zeros(1, dtype=torch.bool), key[1:] == key[:-1]])[: key.shape[0]]
+        row_offsets = torch.searchsorted(key, torch.arange(count + 1, device=key.device) * (count + 1))
+        return row_offsets, torch.where(repeated, -1, key % (count + 1))
+
+    return ordered(query, target), ordered(target, query)
+
+
+class PairStatistics(NamedTuple):
+    """Where a softmax for each pair of documents keeps its statistics, `[heads, size]`.
+
+    Those of query row r and the document at place p of its cluster lie at `p * query rows + r`; with links those of
+    link l at `slots[l] + r`, so that they are as many as linked rows.
+
+    Attributes:
+        slots, back_slots: int64 `[links]`, by the places in AttentionWork's links and back_links.
+        size: statistics of a head.
+    """
+
+    slots: Tensor | None
+    back_slots: Tensor | None
+    size: int
+
+
+def pair_statistics(work: AttentionWork, query_rows: int, places: int) -> PairStatistics:
+    """`places`: documents of the largest cluster. Waits for a GPU where queries are tokens and there are links."""
+    if work.links is None or work.link_offsets is None or work.back_links is None or work.back_offsets is None:
+        return PairStatistics(None, None, places * query_rows)
+    first, last = work.documents[:2]
+    documents, count = first.shape[0], work.links.shape[0]
+    link = torch.arange(count, device=first.device)
+    if documents == 0:
+        return PairStatistics(link, link, 0)
+
+    def owner(offsets: Tensor) -> Tensor:
+        return torch.searchsorted(offsets[1:].contiguous(), link, right=True).clamp(max=documents - 1)
+
+    query = owner(work.link_offsets)
+    if work.anchor_queries:
+        slots, size = link - query, count
+    else:
+        rows = (last - first)[query]
+        end = rows.cumsum(0)
+        slots, size = end - rows - first[query], int(end[-1]) if count else 0
+    # A link's number from its documents: what is twice there counts as its first, and the lists ascend.
+    forth = (query * (documents + 1) + work.links).cummax(0).values if count else link
+    pair = work.back_links * (documents + 1) + owner(work.back_offsets)
+    return PairStatistics(slots, slots[torch.searchsorted(forth, pair).clamp(max=max(count - 1, 0))], size)
+
+
+def _tiles(begin: Tensor, end: Tensor, rows: int) -> Tensor:
+    """Pieces of TILE_ROWS rows, int32 `[D + rows / TILE_ROWS, 2]`: as many as there can be, whatever the lengths."""
+    most = begin.shape[0] + rows // TILE_ROWS
+    order = (end - begin).argsort(descending=True, stable=True)
+    pieces = ((end - begin)[order] + TILE_ROWS - 1) // TILE_ROWS
+    after = pieces.cumsum(0)  # [D]: tiles of this document and all before it
+    tile = torch.arange(most, device=begin.device)
+    place = torch.searchsorted(after, tile, right=True)
+    real = place < begin.shape[0]
+    place = torch.where(real, place, 0)
+    piece = tile - (after - pieces)[place] if begin.shape[0] else tile
+    document = order[place] if begin.shape[0] else tile
+    return torch.stack([torch.where(real, document, -1), torch.where(real, piece * TILE_ROWS, 0)], 1).int()
