@@ -62,24 +62,26 @@ def run(suites: Sequence[str], quick: bool, watch: Callable[[Progress], None], p
     """Runs suites with the package in a folder; `watch` sees what there is after every line of theirs.
 
     In a full run every suite has a process of its own: freed memory stays with its process, and a suite that takes its
-    process down leaves a failure behind and the other suites as they are.
+    process down, or needs what the package of another commit lacks, leaves a failure behind and the others as they are.
 
     Raises:
         CannotRun: pytest collected nothing, or another package than the one wanted was measured.
     """
     progress = Progress()
+    output: list[str] = []
     for group in [suites] if quick else [[suite] for suite in suites]:
-        _run_together(group, quick, progress, watch, package)
-        if Path(progress.package).resolve() != package.resolve():
+        output = _run_together(group, quick, progress, watch, package)
+        if progress.package and Path(progress.package).resolve() != package.resolve():
             raise CannotRun(f"the suites measured the package in {progress.package}, not the one in {package}")
+    if not progress.collected:
+        raise CannotRun("\n".join(["the suites stopped:", *output[-15:]]))
     return progress
 
 
 def _run_together(
     suites: Sequence[str], quick: bool, progress: Progress, watch: Callable[[Progress], None], package: Path
-) -> None:
-    """Some suites in one process."""
-    collected = progress.collected
+) -> list[str]:
+    """Some suites in one process; what pytest printed."""
     with tempfile.TemporaryDirectory() as folder:
         lines, output = Path(folder) / "rows.jsonl", Path(folder) / "output.txt"
         lines.touch()
@@ -106,11 +108,12 @@ def _run_together(
                 process.terminate()
                 process.wait()
                 raise
-        if progress.collected == collected:
-            raise CannotRun(f"the suites stopped:\n{_last_lines(output)}")
+        printed = output.read_text(errors="replace").strip().splitlines() or [""]
         if process.returncode not in (PASSED, FAILED):
-            reason = f"the process ended with exit code {process.returncode}: {_last_lines(output, 1)}"
+            told = next((line.removeprefix("E ").strip() for line in printed if line.startswith("E ")), printed[-1])
+            reason = f"the process ended with exit code {process.returncode}: {told}"
             progress.failures.append({"suite": ", ".join(suites), "workload": "all that was left", "reason": reason})
+        return printed
 
 
 def _follow(process: subprocess.Popen[bytes], readline: Callable[[], str]) -> Iterator[str]:
@@ -126,10 +129,6 @@ def _follow(process: subprocess.Popen[bytes], readline: Callable[[], str]) -> It
         if ended:
             return
         time.sleep(POLL_SECONDS)
-
-
-def _last_lines(path: Path, count: int = 15) -> str:
-    return "\n".join(path.read_text(errors="replace").strip().splitlines()[-count:])
 
 
 def record_of(progress: Progress, quick: bool, seconds: float, state: tuple[str, bool]) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,13 @@ DYING = """
 import os
 from spanbert_kernels import ops
 ops.span_gather = lambda *arguments, **options: os.kill(os.getpid(), 9)
+"""
+
+OLD = """
+import os
+def test_nothing():
+    with open(os.environ["SPANBERT_KERNELS_BENCH_ROWS"], "a") as file:
+        file.write({line!r})
 """
 
 
@@ -146,6 +154,20 @@ def test_a_suite_that_dies_is_a_failure(run: Run, with_plugin: Callable[[str], N
     assert record.rows == []
     assert [failure["workload"] for failure in record.failures] == ["all that was left"]
     assert "exit code -9" in result.output
+
+
+def test_a_suite_that_cannot_be_loaded_leaves_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Such as one that needs what the package of another commit lacks."""
+    monkeypatch.setattr(running, "SUITES", tmp_path)
+    (tmp_path / "bench_new.py").write_text("import nowhere")
+    line = {"collected": 1, "package": str(running.PACKAGE), "skipped": {"suite": "old"}}
+    (tmp_path / "bench_old.py").write_text(OLD.format(line=json.dumps(line) + "\n"))
+    found = running.run(["new", "old"], False, lambda progress: None)
+    assert [failure["suite"] for failure in found.failures] == ["new"]
+    assert "No module named 'nowhere'" in found.failures[0]["reason"]
+    assert found.skipped == [{"suite": "old"}]
+    with pytest.raises(running.CannotRun, match=r"(?s)the suites stopped:.*nowhere"):
+        running.run(["new"], False, lambda progress: None)
 
 
 def test_lines_are_read_whole() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -63,8 +64,9 @@ print(memory.peak_megabytes(*case, 2 * free))
 """
 
 
-def python(code: str) -> list[str]:
-    done = children.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+def python(code: str, **more: str) -> list[str]:
+    command, environment = [sys.executable, "-c", code], {**os.environ, **more}
+    done = children.run(command, cwd=BENCHMARKS, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -76,8 +78,15 @@ def test_every_suite_holds_together() -> None:
     assert [name for name, count in quick.items() if not count] == ["memory"]
 
 
-def test_the_gate() -> None:
-    assert python(RULE) == ["refused"] * 3
+def test_the_gate_with_the_package_of_another_commit(tmp_path: Path) -> None:
+    """As `--compare` has it: a package that does not know the rule yet."""
+    package = tmp_path / "spanbert_kernels"
+    package.mkdir()
+    for path in (BENCHMARKS.parent / "spanbert_kernels").iterdir():
+        if path.name != "testing.py":
+            (package / path.name).symlink_to(path)
+    whose = f"{RULE}\nimport spanbert_kernels\nprint(spanbert_kernels.__file__)"
+    assert python(whose, PYTHONPATH=str(tmp_path)) == ["refused"] * 3 + [str(package / "__init__.py")]
 
 
 def test_floors() -> None:
