@@ -18,7 +18,7 @@ from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import Console
 
 if TYPE_CHECKING:
-    from records.record import Record
+    from records.record import Record, Row
     from records.running import Progress
 
 FAILED_OR_SLOWER = 1  # exit code; 2 is for what the user can put right
@@ -114,21 +114,14 @@ def _measure(
 
     started = time.perf_counter()
     state = (commit, False) if commit else running.git_state()
-    kept = running.Progress()
-    interrupted = False
+    found, interrupted = running.Progress(), False
     with _progress(notices, label, [] if quick else suites) as watch:
-
-        def keep(progress: Progress) -> None:
-            nonlocal kept
-            kept = progress
-            watch(progress)
-
         try:
-            kept = running.run(suites, quick, keep, package or running.PACKAGE)
+            running.run(suites, quick, found, watch, package or running.PACKAGE)
         except KeyboardInterrupt:
             notices.print("Stopped; what has been measured is kept.", style="yellow")
             interrupted = True
-    return running.record_of(kept, quick, time.perf_counter() - started, state), interrupted
+    return running.record_of(found, quick, time.perf_counter() - started, state), interrupted
 
 
 @contextlib.contextmanager
@@ -138,13 +131,12 @@ def _progress(console: Console, label: str, in_turn: list[str]) -> Iterator[Call
     Suites that run one after the other are counted: how many workloads each has is known when its turn comes.
     """
     if not console.is_terminal:
-        shown = 0
+        told: list[Row] = []
 
         def say(progress: Progress) -> None:
-            nonlocal shown
-            for row in progress.rows[shown:]:
+            for row in progress.rows[len(told) :]:
                 console.print(f"{label}{row.suite}: {row.title}", markup=False, soft_wrap=True)
-            shown = len(progress.rows)
+                told.append(row)
 
         yield say
         return

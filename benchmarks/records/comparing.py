@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from records.record import Entry, Record, Row
+from records.record import Record, Row
 
 LEAST_NOISE = 0.05  # of a process to the next: where memory lies
 
@@ -35,12 +35,6 @@ class Change:
         return self.factor < 1 / (1 + self.noise)
 
 
-def _ratio(before: Entry, after: Entry) -> float:
-    assert before.milliseconds is not None
-    assert after.milliseconds is not None
-    return math.log(after.milliseconds / before.milliseconds)
-
-
 def change_of(before: Row, after: Row) -> Change:
     """How ours did on one workload."""
     earlier, later = (
@@ -48,15 +42,13 @@ def change_of(before: Row, after: Row) -> Change:
         for row in (before, after)
     )
     theirs = [(earlier[name], entry) for name, entry in later.items() if name in earlier]
-    ratios = [_ratio(*pair) for pair in theirs]
-    drift = statistics.median(ratios) if ratios else 0.0
-    apart = statistics.median(abs(ratio - drift) for ratio in ratios) if ratios else 0.0
-    other_spread = statistics.median(math.hypot(a.spread, b.spread) for a, b in theirs) if theirs else 0.0
+    ratios = [math.log(now.time / then.time) for then, now in theirs] or [0.0]
+    drift = statistics.median(ratios)
+    apart = statistics.median(abs(ratio - drift) for ratio in ratios)
+    other_spread = statistics.median([math.hypot(then.spread, now.spread) for then, now in theirs] or [0.0])
     noise = math.hypot(apart, before.ours.spread, after.ours.spread, other_spread)
-    first, second = before.ours.milliseconds, after.ours.milliseconds
-    assert first is not None
-    assert second is not None
-    return Change(after, first, second, math.exp(_ratio(before.ours, after.ours) - drift), max(noise, LEAST_NOISE))
+    factor = after.ours.time / before.ours.time / math.exp(drift)
+    return Change(after, before.ours.time, after.ours.time, factor, max(noise, LEAST_NOISE))
 
 
 def changes(before: Record, after: Record) -> Iterator[Change]:

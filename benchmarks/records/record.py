@@ -45,6 +45,12 @@ class Entry:
     unavailable: str = ""
 
     @property
+    def time(self) -> float:
+        """Milliseconds of a provider that has figures."""
+        assert self.milliseconds is not None, self.unavailable
+        return self.milliseconds
+
+    @property
     def spread(self) -> float:
         """The quartiles' distance as a part of the median; half of it where one or two rounds tell nothing."""
         if self.rounds in (1, 2):
@@ -103,10 +109,7 @@ class Row:
 
     def speed_up(self, rival: str) -> float:
         """How many times the time of ours a rival takes."""
-        theirs, mine = self.providers[rival].milliseconds, self.ours.milliseconds
-        assert theirs is not None
-        assert mine is not None
-        return theirs / mine
+        return self.providers[rival].time / self.ours.time
 
     def against_eager(self) -> list[float]:
         """The speed-ups over eager PyTorch."""
@@ -164,19 +167,7 @@ def dumps(record: Record) -> str:
     return "{\n" + ",\n".join(parts) + "}\n"
 
 
-_HEAD = (
-    "date",
-    "commit",
-    "dirty",
-    "quick",
-    "seed",
-    "seconds",
-    "machine",
-    "versions",
-    "ceilings",
-    "failures",
-    "skipped",
-)
+_HEAD = tuple(field.name for field in dataclasses.fields(Record) if field.name != "rows")
 
 
 def _short(value: Any) -> Any:

@@ -58,8 +58,10 @@ def suite_names() -> list[str]:
     return sorted(name for name in found if not name.endswith("_on_gpu"))
 
 
-def run(suites: Sequence[str], quick: bool, watch: Callable[[Progress], None], package: Path = PACKAGE) -> Progress:
-    """Runs suites with the package in a folder; `watch` sees what there is after every line of theirs.
+def run(
+    suites: Sequence[str], quick: bool, progress: Progress, watch: Callable[[Progress], None], package: Path = PACKAGE
+) -> None:
+    """Runs suites with the package in a folder; `progress` grows with every line of theirs, and `watch` sees it.
 
     In a full run every suite has a process of its own: freed memory stays with its process, and a suite that takes its
     process down, or needs what the package of another commit lacks, leaves a failure behind and the others as they are.
@@ -67,7 +69,6 @@ def run(suites: Sequence[str], quick: bool, watch: Callable[[Progress], None], p
     Raises:
         CannotRun: pytest collected nothing, or another package than the one wanted was measured.
     """
-    progress = Progress()
     output: list[str] = []
     for group in [suites] if quick else [[suite] for suite in suites]:
         output = _run_together(group, quick, progress, watch, package)
@@ -75,7 +76,6 @@ def run(suites: Sequence[str], quick: bool, watch: Callable[[Progress], None], p
             raise CannotRun(f"the suites measured the package in {progress.package}, not the one in {package}")
     if not progress.collected:
         raise CannotRun("\n".join(["the suites stopped:", *output[-15:]]))
-    return progress
 
 
 def _run_together(
