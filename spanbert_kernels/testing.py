@@ -22,6 +22,9 @@ def deviation(found: Tensor, exact: Tensor) -> float:
         found: a result of any shape, dtype and device.
         exact: what it should be, usually in float64. An infinity or a NaN in it is wanted at the same place in `found`.
 
+    Returns:
+        The difference in float64; 0 for tensors without an element.
+
     Raises:
         AssertionError: the shapes differ.
 
@@ -52,6 +55,9 @@ def allowed_error(eager_error: float, dtype: torch.dtype, largest: float) -> flo
         dtype: of the result that is judged.
         largest: the exact result's largest absolute value.
 
+    Returns:
+        The largest error that the rule allows.
+
     Example:
         >>> allowed_error(0.5, torch.float32, 4.0) - 1.0 == 4.0 * torch.finfo(torch.float32).eps
         True
@@ -67,6 +73,9 @@ def tolerance(exact: Tensor, eager: Tensor, dtype: torch.dtype | None = None) ->
         eager: plain PyTorch's, in the precision of the result that is judged.
         dtype: of the result that is judged, where `eager` is less precise: nothing is more exact than float64, whose
             `eager` is one of float32. Its error counts in proportion to the two machine epsilons.
+
+    Returns:
+        The largest absolute difference that is allowed.
 
     Example:
         >>> exact = torch.tensor([1.0, 2.0], dtype=torch.float64)

@@ -14,7 +14,16 @@ FOLDER = Path(__file__).resolve().parent.parent / "_lib"
 
 @functools.cache
 def load() -> str | None:
-    """Import the compiled module once. Returns None when it works, else the reason why not."""
+    """Import the compiled module once.
+
+    Returns:
+        None when it works, else the reason why not, in a line; the functions run in numpy then.
+
+    Example:
+        >>> reason = load()
+        >>> reason is None or "host module" in reason
+        True
+    """
     if not any((FOLDER / f"_host{suffix}").is_file() for suffix in importlib.machinery.EXTENSION_SUFFIXES):
         return f"the host module was not built: {_reason()}"
     try:

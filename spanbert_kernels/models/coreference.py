@@ -45,6 +45,11 @@ class CoreferenceOutput(ModelOutput):
 class SpanBERTForCoreference(SpanModel):
     """Finds mentions of up to `config.max_span_width` words, and for each an earlier one of the same entity or none.
 
+    Args:
+        config: `SpanBERTConfig`, whose `max_span_width`, `kept_spans_share` and `max_antecedents` are read here.
+
+    Source: Lee et al. 2018, Higher-order Coreference Resolution with Coarse-to-fine Inference, its first order.
+
     Example:
         >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         ...                         intermediate_size=16, max_span_width=2)

@@ -38,6 +38,9 @@ class WindowedSpanBERTModel(SpanBERTPreTrainedModel):
     Windows of a row are documents of a cluster, which see each other in the cross-document layers. A vector for each
     window's number is added to its tokens, for the decoder to tell the windows apart.
 
+    Args:
+        config: `WindowedSpanBERTConfig`.
+
     Example:
         >>> config = WindowedSpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         ...                                 intermediate_size=16, window_length=4, cross_document_layers=[0],

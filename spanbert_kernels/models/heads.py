@@ -24,7 +24,27 @@ from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedMo
 
 
 class SpanBERTForTokenClassification(SpanBERTPreTrainedModel, BertForTokenClassification):
-    """A label for each token; `forward` is BERT's with `cluster_ids [B]`."""
+    """A label for each token; `forward` is BERT's with `cluster_ids [B]`.
+
+    Args:
+        config: `SpanBERTConfig`; `num_labels` scores a token.
+
+    Raises:
+        TypeError: `config` is not a `SpanBERTConfig`.
+        ValueError: see `SpanBERTConfig`.
+
+    Source: `transformers.BertForTokenClassification`, whose parameters it has; checkpoints of that load unchanged.
+
+    Example:
+        >>> import torch
+        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+        ...                         intermediate_size=16, cross_document_layers=[0], num_labels=3)
+        >>> model = SpanBERTForTokenClassification(config).eval()
+        >>> output = model(torch.randint(30, (3, 5)), cluster_ids=torch.tensor([1, 2, 1]),
+        ...                labels=torch.zeros(3, 5).long())
+        >>> output.logits.shape, output.loss.shape
+        (torch.Size([3, 5, 3]), torch.Size([]))
+    """
 
     def __init__(self, config: SpanBERTConfig) -> None:
         BertPreTrainedModel.__init__(self, config)
@@ -46,21 +66,52 @@ class SpanBERTForTokenClassification(SpanBERTPreTrainedModel, BertForTokenClassi
         cluster_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`labels [B, L]`; see `SpanBERTModel.forward`."""
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            cluster_ids=cluster_ids,
-            **kwargs,
-        )
+        """BERT's forward.
+
+        Args:
+            input_ids: `[B, L]`, as in BERT.
+            attention_mask: `[B, L]`, as in BERT.
+            token_type_ids: `[B, L]`, as in BERT.
+            position_ids: `[B, L]`, as in BERT.
+            inputs_embeds: `[B, L, H]`, as in BERT.
+            labels: `[B, L]`, 0 to `num_labels - 1`; -100 is left out of the loss.
+            cluster_ids: integers `[B]`: documents with the same id see each other; None: no document sees another.
+            kwargs: as in BERT (`output_hidden_states`, `return_dict` and others).
+
+        Returns:
+            `TokenClassifierOutput`: `logits [B, L, num_labels]`, and with labels the `loss`, a mean over tokens.
+            A tuple of them with `return_dict=False`.
+
+        Raises:
+            TypeError: `cluster_ids` is not an integer tensor on the batch's device.
+            ValueError: `cluster_ids` is not `[B]`, or `attention_mask` not `[B, L]`.
+        """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        return super().forward(*inputs, labels, cluster_ids=cluster_ids, **kwargs)
 
 
 class SpanBERTForSequenceClassification(SpanBERTPreTrainedModel, BertForSequenceClassification):
-    """A label for each document, from the pooler; `forward` is BERT's with `cluster_ids [B]`."""
+    """A label for each document, from the pooler; `forward` is BERT's with `cluster_ids [B]`.
+
+    Args:
+        config: `SpanBERTConfig`; `num_labels` scores a document.
+
+    Raises:
+        TypeError: `config` is not a `SpanBERTConfig`.
+        ValueError: see `SpanBERTConfig`.
+
+    Source: `transformers.BertForSequenceClassification`, whose parameters it has; checkpoints of that load unchanged.
+
+    Example:
+        >>> import torch
+        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+        ...                         intermediate_size=16, cross_document_layers=[0], num_labels=3)
+        >>> model = SpanBERTForSequenceClassification(config).eval()
+        >>> output = model(torch.randint(30, (3, 5)), cluster_ids=torch.tensor([1, 2, 1]),
+        ...                labels=torch.tensor([0, 2, 1]))
+        >>> output.logits.shape, output.loss.shape
+        (torch.Size([3, 3]), torch.Size([]))
+    """
 
     def __init__(self, config: SpanBERTConfig) -> None:
         BertPreTrainedModel.__init__(self, config)
@@ -83,21 +134,51 @@ class SpanBERTForSequenceClassification(SpanBERTPreTrainedModel, BertForSequence
         cluster_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`labels [B]`; see `SpanBERTModel.forward`."""
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            cluster_ids=cluster_ids,
-            **kwargs,
-        )
+        """BERT's forward.
+
+        Args:
+            input_ids: `[B, L]`, as in BERT.
+            attention_mask: `[B, L]`, as in BERT.
+            token_type_ids: `[B, L]`, as in BERT.
+            position_ids: `[B, L]`, as in BERT.
+            inputs_embeds: `[B, L, H]`, as in BERT.
+            labels: `[B]`, 0 to `num_labels - 1`; floating point for a regression, as in BERT.
+            cluster_ids: integers `[B]`: documents with the same id see each other; None: no document sees another.
+            kwargs: as in BERT (`output_hidden_states`, `return_dict` and others).
+
+        Returns:
+            `SequenceClassifierOutput`: `logits [B, num_labels]`, and with labels the `loss`, a mean over documents.
+            A tuple of them with `return_dict=False`.
+
+        Raises:
+            TypeError: `cluster_ids` is not an integer tensor on the batch's device.
+            ValueError: `cluster_ids` is not `[B]`, or `attention_mask` not `[B, L]`.
+        """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        return super().forward(*inputs, labels, cluster_ids=cluster_ids, **kwargs)
 
 
 class SpanBERTForQuestionAnswering(SpanBERTPreTrainedModel, BertForQuestionAnswering):
-    """Start and end of an answer; `forward` is BERT's with `cluster_ids [B]`."""
+    """Start and end of an answer; `forward` is BERT's with `cluster_ids [B]`.
+
+    Args:
+        config: `SpanBERTConfig`.
+
+    Raises:
+        TypeError: `config` is not a `SpanBERTConfig`.
+        ValueError: see `SpanBERTConfig`.
+
+    Source: `transformers.BertForQuestionAnswering`, whose parameters it has; checkpoints of that load unchanged.
+
+    Example:
+        >>> import torch
+        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+        ...                         intermediate_size=16, cross_document_layers=[0])
+        >>> model = SpanBERTForQuestionAnswering(config).eval()
+        >>> output = model(torch.randint(30, (3, 5)), cluster_ids=torch.tensor([1, 2, 1]))
+        >>> output.start_logits.shape, output.end_logits.shape
+        (torch.Size([3, 5]), torch.Size([3, 5]))
+    """
 
     def __init__(self, config: SpanBERTConfig) -> None:
         BertPreTrainedModel.__init__(self, config)
@@ -119,22 +200,52 @@ class SpanBERTForQuestionAnswering(SpanBERTPreTrainedModel, BertForQuestionAnswe
         cluster_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`start_positions [B]`, `end_positions [B]`; see `SpanBERTModel.forward`."""
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            start_positions=start_positions,
-            end_positions=end_positions,
-            cluster_ids=cluster_ids,
-            **kwargs,
-        )
+        """BERT's forward.
+
+        Args:
+            input_ids: `[B, L]`, as in BERT.
+            attention_mask: `[B, L]`, as in BERT.
+            token_type_ids: `[B, L]`, as in BERT.
+            position_ids: `[B, L]`, as in BERT.
+            inputs_embeds: `[B, L, H]`, as in BERT.
+            start_positions: `[B]`, the column where the answer begins.
+            end_positions: `[B]`, the column of its last token.
+            cluster_ids: integers `[B]`: documents with the same id see each other; None: no document sees another.
+            kwargs: as in BERT (`output_hidden_states`, `return_dict` and others).
+
+        Returns:
+            `QuestionAnsweringModelOutput`: `start_logits [B, L]`, `end_logits [B, L]`, and with both positions the
+            `loss`. A tuple of them with `return_dict=False`.
+
+        Raises:
+            TypeError: `cluster_ids` is not an integer tensor on the batch's device.
+            ValueError: `cluster_ids` is not `[B]`, or `attention_mask` not `[B, L]`.
+        """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        return super().forward(*inputs, start_positions, end_positions, cluster_ids=cluster_ids, **kwargs)
 
 
 class SpanBERTForMaskedLM(SpanBERTPreTrainedModel, BertForMaskedLM):
-    """The token behind each mask; `forward` is BERT's with `cluster_ids [B]`."""
+    """The token behind each mask; `forward` is BERT's with `cluster_ids [B]`.
+
+    Args:
+        config: `SpanBERTConfig`; `vocab_size` scores a token.
+
+    Raises:
+        TypeError: `config` is not a `SpanBERTConfig`.
+        ValueError: see `SpanBERTConfig`.
+
+    Source: `transformers.BertForMaskedLM`, whose parameters it has; checkpoints of that load unchanged.
+
+    Example:
+        >>> import torch
+        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+        ...                         intermediate_size=16, cross_document_layers=[0])
+        >>> model = SpanBERTForMaskedLM(config).eval()
+        >>> output = model(torch.randint(30, (3, 5)), cluster_ids=torch.tensor([1, 2, 1]))
+        >>> output.logits.shape
+        torch.Size([3, 5, 30])
+    """
 
     def __init__(self, config: SpanBERTConfig) -> None:
         BertPreTrainedModel.__init__(self, config)
@@ -156,18 +267,31 @@ class SpanBERTForMaskedLM(SpanBERTPreTrainedModel, BertForMaskedLM):
         cluster_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`labels [B, L]`; see `SpanBERTModel.forward`."""
+        """BERT's forward.
+
+        Args:
+            input_ids: `[B, L]`, as in BERT.
+            attention_mask: `[B, L]`, as in BERT.
+            token_type_ids: `[B, L]`, as in BERT.
+            position_ids: `[B, L]`, as in BERT.
+            inputs_embeds: `[B, L, H]`, as in BERT.
+            encoder_hidden_states: as in BERT, for a decoder.
+            encoder_attention_mask: as in BERT, for a decoder.
+            labels: `[B, L]`, token ids; -100 is left out of the loss.
+            cluster_ids: integers `[B]`: documents with the same id see each other; None: no document sees another.
+            kwargs: as in BERT (`output_hidden_states`, `return_dict` and others).
+
+        Returns:
+            `MaskedLMOutput`: `logits [B, L, vocab_size]`, and with labels the `loss`, a mean over the tokens with one.
+            A tuple of them with `return_dict=False`.
+
+        Raises:
+            TypeError: `cluster_ids` is not an integer tensor on the batch's device.
+            ValueError: `cluster_ids` is not `[B]`, or `attention_mask` not `[B, L]`.
+        """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
-            labels=labels,
-            cluster_ids=cluster_ids,
-            **kwargs,
+            *inputs, encoder_hidden_states, encoder_attention_mask, labels, cluster_ids=cluster_ids, **kwargs
         )
 
 

@@ -30,7 +30,8 @@ class DependencyParsingOutput(ModelOutput):
 class SpanBERTForDependencyParsing(SpanBERTPreTrainedModel):
     """Biaffine scores between the first pieces of words; place 0 is the root and stands on [CLS].
 
-    `config.num_labels` are the relations.
+    Args:
+        config: `SpanBERTConfig`, whose `num_labels` are the relations.
 
     Source: Dozat and Manning 2017, Deep Biaffine Attention for Neural Dependency Parsing.
 

@@ -51,6 +51,9 @@ class PreTrainingHeads(nn.Module):
 class SpanBERTForPreTraining(SpanBERTPreTrainedModel):
     """MLM and SBO over `SpanBERTModel`, with logits at masked tokens alone.
 
+    Args:
+        config: `SpanBERTConfig`, whose `max_span_targets` is read here.
+
     Source: Joshi et al. 2020, SpanBERT. The published code divides the SBO part by one more than its targets.
 
     Example:
@@ -131,6 +134,10 @@ def load_released_heads(model: SpanBERTForPreTraining, path: str | os.PathLike[s
     Its keys stand behind `decoder.` and have BERT's names, `gamma` and `beta` for LayerNorms; what the model does not
     have, such as a pooler, is left out.
 
+    Args:
+        model: what to load into, in place, of the file's sizes.
+        path: the file.
+
     Returns:
         The names of the file that were left out.
 
@@ -139,6 +146,16 @@ def load_released_heads(model: SpanBERTForPreTraining, path: str | os.PathLike[s
         OSError: the file cannot be read.
 
     Source: facebookresearch/SpanBERT, issues 38 and 53.
+
+    Example:
+        >>> import tempfile
+        >>> model = SpanBERTForPreTraining(SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1,
+        ...                                               num_attention_heads=2, intermediate_size=16))
+        >>> released = {f"decoder.{name}": tensor for name, tensor in model.state_dict().items()}
+        >>> with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        ...     torch.save({"model": {**released, "decoder.bert.pooler.dense.bias": torch.zeros(8)}}, file.name)
+        ...     load_released_heads(model, file.name)
+        ['bert.pooler.dense.bias']
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # fairseq's own checkpoints keep their options

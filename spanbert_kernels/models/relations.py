@@ -42,6 +42,11 @@ class RelationOutput(ModelOutput):
 class SpanBERTForRelations(SpanModel):
     """Scores the relations between entities whose mentions are given; `config.num_labels` with none, which is 0.
 
+    Args:
+        config: `SpanBERTConfig`, whose `num_labels` and `max_span_width` are read here.
+
+    Source: the span vectors and the dropout are those of Lee et al. 2017, End-to-end Neural Coreference Resolution.
+
     Example:
         >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         ...                         intermediate_size=16, num_labels=3)

@@ -90,6 +90,9 @@ class SpanBERTForSpanClassification(SpanModel):
 
     The hidden layer over span vectors is `ops.span_linear`: words are projected once, spans add projected rows.
 
+    Args:
+        config: `SpanBERTConfig`, whose `num_labels` and `max_span_width` are read here.
+
     Source: Lee et al. 2017, End-to-end Neural Coreference Resolution, whose span vectors these are.
 
     Example:

@@ -92,7 +92,15 @@ _log = _Log()
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend that was asked for cannot take the call; the text says why."""
+    """The backend that was asked for cannot take the call; the text says why.
+
+    Example:
+        >>> from spanbert_kernels import ops
+        >>> ops.span_pool(torch.ones(3, 2), torch.tensor([[0, 1]]), ["mean"], backend="cuda")
+        Traceback (most recent call last):
+        ...
+        spanbert_kernels.ops.backends.BackendUnavailable: span_pool: backend 'cuda' cannot take this call: ...
+    """
 
 
 @dataclass(frozen=True)
@@ -215,6 +223,11 @@ _LOADERS: dict[str, Callable[[], str | None]] = {
 def without_kernels(operation: str, device: str, dtype: torch.dtype) -> str | None:
     """Why no kernel of an operation would take tensors of this device and dtype, so that `eager` runs.
 
+    Args:
+        operation: its name.
+        device: a device's type, `"cpu"` or `"cuda"`.
+        dtype: of the tensors.
+
     Returns:
         The reason in a line; None where a kernel takes them, and where somebody asked for a backend.
 
@@ -247,10 +260,11 @@ def use(backend: Backend) -> Iterator[None]:
         ValueError: there is no backend of that name.
 
     Example:
+        >>> from spanbert_kernels import ops
         >>> with use("eager"), record() as calls:
-        ...     _ = Operation("span_gather", ("cpu", "eager")).choose(torch.zeros(1), None)
+        ...     _ = ops.span_pool(torch.ones(3, 2), torch.tensor([[0, 1]]), ["mean"])
         >>> calls
-        [('span_gather', 'eager')]
+        [('span_pool', 'eager')]
     """
     global _forced
     if backend not in BACKENDS:
@@ -275,6 +289,7 @@ def record() -> Iterator[list[tuple[str, Backend]]]:
     Example:
         >>> from spanbert_kernels import ops
         >>> with record() as calls:
+        ...     _ = ops.anchor_indices(torch.tensor([0, 3]))  # it has no kernel, and no choice
         ...     _ = ops.span_pool(torch.ones(3, 2), torch.tensor([[0, 1]]), ["mean"], backend="eager")
         >>> calls
         [('span_pool', 'eager')]

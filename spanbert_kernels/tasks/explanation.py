@@ -48,15 +48,24 @@ Shares = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ClusterExplanation:
-    """A cluster's documents, what was predicted of each, and how much each looked at each and at its own words.
+    """A cluster's D documents, what was predicted of each, and how much each looked at each and at its own words.
 
-    `weights[layer] [heads, D, D]`: row i is what document i saw; each row sums to 1 over the documents that it sees, or
-    is 0 where it sees none. Empty where the model's documents do not see each other.
+    Attributes:
+        texts: the documents.
+        labels: the label predicted of each.
+        probabilities: that of each label, 0 to 1.
+        weights: by layer, float32 `[heads, D, D]`: row i is what document i saw; each row sums to 1 over the documents
+            that it sees, or is 0 where it sees none. Empty where the model's documents do not see each other.
+        words: each document's, with what follows each in the text.
+        word_shares: float32 `[W]` each, the words' shares in what the token that the prediction is made of read in the
+            last layer, a mean over heads, special tokens left out.
+        files: the file that each document comes from.
 
-    `words[i]` are document i's, with what follows each in the text; `word_shares[i] [W]` are their shares in what the
-    token that the prediction is made of read in the last layer, a mean over heads, special tokens left out.
-
-    `files[i]` is the file that document i comes from.
+    Example:
+        >>> heads = np.array([[[0.0, 1.0], [1.0, 0.0]]] * 2, dtype=np.float32)
+        >>> found = ClusterExplanation(("it rains", "it snows"), ("a", "b"), (0.9, 0.6), {1: heads}, (), ())
+        >>> found.mean().tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
     """
 
     texts: tuple[str, ...]
@@ -77,10 +86,21 @@ class ClusterExplanation:
 
 @dataclass(frozen=True)
 class SpanExplanation:
-    """A mention, its type or entity, and the share of each of its words in the span's vector; the shares sum to 1.
+    """A mention, its type or entity, and the share of each of its words in the span's vector.
 
-    `seen`: the share of each document of the cluster in what the mention's tokens looked at in the cross-document
-    layers, a mean over tokens, layers and heads; empty where documents do not see each other.
+    Attributes:
+        document: the document's name.
+        words: those of the mention, W of them.
+        first: the place of its first word in the document.
+        label: its type, or which entity it is of.
+        weights: float32 `[W]`, the share of each word; they sum to 1.
+        seen: the share of each document of the cluster in what the mention's tokens looked at in the cross-document
+            layers, a mean over tokens, layers and heads; empty where documents do not see each other.
+
+    Example:
+        >>> found = SpanExplanation("news/1", ("the", "mayor"), 4, "entity 1", np.array([0.25, 0.75], dtype=np.float32))
+        >>> found.words[found.weights.argmax()], found.seen
+        ('mayor', {})
     """
 
     document: str
@@ -96,6 +116,13 @@ def document_weights(model: nn.Module) -> Iterator[list[Tensor]]:
     """While it lasts, every cross-document layer adds its weights `[query rows, heads, documents]` to the list.
 
     The layers compute what they always do.
+
+    Args:
+        model: a model, or any module that holds cross-document layers; without any the list stays empty.
+
+    Returns:
+        A list that fills: of each call of each layer, float32 `[query rows, heads, documents of the largest cluster]`,
+        as `cross_document_attention` returns them.
 
     Example:
         >>> mixer = CrossDocumentMixer(hidden_size=8, num_heads=2)
@@ -122,8 +149,31 @@ def explain_classification(
 ) -> list[ClusterExplanation]:
     """The predictions for each cluster, and which documents, and which of its own words, each document looked at.
 
+    Args:
+        model: a trained classifier, its cross-document queries anchors.
+        tokenizer: the model's.
+        documents: their clusters are those they name; their labels are not looked at.
+
+    Returns:
+        One explanation a cluster, in the order of their first documents.
+
     Raises:
         ValueError: the model's queries are tokens, whose weights are not a document's.
+
+    Source: attention weights say where a model looked, not why it decided so (Jain and Wallace 2019).
+
+    Example:
+        >>> from pathlib import Path
+        >>> from spanbert_kernels.models import SpanBERTConfig, SpanBERTTokenizer
+        >>> pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it", "rains"]
+        >>> tokenizer = SpanBERTTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
+        >>> config = SpanBERTConfig(vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                         intermediate_size=16, cross_document_layers=[0], cross_document_anchor="first")
+        >>> model = SpanBERTForSequenceClassification(config)
+        >>> documents = [LabelledDocument("it rains", "", "one cluster", Path("news.jsonl"), line) for line in (1, 2)]
+        >>> (found,) = explain_classification(model, tokenizer, documents)
+        >>> found.words, found.weights[0].shape, found.mean().tolist()
+        ((('it ', 'rains'), ('it ', 'rains')), (2, 2, 2), [[0.0, 1.0], [1.0, 0.0]])
     """
     config = model.config
     if config.cross_document_layers and config.cross_document_queries != "anchors":
@@ -204,8 +254,31 @@ def explain_coreference(
 
     A mention's label is the number of its entity. For coreference in a document, a cluster is that document.
 
+    Args:
+        model: a trained coreference model, its cross-document queries tokens.
+        tokenizer: the model's.
+        clusters: tuples of documents that are read together; their own mentions are not looked at.
+
+    Returns:
+        One explanation a mention, cluster by cluster and entity by entity.
+
     Raises:
         ValueError: the model's queries are anchors, whose weights are not a mention's.
+
+    Source: the shares are those of the attention inside spans of Lee et al. 2017, who show them as heat maps.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from spanbert_kernels.models import SpanBERTConfig, SpanBERTTokenizer
+        >>> pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "she", "knows"]
+        >>> tokenizer = SpanBERTTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
+        >>> config = SpanBERTConfig(vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                         intermediate_size=16)
+        >>> words = ("she", "knows", "she", "knows")
+        >>> document = MarkedDocument("news/1", words, (), Path("news.conll"), (1, 2, 3, 4))
+        >>> found = explain_coreference(SpanBERTForCoreference(config), tokenizer, [(document,)])
+        >>> all(each.document == "news/1" and abs(each.weights.sum() - 1) < 1e-5 for each in found)
+        True
     """
     config = model.config
     if config.cross_document_layers and config.cross_document_queries != "tokens":
@@ -283,7 +356,30 @@ def _span_attention(model: Any) -> Iterator[list[Tensor]]:
 def explain_nested(
     model: SpanBERTForSpanClassification, tokenizer: Tokenizer, documents: Sequence[MarkedDocument]
 ) -> list[SpanExplanation]:
-    """The mentions that are found, and which of their words their vectors are made of."""
+    """The mentions that are found, and which of their words their vectors are made of.
+
+    Args:
+        model: a trained span classifier.
+        tokenizer: the model's.
+        documents: their own mentions are not looked at.
+
+    Returns:
+        One explanation a mention, document by document, by first and last word.
+
+    Source: as of `explain_coreference`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from spanbert_kernels.models import SpanBERTConfig, SpanBERTTokenizer
+        >>> pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "she", "knows"]
+        >>> tokenizer = SpanBERTTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
+        >>> config = SpanBERTConfig(vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                         intermediate_size=16, id2label={0: "O", 1: "PERSON"})
+        >>> document = MarkedDocument("news/1", ("she", "knows"), (), Path("news.conll"), (1, 2))
+        >>> found = explain_nested(SpanBERTForSpanClassification(config), tokenizer, [document])
+        >>> all(each.label == "PERSON" and abs(each.weights.sum() - 1) < 1e-5 for each in found)
+        True
+    """
     found = []
     mentions = nested.find(model, tokenizer, documents)
     for document, spans in zip(documents, mentions, strict=True):
