@@ -5,10 +5,15 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
+import typing
 from pathlib import Path
 
 import children
 import pytest
+from torch import Tensor
+
+from spanbert_kernels import ops
+from spanbert_kernels.ops import backends
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSUMER = ROOT / "tests" / "typing" / "consumer.py"
@@ -20,7 +25,12 @@ def test_the_consumer_uses_every_public_name() -> None:
     for node in ast.walk(ast.parse(CONSUMER.read_text())):
         used |= {getattr(node, field) for field in ("id", "attr", "name") if isinstance(getattr(node, field, 0), str)}
     public = {name for module in MODULES for name in importlib.import_module(f"spanbert_kernels{module}").__all__}
-    assert public - used == set()
+    assert public - used - {name for name in public if gives_a_tensor(name)} == set()
+
+
+def gives_a_tensor(name: str) -> bool:
+    """Whether it is an operation whose result has one type, whatever the arguments."""
+    return name in backends._registry and typing.get_type_hints(getattr(ops, name)).get("return") is Tensor
 
 
 @pytest.mark.slow

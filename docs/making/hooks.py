@@ -49,6 +49,13 @@ def operations() -> str:
     return "\n".join(lines) + f"\n\nWhere another backend is named it serves the call: {reasons}."
 
 
+def operation_references() -> str:
+    """The docstrings of all operations."""
+    from spanbert_kernels import ops
+
+    return reference("spanbert_kernels.ops", [each.name for each in ops.backends.operations()])
+
+
 def commands() -> str:
     """Every command with its help, as the terminal shows it."""
     from spanbert_kernels.cli import main
@@ -63,7 +70,9 @@ def _helps(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
             yield from _helps(each, f"{name} {word}")
 
 
-PAGES: dict[str, Callable[[], str]] = {"families": families, "operations": operations, "commands": commands}
+PAGES: dict[str, Callable[[], str]] = {
+    each.__name__: each for each in (families, operations, operation_references, commands)
+}
 
 
 def reference(module: str, names: list[str]) -> str:

@@ -1,13 +1,14 @@
 """Wrong kinds of arguments: every argument of every public operation refuses each, by name, before any kernel runs.
 
-Operations and their arguments are read from their signatures. A new operation needs a row in CALLS, a new argument an
-entry in KINDS, or the test fails.
+Operations and their arguments are read from their signatures. A new operation needs a row in CALLS, or a `good_call`
+beside its own tests, a new argument an entry in KINDS, or the test fails.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,6 +199,7 @@ PUBLIC = {
     for name in ops.__all__
     if inspect.isfunction(getattr(ops, name))
 }  # fmt: skip
+CALLS |= {name: import_module(f"test_{name}").good_call for name in PUBLIC.keys() - CALLS.keys()}
 
 
 def kind_of(operation: str, argument: str) -> Kind:
