@@ -308,7 +308,10 @@ def record() -> Iterator[list[tuple[str, Backend]]]:
 
 
 def operations() -> list[Operation]:
-    """All operations, by name.
+    """All operations.
+
+    Returns:
+        A list of `Operation`, ordered by name.
 
     Example:
         >>> "span_pool" in [each.name for each in operations()]
