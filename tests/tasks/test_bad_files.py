@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_files import FILES
 
 from spanbert_kernels import SpanBERTForTokenClassification
 from spanbert_kernels.data.conll_coref import read_marked
@@ -19,8 +20,6 @@ from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.task import TASKS, load
 from spanbert_kernels.tasks.training import TrainingOptions
 
-EMPTY = {"classification": "a.jsonl", "summarisation": "a.jsonl", "question_answering": "a.json"}
-
 
 def written(path: Path, text: str) -> Path:
     path.parent.mkdir(exist_ok=True)
@@ -31,10 +30,9 @@ def written(path: Path, text: str) -> Path:
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "translation"])
 def test_a_file_without_anything(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of nothing would be NaN, zero or an error of some library. Translation names an empty line."""
-    path = written(tmp_path / EMPTY.get(name, "a.txt"), '{"data": []}' if name == "question_answering" else "")
-    if name == "relations":
-        path = written(tmp_path / "a" / "documents.conll", "").parent
-        written(path / "relations.tsv", "")
+    path = FILES[name](tmp_path)
+    for each in path.iterdir() if path.is_dir() else [path]:
+        each.write_text('{"data": []}' if each.suffix == ".json" else "")
     task = load(name)
     reason = rf"{path.name}: there is nothing to train or score on"
     with pytest.raises(ValueError, match=reason):
@@ -115,17 +113,8 @@ def tagger(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "tagging"])
 def test_a_model_of_another_task_is_not_used(tmp_path: Path, tagger: Path, name: str) -> None:
     """Its head would be drawn at random. Generators have a class of transformers' own."""
-    data = {
-        "classification": '{"text": "a", "label": "x"}\n',
-        "question_answering": json.dumps(
-            {"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "1", "question": "b", "answers": []}]}]}]}
-        ),
-        "summarisation": '{"source": "a", "target": "b"}\n',
-    }
-    written(tmp_path / "documents.conll", "# begin document a\nAnna\t(1)\n")
-    path = written(tmp_path / EMPTY.get(name, "a.txt"), data.get(name, "Anna left\n"))
     with pytest.raises(ValueError, match=r"holds SpanBERTForTokenClassification, not .*: train it for this task first"):
-        list(load(name).predict(tagger, tmp_path if name == "relations" else path, "auto"))
+        list(load(name).predict(tagger, FILES[name](tmp_path), "auto"))
 
 
 @pytest.mark.parametrize("name", ["tagging", "translation"])
