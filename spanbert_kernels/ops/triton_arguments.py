@@ -2,7 +2,8 @@
 
 Triton takes a NamedTuple whole, and a kernel reads its fields by name. It compiles a kernel anew where a field is None
 or not, where a number is 1 or a multiple of 16, and for every value of a field under `tl.constexpr`. So numbers that
-vary from batch to batch are arguments of their own, with `do_not_specialize`.
+vary from batch to batch are arguments of their own, with `do_not_specialize`. What a kernel compares with None as a
+whole has no field that may be None: Triton cannot compare that.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ class Matrix(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """Sorted spans and the lists that find them by token, as `plans.SpanWork` has them; some may be None."""
+    """Sorted spans and the lists that find them by token, as `plans.SpanWork` has them."""
 
-    starts: Tensor | None
-    ends: Tensor | None
+    starts: Tensor
+    ends: Tensor
     rows: Tensor | None
     first: Tensor | None
     reach: Tensor | None
 
 
-class Dropout(NamedTuple):
-    """What dropout drops (`ops/philox.py`).
+class Philox(NamedTuple):
+    """Which entries dropout drops (`ops/philox.py`).
 
     Attributes:
         seed: int64 `[1]`.
@@ -110,12 +111,17 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
 
 def spans_of(work: SpanWork) -> Spans:
     """The tensors of a work list for a kernel."""
-    return Spans(*map(contiguous, (work.starts, work.ends, work.rows, work.first, work.reach)))
+    assert work.starts is not None
+    assert work.ends is not None
+    lists = map(contiguous, (work.rows, work.first, work.reach))
+    return Spans(work.starts.contiguous(), work.ends.contiguous(), *lists)
 
 
-def dropout(dropout_p: float, seed: Tensor | None) -> Dropout | None:
+def philox_of(dropout: philox.Dropout) -> Philox | None:
     """Dropout for a kernel, None without a seed."""
-    return None if seed is None else Dropout(seed, philox.threshold(dropout_p), 1.0 - dropout_p)
+    if dropout.seed is None:
+        return None
+    return Philox(dropout.seed, philox.threshold(dropout.dropout_p), 1.0 - dropout.dropout_p)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

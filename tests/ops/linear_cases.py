@@ -240,14 +240,11 @@ SCORE_POOLED_FIRST_CASES = (
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's blocks, for its interpreter so large that they hold a small case, hold a part of it."""
     from spanbert_kernels.ops.span_linear import triton_call
+    from spanbert_kernels.ops.triton_arguments import Block, Options
 
-    def product_options(outputs: int, **which: bool) -> dict[str, Any]:
-        block = "BLOCK_N" if which["forward"] else "BLOCK_T"
-        return {block: 8, "BLOCK_K": 8, "C": 8, "PRECISION": "ieee", "INTERPRETED": True}
-
-    monkeypatch.setattr(triton_call, "product_options", product_options)
-    monkeypatch.setitem(triton_call.SOFTMAX_OPTIONS, "BLOCK_N", 8)
-    monkeypatch.setitem(triton_call.SOFTMAX_OPTIONS, "BLOCK_K", 8)
+    small = Block(M=8, K=8, D=8, INTERPRETED=True)
+    monkeypatch.setattr(triton_call, "product_options", lambda outputs, forward: Options(small))
+    monkeypatch.setattr(triton_call, "SOFTMAX_OPTIONS", Options(small))
     monkeypatch.setattr(triton_call, "TABLE_TILE", 2)
     monkeypatch.setattr(triton_call, "TABLE_SHARE", 8)
 

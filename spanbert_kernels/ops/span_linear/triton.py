@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 import triton
 from torch import Tensor
 
-from spanbert_kernels.ops.aot import AotConfiguration
+from spanbert_kernels.ops.aot import AotConfiguration, configurations_of, meta, meta_spans
+from spanbert_kernels.ops.choices import ACTIVATIONS, PARTS
 from spanbert_kernels.ops.plans import SpanWork
 from spanbert_kernels.ops.span_linear.operators import (
     Gradients,
@@ -18,31 +19,19 @@ from spanbert_kernels.ops.span_linear.operators import (
     span_linear_forward,
     zero_gradients,
 )
-from spanbert_kernels.ops.span_linear.triton_backward import attention_deltas, product_backward
-from spanbert_kernels.ops.span_linear.triton_call import (
-    SOFTMAX_OPTIONS,
-    Call,
-    add_gradients,
-    new_call,
-    on,
-    product_options,
-    table_options,
-    with_dense_rows,
-)
-from spanbert_kernels.ops.span_linear.triton_forward import linear_forward, softmax_of_spans
+from spanbert_kernels.ops.span_linear.triton_call import Call, add_gradients, new_call
+from spanbert_kernels.ops.span_linear.triton_forward import linear_forward
+from spanbert_kernels.ops.triton_arguments import dense_rows, matrix, on
 
 
 def _launch_forward(
     call: Call, addend: Tensor | None, grad_output: Tensor | None, output: Tensor, activation: int
 ) -> None:
-    addend = None if addend is None else with_dense_rows(addend)
     linear_forward[(triton.cdiv(len(call), call.tile()) * call.column_blocks(),)](
         **call.inputs(),
-        addend=addend,
-        grad_output=grad_output,
+        addend=None if addend is None else matrix(addend),
+        grad_output=None if grad_output is None else matrix(grad_output),
         output=output,
-        addend_stride=0 if addend is None else addend.stride(0),
-        grad_stride=0 if grad_output is None else grad_output.stride(0),
         ACTIVATION=activation,
     )
 
@@ -68,7 +57,7 @@ def backward(
     if grad_output.numel() == 0:
         return zero_gradients(projected, inputs, addend)
     call = new_call(projected, work, inputs, outputs)
-    grad_output = with_dense_rows(grad_output)
+    grad_output = dense_rows(grad_output)
     with on(projected.device):
         call = call.with_softmax()
         grad = grad_output
@@ -76,88 +65,26 @@ def backward(
             grad = projected.new_empty(num_spans, outputs)
             _launch_forward(call, addend, grad_output, grad, activation)
         sums = call.new_sums(accumulate=False)
-        add_gradients(call, grad, call.rows, sums)
+        add_gradients(call, grad, call.spans.rows, sums)
         absent = projected.new_empty(0)
         grad_bias = absent if bias is None else grad.sum(0, dtype=torch.float32).to(bias.dtype)
         grad_addend = absent.clone() if addend is None else grad.clone() if grad is grad_output else grad
     return (*call.gradients(sums), grad_bias, grad_addend)
 
 
-SIZES = ("tokens", "spans", "outputs", "heads")
-BLOCKS = tuple(f"{name}_block" for name in ("start", "end", "mean", "sum", "attention"))
-STATISTICS = ("scores", "peaks", "scales")
-DIVISIBLE = ("outputs", "projected_stride", "addend_stride", "grad_stride", "target_stride")
-
-
-def aot(
-    name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, Any]
-) -> AotConfiguration:
-    """`types` of the arguments that are not constants; the launch's `options` hold constants, too."""
-    values = {**constants, **options}
-    warps, stages = values.pop("num_warps"), values.pop("num_stages")
-    divisible = tuple(name for name in DIVISIBLE if name in types)
-    return AotConfiguration(
-        name, kernel, {**types, **dict.fromkeys(values, "constexpr")}, values, warps, stages, divisible
-    )
-
-
-def input_types(*more: str) -> dict[str, str]:
-    """Of `Call.inputs`, with everything that a call may have, and of `more` tensors."""
-    return {
-        **dict.fromkeys(("projected", "width_projected", "bias", *more), "*fp32"),
-        **dict.fromkeys(("starts", "ends", "rows", "width_index"), "*i64"),
-        **dict.fromkeys(STATISTICS, "*fp32"),
-        **dict.fromkeys((*SIZES, "table_rows", "projected_stride", *BLOCKS), "i32"),
-    }
-
-
-def aot_forward(what: str) -> AotConfiguration:
-    types = input_types("addend", "grad_output", "output") | dict.fromkeys(("addend_stride", "grad_stride"), "i32")
-    constants: dict[str, Any] = {"ACTIVATION": 2, "BANDED": what != "gathers", "ATTENTION": what != "gathers"}
-    absent = () if what == "gradient" else ("grad_output", *STATISTICS)
-    types = {name: kind for name, kind in types.items() if name not in absent}
-    name = f"forward, {what}" if what != "gradient" else "before activation"
-    constants |= dict.fromkeys(absent)
-    return aot(name, linear_forward, types, constants, product_options(1024, forward=True))
-
-
-def aot_backward(what: str, *, accumulate: bool = False) -> AotConfiguration:
-    types = {
-        **dict.fromkeys(("grad", "projected", "target"), "*fp32"),
-        **dict.fromkeys(("starts", "ends", "rows", "first", "reach"), "*i64"),
-        **dict.fromkeys((*STATISTICS, "deltas", "partial_scores"), "*fp32"),
-        **dict.fromkeys((*SIZES, "share", "grad_stride", "projected_stride", "target_stride", "kinds", *BLOCKS), "i32"),
-    }
-    absent: tuple[str, ...] = () if what == "weighed" else (*STATISTICS, "deltas", "partial_scores")
-    if what == "table":
-        absent = (*absent, "first", "reach")
-    types = {name: kind for name, kind in types.items() if name not in absent}
-    constants = {
-        **dict.fromkeys(absent),
-        "WEIGHED": what == "weighed",
-        "ATTENTION": what == "weighed",
-        "ACCUMULATE": accumulate,
-    }
-    options = table_options(1024) if what == "table" else product_options(1024, forward=False)
-    return aot(f"backward, {what}{', added up' * accumulate}", product_backward, types, constants, options)
-
-
-def aot_deltas() -> AotConfiguration:
-    types = {
-        **dict.fromkeys(("grad", "projected", *STATISTICS, "deltas"), "*fp32"),
-        **dict.fromkeys(("starts", "ends", "rows"), "*i64"),
-        **dict.fromkeys((*SIZES, "grad_stride", "projected_stride", "attention_block"), "i32"),
-    }
-    return aot("deltas", attention_deltas, types, {}, product_options(1024, forward=True))
+def meta_inputs(*parts: str) -> ProjectedInputs:
+    """Of 1000 spans over 2000 tokens, for `configurations_of`."""
+    entries, codes = meta(1000, dtype=torch.int64), [PARTS.index(part) for part in parts]
+    return ProjectedInputs(meta(2000, 3), meta(8, 1024), entries, meta(1024), codes, ACTIVATIONS.index("gelu"))
 
 
 def aot_configurations() -> list[AotConfiguration]:
-    """Every class of configuration that a launch can choose, with all that its kernel may be given."""
-    types = dict.fromkeys(("starts", "ends"), "*i64") | dict.fromkeys(STATISTICS, "*fp32")
-    types |= dict.fromkeys(("tokens", "spans", "heads"), "i32")
-    return [
-        aot("softmax", softmax_of_spans, types, {}, SOFTMAX_OPTIONS),
-        *(aot_forward(what) for what in ("gathers", "gradient")),
-        aot_deltas(),
-        *(aot_backward(what) for what in ("exact", "weighed", "table")),
-    ]
+    """What calls compile whose rows are multiples of 16 columns: gathers alone, and a gradient with everything."""
+    spans, layer = meta_spans(1000, 2000), meta(1000, 1024)
+    some, everything = meta_inputs("start", "end", "width"), meta_inputs(*(part for part in PARTS if part != "max"))
+    return configurations_of(
+        {
+            "gathers": partial(forward, meta(2000, 2 * 1024), spans, some, layer),
+            "gradient": partial(backward, layer, meta(2000, 7 * 1024), spans, everything, layer),
+        }
+    )

@@ -12,11 +12,15 @@ and NaN are kept from other tokens as in the forward.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from spanbert_kernels.ops.span_linear.triton_forward import load_tile, window_sums
+from spanbert_kernels.ops.span_linear.triton_forward import Blocks, Sizes, load_tile, window_sums
+from spanbert_kernels.ops.span_pool.triton_backward import Held, Slice
 from spanbert_kernels.ops.span_pool.triton_forward import add_product, is_finite
+from spanbert_kernels.ops.triton_arguments import Matrix
 
 # Blocks whose weights are 0 and 1, two bits each in `kinds`. The weighed ones are the mean and then the heads.
 START = tl.constexpr(0)
@@ -24,18 +28,27 @@ END = tl.constexpr(1)
 SUM = tl.constexpr(2)
 
 
+class HeadGradient(NamedTuple):
+    """One head's scores of a tile's tokens `[T]`, and what `Weights` and the deltas have of its spans."""
+
+    score: tl.tensor
+    peaks: tl.tensor
+    scales: tl.tensor
+    deltas: tl.tensor
+
+
 @triton.jit
-def load_spans(starts, ends, rows, span, there, first_token):
+def load_spans(spans, span, there, first_token):
     """Bounds relative to the tile, -1 for a span without tokens, and the rows of their gradients."""
-    start = tl.load(starts + span, mask=there, other=0)
-    end = tl.load(ends + span, mask=there, other=0)
+    start = tl.load(spans.starts + span, mask=there, other=0)
+    end = tl.load(spans.ends + span, mask=there, other=0)
     row = span
-    if rows is not None:
-        row = tl.load(rows + span, mask=there, other=0)
+    if spans.rows is not None:
+        row = tl.load(spans.rows + span, mask=there, other=0)
     valid = there & (start >= 0) & (start < end)
     start = tl.where(valid, start - first_token, -1).to(tl.int32)
     end = tl.where(valid, end - first_token, -1).to(tl.int32)
-    return start, end, row
+    return Held(start, end, row)
 
 
 @triton.jit
@@ -49,218 +62,154 @@ def held_by(token, start, end, kind, WEIGHED: tl.constexpr):
 
 @triton.jit
 def slice_step(
-    total,
-    dots,
-    done,
-    source,
-    starts,
-    ends,
-    rows,
-    low,
-    high,
-    first_token,
-    score,
-    peaks,
-    scales,
-    deltas,
-    inside,
-    grad_stride,
-    kind,
-    is_head,
-    WEIGHED: tl.constexpr,
-    ATTENTION: tl.constexpr,
-    SANITIZE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """BLOCK_K more spans of the slice."""
-    span = low + done + tl.arange(0, BLOCK_K)
-    start, end, row = load_spans(starts, ends, rows, span, span < high, first_token)
-    touched = (end > 0) & (start < BLOCK_T)  # other spans of the slice are not read
+    total, dots, done, source, spans, part, head, inside, kind, is_head,
+    WEIGHED: tl.constexpr, SANITIZE: tl.constexpr, BLOCK,
+):  # fmt: skip
+    """BLOCK.K more spans of the slice."""
+    span = part.low + done + tl.arange(0, BLOCK.K)
+    start, end, row = load_spans(spans, span, span < part.high, part.first_token)
+    touched = (end > 0) & (start < BLOCK.M)  # other spans of the slice are not read
     if not WEIGHED:
-        touched = touched & ((start >= 0) | (kind != START)) & ((end <= BLOCK_T) | (kind != END))
-    grad = tl.load(source + row[:, None] * grad_stride, mask=touched[:, None] & inside[None, :], other=0.0)  # [K, C]
+        touched = touched & ((start >= 0) | (kind != START)) & ((end <= BLOCK.M) | (kind != END))
+    rows = source.data + row[:, None] * source.stride
+    grad = tl.load(rows, mask=touched[:, None] & inside[None, :], other=0.0)  # [K, D]
     if SANITIZE:
         grad = tl.where(is_finite(grad), grad, 0.0)
-    token = tl.arange(0, BLOCK_T)
+    token = tl.arange(0, BLOCK.M)
     held = held_by(token[:, None], start[None, :], end[None, :], kind, WEIGHED)  # [T, K]
     weights = tl.where(held, 1.0, 0.0)
     if WEIGHED:
         scale = 1.0 / tl.maximum(end - start, 1).to(tl.float32)
-        if ATTENTION:
+        if head is not None:
             mine = touched & is_head
-            scale = tl.where(is_head, tl.load(scales + span, mask=mine, other=1.0), scale)
-            peak = tl.load(peaks + span, mask=mine, other=0.0)
-            delta = tl.load(deltas + span, mask=mine, other=0.0)
-            weights = tl.where(held, tl.exp(score[:, None] - peak[None, :]) * scale[None, :], 0.0)
+            scale = tl.where(is_head, tl.load(head.scales + span, mask=mine, other=1.0), scale)
+            peak = tl.load(head.peaks + span, mask=mine, other=0.0)
+            delta = tl.load(head.deltas + span, mask=mine, other=0.0)
+            weights = tl.where(held, tl.exp(head.score[:, None] - peak[None, :]) * scale[None, :], 0.0)
             held = held & (scale != 0)[None, :]
             dots += tl.sum(tl.where(held, weights * delta[None, :], 0.0), 1)
         else:
             weights = tl.where(held, scale[None, :], 0.0)
-    return add_product(total, weights, grad, not WEIGHED, PRECISION), dots
+    return add_product(total, weights, grad, not WEIGHED, BLOCK.PRECISION), dots
 
 
 @triton.jit
-def slice_loop(
-    source,
-    starts,
-    ends,
-    rows,
-    low,
-    high,
-    first_token,
-    score,
-    peaks,
-    scales,
-    deltas,
-    inside,
-    grad_stride,
-    kind,
-    is_head,
-    WEIGHED: tl.constexpr,
-    ATTENTION: tl.constexpr,
-    SANITIZE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    C: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    total = tl.zeros([BLOCK_T, C], tl.float32)
-    dots = tl.zeros([BLOCK_T], tl.float32)
-    extent = (high - low).to(tl.int32)
-    if INTERPRETED:
+def slice_loop(source, spans, part, head, inside, kind, is_head, WEIGHED: tl.constexpr, SANITIZE: tl.constexpr, BLOCK):
+    total = tl.zeros([BLOCK.M, BLOCK.D], tl.float32)
+    dots = tl.zeros([BLOCK.M], tl.float32)
+    if BLOCK.INTERPRETED:
         done = 0
-        while done < extent:
+        while done < part.extent:
             total, dots = slice_step(
-                total, dots, done, source, starts, ends, rows, low, high, first_token, score, peaks, scales, deltas,
-                inside, grad_stride, kind, is_head, WEIGHED, ATTENTION, SANITIZE, BLOCK_T, BLOCK_K, PRECISION,
-            )  # fmt: skip
-            done += BLOCK_K
+                total, dots, done, source, spans, part, head, inside, kind, is_head, WEIGHED, SANITIZE, BLOCK
+            )
+            done += BLOCK.K
     else:
         # The same loop, in the form that the compiler pipelines.
-        for done in tl.range(0, extent, BLOCK_K):
+        for done in tl.range(0, part.extent, BLOCK.K):
             total, dots = slice_step(
-                total, dots, done, source, starts, ends, rows, low, high, first_token, score, peaks, scales, deltas,
-                inside, grad_stride, kind, is_head, WEIGHED, ATTENTION, SANITIZE, BLOCK_T, BLOCK_K, PRECISION,
-            )  # fmt: skip
+                total, dots, done, source, spans, part, head, inside, kind, is_head, WEIGHED, SANITIZE, BLOCK
+            )
     if SANITIZE:
-        token = tl.arange(0, BLOCK_T)
-        span = low
-        while span < high:
-            start, end, row = load_spans(starts, ends, rows, span, span < high, first_token)
+        token = tl.arange(0, BLOCK.M)
+        span = part.low
+        while span < part.high:
+            start, end, row = load_spans(spans, span, span < part.high, part.first_token)
             held = held_by(token, start, end, kind, WEIGHED)
             weight = tl.where(held, 1.0, 0.0)
             if WEIGHED:
                 scale = 1.0 / tl.maximum(end - start, 1).to(tl.float32)
                 weight = weight * scale
-                if ATTENTION:
-                    scale = tl.where(is_head, tl.load(scales + span, mask=is_head, other=1.0), scale)
+                if head is not None:
+                    scale = tl.where(is_head, tl.load(head.scales + span, mask=is_head, other=1.0), scale)
                     held = tl.where(scale == 0, False, held)
-                    weight = tl.exp(score - tl.load(peaks + span, mask=is_head, other=0.0)) * scale
-            grad = tl.load(source + row * grad_stride, mask=inside[None, :], other=0.0).to(tl.float32)  # [1, C]
+                    peak = tl.load(head.peaks + span, mask=is_head, other=0.0)
+                    weight = tl.exp(head.score - peak) * scale
+            grad = tl.load(source.data + row * source.stride, mask=inside[None, :], other=0.0).to(tl.float32)  # [1, D]
             total = tl.where(held[:, None] & (is_finite(grad) == 0), total + weight[:, None] * grad, total)
             span += 1
     return total, dots
 
 
 UNSPECIALIZED = (
-    "tokens", "spans", "heads", "share", "kinds", "start_block", "end_block", "sum_block", "mean_block",
+    "tokens", "num_spans", "heads", "share", "kinds", "start_block", "end_block", "sum_block", "mean_block",
     "attention_block",
 )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def product_backward(
-    grad,  # [N, O], before the activation, dense rows
-    projected,  # [T, B * O], dense rows
-    starts,  # [N]
-    ends,
-    rows,  # [N], where each span's gradient stands, or None
-    first,  # [T + 1], or None: of the spans each program of the second axis takes `share`, for a result of its own
-    reach,  # [T]
-    scores,  # [heads, T], float32
-    peaks,  # [heads, N]
-    scales,  # [heads, N]
-    deltas,  # [heads, N]
+    grad,  # [N, O], before the activation
+    projected,  # [T, B * O]
+    spans,  # `first` may be None: each program of the second axis then takes `share` of them, for a result of its own
+    weights,  # None without attention
+    deltas,  # [heads, N], the dot products of the gradient with each head's share
     target,  # [T, B * O]
     partial_scores,  # [column blocks, T, heads], float32
     tokens,
-    spans,
+    num_spans,
     outputs,
     heads,
     share,
-    grad_stride,
-    projected_stride,
-    target_stride,
     kinds,  # of the programs of the second axis, two bits each
     start_block,
     end_block,
-    sum_block,
     mean_block,
+    sum_block,
     attention_block,
     WEIGHED: tl.constexpr,
-    ATTENTION: tl.constexpr,
     ACCUMULATE: tl.constexpr,  # add to what the results hold
-    BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    C: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    BLOCK,
 ):
-    column_blocks = tl.cdiv(outputs, C)
+    column_blocks = tl.cdiv(outputs, BLOCK.D)
     column_block = tl.program_id(0) % column_blocks
-    column = column_block.to(tl.int64) * C + tl.arange(0, C)
+    column = column_block.to(tl.int64) * BLOCK.D + tl.arange(0, BLOCK.D)
     inside = column < outputs
-    first_token = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_T
-    token = first_token + tl.arange(0, BLOCK_T)
+    first_token = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK.M
+    token = first_token + tl.arange(0, BLOCK.M)
     there = token < tokens
-    part = tl.program_id(1)
-    head = part.to(tl.int64) * 0
-    if first is None:
-        low = part.to(tl.int64) * share
-        high = tl.minimum(low + share, spans)
-        target += part.to(tl.int64) * tokens * target_stride
+    program = tl.program_id(1)
+    head = program.to(tl.int64) * 0
+    results = target.data
+    if spans.first is None:
+        low = program.to(tl.int64) * share
+        high = tl.minimum(low + share, num_spans)
+        results += program.to(tl.int64) * tokens * target.stride
         block = head
-        kind = part * 0  # START
+        kind = program * 0  # START
     else:
-        kind = (kinds >> (2 * part)) & 3
-        high = tl.load(first + tl.minimum(first_token + BLOCK_T, tokens))
-        low = tl.load(reach + first_token)
+        kind = (kinds >> (2 * program)) & 3
+        high = tl.load(spans.first + tl.minimum(first_token + BLOCK.M, tokens))
+        low = tl.load(spans.reach + first_token)
         if WEIGHED:
             has_mean = (mean_block >= 0).to(tl.int32)
-            head = (part - has_mean).to(tl.int64)
+            head = (program - has_mean).to(tl.int64)
             block = tl.where(head < 0, mean_block, attention_block + head)
         else:
             if kind == START:
-                low = tl.load(first + first_token)
+                low = tl.load(spans.first + first_token)
             block = tl.where(kind == START, start_block, tl.where(kind == END, end_block, sum_block)).to(tl.int64)
     is_head = head >= 0
-    score = tl.zeros([BLOCK_T], tl.float32)
-    if ATTENTION:
-        score = tl.load(scores + head * tokens + token, mask=there & is_head, other=0.0)
-        peaks += head * spans
-        scales += head * spans
-        deltas += head * spans
+    of_head = None
+    if weights is not None:
+        of_head = HeadGradient(
+            tl.load(weights.scores + head * tokens + token, mask=there & is_head, other=0.0),
+            weights.peaks + head * num_spans,
+            weights.scales + head * num_spans,
+            deltas + head * num_spans,
+        )
 
-    source = grad + column[None, :]
-    total, dots = slice_loop(
-        source, starts, ends, rows, low, high, first_token, score, peaks, scales, deltas, inside, grad_stride, kind,
-        is_head, WEIGHED, ATTENTION, False, BLOCK_T, BLOCK_K, C, PRECISION, INTERPRETED,
-    )  # fmt: skip
+    part = Slice(low, high, (high - low).to(tl.int32), first_token)
+    source = Matrix(grad.data + column[None, :], grad.stride)
+    total, dots = slice_loop(source, spans, part, of_head, inside, kind, is_head, WEIGHED, False, BLOCK)
     if tl.max(tl.where(is_finite(total), 0, 1)) > 0:
-        total, dots = slice_loop(
-            source, starts, ends, rows, low, high, first_token, score, peaks, scales, deltas, inside, grad_stride,
-            kind, is_head, WEIGHED, ATTENTION, True, BLOCK_T, BLOCK_K, C, PRECISION, INTERPRETED,
-        )  # fmt: skip
+        total, dots = slice_loop(source, spans, part, of_head, inside, kind, is_head, WEIGHED, True, BLOCK)
 
     mask = there[:, None] & inside[None, :]
-    if ATTENTION:  # noqa: SIM102 (known when the kernel is compiled, the next one when it runs)
+    if weights is not None:  # noqa: SIM102 (known when the kernel is compiled, the next one when it runs)
         if is_head:
-            x = tl.load(
-                projected + token[:, None] * projected_stride + block * outputs + column[None, :], mask=mask, other=0.0
-            )
+            values = projected.data + token[:, None] * projected.stride + block * outputs + column[None, :]
+            x = tl.load(values, mask=mask, other=0.0)
             # A token that no span holds may be Inf or NaN.
             products = tl.sum(tl.where(total != 0, total * x.to(tl.float32), 0.0), 1)
             products -= tl.where(column_block == 0, dots, 0.0)
@@ -268,50 +217,38 @@ def product_backward(
             if ACCUMULATE:
                 products += tl.load(place, mask=there, other=0.0)
             tl.store(place, products, mask=there)
-    target += token[:, None] * target_stride + block * outputs + column[None, :]
+    results += token[:, None] * target.stride + block * outputs + column[None, :]
     if ACCUMULATE:
-        total += tl.load(target, mask=mask, other=0.0)
-    tl.store(target, total.to(target.dtype.element_ty), mask=mask)
+        total += tl.load(results, mask=mask, other=0.0)
+    tl.store(results, total.to(results.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["tokens", "spans", "heads", "attention_block"])
+@triton.jit(do_not_specialize=["tokens", "num_spans", "heads", "attention_block"])
 def attention_deltas(
-    grad,  # [N, O], before the activation, dense rows
-    projected,  # [T, B * O], dense rows
-    starts,  # [N]
-    ends,
-    rows,  # [N] or None
-    scores,  # [heads, T], float32
-    peaks,  # [heads, N]
-    scales,  # [heads, N]
-    deltas,  # [column blocks, heads, N]
-    tokens,
+    grad,  # [N, O], before the activation
+    projected,  # [T, B * O]
     spans,
+    weights,
+    partial_deltas,  # [column blocks, heads, N]
+    tokens,
+    num_spans,
     outputs,
     heads,
-    grad_stride,
-    projected_stride,
     attention_block,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    C: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    BLOCK,
 ):
     """The dot product of a span's gradient with one head's share of it, for a block of columns."""
-    column_blocks = tl.cdiv(outputs, C)
+    column_blocks = tl.cdiv(outputs, BLOCK.D)
     column_block = (tl.program_id(0) % column_blocks).to(tl.int64)
     head = tl.program_id(1)
-    column = column_block * C + tl.arange(0, C)
+    column = column_block * BLOCK.D + tl.arange(0, BLOCK.D)
     inside = column < outputs
-    tile = tl.program_id(0) // column_blocks
-    span, there, start, end, valid, row = load_tile(starts, ends, rows, tile, tokens, spans, BLOCK_N)
-    share = window_sums(
-        projected + column[None, :], scores, peaks, scales, tile.to(tl.int64) * BLOCK_N, start, end, valid, inside,
-        tokens, spans, outputs, projected_stride, -1, -1, attention_block, head, head + 1, True, BLOCK_N, BLOCK_K, C,
-        PRECISION, INTERPRETED,
-    )  # fmt: skip
-    mask = valid[:, None] & inside[None, :]
-    values = tl.load(grad + row[:, None] * grad_stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
-    dots = tl.sum(tl.where(mask, values * share, 0.0), 1)
-    tl.store(deltas + (column_block * heads + head) * spans + span, dots, mask=there)
+    tile = load_tile(spans, tl.program_id(0) // column_blocks, tokens, num_spans, BLOCK.M)
+    columns = Matrix(projected.data + column[None, :], projected.stride)
+    blocks, sizes = Blocks(-1, -1, -1, -1, attention_block), Sizes(tokens, num_spans, outputs, heads, 0)
+    share = window_sums(columns, weights, blocks, tile, sizes, head, head + 1, inside, BLOCK)
+    mask = tile.valid[:, None] & inside[None, :]
+    values = tl.load(grad.data + tile.row[:, None] * grad.stride + column[None, :], mask=mask, other=0.0)
+    dots = tl.sum(tl.where(mask, values.to(tl.float32) * share, 0.0), 1)
+    place = (column_block * heads + head) * num_spans + tile.first + tl.arange(0, BLOCK.M)
+    tl.store(partial_deltas + place, dots, mask=tile.there)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 import triton
 from torch import Tensor
 
 from spanbert_kernels.ops import philox
-from spanbert_kernels.ops.aot import AotConfiguration
+from spanbert_kernels.ops.aot import AotConfiguration, configurations_of, meta, meta_spans
+from spanbert_kernels.ops.choices import PARTS
 from spanbert_kernels.ops.plans import SpanWork
 from spanbert_kernels.ops.span_linear.operators import Gradients, ProjectedInputs, zero_gradients
-from spanbert_kernels.ops.span_linear.triton import aot, aot_backward, input_types
-from spanbert_kernels.ops.span_linear.triton_call import Call, add_gradients, new_call, on, product_options
-from spanbert_kernels.ops.span_linear.triton_call import with_dense_rows as dense
+from spanbert_kernels.ops.span_linear.triton import meta_inputs
+from spanbert_kernels.ops.span_linear.triton_call import Call, add_gradients, new_call
 from spanbert_kernels.ops.span_score.operators import span_score_backward, span_score_forward
 from spanbert_kernels.ops.span_score.triton_kernels import score_backward, score_forward
+from spanbert_kernels.ops.triton_arguments import dense_rows, matrix, on, philox_of
 
 CHUNK_BYTES = 2**26  # of the layer between that the backward holds at a time
 SCORES = 8  # of a program, at most
-
-
-def _dropout(dropout: philox.Dropout) -> dict[str, Any]:
-    dropout_p, seed = dropout
-    return {"seed": seed, "threshold": philox.threshold(dropout_p), "kept_share": 1.0 - dropout_p}
 
 
 @span_score_forward.triton
@@ -41,7 +37,7 @@ def forward(
     with on(projected.device):
         score_forward[(triton.cdiv(num_spans, call.tile()), triton.cdiv(num_scores, group))](
             **call.with_softmax().inputs(),
-            **_dropout(dropout),
+            dropout=philox_of(dropout),
             out_weight=out_weight.contiguous(),
             output=output,
             num_scores=num_scores,
@@ -65,7 +61,7 @@ def backward(
     if num_spans == 0 or outputs == 0:
         return zero_gradients(projected, inputs, out_weight)
     call = new_call(projected, work, inputs, outputs)
-    grad_output, out_weight = dense(grad_output), out_weight.contiguous()
+    grad_output, out_weight = dense_rows(grad_output), out_weight.contiguous()
     chunk = max(1, CHUNK_BYTES // (outputs * projected.element_size()))
     chunked = num_spans > chunk
     with on(projected.device):
@@ -91,38 +87,31 @@ def _before_activation(
 ) -> tuple[Tensor, Tensor]:
     """The gradient before the activation `[N, O]`, and that of `out_weight` by tiles of spans."""
     tiles = triton.cdiv(len(call), call.tile())
-    grad = call.projected.new_empty(len(call), call.outputs)
+    grad = call.projection.data.new_empty(len(call), call.outputs)
     partial_weight = grad.new_empty(tiles, *out_weight.shape, dtype=torch.float32)
     score_backward[(tiles * call.column_blocks(),)](
         **call.inputs(),
-        **_dropout(dropout),
+        dropout=philox_of(dropout),
         out_weight=out_weight,
-        grad_output=grad_output,
+        grad_output=matrix(grad_output),
         grad=grad,
         partial_weight=partial_weight,
         num_scores=len(out_weight),
-        grad_stride=grad_output.stride(0),
         ACTIVATION=activation,
     )
     return grad, partial_weight
 
 
-def aot_kernel(what: str) -> AotConfiguration:
-    types = input_types("out_weight", "output") | {"seed": "*i64", "threshold": "i64", "kept_share": "fp32"}
-    types["num_scores"] = "i32"
-    constants: dict[str, Any] = {"ACTIVATION": 2, "BANDED": True, "ATTENTION": True}
-    if what == "forward":
-        constants["SCORES"] = SCORES
-    else:
-        del types["output"]
-        types |= dict.fromkeys(("grad_output", "grad", "partial_weight"), "*fp32") | {"grad_stride": "i32"}
-    kernel = score_forward if what == "forward" else score_backward
-    return aot(what, kernel, types, constants, product_options(1024, forward=True))
-
-
 def aot_configurations() -> list[AotConfiguration]:
-    """Every class of configuration that a launch can choose, with all that its kernel may be given."""
-    return [
-        *(aot_kernel(what) for what in ("forward", "backward")),
-        *(aot_backward(what, accumulate=True) for what in ("exact", "weighed")),
-    ]
+    """What calls compile whose rows are multiples of 16 columns, with everything and in chunks."""
+    inputs, dropout = (
+        meta_inputs(*(part for part in PARTS if part != "max")),
+        philox.Dropout(0.5, meta(1, dtype=torch.int64)),
+    )
+    spans, projected, out_weight = meta_spans(20000, 2000), meta(2000, 7 * 1024), meta(SCORES, 1024)
+    return configurations_of(
+        {
+            "forward": partial(forward, projected, spans, inputs, out_weight, dropout),
+            "gradient": partial(backward, meta(20000, SCORES), projected, spans, inputs, out_weight, dropout),
+        }
+    )

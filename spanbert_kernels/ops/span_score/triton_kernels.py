@@ -11,43 +11,41 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spanbert_kernels.ops.span_linear.triton_forward import UNSPECIALIZED, activate, load_tile, pre_activation, slope
+from spanbert_kernels.ops.span_linear.triton_forward import (
+    UNSPECIALIZED,
+    Blocks,
+    Sizes,
+    activate,
+    load_tile,
+    pre_activation,
+    slope,
+)
 
 
 @triton.jit
-def kept_entries(seed, threshold, row, first_column, BLOCK_N: tl.constexpr, C: tl.constexpr):
-    """Which entries of a tile [N, C] dropout keeps."""
-    zeros = tl.zeros([BLOCK_N, C // 4], tl.uint32)
-    draw = zeros + (first_column // 4 + tl.arange(0, C // 4)).to(tl.uint32)[None, :]
-    a, b, c, d = tl.philox(tl.load(seed), draw, zeros + row.to(tl.uint32)[:, None], zeros, zeros)
-    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK_N, C])  # word i of a draw: its column i
-    return words.to(tl.int64) >= threshold
+def kept_entries(dropout, row, first_column, BLOCK):
+    """Which entries of a tile [N, D] dropout keeps."""
+    zeros = tl.zeros([BLOCK.M, BLOCK.D // 4], tl.uint32)
+    draw = zeros + (first_column // 4 + tl.arange(0, BLOCK.D // 4)).to(tl.uint32)[None, :]
+    a, b, c, d = tl.philox(tl.load(dropout.seed), draw, zeros + row.to(tl.uint32)[:, None], zeros, zeros)
+    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK.M, BLOCK.D])  # word i of a draw: its column i
+    return words.to(tl.int64) >= dropout.threshold
 
 
-@triton.jit(do_not_specialize=(*UNSPECIALIZED, "threshold", "num_scores"))
+@triton.jit(do_not_specialize=(*UNSPECIALIZED, "num_scores"))
 def score_forward(
-    projected,  # [T, B * O], dense rows
-    starts,  # [N]
-    ends,
-    rows,  # [N] or None
-    scores,  # [heads, T], float32: those of the attention
-    peaks,  # [heads, N]
-    scales,  # [heads, N]
-    width_projected,  # [R, O] or None
-    width_index,  # [N] by output row, or None
-    bias,  # [O] or None
+    projection,
+    spans,
+    weights,  # None without attention
     out_weight,  # [S, O]
-    seed,  # [1], or None without dropout
+    dropout,  # None without
     output,  # [N, S]
     tokens,
-    spans,
+    num_spans,
     outputs,
     heads,
     table_rows,
     num_scores,  # S
-    projected_stride,
-    threshold,
-    kept_share,
     start_block,
     end_block,
     mean_block,
@@ -56,67 +54,48 @@ def score_forward(
     ACTIVATION: tl.constexpr,
     SCORES: tl.constexpr,  # of a program
     BANDED: tl.constexpr,
-    ATTENTION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    C: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    BLOCK,
 ):
-    _, there, start, end, valid, row = load_tile(starts, ends, rows, tl.program_id(0), tokens, spans, BLOCK_N)
-    first_span = tl.program_id(0).to(tl.int64) * BLOCK_N
+    sizes = Sizes(tokens, num_spans, outputs, heads, table_rows)
+    blocks = Blocks(start_block, end_block, mean_block, sum_block, attention_block)
+    tile = load_tile(spans, tl.program_id(0), tokens, num_spans, BLOCK.M)
     first_score = tl.program_id(1).to(tl.int64) * SCORES
     score = tl.arange(0, SCORES)
-    total = tl.zeros([BLOCK_N, SCORES], tl.float32)
+    total = tl.zeros([BLOCK.M, SCORES], tl.float32)
     done = 0
     while done < outputs:
-        column = done + tl.arange(0, C).to(tl.int64)
-        inner = pre_activation(
-            projected, scores, peaks, scales, width_projected, width_index, bias, None, first_span, there, start, end,
-            valid, row, column, tokens, spans, outputs, heads, table_rows, projected_stride, 0, start_block, end_block,
-            mean_block, sum_block, attention_block, BANDED, ATTENTION, BLOCK_N, BLOCK_K, C, PRECISION, INTERPRETED,
-        )  # fmt: skip
+        column = done + tl.arange(0, BLOCK.D).to(tl.int64)
+        inner = pre_activation(projection, weights, blocks, None, tile, column, sizes, BANDED, BLOCK)
         inner = activate(inner, ACTIVATION)
-        if seed is not None:
-            inner = tl.where(kept_entries(seed, threshold, row, done, BLOCK_N, C), inner / kept_share, 0.0)
+        if dropout is not None:
+            inner = tl.where(kept_entries(dropout, tile.row, done, BLOCK), inner / dropout.keep_prob, 0.0)
         for i in tl.static_range(SCORES):
             used = (column < outputs) & (first_score + i < num_scores)
             weight = tl.load(out_weight + (first_score + i) * outputs + column, mask=used, other=0.0)
             dots = tl.sum(inner * weight.to(tl.float32)[None, :], 1)
             total += tl.where(score[None, :] == i, dots[:, None], 0.0)
-        done += C
-    place = output + row[:, None] * num_scores + first_score + score[None, :]
-    mask = there[:, None] & (first_score + score < num_scores)[None, :]
+        done += BLOCK.D
+    place = output + tile.row[:, None] * num_scores + first_score + score[None, :]
+    mask = tile.there[:, None] & (first_score + score < num_scores)[None, :]
     tl.store(place, total.to(output.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=(*UNSPECIALIZED, "threshold", "num_scores"))
+@triton.jit(do_not_specialize=(*UNSPECIALIZED, "num_scores"))
 def score_backward(
-    projected,  # the arguments of score_forward; of `output` the gradients
-    starts,
-    ends,
-    rows,
-    scores,
-    peaks,
-    scales,
-    width_projected,
-    width_index,
-    bias,
+    projection,  # the arguments of score_forward; of `output` the gradients
+    spans,
+    weights,
     out_weight,
-    seed,
-    grad_output,  # [all spans, S], dense rows
+    dropout,
+    grad_output,  # [all spans, S]
     grad,  # [N, O], before the activation, in the order of the spans
     partial_weight,  # [tiles, S, O], float32
     tokens,
-    spans,
+    num_spans,
     outputs,
     heads,
     table_rows,
     num_scores,
-    projected_stride,
-    grad_stride,
-    threshold,
-    kept_share,
     start_block,
     end_block,
     mean_block,
@@ -124,40 +103,35 @@ def score_backward(
     attention_block,
     ACTIVATION: tl.constexpr,
     BANDED: tl.constexpr,
-    ATTENTION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    C: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    BLOCK,
 ):
-    column_blocks = tl.cdiv(outputs, C)
-    tile = (tl.program_id(0) // column_blocks).to(tl.int64)
-    done = tl.program_id(0) % column_blocks * C
-    column = done + tl.arange(0, C).to(tl.int64)
+    sizes = Sizes(tokens, num_spans, outputs, heads, table_rows)
+    blocks = Blocks(start_block, end_block, mean_block, sum_block, attention_block)
+    column_blocks = tl.cdiv(outputs, BLOCK.D)
+    number = (tl.program_id(0) // column_blocks).to(tl.int64)
+    done = tl.program_id(0) % column_blocks * BLOCK.D
+    column = done + tl.arange(0, BLOCK.D).to(tl.int64)
     inside = column < outputs
-    span, there, start, end, valid, row = load_tile(starts, ends, rows, tile, tokens, spans, BLOCK_N)
-    before = pre_activation(
-        projected, scores, peaks, scales, width_projected, width_index, bias, None, tile * BLOCK_N, there, start, end,
-        valid, row, column, tokens, spans, outputs, heads, table_rows, projected_stride, 0, start_block, end_block,
-        mean_block, sum_block, attention_block, BANDED, ATTENTION, BLOCK_N, BLOCK_K, C, PRECISION, INTERPRETED,
-    )  # fmt: skip
+    tile = load_tile(spans, number, tokens, num_spans, BLOCK.M)
+    before = pre_activation(projection, weights, blocks, None, tile, column, sizes, BANDED, BLOCK)
     inner = activate(before, ACTIVATION)
-    if seed is not None:
-        kept = kept_entries(seed, threshold, row, done, BLOCK_N, C)
-        inner = tl.where(kept, inner / kept_share, 0.0)
-    inner = tl.where(there[:, None], inner, 0.0)  # no Inf for the rows behind the last span
-    grads = tl.zeros([BLOCK_N, C], tl.float32)
+    if dropout is not None:
+        kept = kept_entries(dropout, tile.row, done, BLOCK)
+        inner = tl.where(kept, inner / dropout.keep_prob, 0.0)
+    inner = tl.where(tile.there[:, None], inner, 0.0)  # no Inf for the rows behind the last span
+    grads = tl.zeros([BLOCK.M, BLOCK.D], tl.float32)
     score = 0
     while score < num_scores:
         weight = tl.load(out_weight + score * outputs + column, mask=inside, other=0.0).to(tl.float32)
-        incoming = tl.load(grad_output + row * grad_stride + score, mask=there, other=0.0).to(tl.float32)
+        source = grad_output.data + tile.row * grad_output.stride + score
+        incoming = tl.load(source, mask=tile.there, other=0.0).to(tl.float32)
         grads += incoming[:, None] * weight[None, :]
-        place = partial_weight + (tile * num_scores + score) * outputs + column
+        place = partial_weight + (number * num_scores + score) * outputs + column
         tl.store(place, tl.sum(incoming[:, None] * inner, 0), mask=inside)
         score += 1
-    if seed is not None:
-        grads = tl.where(kept, grads / kept_share, 0.0)
+    if dropout is not None:
+        grads = tl.where(kept, grads / dropout.keep_prob, 0.0)
     grads = slope(before, grads, ACTIVATION)
-    mask = there[:, None] & inside[None, :]
+    span = tile.first + tl.arange(0, BLOCK.M)
+    mask = tile.there[:, None] & inside[None, :]
     tl.store(grad + span[:, None] * outputs + column[None, :], grads.to(grad.dtype.element_ty), mask=mask)
