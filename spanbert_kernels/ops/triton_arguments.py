@@ -8,6 +8,7 @@ whole has no field that may be None: Triton cannot compare that.
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -87,8 +88,9 @@ class Options:
     num_warps: int = 4
     num_stages: int = 1
 
+    @functools.cached_property
     def arguments(self) -> dict[str, Any]:
-        """What a launch passes on."""
+        """What a launch passes on; made once, for launches to be short."""
         block = self.block._make(map(tl.constexpr, self.block))
         return {"BLOCK": block, "num_warps": self.num_warps, "num_stages": self.num_stages}
 

@@ -110,7 +110,7 @@ def forward(hidden: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, total
             len(starts),
             total,
             columns,
-            **OPTIONS.arguments(),
+            **OPTIONS.arguments,
         )
     return output
 
@@ -128,7 +128,7 @@ def backward(grad_output: Tensor, work: SpanWork, offsets: Tensor, num_tokens: i
             offsets,
             grad_hidden,
             columns,
-            **OPTIONS.arguments(),
+            **OPTIONS.arguments,
         )
     return grad_hidden
 

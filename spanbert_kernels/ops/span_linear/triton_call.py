@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ SOFTMAX_OPTIONS = Options(Block(M=256, K=128, D=1) if INTERPRETED else Block(M=6
 KINDS = ("start", "end", "sum")  # two bits each in the kernel
 
 
+@functools.cache
 def product_options(outputs: int, *, forward: bool) -> Options:
     """Of the matrix products, with M spans in a forward one and M tokens in a backward one.
 
@@ -111,7 +113,7 @@ class Call:
             "table_rows": 0 if self.projection.table is None else len(self.projection.table),
             **self.columns(),
             "BANDED": max(self.blocks.mean, self.blocks.sum, self.blocks.attention) >= 0,
-            **self.options().arguments(),
+            **self.options().arguments,
         }
 
     def chunk(self, low: int, high: int) -> Call:
@@ -139,7 +141,7 @@ class Call:
             tokens=self.tokens,
             num_spans=len(self),
             heads=self.heads,
-            **SOFTMAX_OPTIONS.arguments(),
+            **SOFTMAX_OPTIONS.arguments,
         )
         return replace(self, weights=weights)
 
@@ -209,7 +211,7 @@ def add_gradients(call: Call, grad: Tensor, rows: Tensor | None, sums: Sums) -> 
     arguments |= call.columns()
     nothing = dict.fromkeys(attention)
     shared = {**arguments, "target": matrix(sums.projected), "partial_scores": sums.partial_scores, "share": 0}
-    shared |= {"ACCUMULATE": sums.accumulate, **options.arguments()}
+    shared |= {"ACCUMULATE": sums.accumulate, **options.arguments}
     if call.tokens:
         programs = triton.cdiv(call.tokens, options.block.M) * column_blocks
         exact = [i for i, name in enumerate(KINDS) if getattr(call.blocks, name) >= 0]
@@ -233,7 +235,7 @@ def add_gradients(call: Call, grad: Tensor, rows: Tensor | None, sums: Sums) -> 
             "tokens": table_rows,
             "share": share,
             "ACCUMULATE": False,
-            **table_options(call.outputs).arguments(),
+            **table_options(call.outputs).arguments,
         }
         product_backward[(triton.cdiv(table_rows, TABLE_TILE) * column_blocks, shares)](
             **{**shared, **table}, **nothing, kinds=0, WEIGHED=False
@@ -255,6 +257,6 @@ def _deltas(call: Call, arguments: dict[str, Any]) -> Tensor | None:
         weights=weights,
         partial_deltas=partial_deltas,
         attention_block=call.blocks.attention,
-        **call.options().arguments(),
+        **call.options().arguments,
     )
     return partial_deltas.sum(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from spanbert_kernels.ops.span_pool.triton_backward import (
     table_backward,
 )
 from spanbert_kernels.ops.span_pool.triton_forward import Columns, Results, Table, banded_forward, walk_forward
-from spanbert_kernels.ops.triton_arguments import Block, Options, contiguous, matrix, on, spans_of
+from spanbert_kernels.ops.triton_arguments import Block, Options, Spans, contiguous, matrix, on, spans_of
 
 INTERPRETED = library.interpreted()
 PROGRAMS = 132 * 64  # enough to fill a large GPU a few times over
@@ -46,6 +47,7 @@ class Lanes(NamedTuple):
 
 
 # A step costs the interpreter the same for any size of block, so it gets large ones.
+@functools.cache
 def product_options(dtype: torch.dtype) -> Options:
     """Of the matrix products, with M spans in a forward one and M tokens in a backward one."""
     if INTERPRETED:
@@ -55,11 +57,13 @@ def product_options(dtype: torch.dtype) -> Options:
     return Options(Block(M=64, K=32, D=64, PRECISION="tf32"), num_warps=4, num_stages=3)
 
 
+@functools.cache
 def backward_options(dtype: torch.dtype, part: str) -> Options:
     """The backward keeps a block of sums beside the products, that of attention two."""
     return replace(product_options(dtype), num_warps=4 if part == "linear" and dtype == torch.float32 else 8)
 
 
+@functools.cache
 def walk_options(enumerated: bool) -> Options:
     if INTERPRETED:
         return Options(Lanes(LANES=64, UNROLL=1, D=256))
@@ -72,10 +76,15 @@ TABLE_OPTIONS = Options(Block(M=1, K=1024 if INTERPRETED else 64, D=32), num_war
 
 def columns_of(hidden: Tensor, inputs: PoolInputs) -> Columns:
     """The first output column of each part."""
-    columns = Columns(*[None] * len(Columns._fields))
-    for i, part in enumerate(inputs.parts):
-        columns = columns._replace(**{PARTS[part]: output_size(hidden, inputs._replace(parts=inputs.parts[:i]))})
-    return columns
+    columns: dict[str, int | None] = dict.fromkeys(Columns._fields)
+    total, size = 0, hidden.shape[1]
+    for name in (PARTS[part] for part in inputs.parts):
+        columns[name] = total
+        if name == "width":
+            total += 0 if inputs.width_embedding is None else inputs.width_embedding.shape[1]
+        else:
+            total += size * (inputs.scores.shape[1] if name == "attention" and inputs.scores is not None else 1)
+    return Columns(**columns)
 
 
 def banded(num_spans: int, num_tokens: int, max_width: int) -> bool:
@@ -95,10 +104,10 @@ def forward(hidden: Tensor, work: SpanWork, inputs: PoolInputs, keep: bool) -> t
         return output, argmax, lse.zero_()
 
     at, heads = columns_of(hidden, inputs), 1 if scores is None else scores.shape[1]
-    enumerated = work.cu_seqlens is not None
+    enumerated, spans = work.cu_seqlens is not None, spans_of(work)
     arguments = {
         "hidden": matrix(hidden),
-        "spans": spans_of(work if enumerated else work._replace(first=None)),
+        "spans": spans if enumerated else Spans(*spans[:3], None, None),
         "scores": contiguous(scores),
         "table": None if table is None else Table(table.contiguous(), contiguous(inputs.width_index)),
         "results": Results(output, output.shape[1], argmax if argmax.numel() else None, lse if lse.numel() else None),
@@ -117,7 +126,7 @@ def forward(hidden: Tensor, work: SpanWork, inputs: PoolInputs, keep: bool) -> t
         items, most = (tokens, 8) if enumerated else (num_spans, 16)
         share = 4 if INTERPRETED else min(most, max(1, items * blocks // PROGRAMS))
         walk_forward[(triton.cdiv(items, share * options.block.LANES) * blocks,)](
-            **arguments, at=at, heads=heads, share=share, **options.arguments()
+            **arguments, at=at, heads=heads, share=share, **options.arguments
         )
     return output, argmax, lse
 
@@ -131,9 +140,9 @@ def _banded_forward(arguments: dict[str, Any], at: Columns, heads: int, options:
     if at.mean is None and at.sum is None and at.attention is not None:
         attention, rest = at, nothing
     if rest != nothing:
-        banded_forward[(programs,)](**arguments, at=rest, heads=1, **options.arguments())
+        banded_forward[(programs,)](**arguments, at=rest, heads=1, **options.arguments)
     if attention != nothing:
-        banded_forward[(programs * heads,)](**arguments, at=attention, heads=heads, **options.arguments())
+        banded_forward[(programs * heads,)](**arguments, at=attention, heads=heads, **options.arguments)
 
 
 @span_pool_backward.triton
@@ -173,7 +182,7 @@ def backward(
         for name in wanted:
             options = MAX_OPTIONS if name == "max" else backward_options(hidden.dtype, name)
             grid = (triton.cdiv(tokens, options.block.M) * triton.cdiv(columns, options.block.D),)
-            target = {"grad_hidden": grad_hidden if name == wanted[-1] else sums, **options.arguments()}
+            target = {"grad_hidden": grad_hidden if name == wanted[-1] else sums, **options.arguments}
             others = None if name == wanted[0] else sums
             if name == "max":
                 max_backward[grid](**arguments, **target, argmax=argmax, max_column=at.max)
@@ -203,7 +212,7 @@ def _attention_delta(arguments: dict[str, Any], scores: Tensor, options: Options
     blocks = triton.cdiv(arguments["columns"], options.block.D)
     partial_delta = scores.new_empty(blocks, num_spans, heads)
     attention_delta[(triton.cdiv(num_spans, options.block.M) * blocks * heads,)](
-        **arguments, scores=scores, partial_delta=partial_delta, **options.arguments()
+        **arguments, scores=scores, partial_delta=partial_delta, **options.arguments
     )
     return partial_delta.sum(0)
 
@@ -221,7 +230,7 @@ def _table_backward(arguments: dict[str, Any], table: Tensor, index: Tensor | No
         table_rows=table_rows,
         table_columns=table_columns,
         width_column=width_column,
-        **TABLE_OPTIONS.arguments(),
+        **TABLE_OPTIONS.arguments,
     )
     return partial_table.sum(0).to(table.dtype)
 
