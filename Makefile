@@ -58,8 +58,8 @@ sanitize: $(VENV)/.test-installed
 	$(BIN)/python tests/fuzz/sanitize.py --seconds $(SECONDS) -- $(SIDE_BY_SIDE)
 
 # The portable kernels on an emulated aarch64 processor: slow. What must be installed is said in the script.
-aarch64: $(VENV)/.installed
-	@$(PIP) install -q uv
+aarch64: $(VENV)/.torch
+	@$(PIP) install -q $(BUILD_TOOLS) uv
 	PYTHON=$(abspath $(BIN))/python tests/aarch64/check.sh build/aarch64
 
 # On a machine with a CUDA GPU, with the torch, Triton, nvcc and pytest that it has; nothing is installed.

@@ -180,9 +180,11 @@ class BuildLibraries(build_ext):
                 self.built |= build(library)
                 print(f"spanbert-kernels: built the {title} ({self.built[part]})", file=sys.stderr)
                 return
-            except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-                library.unlink(missing_ok=True)
+            except subprocess.CalledProcessError:
+                reason = "it does not compile here (pip install -v shows the compiler's words)"
+            except (RuntimeError, OSError) as error:
                 reason = str(error)
+            library.unlink(missing_ok=True)
         self.built |= {part: None, "reason" if part == "cpu" else f"{part}_reason": reason}
         if off is None and asked is not None:
             raise RuntimeError(f"{asked} asks for the {title}, but: {reason}")
