@@ -16,6 +16,7 @@ from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.errors import INTERRUPTED, UserError
 from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import Console
+from spanbert_kernels.extras import require
 
 if TYPE_CHECKING:
     from records.record import Record, Row
@@ -51,6 +52,8 @@ def bench(context: click.Context, suites: tuple[str, ...], quick: bool, output: 
     """
     from records import comparing, record, running, table
 
+    for module in ("pytest", "pytest_benchmark"):
+        require(module, "bench")
     known = running.suite_names()
     for name in suites:
         if name not in known:

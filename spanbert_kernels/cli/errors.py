@@ -138,7 +138,7 @@ def _not_installed(error: ImportError) -> str | None:
     package = (error.name or "").split(".")[0]
     if not isinstance(error, ModuleNotFoundError) or package in ("", "spanbert_kernels"):
         return None
-    return extras.advice(package, "all")
+    return extras.advice(package, "tasks")
 
 
 def first_line(error: Exception) -> str:

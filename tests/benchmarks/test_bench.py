@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from records import running
 from records.record import load
 
+from spanbert_kernels import extras
 from spanbert_kernels.cli import checkout
 
 Run = Callable[..., Result]
@@ -137,6 +138,13 @@ def test_without_a_source_checkout(tmp_path: Path, name: str, words: list[str]) 
     result = CliRunner().invoke(absent[name], words)
     assert result.exit_code == 2
     assert f"Error: {name} is a command of the source repository" in result.output
+
+
+def test_what_measures_is_asked_for_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    result = run("bench")
+    assert result.exit_code == 2
+    assert "Error: this needs pytest: pip install " in result.output
 
 
 def test_suites_that_do_not_run_say_why(run: Run, with_plugin: Callable[[str], None]) -> None:
