@@ -32,6 +32,13 @@ def families() -> str:
     return "\n".join(lines)
 
 
+def attention_alone() -> str:
+    """The encoders of another shape whose attention can be replaced."""
+    from spanbert_kernels.acceleration.families import ATTENTION_ALONE
+
+    return " and ".join(f"`{name}`" for name in ATTENTION_ALONE)
+
+
 def operations() -> str:
     """Every operation, who has kernels for it, and who serves the call where one has none."""
     from spanbert_kernels import ops
@@ -71,7 +78,7 @@ def _helps(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (families, operations, operation_references, commands)
+    each.__name__: each for each in (families, attention_alone, operations, operation_references, commands)
 }
 
 

@@ -153,7 +153,7 @@ def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
         max_width: tokens in the widest span, at least 1.
 
     Returns:
-        A plan of N spans: for each token in turn those that start there, narrowest first.
+        A plan of N spans, for each token in turn those that start there, narrowest first.
         Reads the offsets once on the host.
 
     Raises:
