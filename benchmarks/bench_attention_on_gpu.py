@@ -28,7 +28,7 @@ HEADS, HEAD_DIM = 12, 64
 
 
 @dataclass(frozen=True)
-class Workload:
+class AttentionLoad:
     """Lengths of the documents; with `cluster`, runs of so many see each other and not themselves."""
 
     lengths: tuple[int, ...]
@@ -41,18 +41,18 @@ def log_normal(documents: int) -> tuple[int, ...]:
 
 
 WORKLOADS = {
-    "1024 x 32": Workload((32,) * 1024),
-    "256 x 128": Workload((128,) * 256),
-    "256 log-normal": Workload(log_normal(256)),
-    "64 x 512": Workload((512,) * 64),
-    "32 clusters x 10 x 128, without self": Workload((128,) * 320, cluster=10),
+    "1024 x 32": AttentionLoad((32,) * 1024),
+    "256 x 128": AttentionLoad((128,) * 256),
+    "256 log-normal": AttentionLoad(log_normal(256)),
+    "64 x 512": AttentionLoad((512,) * 64),
+    "32 clusters x 10 x 128, without self": AttentionLoad((128,) * 320, cluster=10),
 }
 
 
 class Case:
     """Tensors and ways of a workload."""
 
-    def __init__(self, load: Workload) -> None:
+    def __init__(self, load: AttentionLoad) -> None:
         lengths = torch.tensor(load.lengths)
         self.cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int().cuda()
         self.clusters = torch.arange(0, len(lengths) + 1, load.cluster).cuda() if load.cluster else None

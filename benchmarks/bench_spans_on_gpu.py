@@ -26,7 +26,7 @@ BACKENDS = ("cuda", "triton")
 
 
 @dataclass(frozen=True)
-class Workload:
+class SpanLoad:
     """Documents of equal length, and their spans: all up to a width, or `random` many of up to that width."""
 
     documents: int
@@ -37,16 +37,16 @@ class Workload:
 
 
 WORKLOADS = {
-    "16 x 64, all spans <= 10": Workload(16, 64, 10),
-    "16 x 256, all spans <= 12": Workload(16, 256, 12),
-    "32 x 256, all spans <= 12": Workload(32, 256, 12),
-    "100,000 random spans <= 64 of 64 x 512": Workload(64, 512, 64, random=100_000),
-    "16 x 512, all spans <= 30, H 1024": Workload(16, 512, 30, hidden=1024),
+    "16 x 64, all spans <= 10": SpanLoad(16, 64, 10),
+    "16 x 256, all spans <= 12": SpanLoad(16, 256, 12),
+    "32 x 256, all spans <= 12": SpanLoad(32, 256, 12),
+    "100,000 random spans <= 64 of 64 x 512": SpanLoad(64, 512, 64, random=100_000),
+    "16 x 512, all spans <= 30, H 1024": SpanLoad(16, 512, 30, hidden=1024),
 }
 PARTS = {"mean": ["mean"], "max": ["max"], "attention": ["attention"], "start,end": ["start", "end"]}
 
 
-def inputs(load: Workload) -> tuple[Tensor, Tensor, ops.SpanPlan, Tensor]:
+def inputs(load: SpanLoad) -> tuple[Tensor, Tensor, ops.SpanPlan, Tensor]:
     generator = torch.Generator().manual_seed(0)
     tokens = load.documents * load.length
     hidden = torch.randn(tokens, load.hidden, generator=generator).to("cuda", DTYPE)
@@ -68,7 +68,7 @@ def chunked(way: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, spans: Tens
     return torch.cat([way(hidden, chunk) for chunk in spans.split(rows)])
 
 
-def others(parts: str, load: Workload, hidden: Tensor, spans: Tensor, scores: Tensor) -> dict[str, Callable[[], Any]]:
+def others(parts: str, load: SpanLoad, hidden: Tensor, spans: Tensor, scores: Tensor) -> dict[str, Callable[[], Any]]:
     """Eager PyTorch first, then what else there is."""
     ragged = RaggedTokens(spans)
     if parts == "start,end":

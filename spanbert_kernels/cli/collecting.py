@@ -9,15 +9,7 @@ from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from spanbert_kernels.data.documents import (
-    CORPUS_SUFFIXES,
-    READERS,
-    Document,
-    NotADocument,
-    Reader,
-    read_plain,
-    sniff,
-)
+from spanbert_kernels.data.documents import CORPUS_SUFFIXES, READERS, Document, NotADocument, Reader, read_plain, sniff
 from spanbert_kernels.data.faults import NotAFile, NotText
 from spanbert_kernels.data.text import encodable, read_text
 

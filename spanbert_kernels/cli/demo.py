@@ -42,13 +42,7 @@ OUT_OF_TOLERANCE = 1  # exit code; 2 is for what the user can put right
 @click.option("--threads", type=THREADS, help="Threads for PyTorch; by default its own choice.")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of random weights.")
 @click.option("--quick", is_flag=True, help="A tiny random model, to try things out.")
-@click.option(
-    "--output",
-    default="spanbert-report.html",
-    show_default=True,
-    type=PATH,
-    help="Where the report goes.",
-)
+@click.option("--output", default="spanbert-report.html", show_default=True, type=PATH, help="Where the report goes.")
 @click.option("--json", "results", type=PATH, help="Where the numbers go, as JSON; else nowhere.")
 @click.pass_context
 def demo(

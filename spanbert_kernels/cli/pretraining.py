@@ -13,14 +13,7 @@ from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.errors import UserError
 from spanbert_kernels.cli.files import PATH
 from spanbert_kernels.cli.terminal import Console, say, warn
-from spanbert_kernels.cli.training_options import (
-    COUNT,
-    MOST,
-    Number,
-    data_in_words,
-    options_of,
-    training_options,
-)
+from spanbert_kernels.cli.training_options import COUNT, MOST, Number, data_in_words, options_of, training_options
 from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.extras import require
 
@@ -37,12 +30,7 @@ from spanbert_kernels.extras import require
 )
 @training_options
 def pretrain(
-    paths: tuple[Path, ...],
-    length: int,
-    held_out: float,
-    evaluate_steps: int | None,
-    heads: Path | None,
-    **values: Any,
+    paths: tuple[Path, ...], length: int, held_out: float, evaluate_steps: int | None, heads: Path | None, **values: Any
 ) -> None:
     """Pre-train with span masking and the span boundary objective.
 

@@ -34,12 +34,7 @@ def render(result: DemoResult) -> str:
     )
     return pages.render(
         "report.html",
-        {
-            "number": "{:,}".format,
-            "error": pages.error,
-            "memory": formatting.memory,
-            "path": formatting.path,
-        },
+        {"number": "{:,}".format, "error": pages.error, "memory": formatting.memory, "path": formatting.path},
         result=result,
         summary=pages.unbroken(result.summary()),
         columns=_speed_up_first(table.COLUMNS),

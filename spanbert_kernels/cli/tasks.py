@@ -14,7 +14,7 @@ from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import Console, pour, say
 from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, training_options, watched
-from spanbert_kernels.tasks.registry import TASKS, Entry
+from spanbert_kernels.tasks.registry import TASKS, TaskEntry
 
 if TYPE_CHECKING:
     from spanbert_kernels.tasks.task import Task
@@ -23,7 +23,7 @@ task_argument = click.argument("task", type=click.Choice(list(TASKS)))
 backend_option = click.option("--backend", default="auto", show_default=True, type=click.Choice(["auto", "eager"]))
 
 
-def _listed(column: Callable[[Entry], str]) -> str:
+def _listed(column: Callable[[TaskEntry], str]) -> str:
     """A line for each task, for a command's help."""
     width = max(map(len, TASKS)) + 2
     return "\b\n" + "\n".join(f"{name:{width}}{column(entry)}" for name, entry in TASKS.items())

@@ -33,7 +33,7 @@ Found = set[tuple[int, int, str]]  # first word, last word, type
 
 
 @dataclass(frozen=True)
-class Window:
+class DocumentWindow:
     """Part of a document: its first word, and an example for the Trainer. Mentions that leave it are not in it."""
 
     document: int
@@ -57,7 +57,7 @@ def gold(document: MarkedDocument) -> Found:
 
 def windows_of(
     documents: Sequence[MarkedDocument], tokenizer: Tokenizer, labels: Sequence[str], length: int
-) -> list[Window]:
+) -> list[DocumentWindow]:
     """Documents as windows of at most `length` tokens that end with a sentence where one ends, else with a word.
 
     Raises:
@@ -74,7 +74,7 @@ def windows_of(
                 )
         pieces = pieces_of(document.words, tokenizer, length - 2)
         for first, last in cut_words(document.words, [len(own) for own in pieces], length - 2):
-            found.append(Window(index, first, _example(document, pieces, first, last, tokenizer, number)))
+            found.append(DocumentWindow(index, first, _example(document, pieces, first, last, tokenizer, number)))
     return found
 
 
@@ -138,7 +138,7 @@ def _check(model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument]
     warn_of_unknown(kinds, labels_of(model)[1:])
 
 
-def _count(documents: Sequence[MarkedDocument], windows: Sequence[Window], tokenizer: Any, model: Any) -> int:
+def _count(documents: Sequence[MarkedDocument], windows: Sequence[DocumentWindow], tokenizer: Any, model: Any) -> int:
     """Counts documents and mentions; gives how many mentions the model can use."""
     starts: list[list[int]] = [[] for _ in documents]
     for window in windows:

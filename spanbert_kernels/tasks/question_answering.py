@@ -32,7 +32,7 @@ OUTSIDE = 10**6  # a place beyond every text: the model's loss passes over it
 
 
 @dataclass(frozen=True)
-class Window:
+class QuestionWindow:
     """A question with a part of its text, as an example for the Trainer.
 
     `offsets [L, 2]` are the characters of the text's tokens, which stand from column `example["first"]` on.
@@ -43,7 +43,7 @@ class Window:
     example: dict[str, Any]
 
 
-def windows_of(questions: Sequence[Question], tokenizer: Tokenizer, length: int) -> list[Window]:
+def windows_of(questions: Sequence[Question], tokenizer: Tokenizer, length: int) -> list[QuestionWindow]:
     """Windows of at most `length` tokens; a long text has several. One without the whole answer points at [CLS].
 
     A question is cut where it takes more than half of the tokens.
@@ -72,7 +72,7 @@ def windows_of(questions: Sequence[Question], tokenizer: Tokenizer, length: int)
                 "start": start,
                 "end": end,
             }
-            found.append(Window(index, offsets, example))
+            found.append(QuestionWindow(index, offsets, example))
     return found
 
 
@@ -141,7 +141,7 @@ def _examples(
     return shown([window.example for window in windows], spans, seed, show)
 
 
-def _answered(questions: Sequence[Question], windows: Sequence[Window]) -> list[Window]:
+def _answered(questions: Sequence[Question], windows: Sequence[QuestionWindow]) -> list[QuestionWindow]:
     """The windows of all questions but those whose answer is in no window, which would teach that there is none."""
     placed = {window.question for window in windows if window.example["start"]}
     lost = {index for index, question in enumerate(questions) if question.answers and index not in placed}
@@ -150,7 +150,7 @@ def _answered(questions: Sequence[Question], windows: Sequence[Window]) -> list[
     return [window for window in windows if window.question not in lost]
 
 
-def _warn_of_widened(questions: Sequence[Question], windows: Sequence[Window]) -> None:
+def _warn_of_widened(questions: Sequence[Question], windows: Sequence[QuestionWindow]) -> None:
     widened: dict[int, str] = {}
     for window in windows:
         question, start, end = questions[window.question], window.example["start"], window.example["end"]

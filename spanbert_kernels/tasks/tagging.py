@@ -27,7 +27,7 @@ from spanbert_kernels.tasks.windows import count_cut_words, cut, encoded, pieces
 
 
 @dataclass(frozen=True)
-class Window:
+class SentenceWindow:
     """Part of a sentence that the encoder's positions hold: which words, and an example for the Trainer."""
 
     sentence: int
@@ -44,7 +44,7 @@ def labels_of_sentences(sentences: Iterable[TaggedSentence]) -> list[str]:
 
 def windows_of(
     sentences: Sequence[TaggedSentence], tokenizer: Tokenizer, labels: Sequence[str], length: int
-) -> list[Window]:
+) -> list[SentenceWindow]:
     """Sentences as word pieces of at most `length` tokens; a word's first piece carries its label.
 
     A word without a piece, such as a control character, becomes the unknown token.
@@ -64,7 +64,7 @@ def windows_of(
             of_token, own = np.full(len(ids), -1), np.full(len(ids), IGNORED)
             of_token[1:-1] = np.repeat(np.arange(first, last), sizes[first:last])
             own[columns] = [number[label] for label in sentence.labels[first:last]]
-            found.append(Window(index, of_token, {"input_ids": ids, "labels": own}))
+            found.append(SentenceWindow(index, of_token, {"input_ids": ids, "labels": own}))
     return found
 
 
