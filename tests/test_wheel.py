@@ -139,18 +139,7 @@ def use(wheel: Path, folder: Path, *command: str) -> subprocess.CompletedProcess
 @pytest.mark.slow
 def test_a_pure_python_wheel_works(source: Path, tmp_path: Path) -> None:
     """As pip builds it; imported from the unpacked wheel, it computes and names the reason."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-build-isolation",
-        "--no-deps",
-        "-w",
-        str(tmp_path),
-        ".",
-    ]
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(tmp_path)]
     environment = {**os.environ, "SPANBERT_KERNELS_BUILD": "0"}
     children.run([*command, str(source)], env=environment, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*-py3-none-any.whl")
