@@ -11,7 +11,7 @@ A wheel is tagged by what is in it: for this Python with the host module, for ev
 alone (`make wheel`), for all platforms with neither.
 
 Environment: SPANBERT_KERNELS_BUILD=0 builds nothing, =1 fails where the CPU library or the host module cannot be built;
-SPANBERT_KERNELS_HOST=0 leaves the host module out, =1 fails where it cannot be built;
+SPANBERT_KERNELS_CPU=0 and SPANBERT_KERNELS_HOST=0 leave one of the two out, =1 fails where it cannot be built;
 SPANBERT_KERNELS_CUDA=0 leaves the CUDA library out, =1 builds it for any PyTorch and fails where that is not possible;
 SPANBERT_KERNELS_CUDA_ARCHITECTURES names the GPUs, "80;90;100" by default (the last one as PTX too, for later ones);
 SPANBERT_KERNELS_SANITIZE=1 builds the CPU library with the address and undefined-behaviour sanitizers, to be loaded
