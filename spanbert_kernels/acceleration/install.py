@@ -43,8 +43,8 @@ def accelerate(model: nn.Module) -> AccelerationReport:
         >>> config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
         >>> model = BertModel(config).eval()
         >>> report = accelerate(model)
-        >>> print(report)
-        accelerated: BertModel, 1 layer
+        >>> print(report.replaced[0])
+        BertModel, 1 layer
         >>> with torch.no_grad():
         ...     output = model(torch.tensor([[2, 3, 0]]), torch.tensor([[1, 1, 0]]))
         >>> report.last_path, output.last_hidden_state[0, 2].abs().sum().item()

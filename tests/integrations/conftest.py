@@ -1,14 +1,5 @@
-"""One thread: tiny models gain nothing from more, and waiting for each other takes most of the time."""
+"""The same as for `accelerate`: they test the same encoders."""
 
-from collections.abc import Iterator
+from acceleration.conftest import one_thread, our_attention
 
-import pytest
-import torch
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread", "our_attention"]

@@ -63,6 +63,32 @@ def test_equals_eager_at_real_tokens(family: str, dtype: torch.dtype, padding: s
     assert result.isfinite().all()
 
 
+@pytest.mark.parametrize("padding", PADDING)
+def test_without_kernels_it_is_pytorchs_own(padding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours would be the eager one, slower than what transformers has; asked for, it comes."""
+    monkeypatch.delenv("SPANBERT_KERNELS_BACKEND", raising=False)
+    monkeypatch.setattr(ops.backends, "_forced", None)
+    monkeypatch.setitem(ops.backends._LOADERS, "cpu", lambda: "not built")
+    mask = PADDING[padding]
+    ours, eager = two_ways(encoder())
+    batch = inputs(mask)
+    reference = states(in_float64(eager), batch)
+    with ops.backends.record() as calls:
+        result = states(ours, batch)
+        assert calls == []
+        with ops.backends.use("eager"):
+            states(ours, batch)
+    assert calls == [("document_attention", "eager")] * 2
+    assert_agrees(result[mask], states(eager, batch)[mask], reference[mask])
+    assert result.isfinite().all()
+    parts = torch.randn(3, len(mask), 4, LENGTH, 8)
+    layer = ours.encoder.layer[0].attention.self
+    attended, _ = transformers_attention.packed_attention(
+        layer, *parts, transformers_attention.PaddingMask(mask, *mask.shape)
+    )
+    assert (attended[~mask] == 0).all()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_equal_eagers(family: str) -> None:
     ours, eager = two_ways(encoder(family, **NO_DROPOUT).train())
