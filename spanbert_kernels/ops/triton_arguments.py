@@ -57,7 +57,7 @@ class Philox(NamedTuple):
     keep_prob: float
 
 
-class Block(NamedTuple):
+class Tiling(NamedTuple):
     """How a program cuts its work, and a matrix product `[M, K] @ [K, D]` in it.
 
     Attributes:

@@ -240,9 +240,9 @@ SCORE_POOLED_FIRST_CASES = (
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's blocks, for its interpreter so large that they hold a small case, hold a part of it."""
     from spanbert_kernels.ops.span_linear import triton_call
-    from spanbert_kernels.ops.triton_arguments import Block, Options
+    from spanbert_kernels.ops.triton_arguments import Options, Tiling
 
-    small = Block(M=8, K=8, D=8, INTERPRETED=True)
+    small = Tiling(M=8, K=8, D=8, INTERPRETED=True)
     monkeypatch.setattr(triton_call, "product_options", lambda outputs, forward: Options(small))
     monkeypatch.setattr(triton_call, "SOFTMAX_OPTIONS", Options(small))
     monkeypatch.setattr(triton_call, "TABLE_TILE", 2)

@@ -20,10 +20,10 @@ from torch import Tensor
 from spanbert_kernels.ops.aot import DTYPES, AotConfiguration, configurations_of, meta, meta_spans
 from spanbert_kernels.ops.plans import SpanWork
 from spanbert_kernels.ops.span_gather.operators import span_gather_backward, span_gather_forward
-from spanbert_kernels.ops.triton_arguments import Block, Options, Spans, dense_rows, matrix, on, spans_of
+from spanbert_kernels.ops.triton_arguments import Options, Spans, Tiling, dense_rows, matrix, on, spans_of
 
 # K: spans that the backward takes at a time; D: whole 128-byte lines of a row in every dtype.
-OPTIONS = Options(Block(M=16, K=16, D=256), num_warps=4, num_stages=2)
+OPTIONS = Options(Tiling(M=16, K=16, D=256), num_warps=4, num_stages=2)
 
 
 @triton.jit

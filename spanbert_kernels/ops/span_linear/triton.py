@@ -19,13 +19,13 @@ from spanbert_kernels.ops.span_linear.operators import (
     span_linear_forward,
     zero_gradients,
 )
-from spanbert_kernels.ops.span_linear.triton_call import Call, add_gradients, new_call
+from spanbert_kernels.ops.span_linear.triton_call import KernelCall, add_gradients, new_call
 from spanbert_kernels.ops.span_linear.triton_forward import linear_forward
 from spanbert_kernels.ops.triton_arguments import dense_rows, matrix, on
 
 
 def _launch_forward(
-    call: Call, addend: Tensor | None, grad_output: Tensor | None, output: Tensor, activation: int
+    call: KernelCall, addend: Tensor | None, grad_output: Tensor | None, output: Tensor, activation: int
 ) -> None:
     linear_forward[(triton.cdiv(len(call), call.tile()) * call.column_blocks(),)](
         **call.inputs(),

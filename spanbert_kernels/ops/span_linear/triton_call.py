@@ -17,14 +17,14 @@ from spanbert_kernels.ops.plans import SpanWork
 from spanbert_kernels.ops.span_linear.operators import ProjectedInputs
 from spanbert_kernels.ops.span_linear.triton_backward import attention_deltas, product_backward
 from spanbert_kernels.ops.span_linear.triton_forward import Blocks, Projection, Weights, softmax_of_spans
-from spanbert_kernels.ops.triton_arguments import Block, Options, Spans, contiguous, matrix, spans_of
+from spanbert_kernels.ops.triton_arguments import Options, Spans, Tiling, contiguous, matrix, spans_of
 
 INTERPRETED = library.interpreted()
 TABLE_TILE = 32  # rows of the width table in a backward product
 TABLE_SHARE = 2048  # spans, at least, whose gradients are summed for the width table before all are
 TABLE_BYTES = 2**26  # which these sums may take
 # A step costs the interpreter the same for any size of block, so it gets large ones.
-SOFTMAX_OPTIONS = Options(Block(M=256, K=128, D=1) if INTERPRETED else Block(M=64, K=64, D=1))
+SOFTMAX_OPTIONS = Options(Tiling(M=256, K=128, D=1) if INTERPRETED else Tiling(M=64, K=64, D=1))
 KINDS = ("start", "end", "sum")  # two bits each in the kernel
 
 
@@ -36,8 +36,8 @@ def product_options(outputs: int, *, forward: bool) -> Options:
     """
     if INTERPRETED:
         columns = min(256, triton.next_power_of_2(max(16, outputs)))
-        return Options(Block(M=128, K=128, D=columns, PRECISION="ieee", INTERPRETED=True))
-    return Options(Block(M=32 if forward else 64, K=32, D=64, PRECISION="bf16x6"), num_warps=8, num_stages=2)
+        return Options(Tiling(M=128, K=128, D=columns, PRECISION="ieee", INTERPRETED=True))
+    return Options(Tiling(M=32 if forward else 64, K=32, D=64, PRECISION="bf16x6"), num_warps=8, num_stages=2)
 
 
 def table_options(outputs: int) -> Options:
@@ -64,7 +64,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Call:
+class KernelCall:
     """Inputs of a raw operator, as the kernels want them. Spans are sorted."""
 
     projection: Projection
@@ -116,7 +116,7 @@ class Call:
             **self.options().arguments,
         }
 
-    def chunk(self, low: int, high: int) -> Call:
+    def chunk(self, low: int, high: int) -> KernelCall:
         """The sorted spans low : high as a call of their own."""
         starts, ends, rows, first, reach = self.spans
         assert first is not None
@@ -130,7 +130,7 @@ class Call:
         )
         return replace(self, spans=some)
 
-    def with_softmax(self) -> Call:
+    def with_softmax(self) -> KernelCall:
         """With the largest score of every span and what its weights are multiplied by, if there is attention."""
         if self.scores is None:
             return self
@@ -181,14 +181,14 @@ class Call:
         )
 
 
-def new_call(projected: Tensor, work: SpanWork, inputs: ProjectedInputs, outputs: int) -> Call:
+def new_call(projected: Tensor, work: SpanWork, inputs: ProjectedInputs, outputs: int) -> KernelCall:
     scores, block = inputs.scores, 0
     blocks = Blocks(-1, -1, -1, -1, -1)
     for name in (PARTS[part] for part in inputs.parts if PARTS[part] != "width"):
         blocks = blocks._replace(**{name: block})
         block += scores.shape[1] if name == "attention" and scores is not None else 1
     rest = map(contiguous, (inputs.width_projected, inputs.width_index, inputs.bias))
-    return Call(
+    return KernelCall(
         Projection(*matrix(projected), *rest),
         spans_of(work),
         scores.T.contiguous() if scores is not None and blocks.attention >= 0 else None,
@@ -197,7 +197,7 @@ def new_call(projected: Tensor, work: SpanWork, inputs: ProjectedInputs, outputs
     )
 
 
-def add_gradients(call: Call, grad: Tensor, rows: Tensor | None, sums: Sums) -> None:
+def add_gradients(call: KernelCall, grad: Tensor, rows: Tensor | None, sums: Sums) -> None:
     """The gradients of the call's spans, from those before the activation `grad [N, O]`; `rows` says which is whose."""
     options = call.options(forward=False)
     column_blocks = call.column_blocks(forward=False)
@@ -246,7 +246,7 @@ def add_gradients(call: Call, grad: Tensor, rows: Tensor | None, sums: Sums) -> 
         sums.table.zero_()
 
 
-def _deltas(call: Call, arguments: dict[str, Any]) -> Tensor | None:
+def _deltas(call: KernelCall, arguments: dict[str, Any]) -> Tensor | None:
     """The dot product of every span's gradient with each head's share of it, `[heads, N]`."""
     weights = call.weights
     if weights is None:

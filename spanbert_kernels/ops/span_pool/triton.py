@@ -30,8 +30,8 @@ from spanbert_kernels.ops.span_pool.triton_backward import (
     max_backward,
     table_backward,
 )
-from spanbert_kernels.ops.span_pool.triton_forward import Columns, Results, Table, banded_forward, walk_forward
-from spanbert_kernels.ops.triton_arguments import Block, Options, Spans, contiguous, matrix, on, spans_of
+from spanbert_kernels.ops.span_pool.triton_forward import PartColumns, Results, Table, banded_forward, walk_forward
+from spanbert_kernels.ops.triton_arguments import Options, Spans, Tiling, contiguous, matrix, on, spans_of
 
 INTERPRETED = library.interpreted()
 PROGRAMS = 132 * 64  # enough to fill a large GPU a few times over
@@ -51,10 +51,10 @@ class Lanes(NamedTuple):
 def product_options(dtype: torch.dtype) -> Options:
     """Of the matrix products, with M spans in a forward one and M tokens in a backward one."""
     if INTERPRETED:
-        return Options(Block(M=128, K=128, D=128, PRECISION="ieee", INTERPRETED=True))
+        return Options(Tiling(M=128, K=128, D=128, PRECISION="ieee", INTERPRETED=True))
     if dtype == torch.float32:
-        return Options(Block(M=64, K=32, D=32, PRECISION="bf16x6"), num_warps=8, num_stages=2)
-    return Options(Block(M=64, K=32, D=64, PRECISION="tf32"), num_warps=4, num_stages=3)
+        return Options(Tiling(M=64, K=32, D=32, PRECISION="bf16x6"), num_warps=8, num_stages=2)
+    return Options(Tiling(M=64, K=32, D=64, PRECISION="tf32"), num_warps=4, num_stages=3)
 
 
 @functools.cache
@@ -70,13 +70,13 @@ def walk_options(enumerated: bool) -> Options:
     return Options(Lanes(LANES=1, UNROLL=1 if enumerated else 4, D=256), num_warps=1)
 
 
-MAX_OPTIONS = Options(Block(M=64, K=64, D=128) if INTERPRETED else Block(M=16, K=1, D=128), num_warps=1)
-TABLE_OPTIONS = Options(Block(M=1, K=1024 if INTERPRETED else 64, D=32), num_warps=4)
+MAX_OPTIONS = Options(Tiling(M=64, K=64, D=128) if INTERPRETED else Tiling(M=16, K=1, D=128), num_warps=1)
+TABLE_OPTIONS = Options(Tiling(M=1, K=1024 if INTERPRETED else 64, D=32), num_warps=4)
 
 
-def columns_of(hidden: Tensor, inputs: PoolInputs) -> Columns:
+def columns_of(hidden: Tensor, inputs: PoolInputs) -> PartColumns:
     """The first output column of each part."""
-    columns: dict[str, int | None] = dict.fromkeys(Columns._fields)
+    columns: dict[str, int | None] = dict.fromkeys(PartColumns._fields)
     total, size = 0, hidden.shape[1]
     for name in (PARTS[part] for part in inputs.parts):
         columns[name] = total
@@ -84,7 +84,7 @@ def columns_of(hidden: Tensor, inputs: PoolInputs) -> Columns:
             total += 0 if inputs.width_embedding is None else inputs.width_embedding.shape[1]
         else:
             total += size * (inputs.scores.shape[1] if name == "attention" and inputs.scores is not None else 1)
-    return Columns(**columns)
+    return PartColumns(**columns)
 
 
 def banded(num_spans: int, num_tokens: int, max_width: int) -> bool:
@@ -131,11 +131,11 @@ def forward(hidden: Tensor, work: SpanWork, inputs: PoolInputs, keep: bool) -> t
     return output, argmax, lse
 
 
-def _banded_forward(arguments: dict[str, Any], at: Columns, heads: int, options: Options) -> None:
+def _banded_forward(arguments: dict[str, Any], at: PartColumns, heads: int, options: Options) -> None:
     """One product for the mean and the sum, one for the attention; the other parts go with the first."""
     column_blocks = max(1, triton.cdiv(arguments["columns"], options.block.D))
     programs = triton.cdiv(arguments["num_spans"], options.block.M) * column_blocks
-    nothing = Columns(*[None] * len(at))
+    nothing = PartColumns(*[None] * len(at))
     attention, rest = nothing._replace(attention=at.attention), at._replace(attention=None)
     if at.mean is None and at.sum is None and at.attention is not None:
         attention, rest = at, nothing

@@ -29,7 +29,7 @@ class Table(NamedTuple):
     rows: Tensor | None
 
 
-class Columns(NamedTuple):
+class PartColumns(NamedTuple):
     """The first output column of each part, None for a part not asked for."""
 
     start: int | None

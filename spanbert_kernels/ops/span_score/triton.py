@@ -14,7 +14,7 @@ from spanbert_kernels.ops.choices import PARTS
 from spanbert_kernels.ops.plans import SpanWork
 from spanbert_kernels.ops.span_linear.operators import Gradients, ProjectedInputs, zero_gradients
 from spanbert_kernels.ops.span_linear.triton import meta_inputs
-from spanbert_kernels.ops.span_linear.triton_call import Call, add_gradients, new_call
+from spanbert_kernels.ops.span_linear.triton_call import KernelCall, add_gradients, new_call
 from spanbert_kernels.ops.span_score.operators import span_score_backward, span_score_forward
 from spanbert_kernels.ops.span_score.triton_kernels import score_backward, score_forward
 from spanbert_kernels.ops.triton_arguments import dense_rows, matrix, on, philox_of
@@ -83,7 +83,7 @@ def backward(
 
 
 def _before_activation(
-    call: Call, grad_output: Tensor, out_weight: Tensor, activation: int, dropout: philox.Dropout
+    call: KernelCall, grad_output: Tensor, out_weight: Tensor, activation: int, dropout: philox.Dropout
 ) -> tuple[Tensor, Tensor]:
     """The gradient before the activation `[N, O]`, and that of `out_weight` by tiles of spans."""
     tiles = triton.cdiv(len(call), call.tile())
