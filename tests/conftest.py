@@ -5,7 +5,7 @@ its interpreter.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Other builds of the compiled libraries: sanitized ones, mutated ones.
 if "SPANBERT_KERNELS_LIBRARIES" in os.environ:
     library.FOLDER = Path(os.environ["SPANBERT_KERNELS_LIBRARIES"])
+
+TESTS = Path(__file__).parent
+SMALL = ("acceleration", "integrations", "models", "nn", "tasks")  # folders whose models gain nothing from more threads
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where models are small, threads would wait for each other most of the time."""
+    before = torch.get_num_threads()
+    small = request.path.relative_to(TESTS).parts[0] in SMALL
+    if small:
+        torch.set_num_threads(1)
+    yield
+    if small:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -8,15 +8,6 @@ import torch
 from spanbert_kernels import ops
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from more, and waiting for each other takes most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def our_attention() -> Iterator[None]:
     """Where kernels were not built, the definition stands in for them: PyTorch's attention has tests of its own."""

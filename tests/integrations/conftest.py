@@ -1,5 +1,5 @@
 """The same as for `accelerate`: they test the same encoders."""
 
-from acceleration.conftest import one_thread, our_attention
+from acceleration.conftest import our_attention
 
-__all__ = ["one_thread", "our_attention"]
+__all__ = ["our_attention"]
