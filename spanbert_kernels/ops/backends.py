@@ -29,14 +29,10 @@ DTYPES = {
 }
 
 # Who has kernels of a kind of operation, in the order in which they are preferred.
-ROWS: tuple[Backend, ...] = ("cuda", "triton", "cpu", "eager")  # rows are moved and added: C++ moves 16 bytes a load
-PROJECTED: tuple[Backend, ...] = ("triton", "cpu", "eager")  # most of the time is a product of PyTorch's
-ATTENTION: tuple[Backend, ...] = (
-    "triton",
-    "cuda",
-    "cpu",
-    "eager",
-)  # in float32 CUDA's go row by row, without tensor cores
+Order = tuple[Backend, ...]
+ROWS: Order = ("cuda", "triton", "cpu", "eager")  # rows are moved and added: C++ moves 16 bytes a load
+PROJECTED: Order = ("triton", "cpu", "eager")  # most of the time is a product of PyTorch's
+ATTENTION: Order = ("triton", "cuda", "cpu", "eager")  # CUDA's float32 goes row by row, without tensor cores
 
 MOSTLY_PRODUCTS: tuple[Backend, str] = (
     "triton",
@@ -116,7 +112,8 @@ class Operation:
         instead: who serves a call where a backend has no kernel, and why that is as good.
 
     Example:
-        >>> Operation("span_gather", ("eager",)).choose(torch.zeros(2, 3), None)
+        >>> from spanbert_kernels.ops.span_gather.operators import OPERATION
+        >>> OPERATION.choose(torch.zeros(2, 3), "eager")
         'eager'
     """
 

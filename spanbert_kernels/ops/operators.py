@@ -107,7 +107,10 @@ class RawOperator:
     def __call__(self, backend: str, *values: Any) -> Any:
         """Call the kernels of a backend, with the arguments that the fake kernel has."""
         suffix = "_triton" if backend == "triton" else ""
-        return getattr(getattr(torch.ops, library.NAMESPACES[backend]), self.name + suffix)(*flat(values))
+        leaves: list[Any] = []
+        for value, kind in zip(values, self.kinds, strict=True):
+            leaves += (value,) if kind is None else value
+        return getattr(getattr(torch.ops, library.NAMESPACES[backend]), self.name + suffix)(*leaves)
 
     def triton(self, function: Function) -> Function:
         """Make `function`, which takes what the fake kernel takes, Triton's implementation."""
