@@ -24,7 +24,7 @@ class AttentionWork(NamedTuple):
         back_offsets, back_links: the same the other way round, the documents that see each one.
         query_tiles, key_tiles: int32 `[tiles, 2]`, for kernels on a GPU: pieces of up to TILE_ROWS rows of one document
             as (document, first row counted from the document's), longest documents first; (-1, 0) is no piece.
-        most_queries, most_keys: rows of the longest document on either side, 0 where that is not known.
+        max_seqlen_q, max_seqlen_k: rows of the longest document on either side, 0 where that is not known.
         include_self: a document sees itself as well; links have that in them already.
         anchor_queries, anchor_keys: the side is one of anchors.
         clustered: there are clusters; else each document sees itself alone.
@@ -37,8 +37,8 @@ class AttentionWork(NamedTuple):
     back_links: Tensor | None
     query_tiles: Tensor | None
     key_tiles: Tensor | None
-    most_queries: int
-    most_keys: int
+    max_seqlen_q: int
+    max_seqlen_k: int
     include_self: bool
     anchor_queries: bool
     anchor_keys: bool
@@ -81,15 +81,15 @@ def make_work(
         query_tiles, key_tiles = (
             _tiles(*bounds[place], num_tokens if side == "tokens" else 0) for place, side in enumerate((queries, keys))
         )
-    most_queries, most_keys = (min(max_seqlen, 1) if side == "anchors" else max_seqlen for side in (queries, keys))
+    max_seqlen_q, max_seqlen_k = (min(max_seqlen, 1) if side == "anchors" else max_seqlen for side in (queries, keys))
     return AttentionWork(
         documents,
         *forth,
         *back,
         query_tiles,
         key_tiles,
-        most_queries,
-        most_keys,
+        max_seqlen_q,
+        max_seqlen_k,
         include_self,
         queries == "anchors",
         keys == "anchors",

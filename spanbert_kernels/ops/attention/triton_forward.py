@@ -1,0 +1,110 @@
+"""Attention's forward kernel in Triton: the online softmax of FlashAttention-2 (Dao 2023), in base 2.
+
+A program takes a tile of queries through blocks of keys. A document that sees itself alone and is short enough has the
+whole row of its scores on chip, WHOLE, and nothing is rescaled. Tiles and letters of shapes: `triton_tiles.py`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from spanbert_kernels.ops.attention import triton_tiles as tiles
+from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, QUERIES, UNSPECIALIZED
+from spanbert_kernels.ops.triton_arguments import Matrix, Philox
+
+
+class Forward(NamedTuple):
+    """What a program has from block to block: its queries, the keys and values of its head, the scores' factor."""
+
+    queries: tiles.Operand
+    k: Matrix
+    v: Matrix
+    tile: tiles.RowTile
+    mask: tiles.Mask
+    dropout: Philox | None
+    numbers: tiles.Numbers
+    factor: tl.tensor
+
+
+class OnlineSoftmax(NamedTuple):
+    """Of the keys so far: total `[M, D]` of the values, peak `[M]` of the scores in base 2, mass `[M]`."""
+
+    total: tl.tensor
+    peak: tl.tensor
+    mass: tl.tensor
+
+
+@triton.jit
+def new_softmax(BLOCK):
+    peak = tl.full([BLOCK.M], -float("inf"), tl.float32)
+    return OnlineSoftmax(tl.zeros([BLOCK.M, BLOCK.D], tl.float32), peak, tl.zeros([BLOCK.M], tl.float32))
+
+
+@triton.jit
+def forward_step(softmax, program, first, last, slot, BLOCK):
+    """A block of keys more."""
+    tile, dropout, numbers = program.tile, program.dropout, program.numbers
+    row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, dropout, BLOCK.N)
+    keys = None
+    if not BLOCK.CHUNKED:
+        keys = tiles.load_rows(program.k, row, there, 0, tile.inside)
+    values = tiles.load_rows(program.v, row, there, tile.own, tile.inside)
+    scores = tiles.inner_products(program.queries, tiles.Operand(keys, program.k, row, there), numbers.head_dim, BLOCK)
+    scores = tl.where(there[None, :], scores * program.factor, -float("inf"))
+    peak = tl.maximum(softmax.peak, tl.max(scores, 1))
+    # A maximum of -inf stands for no key and must not meet itself.
+    subtracted = tl.where(peak == -float("inf"), 0.0, peak)
+    weights = tl.exp2(scores - subtracted[:, None])
+    mass = tl.sum(weights, 1)
+    if dropout is not None:
+        weights = tl.where(tiles.kept_entries(dropout, tile.row, first, tile.head, BLOCK.N), weights, 0.0)
+    total = softmax.total
+    if not BLOCK.WHOLE:
+        rescale = tl.exp2(softmax.peak - subtracted)
+        mass = softmax.mass * rescale + mass
+        total = total * rescale[:, None]
+    return OnlineSoftmax(tiles.product(weights, values, total, BLOCK), peak, mass)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def attention_forward(
+    q,
+    k,
+    v,
+    output,  # [query rows, heads, head_dim]
+    lse,  # [heads, query rows]
+    mask,  # of queries
+    dropout,  # None without
+    query_rows,
+    num_documents,
+    heads,
+    head_dim,
+    parts,  # blocks of a tile
+    include_self,
+    scale,
+    BLOCK,
+):
+    numbers = tiles.Numbers(query_rows, num_documents, heads, head_dim, parts, include_self)
+    tile = tiles.find_tile(mask, None, numbers, QUERIES, BLOCK.M, BLOCK.D)
+    if tile.first >= tile.last:
+        return
+    queries = tiles.own_rows(q, tile, BLOCK.D)
+    k = tiles.head_of(k, tile.head, BLOCK.D)
+    v = tiles.head_of(v, tile.head, BLOCK.D)
+    program = Forward(queries, k, v, tile, mask, dropout, numbers, scale * LOG2_E)
+    softmax = new_softmax(BLOCK)
+    if BLOCK.WHOLE:
+        bounds = mask.documents + KEYS * num_documents + tile.document
+        softmax = forward_step(softmax, program, tl.load(bounds), tl.load(bounds + num_documents), 0, BLOCK)
+    else:
+        softmax = tiles.over_seen(forward_step, softmax, program, numbers, KEYS, BLOCK.N, BLOCK)
+    seen = softmax.mass != 0.0
+    mass = softmax.mass
+    if dropout is not None:
+        mass = mass * dropout.keep_prob
+    tiles.store_rows(output, tile, heads, head_dim, softmax.total / tl.where(seen, mass, 1.0)[:, None])
+    sums = tl.where(seen, (softmax.peak + tl.log2(tl.where(seen, softmax.mass, 1.0))) / LOG2_E, -float("inf"))
+    tl.store(lse + tile.head * query_rows + tile.row, sums, mask=tile.there & (tile.own == 0))

@@ -1,0 +1,116 @@
+"""Softmax attention over any work in Triton: which kernels a call launches.
+
+A static table chooses by the longest document, where that is known: short documents that see themselves alone keep a
+whole row of scores on chip, everything else goes through its keys in a loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from spanbert_kernels.ops.attention import triton_launch
+from spanbert_kernels.ops.attention.operators import document_attention_backward, document_attention_forward, new_lse
+from spanbert_kernels.ops.attention.triton_backward import key_backward, query_backward
+from spanbert_kernels.ops.attention.triton_forward import attention_forward
+from spanbert_kernels.ops.attention.triton_launch import INTERPRETED, Loops, launch, loop_options, rows_of
+from spanbert_kernels.ops.attention.triton_tiles import Statistics
+from spanbert_kernels.ops.attention.triton_whole_backward import whole_backward
+from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
+from spanbert_kernels.ops.philox import Dropout
+from spanbert_kernels.ops.triton_arguments import Options, philox_of
+
+# By the columns of a program: rows of the longest document, of a block of queries, and warps.
+Wholes = dict[int, tuple[tuple[int, int, int], ...]]
+WHOLE_FORWARD: Wholes = {64: ((32, 32, 2), (64, 64, 4), (128, 64, 4)), 128: ((64, 64, 4), (128, 64, 8))}
+WHOLE_BACKWARD: Wholes = {64: ((32, 32, 2), (64, 32, 4), (128, 16, 8)), 128: ((64, 64, 8),)}
+FORWARD: Loops = {
+    (16, 64, False): (64, 64, 4, 2),
+    (16, 128, False): (32, 32, 8, 1),
+    (16, 128, True): (64, 32, 8, 1),
+    (32, 64, False): (16, 32, 8, 1),
+    (32, 32, True): (16, 32, 8, 1),
+}
+FORWARD_WITH_DROPOUT: Loops = {**FORWARD, (16, 64, False): (64, 32, 8, 1)}
+QUERY_BACKWARD: Loops = {
+    (16, 64, False): (32, 32, 4, 2),
+    (16, 128, False): (32, 64, 8, 1),
+    (16, 128, True): (32, 64, 8, 1),
+    (32, 64, False): (16, 64, 8, 1),
+    (32, 32, True): (16, 32, 8, 1),
+}
+# Scores have to be rounded as in the other two: the same columns at once, too few rows for another kind of product.
+QUERY_SUMS: Loops = {**QUERY_BACKWARD, (32, 32, True): (16, 16, 8, 1)}
+KEY_BACKWARD: Loops = {
+    (16, 64, False): (32, 32, 4, 2),
+    (16, 128, False): (32, 32, 8, 1),
+    (16, 128, True): (32, 32, 8, 1),
+    (32, 64, False): (32, 16, 8, 1),
+    (32, 32, True): (32, 16, 8, 1),
+}
+
+
+def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> Options | None:
+    """Of a kernel that has the whole row of a document's scores on chip, or None for a loop."""
+    columns, chunked = triton_launch.columns_of(q, [*((columns, False) for columns in table), (0, True)])
+    if work.clustered or work.max_seqlen_k == 0 or chunked:
+        return None
+    if INTERPRETED:
+        longest = max(16, triton.next_power_of_2(work.max_seqlen_k))
+        rows: tuple[tuple[int, int, int], ...] = ((longest, min(longest, TILE_ROWS), 4),) if longest <= 128 else ()
+    else:
+        rows = () if q.dtype == torch.float32 else table[columns]
+    for longest, queries, warps in rows:
+        if work.max_seqlen_k <= longest:
+            return triton_launch.options_of(q.dtype, queries, longest, columns, warps=warps, WHOLE=True)
+    return None
+
+
+@document_attention_forward.triton
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, work: AttentionWork, scale: float, dropout: Dropout
+) -> tuple[Tensor, Tensor]:
+    output, lse = triton_launch.new_rows(q, work.anchor_queries), new_lse(q)
+    if work.anchor_queries:
+        lse.fill_(-torch.inf)
+    if output.numel() == 0:
+        return output, lse
+    loops = FORWARD if dropout.seed is None else FORWARD_WITH_DROPOUT
+    whole = whole_options(q, work, WHOLE_FORWARD)
+    options = whole or loop_options(q, loops, anchor_queries=work.anchor_queries)
+    results = {"output": output, "lse": lse, "dropout": philox_of(dropout), "scale": scale}
+    launch(attention_forward, q, work, options, **rows_of(q=q, k=k, v=v), **results)
+    return output, lse
+
+
+@document_attention_backward.triton
+def backward(
+    grad_output: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    work: AttentionWork,
+    scale: float,
+    dropout: Dropout,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = grad_q, grad_k, grad_v = triton_launch.new_gradients(q, k, v, work)
+    if q.numel() == 0 or k.numel() == 0:
+        return grads
+    shared: dict[str, Any] = {"dropout": philox_of(dropout), "scale": scale}
+    shared |= rows_of(grad_output=grad_output, q=q, k=k, v=v)
+    whole = whole_options(q, work, WHOLE_BACKWARD)
+    if whole is not None:
+        launch(whole_backward, q, work, whole, **shared, lse=lse, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v)
+        return grads
+    shared["statistics"] = Statistics(lse, torch.empty_like(lse), torch.empty_like(lse))
+    for sums, loops in ((True, QUERY_SUMS), (False, QUERY_BACKWARD)):
+        options = loop_options(q, loops, anchor_queries=work.anchor_queries)
+        launch(query_backward, q, work, options, **shared, grad_q=grad_q, SUMS=sums, all_columns=not sums)
+    options = loop_options(q, KEY_BACKWARD, anchor_keys=work.anchor_keys)
+    launch(key_backward, q, work, options, **shared, grad_k=grad_k, grad_v=grad_v, size=q.shape[0], keys=True)
+    return grads

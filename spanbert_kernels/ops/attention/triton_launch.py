@@ -1,0 +1,148 @@
+"""How attention's kernels in Triton are launched: blocks and options from static tables, arguments from the work."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from spanbert_kernels.ops import library, philox
+from spanbert_kernels.ops.aot import DTYPES, meta
+from spanbert_kernels.ops.attention.triton_tiles import AttentionTiling, Mask, Rows
+from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
+from spanbert_kernels.ops.triton_arguments import Options, dense_rows, on
+
+INTERPRETED = library.interpreted()
+# Blocks of a loop, by the bits of an element, the columns of a program, and whether a head has more than these:
+# queries, keys, warps and stages.
+Loops = dict[tuple[int, int, bool], tuple[int, int, int, int]]
+WIDEST = 128  # columns of a head that a program may hold
+ANCHOR_ROWS = 16  # of a block whose one row is an anchor: the fewest that a product takes
+
+
+def columns_of(q: Tensor, shapes: Iterable[tuple[int, bool]]) -> tuple[int, bool]:
+    """The columns of a program, of these, and whether heads have more: the fewest that hold all, if any do."""
+    if INTERPRETED:
+        return min(WIDEST, max(16, triton.next_power_of_2(q.shape[2]))), q.shape[2] > WIDEST
+    ordered = sorted(shapes, key=lambda shape: (shape[1], shape[0]))
+    return next((columns, chunked) for columns, chunked in ordered if chunked or q.shape[2] <= columns)
+
+
+@functools.cache
+def options_of(dtype: torch.dtype, *sizes: int, warps: int, stages: int = 1, **kinds: bool) -> Options:
+    """Options made once, for launches to be short, with these sizes and kinds of an `AttentionTiling`."""
+    precision = "ieee" if INTERPRETED else "bf16x6" if dtype == torch.float32 else "tf32"
+    return Options(AttentionTiling(*sizes, precision, INTERPRETED=INTERPRETED, **kinds), warps, stages)
+
+
+def loop_options(q: Tensor, loops: Loops, *, anchor_queries: bool = False, anchor_keys: bool = False) -> Options:
+    """AttentionTiling and launch options of a kernel with a loop; the anchors are those of its tiles."""
+    bits = 8 * q.element_size()
+    columns, chunked = columns_of(q, ((width, chunked) for of_bits, width, chunked in loops if of_bits == bits))
+    # A step costs the interpreter the same for any size of block.
+    sizes = (TILE_ROWS, TILE_ROWS, 4, 1) if INTERPRETED else loops[bits, columns, chunked]
+    queries, keys, warps, stages = sizes
+    short = bits == 16 and not chunked  # others have few rows in a block anyway
+    queries = ANCHOR_ROWS if anchor_queries and short else queries
+    keys = ANCHOR_ROWS if anchor_keys and short else keys
+    return options_of(q.dtype, queries, keys, columns, warps=warps, stages=stages, CHUNKED=chunked)
+
+
+def rows_of(**tensors: Tensor) -> dict[str, Rows]:
+    """Tensors `[rows, heads, head_dim]` for a kernel, by name."""
+    dense = {name: dense_rows(tensor) for name, tensor in tensors.items()}
+    return {name: Rows(tensor, tensor.stride(0), tensor.stride(1)) for name, tensor in dense.items()}
+
+
+def new_rows(like: Tensor, anchors: bool) -> Tensor:
+    """For results: of anchors zeros, as no kernel comes to the row of an empty document."""
+    return like.new_zeros(like.shape) if anchors else like.new_empty(like.shape)
+
+
+def new_gradients(q: Tensor, k: Tensor, v: Tensor, work: AttentionWork) -> tuple[Tensor, Tensor, Tensor]:
+    """For those of q, k and v; zeros where one side is empty."""
+    sides = ((q, work.anchor_queries), (k, work.anchor_keys), (v, work.anchor_keys))
+    empty = q.numel() == 0 or k.numel() == 0
+    grad_q, grad_k, grad_v = (new_rows(tensor, anchors or empty) for tensor, anchors in sides)
+    return grad_q, grad_k, grad_v
+
+
+def mask_of(work: AttentionWork, *, keys: bool, slots: Tensor | None) -> Mask:
+    """Where queries find the keys that they see, or keys the queries that see them."""
+    if keys:
+        tiles, links, anchors = work.key_tiles, (work.back_offsets, work.back_links), work.anchor_queries
+    else:
+        tiles, links, anchors = work.query_tiles, (work.link_offsets, work.links), work.anchor_keys
+    assert tiles is not None
+    bounds = work.documents if keys else work.documents[2:]
+    return Mask(work.documents, tiles, *links, slots, bounds if anchors else None)
+
+
+def launch(
+    kernel: Any,
+    q: Tensor,
+    work: AttentionWork,
+    options: Options,
+    /,
+    *,
+    keys: bool = False,
+    slots: Tensor | None = None,
+    by_document: bool = False,
+    all_columns: bool = True,
+    **arguments: Any,
+) -> None:
+    """Launch a kernel for the tiles of the queries, or of the keys, and all heads.
+
+    `by_document`: it finds no row of an empty document, as it takes one document after the other; `all_columns`: it has
+    a result for each column of a head.
+    """
+    mask, block = mask_of(work, keys=keys, slots=slots), options.block
+    if by_document:
+        mask = mask._replace(anchors=None)
+    anchors, rows = (work.anchor_keys, block.N) if keys else (work.anchor_queries, block.M)
+    parts = 1 if anchors or block.WHOLE else triton.cdiv(TILE_ROWS, rows)
+    programs = len(mask.tiles) * parts * q.shape[1]
+    with on(q.device):
+        kernel[programs, triton.cdiv(q.shape[2], block.D) if all_columns else 1](
+            **arguments,
+            mask=mask,
+            query_rows=q.shape[0],
+            num_documents=work.documents.shape[1],
+            heads=q.shape[1],
+            head_dim=q.shape[2],
+            parts=parts,
+            include_self=int(work.include_self),
+            **options.arguments,
+        )
+
+
+def meta_work(queries: str, keys: str, *, links: bool = False, max_seqlen: int = 0) -> AttentionWork:
+    """Work without values, of documents alone where the longest is known, for `configurations_of`."""
+    lists = [meta(count, dtype=torch.int64) if links else None for count in (1001, 5000, 1001, 5000)]
+    tiles = [meta(2000, 2, dtype=torch.int32) for _ in range(2)]
+    roles = (queries == "anchors", keys == "anchors")
+    return AttentionWork(
+        meta(6, 1000, dtype=torch.int64), *lists, *tiles, max_seqlen, max_seqlen, False, *roles, max_seqlen == 0
+    )
+
+
+def meta_queries(dtype: str, columns: int) -> Tensor:
+    return meta(2000, 12, columns, dtype=DTYPES[dtype])
+
+
+def meta_calls() -> Iterator[tuple[str, Tensor, AttentionWork]]:
+    """Queries of every width that blocks differ for, each with anchors on either side, and with and without links."""
+    for dtype, widths in (("bf16", (64, 128, 256)), ("fp32", (64, 256))):
+        for columns in widths:
+            for roles in (("tokens", "anchors"), ("anchors", "tokens")):
+                for links in (False, True):
+                    name = f"{dtype} {columns}, {roles[0]}{', links' * links}"
+                    yield name, meta_queries(dtype, columns), meta_work(*roles, links=links)
+
+
+def meta_dropout() -> philox.Dropout:
+    return philox.Dropout(0.1, meta(1, dtype=torch.int64))
