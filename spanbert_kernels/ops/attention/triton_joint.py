@@ -65,7 +65,7 @@ def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> Options | No
         rows = () if q.dtype == torch.float32 else table[columns]
     for longest, queries, warps in rows:
         if work.max_seqlen_k <= longest:
-            return triton_launch.options_of(q.dtype, queries, longest, columns, warps=warps, WHOLE=True)
+            return triton_launch.options_of(q.dtype, (queries, longest, columns), warps, 1, chunked=False, whole=True)
     return None
 
 
@@ -81,7 +81,7 @@ def forward(
     loops = FORWARD if dropout.seed is None else FORWARD_WITH_DROPOUT
     whole = whole_options(q, work, WHOLE_FORWARD)
     options = whole or loop_options(q, loops, anchor_queries=work.anchor_queries)
-    results = {"output": output, "lse": lse, "dropout": philox_of(dropout), "scale": scale}
+    results: dict[str, Any] = {"output": output, "lse": lse, "dropout": philox_of(dropout), "scale": scale}
     launch(attention_forward, q, work, options, **rows_of(q=q, k=k, v=v), **results)
     return output, lse
 

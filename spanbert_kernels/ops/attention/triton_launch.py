@@ -33,14 +33,16 @@ def columns_of(q: Tensor, shapes: Iterable[tuple[int, bool]]) -> tuple[int, bool
 
 
 @functools.cache
-def options_of(dtype: torch.dtype, *sizes: int, warps: int, stages: int = 1, **kinds: bool) -> Options:
-    """Options made once, for launches to be short, with these sizes and kinds of an `AttentionTiling`."""
+def options_of(
+    dtype: torch.dtype, sizes: tuple[int, int, int], warps: int, stages: int, chunked: bool, whole: bool
+) -> Options:
+    """Options made once, for launches to be short: rows of queries and of keys, columns, and the rest of a tiling."""
     precision = "ieee" if INTERPRETED else "bf16x6" if dtype == torch.float32 else "tf32"
-    return Options(AttentionTiling(*sizes, precision, INTERPRETED=INTERPRETED, **kinds), warps, stages)
+    return Options(AttentionTiling(*sizes, precision, chunked, whole, INTERPRETED), warps, stages)
 
 
 def loop_options(q: Tensor, loops: Loops, *, anchor_queries: bool = False, anchor_keys: bool = False) -> Options:
-    """AttentionTiling and launch options of a kernel with a loop; the anchors are those of its tiles."""
+    """Block and launch options of a kernel with a loop; the anchors are those of its tiles."""
     bits = 8 * q.element_size()
     columns, chunked = columns_of(q, ((width, chunked) for of_bits, width, chunked in loops if of_bits == bits))
     # A step costs the interpreter the same for any size of block.
@@ -49,10 +51,10 @@ def loop_options(q: Tensor, loops: Loops, *, anchor_queries: bool = False, ancho
     short = bits == 16 and not chunked  # others have few rows in a block anyway
     queries = ANCHOR_ROWS if anchor_queries and short else queries
     keys = ANCHOR_ROWS if anchor_keys and short else keys
-    return options_of(q.dtype, queries, keys, columns, warps=warps, stages=stages, CHUNKED=chunked)
+    return options_of(q.dtype, (queries, keys, columns), warps, stages, chunked, whole=False)
 
 
-def rows_of(**tensors: Tensor) -> dict[str, Rows]:
+def rows_of(**tensors: Tensor) -> dict[str, Any]:
     """Tensors `[rows, heads, head_dim]` for a kernel, by name."""
     dense = {name: dense_rows(tensor) for name, tensor in tensors.items()}
     return {name: Rows(tensor, tensor.stride(0), tensor.stride(1)) for name, tensor in dense.items()}
@@ -122,12 +124,10 @@ def launch(
 
 def meta_work(queries: str, keys: str, *, links: bool = False, max_seqlen: int = 0) -> AttentionWork:
     """Work without values, of documents alone where the longest is known, for `configurations_of`."""
-    lists = [meta(count, dtype=torch.int64) if links else None for count in (1001, 5000, 1001, 5000)]
-    tiles = [meta(2000, 2, dtype=torch.int32) for _ in range(2)]
-    roles = (queries == "anchors", keys == "anchors")
-    return AttentionWork(
-        meta(6, 1000, dtype=torch.int64), *lists, *tiles, max_seqlen, max_seqlen, False, *roles, max_seqlen == 0
-    )
+    lists: list[Any] = [meta(count, dtype=torch.int64) if links else None for count in (1001, 5000, 1001, 5000)]
+    tiles: list[Any] = [meta(2000, 2, dtype=torch.int32) for _ in range(2)]
+    rest: tuple[Any, ...] = (max_seqlen, max_seqlen, False, queries == "anchors", keys == "anchors", max_seqlen == 0)
+    return AttentionWork._make((meta(6, 1000, dtype=torch.int64), *lists, *tiles, *rest))
 
 
 def meta_queries(dtype: str, columns: int) -> Tensor:

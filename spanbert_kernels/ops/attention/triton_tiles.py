@@ -62,8 +62,8 @@ class Statistics(NamedTuple):
     """
 
     lse: Tensor
-    delta: Tensor
-    share: Tensor
+    delta: Tensor | None
+    share: Tensor | None
 
 
 class AttentionTiling(NamedTuple):
