@@ -143,6 +143,8 @@ def query_backward(
         program = Backward(queries, grads, k, v, own, tile, mask, dropout, numbers, factor)
         sums = tiles.over_seen(sums_step, new_sums(BLOCK), program, numbers, KEYS, BLOCK.N, BLOCK)
         delta, share = row_statistics(sums, 1)
+        # Made again, as registers that hold it meanwhile are too many.
+        place = tile.head * query_rows + tile.first + tl.arange(0, BLOCK.M)
         tl.store(statistics.delta + place, delta, mask=tile.there)
         tl.store(statistics.share + place, share, mask=tile.there)
     else:

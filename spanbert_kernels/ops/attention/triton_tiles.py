@@ -324,7 +324,7 @@ def over_seen(STEP: tl.constexpr, state, program, numbers, SIDE: tl.constexpr, R
         # One loop over the blocks of all links: loops in loops cost registers.
         place = tl.load(mask.offsets + document)
         behind = tl.load(mask.offsets + document + 1)
-        done = place * 0  # of the rows of a link
+        done = (place * 0).to(tl.int32)  # of the rows of a link
         while place < behind:
             begin, end = linked_rows(mask, bounds, place, numbers.documents)
             slot = place * 0

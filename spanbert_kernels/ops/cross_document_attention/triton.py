@@ -49,13 +49,7 @@ KEY_BACKWARD: Loops = {**triton_joint.KEY_BACKWARD, (16, 64, False): (32, 32, 8,
 def weigh(q: Tensor, k: Tensor, lse: Tensor, work: AttentionWork, places: int, scale: float) -> Tensor:
     weights = q.new_zeros(q.shape[0], q.shape[1], places, dtype=torch.float32)
     if weights.numel():
-        arguments: dict[str, Any] = {
-            "lse": lse,
-            "weights": weights,
-            "places": places,
-            "scale": scale,
-            **rows_of(q=q, k=k),
-        }
+        arguments = {**rows_of(q=q, k=k), "lse": lse, "weights": weights, "places": places, "scale": scale}
         options = loop_options(q, WEIGHTS)
         launch(weights_forward, q, work, options, **arguments, by_document=True, all_columns=False)
     return weights
@@ -69,14 +63,8 @@ def forward(
     output = triton_launch.new_rows(q, work.anchor_queries)
     lse = q.new_full((q.shape[1], size), -torch.inf, dtype=torch.float32)
     if output.numel():
-        results: dict[str, Any] = {
-            "output": output,
-            "lse": lse,
-            "dropout": philox_of(dropout),
-            "scale": scale,
-            "size": size,
-        }
-        arguments = {**rows_of(q=q, k=k, v=v), **results}
+        arguments = {**rows_of(q=q, k=k, v=v), "output": output, "lse": lse}
+        arguments |= {"dropout": philox_of(dropout), "scale": scale, "size": size}
         launch(pairwise_forward, q, work, loop_options(q, FORWARD), **arguments, slots=slots, by_document=True)
     return output, lse
 
