@@ -83,7 +83,8 @@ def machine(results: Results) -> str:
     about = results.record.machine
     return (
         f"Measured on {about['processor']} ({about['cores']}, {about['vector instructions']}) with torch "
-        f"{results.record.versions['torch']}; every figure below is from `benchmarks/results/{results.name}`.\n"
+        f"{results.record.versions['torch']}; every figure is from `benchmarks/results/{results.name}`, "
+        "taken in processes that keep the memory they free, for every way alike.\n"
     )
 
 
