@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 from collections.abc import Callable, Generator, Mapping
@@ -94,17 +93,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         entry = {"suite": suite, "workload": workload, "reason": reason.splitlines()[0]}
         _append({"skipped" if report.skipped else "failure": entry})
     return report
-
-
-def pytest_configure(config: Any) -> None:
-    """Freed memory stays with the process: else much of what is measured is the system handing out pages."""
-    no_mmap, trim_threshold = -4, -1
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(no_mmap, 0)
-    mallopt(trim_threshold, -1)  # never
 
 
 def pytest_terminal_summary() -> None:

@@ -36,7 +36,7 @@ def _server() -> subprocess.Popen[str]:
 
 def peak_megabytes(suite: str, workload: str, provider: str, limit: float | None = None) -> float | str:
     """Results included and inputs not; or why there is none."""
-    ctypes.CDLL(None).malloc_trim(0)  # benchmarks keep what they free, and both processes must fit
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back: both processes must fit
     server = _server()
     assert server.stdin is not None
     assert server.stdout is not None

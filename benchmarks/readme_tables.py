@@ -81,10 +81,10 @@ def table(columns: Sequence[str], lines: Iterator[list[str]]) -> str:
 
 def machine(results: Results) -> str:
     about = results.record.machine
+    details = ", ".join(about[name] for name in ("vendor", "cores", "vector instructions"))
     return (
-        f"Measured on {about['processor']} ({about['cores']}, {about['vector instructions']}) with torch "
-        f"{results.record.versions['torch']}; every figure is from `benchmarks/results/{results.name}`, "
-        "taken in processes that keep the memory they free, for every way alike.\n"
+        f"Measured on {about['processor']} ({details}) with torch {results.record.versions['torch']}; every figure is "
+        f"from `benchmarks/results/{results.name}`, taken in processes {about['processes']}.\n"
     )
 
 

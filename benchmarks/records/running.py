@@ -21,6 +21,8 @@ from spanbert_kernels.cli import environment
 POLL_SECONDS = 0.2
 ROOT = Path(__file__).resolve().parents[2]
 SUITES, PACKAGE = ROOT / "benchmarks", ROOT / "spanbert_kernels"
+# Of the processes that measure, for whoever reads the record.
+PROCESSES = "as users have them, with the default allocator and threads"
 PASSED, FAILED = 0, 1  # of pytest; others mean that it did not get to the end
 
 
@@ -63,8 +65,9 @@ def run(
 ) -> None:
     """Runs suites with the package in a folder; `progress` grows with every line of theirs, and `watch` sees it.
 
-    In a full run every suite has a process of its own: freed memory stays with its process, and a suite that takes its
-    process down, or needs what the package of another commit lacks, leaves a failure behind and the others as they are.
+    In a full run every suite has a process of its own: what one leaves in the allocator does not change another, and a
+    suite that takes its process down, or needs what the package of another commit lacks, leaves a failure behind and
+    the others as they are.
 
     Raises:
         CannotRun: pytest collected nothing, or another package than the one wanted was measured.
@@ -140,7 +143,7 @@ def record_of(progress: Progress, quick: bool, seconds: float, state: tuple[str,
         quick=quick,
         seed=0,
         seconds=round(seconds, 1),
-        machine=environment.machine(),
+        machine={**environment.machine(), "processes": PROCESSES},
         versions=environment.versions(),
         ceilings={name: round(value, 2) for name, value in progress.ceilings.items()},
         rows=progress.rows,

@@ -6,12 +6,15 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
 from spanbert_kernels.cli import formatting
 
+VENDORS = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}
+FOR_BFLOAT16 = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")  # as Linux calls what computes in bfloat16
 PACKAGES = ("spanbert-kernels", "torch", "transformers", "tokenizers", "numpy")
 
 
@@ -34,20 +37,39 @@ def machine() -> dict[str, str]:
     """What the numbers were measured on. Nothing in it tells whose machine it is."""
     import torch
 
+    about = _processor()
+    flags = (about.get("flags") or about.get("Features") or "").split()
     return {
-        "processor": _processor(),
+        "processor": about.get("model name") or platform.processor() or platform.machine(),
+        "vendor": _vendor(about),
         "cores": f"{_usable_cores()} usable, {formatting.count(torch.get_num_threads(), 'thread')} in PyTorch",
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions for bfloat16": ", ".join(name for name in FOR_BFLOAT16 if name in flags) or "none known",
         "memory": formatting.memory(psutil.virtual_memory().total),
         "system": f"{platform.system()}, {platform.machine()}",
     }
 
 
-def _processor() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()
+def _processor() -> dict[str, str]:
+    """What Linux says of the first processor; nothing elsewhere."""
+    with contextlib.suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+        return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    return {}
+
+
+def _vendor(about: Mapping[str, str]) -> str:
+    """With the family, which tells one generation from another.
+
+    Example:
+        >>> _vendor({"vendor_id": "AuthenticAMD", "cpu family": "26"}), _vendor({})
+        ('AMD, family 26', 'not known')
+    """
+    vendor = about.get("vendor_id") or about.get("CPU implementer")
+    if vendor is None:
+        return "not known"
+    family = f", family {about['cpu family']}" if "cpu family" in about else ""
+    return f"{VENDORS.get(vendor, vendor)}{family}"
 
 
 def _usable_cores() -> int:

@@ -100,6 +100,13 @@ def test_what_takes_more_than_its_limit_has_no_peak() -> None:
     assert float(within) > 100
 
 
+def test_the_allocator_is_left_as_users_have_it() -> None:
+    """But where peaks are taken, in processes of their own, for which freed memory must be gone."""
+    tuned = {path.name for path in BENCHMARKS.rglob("*.py") if "mallopt" in path.read_text(encoding="utf-8")}
+    assert tuned == {"memory.py"}
+    assert "default allocator" in running.record_of(running.Progress(), False, 0.0, ("", False)).machine["processes"]
+
+
 def test_the_operations_have_a_suite() -> None:
     assert {"span_pool", "span_gather", "document_attention", "encoder", "memory"} <= set(running.suite_names())
 
