@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "span_pool/arguments.h"
 #include "span_pool/groups.h"
@@ -89,7 +90,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& hidden, const SpanArgum
   if (output.numel() == 0) return {output, argmax, lse};
   p.call.output = output.mutable_data_ptr();
   const int64_t row_bytes = p.call.output_columns * output.element_size();
-  p.call.output_exceeds_caches = num_spans * row_bytes > kCacheBytes;
+  // What the system has just cleared is in a cache.
+  const bool fresh = fresh_on_huge_pages(p.call.output, num_spans * row_bytes);
+  p.call.output_exceeds_caches = !fresh && num_spans * row_bytes > kCacheBytes;
   for (const int64_t row : p.spans.empty)
     std::memset(static_cast<char*>(p.call.output) + row * row_bytes, 0, row_bytes);
 

@@ -1,0 +1,56 @@
+"""Large results on a CPU: memory that is fresh comes on huge pages, and what is in it does not depend on that."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from spanbert_kernels.ops import backends, enumerate_spans, span_pool
+
+TOKENS, COLUMNS, WIDTH = 512, 768, 30
+SMALLER = 200  # tokens, whose result the allocator keeps when it is freed
+pytestmark = pytest.mark.skipif(backends.refusal("cpu", "cpu", torch.float32) is not None, reason="no compiled kernels")
+
+
+def pool(tokens: int) -> Tensor:
+    hidden = torch.linspace(-1, 1, tokens * COLUMNS).sin().view(tokens, COLUMNS)
+    return span_pool(hidden, enumerate_spans(torch.tensor([0, tokens]), WIDTH), ["mean"], backend="cpu")
+
+
+CALLS: dict[str, Callable[[int], Tensor]] = {"span_pool": pool}
+
+
+def flags_of(tensor: Tensor) -> list[str]:
+    """How the system treats the memory in the middle of a tensor."""
+    address = tensor.data_ptr() + tensor.nbytes // 2
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *rest = line.split()
+        if not key.endswith(":"):
+            low, high = (int(bound, 16) for bound in key.split("-"))
+            inside = low <= address < high
+        elif inside and key == "VmFlags:":
+            return rest
+    return []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux")
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no huge pages")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_huge_pages_are_asked_for(call: Callable[[int], Tensor]) -> None:
+    result = call(TOKENS)
+    assert result.nbytes > 2**25, "the allocator may keep it"
+    assert "hg" in flags_of(result)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_the_same_on_fresh_memory_and_on_kept(call: Callable[[int], Tensor]) -> None:
+    """What is freed at first is fresh again, later it is kept: the allocator learns what sizes to keep."""
+    expected = call(SMALLER)
+    for _ in range(4):
+        assert torch.equal(call(SMALLER), expected)
