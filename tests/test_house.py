@@ -61,7 +61,7 @@ def missing_rooms(root: Path) -> Iterator[str]:
             rooms += [f"{PACKAGE}/ops/{op}/reference.py", f"csrc/{op}/cpu.cpp", f"benchmarks/bench_{op}.py"]
         yield from (f"{op}: {room} is missing" for room in rooms if not (root / room).is_file())
     for folder in sorted((root / "csrc").glob("*/")):
-        if folder.name not in ("common", "host", *operations(root)):
+        if folder.name not in ("common", "host", *SHARED, *operations(root)):
             yield f"csrc/{folder.name} belongs to no operation"
 
 

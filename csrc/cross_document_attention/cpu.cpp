@@ -4,9 +4,9 @@
 #include <tuple>
 #include <vector>
 
+#include "attention/segments.h"
 #include "common/parallel.h"
 #include "cross_document_attention/kernels.h"
-#include "document_attention/neighbourhoods.h"
 
 namespace spanbert {
 namespace {
@@ -18,24 +18,26 @@ Tensor weights(const Tensor& q_any, const Tensor& k_any, const Tensor& lse_any, 
   STD_TORCH_CHECK(lse.scalar_type() == accumulator_of(q) && lse.numel() == call.heads * call.query_rows,
                   "lse must be the forward's");
   call.lse = const_cast<void*>(lse.const_data_ptr());
-  const Neighbourhoods near(work, q.size(0), k.size(0));
+  const Segments segments(work, q.size(0), k.size(0));
   const Tensor result = torch::stable::new_zeros(q, {call.query_rows, call.heads, places}, ScalarType::Float);
-  for (const auto& cluster : near.clusters) STD_TORCH_CHECK(cluster.documents <= places, "too few places: ", places);
+  for (const auto& cluster : segments.clusters) {
+    STD_TORCH_CHECK(cluster.documents <= places, "too few places: ", places);
+  }
   float* to = result.mutable_data_ptr<float>();
   const auto kernel = SPANBERT_KERNEL(cross_document_attention_weights);
-  parallel_tasks(std::ssize(near.all) * call.heads, [&](int64_t task) {
+  parallel_tasks(std::ssize(segments.all) * call.heads, [&](int64_t task) {
     const int64_t i = task / call.heads;
-    kernel(call, near.all[i], near.key_documents[i], task % call.heads, places, to);
+    kernel(call, segments.all[i], segments.key_documents[i], task % call.heads, places, to);
   });
   return result;
 }
 
-// A cluster's neighbourhoods by the queries that they have.
-std::vector<Pairs> pairs_of(const Neighbourhoods& near, const Neighbourhoods::Cluster& cluster) {
+// A cluster's segments by the queries that they have.
+std::vector<Pairs> pairs_of(const Segments& segments, const Segments::Cluster& cluster) {
   std::vector<Pairs> found;
   for (int64_t i = cluster.first; i < cluster.first + cluster.count; ++i) {
-    if (found.empty() || found.back().all->query_rows != near.all[i].query_rows) {
-      found.push_back({near.all.data() + i, near.statistics.data() + i, 0});
+    if (found.empty() || found.back().all->query_rows != segments.all[i].query_rows) {
+      found.push_back({segments.all.data() + i, segments.statistics.data() + i, 0});
     }
     ++found.back().count;
   }
@@ -47,8 +49,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
                                    const DropoutArguments& dropout) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
   AttentionCall call = attention_call(q, k, v, scale, dropout);
-  const Neighbourhoods near(work, q.size(0), k.size(0), &statistics);
-  count_pairs(near, call.heads);
+  const Segments segments(work, q.size(0), k.size(0), &statistics);
+  count_pairs(segments, call.heads);
   const Tensor output = torch::stable::new_zeros(q, q.sizes());
   Tensor lse = torch::stable::new_empty(q, {call.heads, statistics.size}, accumulator_of(q));
   lse = torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
@@ -56,8 +58,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
   call.lse = lse.mutable_data_ptr();
   const auto kernel = SPANBERT_KERNEL(cross_document_attention_pairwise_forward);
   std::vector<Pairs> pairs;
-  for (const auto& cluster : near.clusters) {
-    const std::vector<Pairs> found = pairs_of(near, cluster);
+  for (const auto& cluster : segments.clusters) {
+    const std::vector<Pairs> found = pairs_of(segments, cluster);
     pairs.insert(pairs.end(), found.begin(), found.end());
   }
   parallel_tasks(std::ssize(pairs) * call.heads,
@@ -77,18 +79,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor
   STD_TORCH_CHECK(grad.numel() == q.numel() && lse.numel() == call.heads * statistics.size,
                   "grad_output and lse must have the forward's shapes");
   call.lse = const_cast<void*>(lse.const_data_ptr());
-  const Neighbourhoods near(work, q.size(0), k.size(0), &statistics);
-  count_pairs(near, call.heads);
+  const Segments segments(work, q.size(0), k.size(0), &statistics);
+  count_pairs(segments, call.heads);
   const Tensor grad_q = torch::stable::new_zeros(q, q.sizes()), grad_k = torch::stable::new_zeros(k, k.sizes());
   const Tensor grad_v = torch::stable::new_zeros(v, v.sizes());
   const AttentionGrads grads{rows_of(grad), rows_of(grad_q), rows_of(grad_k), rows_of(grad_v)};
   const auto kernel = SPANBERT_KERNEL(cross_document_attention_pairwise_backward);
   std::vector<std::vector<Pairs>> pairs;
-  for (const auto& cluster : near.clusters) pairs.push_back(pairs_of(near, cluster));
-  parallel_tasks(std::ssize(near.clusters) * call.heads, [&](int64_t task) {
+  for (const auto& cluster : segments.clusters) pairs.push_back(pairs_of(segments, cluster));
+  parallel_tasks(std::ssize(segments.clusters) * call.heads, [&](int64_t task) {
     const int64_t i = task / call.heads;
     if (pairs[i].empty()) return;
-    kernel(call, grads, pairs[i].data(), std::ssize(pairs[i]), near.clusters[i].keys, task % call.heads);
+    kernel(call, grads, pairs[i].data(), std::ssize(pairs[i]), segments.clusters[i].keys, task % call.heads);
   });
   return {grad_q, grad_k, grad_v};
 }

@@ -1,15 +1,14 @@
 // Document weights, and a softmax for each pair of documents, on a CPU.
 //
-// The weights are sums of exp(score - lse) over each document's keys, divided by their sum, which the rounding of a
-// large lse keeps from being 1; the scores are computed again, block by block.
+// The weights are sums of exp(score - lse) over each document's keys; the scores are computed again, block by block.
 // Pairwise, the keys of one document at a time meet all queries of the cluster, or of one document, in one task
-// (document_attention/attention.h, few.h), and the results are averaged.
+// (attention/attention.h, few.h), and the results are averaged.
 
 #include <span>
 
+#include "attention/attention.h"
+#include "attention/few.h"
 #include "cross_document_attention/kernels.h"
-#include "document_attention/attention.h"
-#include "document_attention/few.h"
 
 namespace spanbert {
 namespace SPANBERT_ISA {
@@ -18,43 +17,42 @@ namespace {
 // 1 / n for every query of the cluster.
 template <class A>
 std::unique_ptr<A[]> shares(const Pairs& pairs) {
-  const Neighbourhood& near = pairs.all[0];
-  std::unique_ptr<A[]> share(new A[near.queries]);
-  for (int64_t document = 0; document < near.documents; ++document) {
+  const Segment& segment = pairs.all[0];
+  std::unique_ptr<A[]> share(new A[segment.queries]);
+  for (int64_t document = 0; document < segment.documents; ++document) {
     int64_t seen = 0;
     for (int64_t i = 0; i < pairs.count; ++i) {
       seen += pairs.all[i].range_first[document] < pairs.all[i].range_first[document + 1];
     }
-    std::fill(share.get() + near.query_first[document], share.get() + near.query_first[document + 1],
+    std::fill(share.get() + segment.query_first[document], share.get() + segment.query_first[document + 1],
               seen > 0 ? A(1) / static_cast<A>(seen) : A(0));
   }
   return share;
 }
 
-// f(kernel, the Attention that knows its rows) with the kernel for a neighbourhood.
+// f(kernel, the Attention that knows its rows) with the kernel for a segment.
 template <class S, class F>
-void with_kernel(const AttentionCall& call, const Neighbourhood& near, int64_t head, const F& f) {
-  if (is_few(near)) {
-    FewQueries<S> kernel(call, near, head);
+void with_kernel(const AttentionCall& call, const Segment& segment, int64_t head, const F& f) {
+  if (is_few(segment)) {
+    FewQueries<S> kernel(call, segment, head);
     f(kernel);
   } else {
-    Attention<S> kernel(call, near, head);
+    Attention<S> kernel(call, segment, head);
     f(kernel);
   }
 }
 
 }  // namespace
 
-void cross_document_attention_weights(const AttentionCall& call, const Neighbourhood& near,
-                                      const KeyDocuments& documents, int64_t head, int64_t most_places,
-                                      float* weights) {
+void cross_document_attention_weights(const AttentionCall& call, const Segment& segment, const KeyDocuments& documents,
+                                      int64_t head, int64_t most_places, float* weights) {
   with_storage(call.storage, [&](auto s) {
     using S = decltype(s);
     using A = typename Accumulator<S>::type;
-    Attention<S> attention(call, near, head);
+    Attention<S> attention(call, segment, head);
     const A* lse = static_cast<const A*>(call.lse) + head * call.query_rows;
     attention.each_scores([&](int64_t query, const A* scores, int64_t first, int64_t count) {
-      const int64_t row = near.query_rows[query];
+      const int64_t row = segment.query_rows[query];
       const A pivot = lse[row] == -INFINITY ? A(0) : lse[row];
       float* to = weights + (row * call.heads + head) * most_places;
       A chunk[lanes<A>];
@@ -69,15 +67,6 @@ void cross_document_attention_weights(const AttentionCall& call, const Neighbour
         }
       }
     });
-    const auto each_document = [&](int64_t query, const auto& f) {
-      float* row = weights + (near.query_rows[query] * call.heads + head) * most_places;
-      for (int64_t d = 0; d < documents.count; ++d) f(row[documents.places[d]]);
-    };
-    for (int64_t query = 0; query < near.queries; ++query) {
-      float total = 0;
-      each_document(query, [&](float weight) { total += weight; });
-      if (total > 0) each_document(query, [&](float& weight) { weight /= total; });
-    }
   });
 }
 
@@ -86,22 +75,22 @@ void cross_document_attention_pairwise_forward(const AttentionCall& call, const 
   with_storage(call.storage, [&](auto s) {
     using S = decltype(s);
     using A = typename Accumulator<S>::type;
-    const Neighbourhood& near = pairs.all[0];
+    const Segment& segment = pairs.all[0];
     const auto share = shares<A>(pairs);
-    const Attention<S> rows(call, near, head);
-    const auto mean = rows.zeros(near.queries * rows.wide);
+    const Attention<S> rows(call, segment, head);
+    const auto mean = rows.zeros(segment.queries * rows.wide);
     for (int64_t i = 0; i < pairs.count; ++i) {
       with_kernel<S>(call, pairs.all[i], head, [&](auto& kernel) {
-        kernel.forward(0, near.queries, [&](int64_t query, const A* sums, A maximum, A total, bool any) {
+        kernel.forward(0, segment.queries, [&](int64_t query, const A* sums, A maximum, A total, bool any) {
           if (!any) return;
-          static_cast<A*>(call.lse)[head * size + pairs.statistics[i] + near.query_rows[query]] =
+          static_cast<A*>(call.lse)[head * size + pairs.statistics[i] + segment.query_rows[query]] =
               maximum + std::log(total);
           for (int64_t c = 0; c < rows.wide; ++c) mean[query * rows.wide + c] += sums[c] / total;
         });
       });
     }
-    for (int64_t query = 0; query < near.queries; ++query) {
-      rows.narrow(mean.get() + query * rows.wide, share[query], rows.row(call.output, near.query_rows[query]));
+    for (int64_t query = 0; query < segment.queries; ++query) {
+      rows.narrow(mean.get() + query * rows.wide, share[query], rows.row(call.output, segment.query_rows[query]));
     }
   });
 }
@@ -114,11 +103,11 @@ void cross_document_attention_pairwise_backward(const AttentionCall& call, const
     const bool sparse = all[0].all[0].sparse;
     const KeySums<A> sums(call, sparse ? keys : RowRange{0, 0});
     for (const Pairs& pairs : std::span(all, count)) {
-      const Neighbourhood& near = pairs.all[0];
+      const Segment& segment = pairs.all[0];
       const auto share = shares<A>(pairs);
-      const Attention<S> rows(call, near, head);
-      const auto grad_queries = rows.zeros(near.queries * rows.wide);
-      for (const Neighbourhood& pair : std::span(pairs.all, pairs.count)) {
+      const Attention<S> rows(call, segment, head);
+      const auto grad_queries = rows.zeros(segment.queries * rows.wide);
+      for (const Segment& pair : std::span(pairs.all, pairs.count)) {
         if (is_few(pair)) {
           FewQueries<S>(call, pair, head).backward(grads, share.get(), grad_queries.get(), sums);
           continue;
@@ -130,9 +119,9 @@ void cross_document_attention_pairwise_backward(const AttentionCall& call, const
           attention.backward(grads, nullptr, share.get(), grad_queries.get());
         }
       }
-      for (int64_t query = 0; query < near.queries; ++query) {
+      for (int64_t query = 0; query < segment.queries; ++query) {
         rows.narrow(grad_queries.get() + query * rows.wide, static_cast<A>(call.scale),
-                    rows.row(grads.q, near.query_rows[query]));
+                    rows.row(grads.q, segment.query_rows[query]));
       }
     }
     if (sparse) sums.template write<S>(call, grads, head);

@@ -3,8 +3,8 @@
 
 #include <tuple>
 
+#include "attention/cuda_call.h"
 #include "cross_document_attention/cuda_documents.cuh"
-#include "document_attention/cuda_call.h"
 
 namespace spanbert {
 namespace {

@@ -1,9 +1,9 @@
 // Kernels that go document by document over what a query sees, a warp for each row and head: the documents' weights in
 // a joint softmax, and attention with a softmax of its own for each document, averaged. Its backward is that of
-// document_attention/cuda_backward.cuh, with a mass and a delta for each document, and in base e.
+// attention/cuda_backward.cuh, with a mass and a delta for each document, and in base e.
 #pragma once
 
-#include "document_attention/cuda_rows.h"
+#include "attention/cuda_rows.h"
 
 namespace spanbert {
 namespace documents {
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_forward(DocumentsWork wo
   if (!find_row(attention, attention.queries.rows, row, head)) return;
   float* query = staged.row[warp_index()][0];
   const int64_t document = attention.queries.document_of(row);
-  const Keep keep(attention, head);
+  const KeepMask keep_mask(attention, head);
   if (document >= 0) stage<S, N>(attention, attention.q, row, head, query);
   warp_barrier();
   Columns<N> sum;
@@ -117,14 +117,14 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_forward(DocumentsWork wo
   Seen seen(work, document);
   while (seen.next()) {
     Softmax<N> softmax;
-    meet_keys<S>(attention, keep, query, row, head, seen.begin, seen.end, softmax);
+    meet_keys<S>(attention, keep_mask, query, row, head, seen.begin, seen.end, softmax);
     const float lse = softmax.lse();
     if (lane_index() == 0) work.lse[work.statistic(seen.slot, row, head)] = lse;
     add(sum, 1.0f / warp_sum(softmax.total), softmax.sum);
     ++count;
   }
   const float share = count > 0 ? 1.0f / static_cast<float>(count) : 0.0f;
-  write<S>(attention, attention.output, row, head, sum, share * attention.kept);
+  write<S>(attention, attention.output, row, head, sum, share * attention.dropout_scale);
 }
 
 template <class S, int N>
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_queries(Documen
   if (!find_row(attention, attention.queries.rows, row, head)) return;
   float *query = staged.row[warp_index()][0], *grad = staged.row[warp_index()][1];
   const int64_t document = attention.queries.document_of(row);
-  const Keep keep(attention, head);
+  const KeepMask keep_mask(attention, head);
   if (document >= 0) {
     stage<S, N>(attention, attention.q, row, head, query);
     stage<S, N>(attention, attention.grad_output, row, head, grad);
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_queries(Documen
   // Of a key, which must be one: its weight, not normalised, and the slope of its weight.
   float lse = 0;
   const auto weigh = [&](int64_t key, float& slope) {
-    slope = keep.one(row, key) ? dot<S>(attention, grad, attention.v, key, head) : 0.0f;
+    slope = keep_mask.one(row, key) ? dot<S>(attention, grad, attention.v, key, head) : 0.0f;
     return expf(fmaf(dot<S>(attention, query, attention.k, key, head), attention.scale, -lse));
   };
   Columns<N> sum;
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_queries(Documen
   }
   const float share = count > 0 ? 1.0f / static_cast<float>(count) : 0.0f;
   if (lane_index() == 0) work.share[head * attention.queries.rows + row] = share;
-  write<S>(attention, attention.grad_q, row, head, sum, share * attention.scale * attention.kept);
+  write<S>(attention, attention.grad_q, row, head, sum, share * attention.scale * attention.dropout_scale);
 }
 
 template <class S, int N>
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_keys(DocumentsW
   fill(sum_key, 0.0f), fill(sum_value, 0.0f);
   if (document >= 0) {
     const int64_t place = document - attention.cluster_first[document];
-    const Keep keep(attention, head);
+    const KeepMask keep_mask(attention, head);
     stage<S, N>(attention, attention.k, row, head, key);
     stage<S, N>(attention, attention.v, row, head, value);
     warp_barrier();
@@ -201,13 +201,13 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_keys(DocumentsW
         float weight = 0, slope = 0;
         if (seen) {
           const float score = dot<S>(attention, key, attention.q, query, head);
-          const bool kept = keep.one(query, row);
+          const bool keep = keep_mask.one(query, row);
           const float share = work.share[head * attention.queries.rows + query];
           const int64_t statistic = work.statistic(slot, query, head);
           weight = expf(fmaf(score, attention.scale, -work.lse[statistic])) * work.inverse[statistic] * share;
-          slope = kept ? dot<S>(attention, value, attention.grad_output, query, head) : 0.0f;
+          slope = keep ? dot<S>(attention, value, attention.grad_output, query, head) : 0.0f;
           slope = weight * (slope - work.delta[statistic]);
-          if (!kept) weight = 0;
+          if (!keep) weight = 0;
         }
         const unsigned lanes = ballot(seen);
         add_rows<S>(attention, attention.q, first, head, lanes, slope, sum_key);
@@ -215,8 +215,8 @@ __global__ void __launch_bounds__(kThreads, 3) pairwise_backward_keys(DocumentsW
       }
     }
   }
-  write<S>(attention, attention.grad_k, row, head, sum_key, attention.scale * attention.kept);
-  write<S>(attention, attention.grad_v, row, head, sum_value, attention.kept);
+  write<S>(attention, attention.grad_k, row, head, sum_key, attention.scale * attention.dropout_scale);
+  write<S>(attention, attention.grad_v, row, head, sum_value, attention.dropout_scale);
 }
 
 }  // namespace documents

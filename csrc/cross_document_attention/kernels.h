@@ -4,28 +4,27 @@
 
 #include <cstdint>
 
+#include "attention/call.h"
 #include "common/isa.h"
-#include "document_attention/kernels.h"
 
 namespace spanbert {
 
-// Neighbourhoods with the same queries, each with the keys of one document. `statistics`: where query row 0 of each
-// would have its log-sum-exp.
+// Segments with the same queries, each with the keys of one document. `statistics`: where query row 0 of each would
+// have its log-sum-exp.
 struct Pairs {
-  const Neighbourhood* all;
+  const Segment* all;
   const int64_t* statistics;
   int64_t count;
 };
 
-// Document weights of a neighbourhood's queries, one head: float32 [query rows, heads, most_places]. `call.lse` is an
-// input.
-SPANBERT_DECLARE(void cross_document_attention_weights(const AttentionCall& call, const Neighbourhood& near,
+// Document weights of a segment's queries, one head: float32 [query rows, heads, most_places]. `call.lse` is an input.
+SPANBERT_DECLARE(void cross_document_attention_weights(const AttentionCall& call, const Segment& segment,
                                                        const KeyDocuments& documents, int64_t head, int64_t most_places,
                                                        float* weights))
 // All that some queries see, one head. `call.lse` is [heads, size]; what is not seen is not written.
 SPANBERT_DECLARE(void cross_document_attention_pairwise_forward(const AttentionCall& call, const Pairs& pairs,
                                                                 int64_t head, int64_t size))
-// All of a cluster, whose keys are the rows `keys`, one head: the neighbourhoods that are sparse share them.
+// All of a cluster, whose keys are the rows `keys`, one head: the segments that are sparse share them.
 SPANBERT_DECLARE(void cross_document_attention_pairwise_backward(const AttentionCall& call, const AttentionGrads& grads,
                                                                  const Pairs* pairs, int64_t count,
                                                                  const RowRange& keys, int64_t head))

@@ -1,9 +1,10 @@
-// The joint softmax: attention.h and, for small neighbourhoods, small.h, for few queries few.h say how it works. Which
-// of them takes a neighbourhood depends on nothing but itself.
+// The joint softmax: attention.h and, for small segments, small.h, for few queries few.h say how it works. Which of
+// them takes a segment depends on nothing but itself.
 
-#include "document_attention/attention.h"
-#include "document_attention/few.h"
-#include "document_attention/small.h"
+#include "attention/attention.h"
+#include "attention/few.h"
+#include "attention/small.h"
+#include "document_attention/kernels.h"
 
 namespace spanbert {
 namespace SPANBERT_ISA {
@@ -16,7 +17,7 @@ void forward_head(Kernel& kernel, const Attention<S>& rows, int64_t first, int64
   const AttentionCall& call = rows.call;
   A* lse = static_cast<A*>(call.lse) + rows.head * call.query_rows;
   kernel.forward(first, last, [&](int64_t query, const A* sums, A maximum, A total, bool any) {
-    const int64_t row = rows.near.query_rows[query];
+    const int64_t row = rows.segment.query_rows[query];
     rows.narrow(sums, any ? 1 / total : A(0), rows.row(call.output, row));
     lse[row] = maximum + std::log(total);
   });
@@ -25,21 +26,21 @@ void forward_head(Kernel& kernel, const Attention<S>& rows, int64_t first, int64
 template <class S>
 void write_queries(const Attention<S>& rows, const AttentionGrads& grads,
                    const typename Accumulator<S>::type* grad_queries) {
-  for (int64_t q = 0; q < rows.near.queries; ++q) {
+  for (int64_t q = 0; q < rows.segment.queries; ++q) {
     rows.narrow(grad_queries + q * rows.wide, static_cast<typename Accumulator<S>::type>(rows.call.scale),
-                rows.row(grads.q, rows.near.query_rows[q]));
+                rows.row(grads.q, rows.segment.query_rows[q]));
   }
 }
 
 // `emit...`: as that of Attention::backward, or none, which writes the gradients.
 template <class S, class... Emit>
-void backward_head(const AttentionCall& call, const AttentionGrads& grads, const Neighbourhood& near, int64_t head,
+void backward_head(const AttentionCall& call, const AttentionGrads& grads, const Segment& segment, int64_t head,
                    const Emit&... emit) {
   using A = typename Accumulator<S>::type;
-  Attention<S> attention(call, near, head, &grads);
-  const auto lse = attention.buffer(near.queries), grad_queries = attention.zeros(near.queries * attention.wide);
-  for (int64_t q = 0; q < near.queries; ++q) {
-    lse[q] = static_cast<const A*>(call.lse)[head * call.query_rows + near.query_rows[q]];
+  Attention<S> attention(call, segment, head, &grads);
+  const auto lse = attention.buffer(segment.queries), grad_queries = attention.zeros(segment.queries * attention.wide);
+  for (int64_t q = 0; q < segment.queries; ++q) {
+    lse[q] = static_cast<const A*>(call.lse)[head * call.query_rows + segment.query_rows[q]];
   }
   attention.backward(grads, lse.get(), nullptr, grad_queries.get(), emit...);
   write_queries(attention, grads, grad_queries.get());
@@ -47,20 +48,20 @@ void backward_head(const AttentionCall& call, const AttentionGrads& grads, const
 
 }  // namespace
 
-bool document_attention_forward(const AttentionCall& call, const Neighbourhood& near, const Neighbourhood* next,
-                                int64_t head, int64_t heads, int64_t first, int64_t last) {
+bool document_attention_forward(const AttentionCall& call, const Segment& segment, const Segment* next, int64_t head,
+                                int64_t heads, int64_t first, int64_t last) {
   bool taken = false;
   with_storage(call.storage, [&](auto s) {
     using S = decltype(s);
-    const bool few = is_few(near);
-    taken = !few && is_small(near) && Small<S>(call, near, next).forward(head, heads);
+    const bool few = is_few(segment);
+    taken = !few && is_small(segment) && Small<S>(call, segment, next).forward(head, heads);
     if (taken) return;
     for (int64_t h = head; h < head + heads; ++h) {
       if (few) {
-        FewQueries<S> kernel(call, near, h);
+        FewQueries<S> kernel(call, segment, h);
         forward_head(kernel, kernel.rows, first, last);
       } else {
-        Attention<S> kernel(call, near, h);
+        Attention<S> kernel(call, segment, h);
         forward_head(kernel, kernel, first, last);
       }
     }
@@ -68,33 +69,33 @@ bool document_attention_forward(const AttentionCall& call, const Neighbourhood& 
   return taken;
 }
 
-bool document_attention_backward(const AttentionCall& call, const AttentionGrads& grads, const Neighbourhood& near,
-                                 const Neighbourhood* next, int64_t head, int64_t heads) {
+bool document_attention_backward(const AttentionCall& call, const AttentionGrads& grads, const Segment& segment,
+                                 const Segment* next, int64_t head, int64_t heads) {
   bool taken = false;
   with_storage(call.storage, [&](auto s) {
     using S = decltype(s);
-    taken = is_small(near) && Small<S>(call, near, next).backward(grads, head, heads);
+    taken = is_small(segment) && Small<S>(call, segment, next).backward(grads, head, heads);
     if (taken) return;
-    for (int64_t h = head; h < head + heads; ++h) backward_head<S>(call, grads, near, h);
+    for (int64_t h = head; h < head + heads; ++h) backward_head<S>(call, grads, segment, h);
   });
   return taken;
 }
 
-void document_attention_sparse_backward(const AttentionCall& call, const AttentionGrads& grads,
-                                        const Neighbourhood* all, int64_t count, const RowRange& keys, int64_t head) {
+void document_attention_sparse_backward(const AttentionCall& call, const AttentionGrads& grads, const Segment* all,
+                                        int64_t count, const RowRange& keys, int64_t head) {
   with_storage(call.storage, [&](auto s) {
     using S = decltype(s);
     using A = typename Accumulator<S>::type;
     const KeySums<A> sums(call, keys);
     for (int64_t i = 0; i < count; ++i) {
-      const Neighbourhood& near = all[i];
-      if (is_few(near)) {
-        FewQueries<S> kernel(call, near, head);
-        const auto grad_queries = kernel.rows.zeros(near.queries * kernel.rows.wide);
+      const Segment& segment = all[i];
+      if (is_few(segment)) {
+        FewQueries<S> kernel(call, segment, head);
+        const auto grad_queries = kernel.rows.zeros(segment.queries * kernel.rows.wide);
         kernel.backward(grads, nullptr, grad_queries.get(), sums);
         write_queries(kernel.rows, grads, grad_queries.get());
       } else {
-        backward_head<S>(call, grads, near, head, sums.adding(near));
+        backward_head<S>(call, grads, segment, head, sums.adding(segment));
       }
     }
     sums.template write<S>(call, grads, head);

@@ -3,10 +3,10 @@
 
 #include <tuple>
 
-#include "document_attention/cuda_backward.cuh"
-#include "document_attention/cuda_call.h"
-#include "document_attention/cuda_forward.cuh"
-#include "document_attention/cuda_rows.cuh"
+#include "attention/cuda_backward.cuh"
+#include "attention/cuda_call.h"
+#include "attention/cuda_forward.cuh"
+#include "attention/cuda_rows.cuh"
 
 namespace spanbert {
 namespace {

@@ -1,80 +1,24 @@
-// What the attention bindings hand to the kernels of each instruction set.
+// What the document_attention binding hands to the kernels of each instruction set.
 #pragma once
 
 #include <cstdint>
 
+#include "attention/call.h"
 #include "common/isa.h"
-#include "common/philox.h"
-#include "common/storage.h"
 
 namespace spanbert {
 
-// A tensor [rows, heads, head_dim] whose last dimension is dense.
-struct Rows {
-  void* data;
-  int64_t row, head;  // strides
-};
-
-struct Range {
-  int64_t begin, end;
-};
-
-// Documents that see some of the same keys. Its queries and its keys are counted from 0 here; the tables say which rows
-// of the tensors they are. What a document sees are ranges of those keys, ascending, apart and not empty.
-struct Neighbourhood {
-  int64_t documents, queries, keys;
-  const int64_t* query_first;  // [documents + 1], the queries of each document
-  const int64_t* query_rows;   // [queries]
-  const int64_t* key_rows;     // [keys]
-  const int64_t* range_first;  // [documents + 1], the ranges of each document
-  const Range* ranges;
-  bool nearly_all;      // each document sees all keys but for its own
-  bool sparse = false;  // of one document, and others have some of its keys, too
-};
-
-// Of queries and of keys in a small neighbourhood, which the kernels of small.h take.
-constexpr int64_t kSmall = 128;
-inline bool is_small(const Neighbourhood& near) { return near.queries <= kSmall && near.keys <= kSmall; }
-
-// The documents whose keys a neighbourhood has: the first key of each and, last, their number; and their places in the
-// cluster.
-struct KeyDocuments {
-  const int64_t* first;   // [count + 1]
-  const int64_t* places;  // [count]
-  int64_t count;
-};
-
-// Rows of a tensor that follow each other.
-struct RowRange {
-  int64_t first, count;
-};
-
-struct AttentionCall {
-  Storage storage;
-  int64_t query_rows, heads, head_dim;
-  double scale;
-  Dropout dropout;
-  Rows q, k, v;
-  Rows output;  // of a forward
-  void* lse;    // [heads, query_rows], accumulator type
-};
-
-struct AttentionGrads {
-  Rows output, q, k, v;
-};
-
-// Heads `head` .. head + heads - 1. Forward: queries first .. last - 1 of the neighbourhood, all of a small one;
-// backward: all of its queries and keys. `next`: the neighbourhood that this thread takes afterwards, or nullptr.
-// Returns whether the kernels of small.h took it.
-SPANBERT_DECLARE(bool document_attention_forward(const AttentionCall& call, const Neighbourhood& near,
-                                                 const Neighbourhood* next, int64_t head, int64_t heads, int64_t first,
-                                                 int64_t last))
+// Heads `head` .. head + heads - 1. Forward: queries first .. last - 1 of the segment, all of a small one; backward:
+// all of its queries and keys. `next`: the segment that this thread takes afterwards, or nullptr. Returns whether the
+// kernels of small.h took it.
+SPANBERT_DECLARE(bool document_attention_forward(const AttentionCall& call, const Segment& segment, const Segment* next,
+                                                 int64_t head, int64_t heads, int64_t first, int64_t last))
 SPANBERT_DECLARE(bool document_attention_backward(const AttentionCall& call, const AttentionGrads& grads,
-                                                  const Neighbourhood& near, const Neighbourhood* next, int64_t head,
+                                                  const Segment& segment, const Segment* next, int64_t head,
                                                   int64_t heads))
-// All sparse neighbourhoods of a cluster, whose keys are among the rows `keys`, one head.
+// All sparse segments of a cluster, whose keys are among the rows `keys`, one head.
 SPANBERT_DECLARE(void document_attention_sparse_backward(const AttentionCall& call, const AttentionGrads& grads,
-                                                         const Neighbourhood* all, int64_t count, const RowRange& keys,
+                                                         const Segment* all, int64_t count, const RowRange& keys,
                                                          int64_t head))
 
 }  // namespace spanbert

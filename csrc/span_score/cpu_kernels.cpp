@@ -14,9 +14,9 @@ namespace {
 
 // What is dropped is 0 even where it was not finite.
 template <class A, int N>
-[[gnu::always_inline]] inline void drop(const A* kept, Vector<A> (&values)[N]) {
+[[gnu::always_inline]] inline void drop(const A* keep_factors, Vector<A> (&values)[N]) {
   for (int v = 0; v < N; ++v) {
-    const Vector<A> factor = load(kept + v * lanes<A>);
+    const Vector<A> factor = load(keep_factors + v * lanes<A>);
     values[v] = factor == 0 ? Vector<A>{} : values[v] * factor;
   }
 }
@@ -38,9 +38,9 @@ void forward(const SpanScoreCall& call, A* output, int64_t first, int64_t last) 
     V values[N];
     activate.forward(pre, values);
     if (call.dropout.active) {
-      A kept[N * lanes<A>];
-      call.dropout.factors(0, row_of(i), c, N * lanes<A>, kept);
-      drop(kept, values);
+      A keep_factors[N * lanes<A>];
+      call.dropout.factors(0, row_of(i), c, N * lanes<A>, keep_factors);
+      drop(keep_factors, values);
     }
     V* const sum = sums.get() + i * scores;
     for (int64_t s = 0; s < scores; ++s) {
@@ -87,12 +87,12 @@ struct ScoreLoss {
     const A* from = static_cast<const A*>(grads.output) + row * scores;
     const A* own = weight.get() + c;
     A* to = group.get() + c;
-    A kept[N * lanes<A>];
+    A keep_factors[N * lanes<A>];
     V values[N];
     activate.forward(pre, values);
     if (call.dropout.active) {
-      call.dropout.factors(0, row, left + c, N * lanes<A>, kept);
-      drop(kept, values);
+      call.dropout.factors(0, row, left + c, N * lanes<A>, keep_factors);
+      drop(keep_factors, values);
     }
     for (int v = 0; v < N; ++v) g[v] = V{};
     for (int64_t s = 0; s < scores; ++s, own += kProjectedTile, to += kProjectedTile) {
@@ -102,7 +102,7 @@ struct ScoreLoss {
         g[v] += grad * load(own + v * lanes<A>);
       }
     }
-    if (call.dropout.active) drop(kept, g);
+    if (call.dropout.active) drop(keep_factors, g);
     activate.backward(pre, g);
   }
   void end_group() {

@@ -82,7 +82,7 @@ def key(command: list[str]) -> str:
     """Changes with the compiler, its arguments, the headers of PyTorch and every CUDA source."""
     version = children.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     digest = hashlib.sha256(f"{version} {command} {torch.__version__}".encode())
-    for file in sorted([*CSRC.glob("common/*.h"), *CSRC.glob("*/kernels.h"), *CSRC.glob("*/cuda*")]):
+    for file in sorted([*CSRC.glob("common/*.h"), *CSRC.glob("*/arguments.h"), *CSRC.glob("*/cuda*")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

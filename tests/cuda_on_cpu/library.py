@@ -82,7 +82,7 @@ def build(compiler: list[str], library: Path) -> None:
 
 def _key(compiler: str) -> str:
     """Changes with everything that the library is built from."""
-    files = [*HERE.glob("*.h"), *CSRC.glob("common/*.h"), *CSRC.glob("*/kernels.h"), *CSRC.glob("*/cuda*")]
+    files = [*HERE.glob("*.h"), *CSRC.glob("common/*.h"), *CSRC.glob("*/arguments.h"), *CSRC.glob("*/cuda*")]
     digest = hashlib.sha256(f"{compiler} {FLAGS} {torch.__version__}".encode())
     for file in sorted(files):
         digest.update(str(file).encode())

@@ -9,12 +9,12 @@ namespace spanbert {
 struct AttentionArguments {
   Tensor documents;
   OptionalTensor link_offsets, links, back_offsets, back_links, query_tiles, key_tiles;
-  int64_t most_queries = 0, most_keys = 0;
+  int64_t max_seqlen_q = 0, max_seqlen_k = 0;
   bool include_self = false, anchor_queries = false, anchor_keys = false, clustered = false;
 
   auto fields() {
-    return std::tie(documents, link_offsets, links, back_offsets, back_links, query_tiles, key_tiles, most_queries,
-                    most_keys, include_self, anchor_queries, anchor_keys, clustered);
+    return std::tie(documents, link_offsets, links, back_offsets, back_links, query_tiles, key_tiles, max_seqlen_q,
+                    max_seqlen_k, include_self, anchor_queries, anchor_keys, clustered);
   }
 };
 

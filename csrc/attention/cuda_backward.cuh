@@ -17,8 +17,8 @@
 // the queries passes it over.
 #pragma once
 
-#include "document_attention/cuda_mass.h"
-#include "document_attention/cuda_tiles.h"
+#include "attention/cuda_mass.h"
+#include "attention/cuda_tiles.h"
 
 namespace spanbert {
 namespace backward {
@@ -79,8 +79,9 @@ struct QueryMass {
 
   // The keys of a tile. `q` and `grad` are those of the 16 queries, `k` and `v` the tile's.
   template <class S, int D>
-  SPANBERT_DEVICE void meet(const AttentionWork& work, const Keep& keep, int64_t first_query, int64_t first_key,
-                            int count, const float* lse, const S* q, const S* grad, const S* k, const S* v) {
+  SPANBERT_DEVICE void meet(const AttentionWork& work, const KeepMask& keep_mask, int64_t first_query,
+                            int64_t first_key, int count, const float* lse, const S* q, const S* grad, const S* k,
+                            const S* v) {
     constexpr int kRow = kStride<S, D>, kPart = kChunk<D>;
     const float of_rows[2] = {lse[sum_row(0)], lse[sum_row(2)]};
 #pragma unroll 1
@@ -92,15 +93,15 @@ struct QueryMass {
       for (int j = 0; j < kPart; j += kStep) {
         if (part + j >= count) continue;
         int bits = 0;
-        if (!keep.all) bits = keep.sixteen(first_query, first_key + part + j);
+        if (!keep_mask.all) bits = keep_mask.sixteen(first_query, first_key + part + j);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const int column = sum_column(i / 4, i % 4), place = part + j + column;
-          bool kept = true;
-          if (!keep.all) kept = shuffle(bits, sum_row(i % 4)) >> column & 1;
+          bool keep = true;
+          if (!keep_mask.all) keep = shuffle(bits, sum_row(i % 4)) >> column & 1;
           if (place >= count || !work.keys.has(first_key + place)) continue;
           const float weight = remade_weight(work, scores[j / kStep].at[i / 4][i % 4], of_rows[i % 4 / 2]);
-          rows[i % 4 / 2].add(weight, kept ? slopes[j / kStep].at[i / 4][i % 4] : 0.0f);
+          rows[i % 4 / 2].add(weight, keep ? slopes[j / kStep].at[i / 4][i % 4] : 0.0f);
         }
       }
     }
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kBoundThreads, 1) tiles(AttentionWork work) {
   const int first_row = warp_index() % (kTileRows / kStep) * kStep;
   const int first_column = warp_index() / (kTileRows / kStep) * kColumns;
   const bool busy = first_row < piece.count;
-  const Keep keep(work, head);
+  const KeepMask keep_mask(work, head);
 
   // use(first, count) for every tile that the own rows meet, while it is in shared memory: an only one is loaded once.
   int64_t loaded = -1;
@@ -196,8 +197,8 @@ __global__ void __launch_bounds__(kBoundThreads, 1) tiles(AttentionWork work) {
     QueryMass mass;
     for_tiles([&](int64_t first, int count) {
       if (!busy) return;
-      mass.meet<S, D>(work, keep, piece.begin + first_row, first, count, shared.lse + first_row, shared.own[0] + own,
-                      shared.own[1] + own, shared.seen[0], shared.seen[1]);
+      mass.meet<S, D>(work, keep_mask, piece.begin + first_row, first, count, shared.lse + first_row,
+                      shared.own[0] + own, shared.own[1] + own, shared.seen[0], shared.seen[1]);
     });
     mass.finish([&](int row, float delta, float inverse) {
       const int place = first_row + row;
@@ -216,7 +217,7 @@ __global__ void __launch_bounds__(kBoundThreads, 1) tiles(AttentionWork work) {
     if (Keys && alone) {
       if (warp_index() < kTileRows / kStep && first_row < count) {
         QueryMass mass;
-        mass.meet<S, D>(work, keep, first + first_row, piece.begin, piece.count, shared.lse + first_row,
+        mass.meet<S, D>(work, keep_mask, first + first_row, piece.begin, piece.count, shared.lse + first_row,
                         shared.seen[0] + own, shared.seen[1] + own, shared.own[0], shared.own[1]);
         mass.finish([&](int row, float delta, float inverse) {
           shared.delta[first_row + row] = delta, shared.inverse[first_row + row] = inverse;
@@ -238,21 +239,21 @@ __global__ void __launch_bounds__(kBoundThreads, 1) tiles(AttentionWork work) {
         Sums &weights = scores[j / kStep], &slope = slopes[j / kStep];
         const int64_t own_row = piece.begin + first_row, seen_row = first + part + j;
         int bits = 0;
-        if (!keep.all) bits = Keys ? keep.sixteen(seen_row, own_row) : keep.sixteen(own_row, seen_row);
+        if (!keep_mask.all) bits = Keys ? keep_mask.sixteen(seen_row, own_row) : keep_mask.sixteen(own_row, seen_row);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int row = sum_row(i), column = sum_column(half, i), place = part + j + column;
             const int query = Keys ? place : first_row + row;
-            bool kept = true;
-            if (!keep.all) kept = shuffle(bits, Keys ? column : row) >> (Keys ? row : column) & 1;
+            bool keep = true;
+            if (!keep_mask.all) keep = shuffle(bits, Keys ? column : row) >> (Keys ? row : column) & 1;
             const bool visible = first_row + row < piece.count && place < count && seen_side.has(first + place);
             float& weight = weights.at[half][i];
             weight = visible ? remade_weight(work, weight, shared.lse[query]) * shared.inverse[query] : 0.0f;
-            const float kept_slope = kept ? slope.at[half][i] : 0.0f;
-            slope.at[half][i] = visible ? weight * (kept_slope - shared.delta[query]) : 0.0f;
-            if (!kept) weight = 0;
+            const float masked_slope = keep ? slope.at[half][i] : 0.0f;
+            slope.at[half][i] = visible ? weight * (masked_slope - shared.delta[query]) : 0.0f;
+            if (!keep) weight = 0;
           }
         }
         if (Keys && alone && first_column == 0) {
@@ -266,7 +267,7 @@ __global__ void __launch_bounds__(kBoundThreads, 1) tiles(AttentionWork work) {
   });
 
   __syncthreads();
-  const float factor = work.scale * work.kept;
+  const float factor = work.scale * work.dropout_scale;
   if (!Keys) {
     if (busy) {
       write<S, D, kColumns>(work, work.grad_q, head, piece, first_row, first_column, sums[0], factor, shared.own[0]);
@@ -274,7 +275,8 @@ __global__ void __launch_bounds__(kBoundThreads, 1) tiles(AttentionWork work) {
     return;
   }
   if (busy) {
-    write<S, D, kColumns>(work, work.grad_v, head, piece, first_row, first_column, sums[1], work.kept, shared.own[1]);
+    write<S, D, kColumns>(work, work.grad_v, head, piece, first_row, first_column, sums[1], work.dropout_scale,
+                          shared.own[1]);
   }
   if (alone) {
     Sums sum[kColumns / kStep];

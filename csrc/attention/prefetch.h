@@ -5,7 +5,7 @@
 #include <array>
 #include <cstdint>
 
-#include "document_attention/kernels.h"
+#include "attention/call.h"
 
 namespace spanbert {
 namespace SPANBERT_ISA {

@@ -3,7 +3,7 @@
 // columns.
 #pragma once
 
-#include "document_attention/cuda_mass.h"
+#include "attention/cuda_mass.h"
 
 namespace spanbert {
 namespace rows {
@@ -96,14 +96,14 @@ struct Softmax {
 
 // The rows begin .. end - 1 of the keys, added to a query row's softmax.
 template <class S, int N>
-SPANBERT_DEVICE void meet_keys(const AttentionWork& work, const Keep& keep, const float* query, int64_t row,
+SPANBERT_DEVICE void meet_keys(const AttentionWork& work, const KeepMask& keep_mask, const float* query, int64_t row,
                                int64_t head, int64_t begin, int64_t end, Softmax<N>& softmax) {
   for (int64_t first = begin; first < end; first += kLanes) {
     const int64_t key = first + lane_index();
     const bool seen = key < end && work.keys.has(key);
     const float score = seen ? dot<S>(work, query, work.k, key, head) * work.scale : -INFINITY;
     float weight = softmax.weigh(score);
-    if (seen && !keep.one(row, key)) weight = 0;
+    if (seen && !keep_mask.one(row, key)) weight = 0;
     add_rows<S>(work, work.v, first, head, ballot(seen), weight, softmax.sum);
   }
 }

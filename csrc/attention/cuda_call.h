@@ -5,9 +5,9 @@
 #include <optional>
 #include <vector>
 
+#include "attention/arguments.h"
+#include "attention/cuda_rows.h"
 #include "common/cuda_tensors.h"
-#include "document_attention/arguments.h"
-#include "document_attention/cuda_rows.h"
 
 namespace spanbert {
 
@@ -72,12 +72,12 @@ inline PreparedAttention prepare(const Tensor& q, const Tensor& k, const Optiona
     work.v = p.rows(with_dense_rows(*v));
   }
   work.scale = static_cast<float>(scale);
-  work.kept = 1;
+  work.dropout_scale = 1;
   if (dropout.p > 0) {
     work.seed = dropout.seed_data();
     p.kept.push_back(*dropout.seed);
     work.threshold = dropout.threshold();
-    work.kept = static_cast<float>(1.0 / (1.0 - dropout.p));
+    work.dropout_scale = static_cast<float>(1.0 / (1.0 - dropout.p));
   }
 
   STD_TORCH_CHECK(arguments.documents.dim() == 2 && arguments.documents.size(0) == 6 &&

@@ -7,8 +7,8 @@
 #include <optional>
 #include <vector>
 
-#include "document_attention/arguments.h"
-#include "document_attention/kernels.h"
+#include "attention/arguments.h"
+#include "attention/call.h"
 
 namespace spanbert {
 
@@ -34,16 +34,14 @@ class Arena {
   int64_t left_ = 0;
 };
 
-// What runs together: a cluster is one neighbourhood or, in pairs, one for each document with keys, whose keys are that
+// What runs together: a cluster is one segment or, in pairs, one for each document with keys, whose keys are that
 // document's. Where few documents see each other, so that all pairs would be many times the work of those linked, each
-// query document has a neighbourhood of its own: all keys that it sees or, in pairs, one for each document that it
-// sees.
-class Neighbourhoods {
+// query document has a segment of its own: all keys that it sees or, in pairs, one for each document that it sees.
+class Segments {
  public:
   // Throws where the documents are not those of tensors with so many rows, or links leave their cluster.
-  Neighbourhoods(const AttentionArguments& work, int64_t query_rows, int64_t key_rows,
-                 const PairArguments* pairs = nullptr);
-  Neighbourhoods(const Neighbourhoods&) = delete;
+  Segments(const AttentionArguments& work, int64_t query_rows, int64_t key_rows, const PairArguments* pairs = nullptr);
+  Segments(const Segments&) = delete;
 
   struct Cluster {
     int64_t first_document, documents;
@@ -51,9 +49,9 @@ class Neighbourhoods {
     bool sparse;           // each query document has its own
     RowRange keys;         // rows of the tensors
   };
-  std::vector<Neighbourhood> all;
+  std::vector<Segment> all;
   std::vector<Cluster> clusters;
-  // Of each neighbourhood in pairs: where the statistics of query row 0 would lie.
+  // Of each segment in pairs: where the statistics of query row 0 would lie.
   std::vector<int64_t> statistics;
   // Of the others, for weights: the first key of each of its documents, their number, and their places in the cluster.
   std::vector<KeyDocuments> key_documents;
@@ -73,7 +71,7 @@ class Neighbourhoods {
   void add_pairs(const Cluster& cluster, const Side& queries, const Side& keys, const PairArguments& pairs);
   void add_documents(const Cluster& cluster, const Side& queries, const Side& keys);
   void add_linked_pairs(const Cluster& cluster, const Side& queries, const Side& keys, const PairArguments& pairs);
-  Neighbourhood of_document(const Side& queries, int64_t document, int64_t keys, const int64_t* key_rows);
+  Segment of_document(const Side& queries, int64_t document, int64_t keys, const int64_t* key_rows);
   // f(link, place in the cluster) for every document that a document of a cluster sees, ascending.
   template <class F>
   void each_link(const Cluster& cluster, int64_t place, const F& f) const;
@@ -87,7 +85,7 @@ class Neighbourhoods {
 
 // Pairs of a query and a key row, over all heads, that attention of either kind went through since the library was
 // loaded, seen or not.
-void count_pairs(const Neighbourhoods& near, int64_t heads);
+void count_pairs(const Segments& segments, int64_t heads);
 int64_t pairs_met();
 
 Rows rows_of(const Tensor& tensor);

@@ -3,7 +3,7 @@
 // cuda_backward.cuh, in base e.
 #pragma once
 
-#include "document_attention/cuda_rows.h"
+#include "attention/cuda_rows.h"
 
 namespace spanbert {
 namespace rows {
@@ -17,14 +17,14 @@ __global__ void __launch_bounds__(kThreads, 4) forward(AttentionWork work) {
   const int64_t document = work.queries.document_of(row);
   Softmax<N> softmax;
   if (document >= 0) {
-    const Keep keep(work, head);
+    const KeepMask keep_mask(work, head);
     stage<S, N>(work, work.q, row, head, query);
     warp_barrier();
     Ranges ranges(work, true, document);
-    while (ranges.next()) meet_keys<S>(work, keep, query, row, head, ranges.begin, ranges.end, softmax);
+    while (ranges.next()) meet_keys<S>(work, keep_mask, query, row, head, ranges.begin, ranges.end, softmax);
   }
   const float lse = softmax.lse(), total = warp_sum(softmax.total);
-  write<S>(work, work.output, row, head, softmax.sum, total == 0 ? 0.0f : work.kept / total);
+  write<S>(work, work.output, row, head, softmax.sum, total == 0 ? 0.0f : work.dropout_scale / total);
   if (lane_index() == 0) work.lse[head * work.queries.rows + row] = lse;
 }
 
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, N > 4 ? 3 : 4) backward(AttentionWor
   Columns<N> sum0, sum1;
   fill(sum0, 0.0f), fill(sum1, 0.0f);
   if (document >= 0) {
-    const Keep keep(work, head);
+    const KeepMask keep_mask(work, head);
     const float* lse = work.lse + head * work.queries.rows;
     float* delta = work.delta + head * work.queries.rows;
     float* inverse = work.inverse + head * work.queries.rows;
@@ -50,10 +50,10 @@ __global__ void __launch_bounds__(kThreads, N > 4 ? 3 : 4) backward(AttentionWor
     warp_barrier();
     const float own_lse = Keys ? 0.0f : lse[row];
     float own_delta = 0, own_inverse = 0;
-    // The weight of a pair before dropout, not normalised, the slope of it, and whether it is kept.
-    const auto weigh = [&](int64_t other, float& slope, bool& kept) {
-      kept = Keys ? keep.one(other, row) : keep.one(row, other);
-      slope = kept ? dot<S>(work, own1, seen1, other, head) : 0.0f;
+    // The weight of a pair before dropout, not normalised, the slope of it, and whether dropout keeps it.
+    const auto weigh = [&](int64_t other, float& slope, bool& keep) {
+      keep = Keys ? keep_mask.one(other, row) : keep_mask.one(row, other);
+      slope = keep ? dot<S>(work, own1, seen1, other, head) : 0.0f;
       return expf(fmaf(dot<S>(work, own0, seen0, other, head), work.scale, -(Keys ? lse[other] : own_lse)));
     };
     if (!Keys) {
@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(kThreads, N > 4 ? 3 : 4) backward(AttentionWor
         for (int64_t key = ranges.begin + lane_index(); key < ranges.end; key += kLanes) {
           if (!work.keys.has(key)) continue;
           float slope;
-          bool kept;
-          const float weight = weigh(key, slope, kept);
+          bool keep;
+          const float weight = weigh(key, slope, keep);
           mass.add(weight, slope);
         }
       }
@@ -79,10 +79,10 @@ __global__ void __launch_bounds__(kThreads, N > 4 ? 3 : 4) backward(AttentionWor
         const bool seen = other < ranges.end && seen_side.has(other);
         float weight = 0, slope = 0;
         if (seen) {
-          bool kept;
-          weight = weigh(other, slope, kept) * (Keys ? inverse[other] : own_inverse);
+          bool keep;
+          weight = weigh(other, slope, keep) * (Keys ? inverse[other] : own_inverse);
           slope = weight * (slope - (Keys ? delta[other] : own_delta));
-          if (!kept) weight = 0;
+          if (!keep) weight = 0;
         }
         const unsigned lanes = ballot(seen);
         add_rows<S>(work, seen0, first, head, lanes, slope, sum0);
@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(kThreads, N > 4 ? 3 : 4) backward(AttentionWor
       }
     }
   }
-  write<S>(work, Keys ? work.grad_k : work.grad_q, row, head, sum0, work.scale * work.kept);
-  if (Keys) write<S>(work, work.grad_v, row, head, sum1, work.kept);
+  write<S>(work, Keys ? work.grad_k : work.grad_q, row, head, sum0, work.scale * work.dropout_scale);
+  if (Keys) write<S>(work, work.grad_v, row, head, sum1, work.dropout_scale);
 }
 
 }  // namespace rows

@@ -1,8 +1,8 @@
 // Tiles of rows in shared memory, as the matrix kernels of attention use them.
 #pragma once
 
+#include "attention/cuda_work.h"
 #include "common/cuda_matrix.h"
-#include "document_attention/cuda_work.h"
 
 namespace spanbert {
 

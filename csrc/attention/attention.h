@@ -1,4 +1,4 @@
-// Attention of one neighbourhood and head on a CPU. Only for kernel files.
+// Attention of one segment and head on a CPU. Only for kernel files.
 //
 // Forward: queries in blocks, keys in blocks that stay in the cache; one pass with a running maximum and sum (online
 // softmax, Milakov and Gimelshein 2018; Rabe and Staats 2021). Up to kKeys keys are one block: no rescaling. Backward:
@@ -8,8 +8,8 @@
 // P is exp(S - lse), with the log-sum-exp that the forward kept, divided by its sum: a lse of 1000 is rounded by 3e-5,
 // so P would not add up to 1, and where one weight is nearly 1, dS is a difference far smaller than that. With
 // delta = rowsum(dO * O) the rounding of O to 16 bits would be left in such a difference.
-// With dropout, the factors (0 or 1 / (1 - p)) multiply P in dV and dP in dS. One task owns a neighbourhood and head,
-// so every sum has one order.
+// With dropout, the factors (0 or 1 / (1 - p)) multiply P in dV and dP in dS. One task owns a segment and head, so
+// every sum has one order.
 //
 // A block of queries is of one document, and its products run over the ranges that this one sees: what it does not see
 // may hold Inf or NaN. Where each document sees all keys but its own and all numbers are finite, a block of short
@@ -23,8 +23,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "attention/call.h"
 #include "common/product.h"
-#include "document_attention/kernels.h"
 
 namespace spanbert {
 namespace SPANBERT_ISA {
@@ -59,7 +59,7 @@ struct Attention {
   using V = Vector<A>;
 
   const AttentionCall& call;
-  const Neighbourhood& near;
+  const Segment& segment;
   const int64_t head, dim = call.head_dim, wide = whole_vectors<A>(dim);
   const int64_t key_block;    // keys that meet a block of queries at once
   const int64_t key_columns;  // from one row of scores to the next
@@ -70,18 +70,18 @@ struct Attention {
   bool mixable;
   std::vector<Range> spans;  // the columns of a block's scores that are computed: whole panels
 
-  Attention(const AttentionCall& call, const Neighbourhood& near, int64_t head, const AttentionGrads* grads = nullptr)
+  Attention(const AttentionCall& call, const Segment& segment, int64_t head, const AttentionGrads* grads = nullptr)
       : call(call),
-        near(near),
+        segment(segment),
         head(head),
-        key_block(grads == nullptr ? std::min(near.keys, kKeys) : near.keys),
+        key_block(grads == nullptr ? std::min(segment.keys, kKeys) : segment.keys),
         key_columns(odd_vectors(key_block)) {
-    mixable = near.documents > 1 && near.nearly_all && near.queries < near.documents * kQueries;
+    mixable = segment.documents > 1 && segment.nearly_all && segment.queries < segment.documents * kQueries;
     // A forward over one block of keys looks at its results instead.
-    if (mixable && (grads != nullptr || near.keys > kKeys)) {
-      mixable = finite(call.q, near.query_rows, near.queries) && finite(call.k, near.key_rows, near.keys) &&
-                finite(call.v, near.key_rows, near.keys) &&
-                (grads == nullptr || finite(grads->output, near.query_rows, near.queries));
+    if (mixable && (grads != nullptr || segment.keys > kKeys)) {
+      mixable = finite(call.q, segment.query_rows, segment.queries) && finite(call.k, segment.key_rows, segment.keys) &&
+                finite(call.v, segment.key_rows, segment.keys) &&
+                (grads == nullptr || finite(grads->output, segment.query_rows, segment.queries));
     }
   }
 
@@ -95,10 +95,10 @@ struct Attention {
   }
   // Row by row: queries or keys from `first` on.
   auto query(const Rows& rows, int64_t first) const {
-    return [this, &rows, first](int64_t r) { return row(rows, near.query_rows[first + r]); };
+    return [this, &rows, first](int64_t r) { return row(rows, segment.query_rows[first + r]); };
   }
   auto key(const Rows& rows, int64_t first) const {
-    return [this, &rows, first](int64_t r) { return row(rows, near.key_rows[first + r]); };
+    return [this, &rows, first](int64_t r) { return row(rows, segment.key_rows[first + r]); };
   }
   // f(column, lanes in use) for every vector of a row; whole vectors are known to be whole when this is compiled.
   template <class F>
@@ -133,8 +133,8 @@ struct Attention {
   }
 
   QueryBlock block_at(int64_t first, int64_t last, int64_t document) const {
-    while (near.query_first[document + 1] <= first) ++document;
-    const int64_t end = near.query_first[document + 1] < last ? near.query_first[document + 1] : last;
+    while (segment.query_first[document + 1] <= first) ++document;
+    const int64_t end = segment.query_first[document + 1] < last ? segment.query_first[document + 1] : last;
     const int64_t full = first + kQueries < last ? first + kQueries : last;
     if (mixable && end - first < kQueries / 2 && full > end) return {first, full - first, document, true};
     return {first, (end < full ? end : full) - first, document, false};
@@ -143,8 +143,8 @@ struct Attention {
   // f(begin, end) for every range that a document sees of the keys first .. first + count - 1, counted from `first`.
   template <class F>
   void each_range(int64_t document, int64_t first, int64_t count, const F& f) const {
-    for (int64_t i = near.range_first[document]; i < near.range_first[document + 1]; ++i) {
-      const int64_t begin = near.ranges[i].begin - first, end = near.ranges[i].end - first;
+    for (int64_t i = segment.range_first[document]; i < segment.range_first[document + 1]; ++i) {
+      const int64_t begin = segment.ranges[i].begin - first, end = segment.ranges[i].end - first;
       if (begin < count && end > 0) f(begin > 0 ? begin : 0, end < count ? end : count);
     }
   }
@@ -211,10 +211,10 @@ struct Attention {
   // Dropout's factors for the keys that a document sees.
   void find_factors(int64_t document, int64_t query, int64_t first, int64_t count, A* factor) const {
     each_range(document, first, count, [&](int64_t begin, int64_t end) {
-      const int64_t* rows = near.key_rows + first;
+      const int64_t* rows = segment.key_rows + first;
       for (int64_t j = begin, run; j < end; j = run) {
         for (run = j + 1; run < end && rows[run] == rows[run - 1] + 1;) ++run;
-        call.dropout.factors(head, near.query_rows[query], rows[j], run - j, factor + j);
+        call.dropout.factors(head, segment.query_rows[query], rows[j], run - j, factor + j);
       }
     });
   }
@@ -223,14 +223,15 @@ struct Attention {
   template <class Emit>
   void forward(int64_t first, int64_t last, const Emit& emit) {
     const int64_t block_rows = last - first < kQueries ? last - first : kQueries;
-    const int64_t blocks = near.keys > 0 ? (near.keys + key_block - 1) / key_block : 1;
-    const int64_t kept = blocks > 1 ? last - first : block_rows;  // with several key blocks all the task's sums wait
-    const Arrays<A, 7> arrays(
-        {key_columns * dim, wide * key_block, block_rows * wide, block_rows * key_columns, kept * wide, kept, kept});
+    const int64_t blocks = segment.keys > 0 ? (segment.keys + key_block - 1) / key_block : 1;
+    // With several key blocks all the task's sums wait.
+    const int64_t sum_rows = blocks > 1 ? last - first : block_rows;
+    const Arrays<A, 7> arrays({key_columns * dim, wide * key_block, block_rows * wide, block_rows * key_columns,
+                               sum_rows * wide, sum_rows, sum_rows});
     const auto [key_memory, value_memory, queries, scores, sums, maxima, totals] = arrays.array;
 
     for (int64_t part = 0; part < blocks; ++part) {
-      const int64_t from = part * key_block, n = near.keys - from < key_block ? near.keys - from : key_block;
+      const int64_t from = part * key_block, n = segment.keys - from < key_block ? segment.keys - from : key_block;
       const Panels<A> keys = pack_transposed<A>(key(call.k, from), n, dim, key_memory);
       const Panels<A> values = pack<A>(key(call.v, from), n, dim, value_memory);
       QueryBlock block{};
@@ -242,7 +243,7 @@ struct Attention {
         widen(query(call.q, q), block.count, query_factor, queries);
         multiply(block.count, queries, keys, scores);
         for (int64_t r = 0, document = block.document; r < block.count; ++r) {
-          while (near.query_first[document + 1] <= q + r) ++document;
+          while (segment.query_first[document + 1] <= q + r) ++document;
           A* columns = scores + r * key_columns;
           fill_gaps(columns, document, from, n, -INFINITY);
           soften(columns, part == 0, maximum + r, total + r, sum + r * wide);
@@ -259,8 +260,8 @@ struct Attention {
         }
         if (part + 1 < blocks) continue;
         for (int64_t r = 0, document = block.document; r < block.count; ++r) {
-          while (near.query_first[document + 1] <= q + r) ++document;
-          const bool any = near.range_first[document] < near.range_first[document + 1];
+          while (segment.query_first[document + 1] <= q + r) ++document;
+          const bool any = segment.range_first[document] < segment.range_first[document + 1];
           emit(q + r, sum + r * wide, maximum[r], total[r], any);
         }
       }
@@ -278,7 +279,7 @@ struct Attention {
                       A* sums) const {
     std::fill(sums, sums + block.count * wide, A(0));
     for (int64_t r = 0, document = block.document; r < block.count; ++r) {
-      while (near.query_first[document + 1] <= first + r) ++document;
+      while (segment.query_first[document + 1] <= first + r) ++document;
       each_range(document, 0, values.rows, [&](int64_t begin, int64_t end) {
         product<A>(1, end - begin, weights + r * key_columns + begin, key_columns, 1, values, begin, sums + r * wide,
                    wide, true);
@@ -292,17 +293,17 @@ struct Attention {
   void each_scores(const F& f) {
     const auto key_memory = buffer(key_columns * dim);
     const auto queries = buffer(kQueries * wide), scores = buffer(kQueries * key_columns);
-    for (int64_t from = 0; from < near.keys; from += key_block) {
-      const int64_t n = near.keys - from < key_block ? near.keys - from : key_block;
+    for (int64_t from = 0; from < segment.keys; from += key_block) {
+      const int64_t n = segment.keys - from < key_block ? segment.keys - from : key_block;
       const Panels<A> keys = pack_transposed<A>(key(call.k, from), n, dim, key_memory.get());
       QueryBlock block{};
-      for (int64_t q = 0; q < near.queries; q += block.count) {
-        block = block_at(q, near.queries, block.document);
+      for (int64_t q = 0; q < segment.queries; q += block.count) {
+        block = block_at(q, segment.queries, block.document);
         find_spans(block, from, n);
         widen(query(call.q, q), block.count, query_factor, queries.get());
         multiply(block.count, queries.get(), keys, scores.get());
         for (int64_t r = 0, document = block.document; r < block.count; ++r) {
-          while (near.query_first[document + 1] <= q + r) ++document;
+          while (segment.query_first[document + 1] <= q + r) ++document;
           fill_gaps(scores.get() + r * key_columns, document, from, n, -INFINITY);
           f(q + r, scores.get() + r * key_columns, from, n);
         }
@@ -348,8 +349,8 @@ struct Attention {
   // and values: emit(key, that of the key, not yet multiplied by score_factor, that of the value).
   template <class Emit>
   void backward(const AttentionGrads& grads, const A* lse, const A* share, A* grad_queries, const Emit& emit) {
-    const int64_t block_rows = near.queries < kQueries ? near.queries : kQueries, row_size = block_rows * wide;
-    const int64_t n = near.keys, packed = whole_vectors<A>(n) * dim, columns = block_rows * key_columns,
+    const int64_t block_rows = segment.queries < kQueries ? segment.queries : kQueries, row_size = block_rows * wide;
+    const int64_t n = segment.keys, packed = whole_vectors<A>(n) * dim, columns = block_rows * key_columns,
                   key_size = n * wide;
     // Keys and values are panels of the transpose, the other panels are of the rows as they are.
     const Arrays<A, 12> arrays({packed, packed, key_size, row_size, row_size, row_size, row_size, columns, columns,
@@ -362,8 +363,8 @@ struct Attention {
     std::fill(grad_keys, grad_keys + n * wide, A(0));
     std::fill(grad_values, grad_values + n * wide, A(0));
     QueryBlock block{};
-    for (int64_t q = 0; q < near.queries; q += block.count) {
-      block = block_at(q, near.queries, block.document);
+    for (int64_t q = 0; q < segment.queries; q += block.count) {
+      block = block_at(q, segment.queries, block.document);
       const int64_t rows = block.count;
       find_spans(block, 0, n);
       if (spans.empty()) continue;
@@ -379,7 +380,7 @@ struct Attention {
       multiply(rows, queries, keys_across, weights);
       multiply(rows, incoming, values_across, slopes);
       for (int64_t r = 0, document = block.document; r < rows; ++r) {
-        while (near.query_first[document + 1] <= q + r) ++document;
+        while (segment.query_first[document + 1] <= q + r) ++document;
         A *row_weights = weights + r * key_columns, *row_slopes = slopes + r * key_columns;
         fill_gaps(row_weights, document, 0, n, -INFINITY);
         fill_gaps(row_slopes, document, 0, n, 0);
@@ -407,8 +408,8 @@ struct Attention {
   }
   void backward(const AttentionGrads& grads, const A* lse, const A* share, A* grad_queries) {
     backward(grads, lse, share, grad_queries, [&](int64_t key, const A* grad_key, const A* grad_value) {
-      narrow(grad_key, score_factor, row(grads.k, near.key_rows[key]));
-      narrow(grad_value, 1, row(grads.v, near.key_rows[key]));
+      narrow(grad_key, score_factor, row(grads.k, segment.key_rows[key]));
+      narrow(grad_value, 1, row(grads.v, segment.key_rows[key]));
     });
   }
 
@@ -425,7 +426,7 @@ struct Attention {
   // One row: scores become the weights that multiplied V, dP becomes dS. `near_maximum` is no smaller than the largest
   // score, and not much larger.
   void slope(A* scores, A* slopes, const A* factors, int64_t document, A near_maximum) const {
-    const int64_t range = near.range_first[document], ranges = near.range_first[document + 1] - range;
+    const int64_t range = segment.range_first[document], ranges = segment.range_first[document + 1] - range;
     const A pivot = near_maximum == -INFINITY ? A(0) : near_maximum;
     A total = 0, product = 0;
     each_part([&](int64_t begin, int64_t end) {
@@ -453,7 +454,7 @@ struct Attention {
       }
     });
     // A softmax over one key is 1 whatever its score.
-    if (ranges == 1 && near.ranges[range].end == near.ranges[range].begin + 1) {
+    if (ranges == 1 && segment.ranges[range].end == segment.ranges[range].begin + 1) {
       for (const Range& span : spans) std::fill(slopes + span.begin, slopes + span.end, A(0));
     }
   }

@@ -6,7 +6,7 @@
 // cores, its operands do not fit the registers.
 #pragma once
 
-#include "document_attention/cuda_tiles.h"
+#include "attention/cuda_tiles.h"
 
 namespace spanbert {
 namespace forward {
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, 3) tiles(AttentionWork work) {
   const int first_row = warp_index() * kStep;
   const bool busy = first_row < piece.count;
   S* own = shared.queries + first_row * kRow;
-  const Keep keep(work, head);
+  const KeepMask keep_mask(work, head);
   float maximum[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};  // the maximum in base 2
   Sums output[D / kStep];
 #pragma unroll
@@ -111,12 +111,12 @@ __global__ void __launch_bounds__(kThreads, 3) tiles(AttentionWork work) {
             total[i / 2] += weight;
           }
         }
-        if (!keep.all) {
-          const int bits = keep.sixteen(piece.begin + first_row, first + j);
-          const int kept[2] = {shuffle(bits, sum_row(0)), shuffle(bits, sum_row(2))};
+        if (!keep_mask.all) {
+          const int bits = keep_mask.sixteen(piece.begin + first_row, first + j);
+          const int keep[2] = {shuffle(bits, sum_row(0)), shuffle(bits, sum_row(2))};
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
-            if (!(kept[i % 4 / 2] >> sum_column(i / 4, i) & 1)) weights.at[i / 4][i % 4] = 0;
+            if (!(keep[i % 4 / 2] >> sum_column(i / 4, i) & 1)) weights.at[i / 4][i % 4] = 0;
           }
         }
         const Left<S> left = left_of_sums<S>(weights);
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, 3) tiles(AttentionWork work) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     total[r] = row_sum(total[r]);
-    inverse[r] = total[r] == 0 ? 0.0f : work.kept / total[r];
+    inverse[r] = total[r] == 0 ? 0.0f : work.dropout_scale / total[r];
     const int row = first_row + sum_row(2 * r);
     if (lane_index() % 4 == 0 && row < piece.count) {
       work.lse[head * work.queries.rows + piece.begin + row] = fmaf(maximum[r], kLn2, logf(total[r]));

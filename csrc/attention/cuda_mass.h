@@ -1,7 +1,7 @@
 // A row of weights made again in attention's backward: what cuda_backward.cuh calls mass and delta.
 #pragma once
 
-#include "document_attention/cuda_work.h"
+#include "attention/cuda_work.h"
 
 namespace spanbert {
 

@@ -1,4 +1,4 @@
-#include "document_attention/neighbourhoods.h"
+#include "attention/segments.h"
 
 #include <algorithm>
 #include <atomic>
@@ -36,8 +36,7 @@ std::atomic<int64_t> pairs{0};
 
 }  // namespace
 
-Neighbourhoods::Neighbourhoods(const AttentionArguments& work, int64_t query_rows, int64_t key_rows,
-                               const PairArguments* pairs)
+Segments::Segments(const AttentionArguments& work, int64_t query_rows, int64_t key_rows, const PairArguments* pairs)
     : include_self_(work.include_self), linked_(work.links.has_value()), query_rows_(query_rows) {
   STD_TORCH_CHECK(work.documents.dim() == 2 && work.documents.size(0) == 6, "documents must have shape [6, D]");
   const int64_t count = work.documents.size(1);
@@ -77,7 +76,7 @@ Neighbourhoods::Neighbourhoods(const AttentionArguments& work, int64_t query_row
   }
 }
 
-Neighbourhoods::Side Neighbourhoods::side_of(const Cluster& cluster, const int64_t* begin, const int64_t* end) {
+Segments::Side Segments::side_of(const Cluster& cluster, const int64_t* begin, const int64_t* end) {
   int64_t* first = numbers_.take(cluster.documents + 1);
   first[0] = 0;
   for (int64_t i = 0; i < cluster.documents; ++i) {
@@ -92,7 +91,7 @@ Neighbourhoods::Side Neighbourhoods::side_of(const Cluster& cluster, const int64
 }
 
 template <class F>
-void Neighbourhoods::each_link(const Cluster& cluster, int64_t place, const F& f) const {
+void Segments::each_link(const Cluster& cluster, int64_t place, const F& f) const {
   const int64_t document = cluster.first_document + place;
   for (int64_t link = link_offsets_[document]; link < link_offsets_[document + 1]; ++link) {
     if (links_[link] < 0) continue;  // to be passed over
@@ -103,7 +102,7 @@ void Neighbourhoods::each_link(const Cluster& cluster, int64_t place, const F& f
   }
 }
 
-bool Neighbourhoods::is_sparse(const Cluster& cluster, const Side& queries, const Side& keys) const {
+bool Segments::is_sparse(const Cluster& cluster, const Side& queries, const Side& keys) const {
   const int64_t n = cluster.documents;
   if (queries.first[n] <= kSmall && keys.first[n] <= kSmall) return false;
   double linked = 0;
@@ -116,7 +115,7 @@ bool Neighbourhoods::is_sparse(const Cluster& cluster, const Side& queries, cons
   return static_cast<double>(queries.first[n]) * static_cast<double>(keys.first[n]) > kDense * linked;
 }
 
-void Neighbourhoods::add_cluster(const Cluster& cluster, const Side& queries, const Side& keys) {
+void Segments::add_cluster(const Cluster& cluster, const Side& queries, const Side& keys) {
   const int64_t n = cluster.documents, *key_first = keys.first;
   const int64_t begin_link = linked_ ? link_offsets_[cluster.first_document] : 0;
   const int64_t most = linked_ ? link_offsets_[cluster.first_document + n] - begin_link : 2 * n;
@@ -150,8 +149,7 @@ void Neighbourhoods::add_cluster(const Cluster& cluster, const Side& queries, co
   key_documents.push_back({key_first, places, n});
 }
 
-void Neighbourhoods::add_pairs(const Cluster& cluster, const Side& queries, const Side& keys,
-                               const PairArguments& pairs) {
+void Segments::add_pairs(const Cluster& cluster, const Side& queries, const Side& keys, const PairArguments& pairs) {
   const int64_t n = cluster.documents;
   STD_TORCH_CHECK(n * query_rows_ <= pairs.size, "the statistics of ", n, " documents do not fit into ", pairs.size);
   for (int64_t j = 0; j < n; ++j) {
@@ -171,8 +169,7 @@ void Neighbourhoods::add_pairs(const Cluster& cluster, const Side& queries, cons
   }
 }
 
-Neighbourhood Neighbourhoods::of_document(const Side& queries, int64_t document, int64_t keys,
-                                          const int64_t* key_rows) {
+Segment Segments::of_document(const Side& queries, int64_t document, int64_t keys, const int64_t* key_rows) {
   const int64_t rows = queries.first[document + 1] - queries.first[document];
   int64_t *query_first = numbers_.take(2), *range_first = numbers_.take(2);
   query_first[0] = 0, query_first[1] = rows;
@@ -182,7 +179,7 @@ Neighbourhood Neighbourhoods::of_document(const Side& queries, int64_t document,
   return {1, rows, keys, query_first, queries.rows + queries.first[document], key_rows, range_first, range, true, true};
 }
 
-void Neighbourhoods::add_documents(const Cluster& cluster, const Side& queries, const Side& keys) {
+void Segments::add_documents(const Cluster& cluster, const Side& queries, const Side& keys) {
   for (int64_t i = 0; i < cluster.documents; ++i) {
     if (queries.first[i] == queries.first[i + 1]) continue;
     int64_t seen = 0, rows = 0;
@@ -201,8 +198,8 @@ void Neighbourhoods::add_documents(const Cluster& cluster, const Side& queries, 
   }
 }
 
-void Neighbourhoods::add_linked_pairs(const Cluster& cluster, const Side& queries, const Side& keys,
-                                      const PairArguments& pairs) {
+void Segments::add_linked_pairs(const Cluster& cluster, const Side& queries, const Side& keys,
+                                const PairArguments& pairs) {
   for (int64_t i = 0; i < cluster.documents; ++i) {
     const int64_t rows = queries.first[i + 1] - queries.first[i];
     if (rows == 0) continue;
@@ -218,8 +215,8 @@ void Neighbourhoods::add_linked_pairs(const Cluster& cluster, const Side& querie
   }
 }
 
-void count_pairs(const Neighbourhoods& near, int64_t heads) {
-  for (const Neighbourhood& one : near.all) pairs += one.queries * one.keys * heads;
+void count_pairs(const Segments& segments, int64_t heads) {
+  for (const Segment& one : segments.all) pairs += one.queries * one.keys * heads;
 }
 int64_t pairs_met() { return pairs; }
 

@@ -1,4 +1,4 @@
-// Attention of a small neighbourhood on a CPU, several heads in one task. Only for kernel files.
+// Attention of a small segment on a CPU, several heads in one task. Only for kernel files.
 //
 // A head's share of a row is short, and the next row is far away: the processor does not foresee what comes, so the
 // rows of the thread's next task are asked for while this one is computed. Rows in another format than the sums, or
@@ -16,9 +16,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "attention/call.h"
+#include "attention/prefetch.h"
 #include "common/product.h"
-#include "document_attention/kernels.h"
-#include "document_attention/prefetch.h"
 
 namespace spanbert {
 namespace SPANBERT_ISA {
@@ -49,14 +49,14 @@ class Small {
   using Lane = std::remove_cvref_t<decltype(Mask{}[0])>;
 
  public:
-  // `next`: the neighbourhood that this thread takes after this one, or nullptr.
-  Small(const AttentionCall& call, const Neighbourhood& near, const Neighbourhood* next)
-      : call(call), near(near), next(next) {
-    for (int64_t d = 0; d < near.documents; ++d) {
-      if (near.query_first[d] == near.query_first[d + 1]) continue;
-      const Range* first = near.ranges + near.range_first[d];
-      const int64_t count = near.range_first[d + 1] - near.range_first[d];
-      masked = masked || count != 1 || first->begin != 0 || first->end != near.keys;
+  // `next`: the segment that this thread takes after this one, or nullptr.
+  Small(const AttentionCall& call, const Segment& segment, const Segment* next)
+      : call(call), segment(segment), next(next) {
+    for (int64_t d = 0; d < segment.documents; ++d) {
+      if (segment.query_first[d] == segment.query_first[d + 1]) continue;
+      const Range* first = segment.ranges + segment.range_first[d];
+      const int64_t count = segment.range_first[d + 1] - segment.range_first[d];
+      masked = masked || count != 1 || first->begin != 0 || first->end != segment.keys;
     }
     find_seen();
   }
@@ -71,9 +71,9 @@ class Small {
 
  private:
   const AttentionCall& call;
-  const Neighbourhood& near;
-  const Neighbourhood* const next;
-  const int64_t dim = call.head_dim, wide = whole_vectors<A>(dim), columns = whole_vectors<A>(near.queries);
+  const Segment& segment;
+  const Segment* const next;
+  const int64_t dim = call.head_dim, wide = whole_vectors<A>(dim), columns = whole_vectors<A>(segment.queries);
   // As in attention.h.
   const A query_factor = call.scale > 0 ? A(1) : static_cast<A>(call.scale);
   const A score_factor = call.scale > 0 ? static_cast<A>(call.scale) : A(1);
@@ -85,9 +85,9 @@ class Small {
   void find_seen() {
     std::fill(any, any + columns, Lane(0));
     std::fill(one, one + columns, Lane(0));
-    if (masked) seen.assign(near.keys * columns, Lane(0));
-    for (int64_t d = 0; d < near.documents; ++d) {
-      const int64_t begin = near.query_first[d], end = near.query_first[d + 1];
+    if (masked) seen.assign(segment.keys * columns, Lane(0));
+    for (int64_t d = 0; d < segment.documents; ++d) {
+      const int64_t begin = segment.query_first[d], end = segment.query_first[d + 1];
       int64_t count = 0;
       each_range(d, [&](int64_t from, int64_t to) {
         count += to - from;
@@ -102,14 +102,14 @@ class Small {
 
   template <class F>
   void each_range(int64_t document, const F& f) const {
-    for (int64_t i = near.range_first[document]; i < near.range_first[document + 1]; ++i) {
-      f(near.ranges[i].begin, near.ranges[i].end);
+    for (int64_t i = segment.range_first[document]; i < segment.range_first[document + 1]; ++i) {
+      f(segment.ranges[i].begin, segment.ranges[i].end);
     }
   }
 
   template <class F>
   bool in_groups(int64_t head, int64_t count, const F& f) {
-    const int64_t head_bytes = 2 * (near.queries + near.keys) * wide * static_cast<int64_t>(sizeof(A));
+    const int64_t head_bytes = 2 * (segment.queries + segment.keys) * wide * static_cast<int64_t>(sizeof(A));
     const int64_t most = std::max<int64_t>(1, kSmallBytes / std::max<int64_t>(1, head_bytes));
     for (first_head = head; first_head < head + count; first_head += heads) {
       heads = std::min(most, head + count - first_head);
@@ -170,8 +170,8 @@ class Small {
     return count == 0 || indices[count - 1] - indices[0] == count - 1;
   }
   bool direct() const {
-    return std::is_same_v<S, A> && dim == wide && query_factor == 1 && in_turn(near.query_rows, near.queries) &&
-           in_turn(near.key_rows, near.keys);
+    return std::is_same_v<S, A> && dim == wide && query_factor == 1 && in_turn(segment.query_rows, segment.queries) &&
+           in_turn(segment.key_rows, segment.keys);
   }
   View in_place(const Rows& rows, const int64_t* indices, int64_t count) const {
     return {count == 0 ? nullptr : reinterpret_cast<A*>(row(rows, indices[0])), rows.row, rows.head};
@@ -213,12 +213,12 @@ class Small {
   template <class F>
   void each_factor(int64_t head, const F& f) const {
     A factor[kSmall];
-    for (int64_t d = 0; d < near.documents; ++d) {
-      for (int64_t query = near.query_first[d]; query < near.query_first[d + 1]; ++query) {
+    for (int64_t d = 0; d < segment.documents; ++d) {
+      for (int64_t query = segment.query_first[d]; query < segment.query_first[d + 1]; ++query) {
         each_range(d, [&](int64_t begin, int64_t end) {
           for (int64_t j = begin, run; j < end; j = run) {
-            for (run = j + 1; run < end && near.key_rows[run] == near.key_rows[run - 1] + 1;) ++run;
-            call.dropout.factors(head, near.query_rows[query], near.key_rows[j], run - j, factor);
+            for (run = j + 1; run < end && segment.key_rows[run] == segment.key_rows[run - 1] + 1;) ++run;
+            call.dropout.factors(head, segment.query_rows[query], segment.key_rows[j], run - j, factor);
             for (int64_t i = j; i < run; ++i) f(query, i, factor[i - j]);
           }
         });
@@ -227,7 +227,7 @@ class Small {
   }
 
   bool forward_group() {
-    const int64_t queries = near.queries, keys = near.keys, query_size = queries * wide, key_size = keys * wide;
+    const int64_t queries = segment.queries, keys = segment.keys, query_size = queries * wide, key_size = keys * wide;
     const bool direct = this->direct();
     const int64_t copied = direct ? 0 : 2 * heads * (query_size + key_size);
     A* const memory = thread_memory<A>(columns * (dim + keys) + key_size + copied);
@@ -235,19 +235,19 @@ class Small {
     A *const panel_memory = scores + keys * columns, *const copy = panel_memory + key_size;
     View q, k, v, output;
     if (direct) {
-      q = in_place(call.q, near.query_rows, queries);
-      k = in_place(call.k, near.key_rows, keys);
-      v = in_place(call.v, near.key_rows, keys);
-      output = in_place(call.output, near.query_rows, queries);
+      q = in_place(call.q, segment.query_rows, queries);
+      k = in_place(call.k, segment.key_rows, keys);
+      v = in_place(call.v, segment.key_rows, keys);
+      output = in_place(call.output, segment.query_rows, queries);
       if (masked && !finite(v, keys)) return false;
     } else {
       q = copies(copy, queries), k = copies(copy + heads * query_size, keys);
       v = copies(k.first + heads * key_size, keys), output = copies(v.first + heads * key_size, queries);
       Mask odd{};
       for (int64_t r = 0; r < std::max(queries, keys); ++r) {
-        if (r < queries) copy_in(call.q, near.query_rows[r], queries, query_factor, q.first + r * wide, odd);
-        if (r < keys) copy_in(call.k, near.key_rows[r], keys, 1, k.first + r * wide, odd);
-        if (r < keys) copy_in(call.v, near.key_rows[r], keys, 1, v.first + r * wide, odd);
+        if (r < queries) copy_in(call.q, segment.query_rows[r], queries, query_factor, q.first + r * wide, odd);
+        if (r < keys) copy_in(call.k, segment.key_rows[r], keys, 1, k.first + r * wide, odd);
+        if (r < keys) copy_in(call.v, segment.key_rows[r], keys, 1, v.first + r * wide, odd);
       }
       if (masked && any_set(odd)) return false;
     }
@@ -273,7 +273,7 @@ class Small {
       prefetch.advance(parts);
     }
     for (int64_t r = 0; !direct && r < queries; ++r) {
-      copy_out(output.first + r * wide, queries, 1, call.output, near.query_rows[r]);
+      copy_out(output.first + r * wide, queries, 1, call.output, segment.query_rows[r]);
     }
     return true;
   }
@@ -283,7 +283,7 @@ class Small {
   void soften(A* scores, A* shares, A* lse) const {
     const V none = broadcast<A>(-INFINITY);
     const Lane* visible = seen.data();
-    const int64_t keys = near.keys, columns = this->columns;
+    const int64_t keys = segment.keys, columns = this->columns;
     const A factor = score_factor;
     for (int64_t c = 0; c < columns; c += lanes<A>) {
       V largest = none, total{};
@@ -305,14 +305,14 @@ class Small {
         total += sum;
       }
       store(shares + c, mask_at(any + c) ? 1 / total : V{});
-      for (int64_t lane = 0; lane < lanes<A> && c + lane < near.queries; ++lane) {
-        lse[near.query_rows[c + lane]] = largest[lane] + std::log(total[lane]);
+      for (int64_t lane = 0; lane < lanes<A> && c + lane < segment.queries; ++lane) {
+        lse[segment.query_rows[c + lane]] = largest[lane] + std::log(total[lane]);
       }
     }
   }
 
   bool backward_group(const AttentionGrads& grads) {
-    const int64_t queries = near.queries, keys = near.keys, query_size = queries * wide, key_size = keys * wide;
+    const int64_t queries = segment.queries, keys = segment.keys, query_size = queries * wide, key_size = keys * wide;
     const int64_t matrix = keys * columns, panel_size = std::max(query_size, key_size);
     const bool direct = this->direct();
     const int64_t copied = direct ? 0 : 2 * heads * (query_size + key_size);
@@ -324,20 +324,20 @@ class Small {
     View q, k, v, incoming, grad_q, grad_k, grad_v;
     bool all_finite;
     if (direct) {
-      q = in_place(call.q, near.query_rows, queries), incoming = in_place(grads.output, near.query_rows, queries);
-      k = in_place(call.k, near.key_rows, keys), v = in_place(call.v, near.key_rows, keys);
-      grad_q = in_place(grads.q, near.query_rows, queries);
-      grad_k = in_place(grads.k, near.key_rows, keys), grad_v = in_place(grads.v, near.key_rows, keys);
+      q = in_place(call.q, segment.query_rows, queries), incoming = in_place(grads.output, segment.query_rows, queries);
+      k = in_place(call.k, segment.key_rows, keys), v = in_place(call.v, segment.key_rows, keys);
+      grad_q = in_place(grads.q, segment.query_rows, queries);
+      grad_k = in_place(grads.k, segment.key_rows, keys), grad_v = in_place(grads.v, segment.key_rows, keys);
       all_finite = !masked || (finite(q, queries) && finite(k, keys) && finite(v, keys) && finite(incoming, queries));
     } else {
       q = copies(copy, queries), incoming = copies(copy + heads * query_size, queries);
       k = copies(copy + 2 * heads * query_size, keys), v = copies(k.first + heads * key_size, keys);
       Mask odd{};
       for (int64_t r = 0; r < std::max(queries, keys); ++r) {
-        if (r < queries) copy_in(call.q, near.query_rows[r], queries, query_factor, q.first + r * wide, odd);
-        if (r < keys) copy_in(call.k, near.key_rows[r], keys, 1, k.first + r * wide, odd);
-        if (r < keys) copy_in(call.v, near.key_rows[r], keys, 1, v.first + r * wide, odd);
-        if (r < queries) copy_in(grads.output, near.query_rows[r], queries, 1, incoming.first + r * wide, odd);
+        if (r < queries) copy_in(call.q, segment.query_rows[r], queries, query_factor, q.first + r * wide, odd);
+        if (r < keys) copy_in(call.k, segment.key_rows[r], keys, 1, k.first + r * wide, odd);
+        if (r < keys) copy_in(call.v, segment.key_rows[r], keys, 1, v.first + r * wide, odd);
+        if (r < queries) copy_in(grads.output, segment.query_rows[r], queries, 1, incoming.first + r * wide, odd);
       }
       // Gradients take the places of rows that are not read any more by then.
       grad_v = v, grad_q = incoming, grad_k = k;
@@ -378,9 +378,9 @@ class Small {
       prefetch.advance(parts);
     }
     for (int64_t r = 0; !direct && r < std::max(queries, keys); ++r) {
-      if (r < queries) copy_out(grad_q.first + r * wide, queries, query_factor, grads.q, near.query_rows[r]);
-      if (r < keys) copy_out(grad_k.first + r * wide, keys, 1, grads.k, near.key_rows[r]);
-      if (r < keys) copy_out(grad_v.first + r * wide, keys, 1, grads.v, near.key_rows[r]);
+      if (r < queries) copy_out(grad_q.first + r * wide, queries, query_factor, grads.q, segment.query_rows[r]);
+      if (r < keys) copy_out(grad_k.first + r * wide, keys, 1, grads.k, segment.key_rows[r]);
+      if (r < keys) copy_out(grad_v.first + r * wide, keys, 1, grads.v, segment.key_rows[r]);
     }
     return true;
   }
@@ -388,12 +388,12 @@ class Small {
   // Scores become weights, `dropped` those that multiplied V, and dP becomes dS, times the scale.
   template <bool kMasked, bool kDropout>
   void slope(A* weights, A* slopes, const A* factors, A* dropped, const A* lse) const {
-    const int64_t keys = near.keys, columns = this->columns;
+    const int64_t keys = segment.keys, columns = this->columns;
     const Lane* visible = seen.data();
     const A score_factor = this->score_factor;
     A pivots[kSmall];
     for (int64_t query = 0; query < columns; ++query) {
-      const A sum = query < near.queries ? lse[near.query_rows[query]] : A(0);
+      const A sum = query < segment.queries ? lse[segment.query_rows[query]] : A(0);
       pivots[query] = sum == -INFINITY ? A(0) : sum;
     }
     for (int64_t c = 0; c < columns; c += lanes<A>) {

@@ -5,7 +5,7 @@
 // slopes. Gradients of keys and values are added to sums that the caller keeps.
 #pragma once
 
-#include "document_attention/attention.h"
+#include "attention/attention.h"
 
 namespace spanbert {
 namespace SPANBERT_ISA {
@@ -13,11 +13,11 @@ namespace {
 
 // Where the blocks of attention.h would be mostly empty, or cost more to set up than to multiply.
 constexpr int64_t kFewPairs = 512;
-inline bool is_few(const Neighbourhood& near) {
-  return near.sparse && (near.queries < kRows || near.queries * near.keys <= kFewPairs);
+inline bool is_few(const Segment& segment) {
+  return segment.sparse && (segment.queries < kRows || segment.queries * segment.keys <= kFewPairs);
 }
 
-// Sums of the gradients of keys and values, [rows, wide], of rows of the tensors that several neighbourhoods share.
+// Sums of the gradients of keys and values, [rows, wide], of rows of the tensors that several segments share.
 template <class A>
 class KeySums {
  public:
@@ -27,15 +27,15 @@ class KeySums {
   A* key(int64_t row) const { return sums.get() + (row - rows.first) * wide; }
   A* value(int64_t row) const { return key(row) + rows.count * wide; }
   // What Attention::backward emits to.
-  auto adding(const Neighbourhood& near) const {
-    return [this, &near](int64_t key_index, const A* grad_key, const A* grad_value) {
-      A *to_key = key(near.key_rows[key_index]), *to_value = value(near.key_rows[key_index]);
+  auto adding(const Segment& segment) const {
+    return [this, &segment](int64_t key_index, const A* grad_key, const A* grad_value) {
+      A *to_key = key(segment.key_rows[key_index]), *to_value = value(segment.key_rows[key_index]);
       for (int64_t c = 0; c < wide; ++c) to_key[c] += grad_key[c], to_value[c] += grad_value[c];
     };
   }
   template <class S>
   void write(const AttentionCall& call, const AttentionGrads& grads, int64_t head) const {
-    const Neighbourhood none{};
+    const Segment none{};
     const Attention<S> to(call, none, head);
     for (int64_t row = rows.first; row < rows.first + rows.count; ++row) {
       to.narrow(key(row), to.score_factor, to.row(grads.k, row));
@@ -55,10 +55,12 @@ class FewQueries {
   using V = Vector<A>;
 
  public:
-  const Attention<S> rows;  // the neighbourhood's rows of a head
+  const Attention<S> rows;  // the segment's rows of a head
 
-  FewQueries(const AttentionCall& call, const Neighbourhood& near, int64_t head)
-      : rows(call, near, head), columns(whole_vectors<A>(near.keys)), arrays({columns, columns, columns, wide, wide}) {}
+  FewQueries(const AttentionCall& call, const Segment& segment, int64_t head)
+      : rows(call, segment, head),
+        columns(whole_vectors<A>(segment.keys)),
+        arrays({columns, columns, columns, wide, wide}) {}
 
   // As that of Attention.
   template <class Emit>
@@ -69,30 +71,32 @@ class FewQueries {
       const auto [maximum, total] = weigh(query, weights);
       find_factors(q, factors);
       std::fill(sum, sum + wide, A(0));
-      for (int64_t j = 0; j < near.keys; ++j) add(rows.row(call.v, near.key_rows[j]), weights[j] * factors[j], sum);
-      emit(q, sum, maximum, total, near.keys > 0);
+      for (int64_t j = 0; j < segment.keys; ++j) {
+        add(rows.row(call.v, segment.key_rows[j]), weights[j] * factors[j], sum);
+      }
+      emit(q, sum, maximum, total, segment.keys > 0);
     }
   }
 
   // As that of Attention, without statistics of the forward.
   void backward(const AttentionGrads& grads, const A* share, A* grad_queries, const KeySums<A>& sums) {
     const auto [weights, factors, slopes, query, incoming] = arrays.array;
-    for (int64_t q = 0; q < near.queries; ++q) {
+    for (int64_t q = 0; q < segment.queries; ++q) {
       rows.widen(rows.query(call.q, q), 1, rows.query_factor, query);
       rows.widen(rows.query(grads.output, q), 1, share != nullptr ? share[q] : A(1), incoming);
       const A total = weigh(query, weights).total, inverse = total == 0 ? A(0) : 1 / total;
       find_factors(q, factors);
       A delta = 0;
-      for (int64_t j = 0; j < near.keys; ++j) {
+      for (int64_t j = 0; j < segment.keys; ++j) {
         weights[j] *= inverse;
-        slopes[j] = dot(incoming, rows.row(call.v, near.key_rows[j])) * factors[j];
+        slopes[j] = dot(incoming, rows.row(call.v, segment.key_rows[j])) * factors[j];
         delta += weights[j] * slopes[j];
       }
-      for (int64_t j = 0; j < near.keys; ++j) {
-        const int64_t row = near.key_rows[j];
+      for (int64_t j = 0; j < segment.keys; ++j) {
+        const int64_t row = segment.key_rows[j];
         A *to_key = sums.key(row), *to_value = sums.value(row);
         // A softmax over one key is 1 whatever its score.
-        const A slope = near.keys == 1 ? A(0) : weights[j] * (slopes[j] - delta), weight = weights[j] * factors[j];
+        const A slope = segment.keys == 1 ? A(0) : weights[j] * (slopes[j] - delta), weight = weights[j] * factors[j];
         add(rows.row(call.k, row), slope, grad_queries + q * wide);
         for (int64_t c = 0; c < wide; c += lanes<A>) {
           store(to_key + c, load(to_key + c) + load(query + c) * slope);
@@ -104,7 +108,7 @@ class FewQueries {
 
  private:
   const AttentionCall& call = rows.call;
-  const Neighbourhood& near = rows.near;
+  const Segment& segment = rows.segment;
   const int64_t wide = rows.wide, columns;
   const Arrays<A, 5> arrays;
 
@@ -123,10 +127,10 @@ class FewQueries {
 
   // Weights relative to the largest score, and what they add up to.
   Softmax weigh(const A* query, A* weights) const {
-    for (int64_t j = 0; j < near.keys; ++j) {
-      weights[j] = dot(query, rows.row(call.k, near.key_rows[j])) * rows.score_factor;
+    for (int64_t j = 0; j < segment.keys; ++j) {
+      weights[j] = dot(query, rows.row(call.k, segment.key_rows[j])) * rows.score_factor;
     }
-    std::fill(weights + near.keys, weights + columns, -INFINITY);
+    std::fill(weights + segment.keys, weights + columns, -INFINITY);
     V largest = broadcast<A>(-INFINITY), total{};
     for (int64_t j = 0; j < columns; j += lanes<A>) largest = larger(largest, load(weights + j));
     const A maximum = largest_of<A>(largest), pivot = maximum == -INFINITY ? A(0) : maximum;
@@ -140,8 +144,8 @@ class FewQueries {
 
   // What dropout multiplies the weights by.
   void find_factors(int64_t query, A* factors) const {
-    std::fill(factors, factors + near.keys, A(1));
-    if (call.dropout.active) rows.find_factors(0, query, 0, near.keys, factors);
+    std::fill(factors, factors + segment.keys, A(1));
+    if (call.dropout.active) rows.find_factors(0, query, 0, segment.keys, factors);
   }
 };
 

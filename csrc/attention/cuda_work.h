@@ -77,7 +77,7 @@ struct AttentionWork {
   float scale;
   const int64_t* seed;  // null: nothing is dropped
   uint32_t threshold;
-  float kept;  // 1 / (1 - p)
+  float dropout_scale;  // 1 / (1 - p)
 
   Side queries, keys;
   const int64_t* cluster_first;  // [documents]
@@ -148,12 +148,12 @@ struct Ranges {
 };
 
 // Which entries dropout keeps, of one head: those of ops/philox.py.
-struct Keep {
+struct KeepMask {
   bool all;
   uint64_t seed;
   uint32_t threshold, head;
 
-  SPANBERT_DEVICE Keep(const AttentionWork& work, int64_t head)
+  SPANBERT_DEVICE KeepMask(const AttentionWork& work, int64_t head)
       : all(work.seed == nullptr),
         seed(all ? 0 : static_cast<uint64_t>(*work.seed)),
         threshold(work.threshold),
