@@ -25,7 +25,7 @@ struct PreparedAttention {
     kept.push_back(tensor);
     return rows;
   }
-  // A gradient or a result of the forward, which must be like q.
+  // A gradient, which must be like q.
   HeadRows like(const Tensor& tensor, const Tensor& q, const char* name) {
     STD_TORCH_CHECK(tensor.dim() == 3 && tensor.scalar_type() == q.scalar_type(), name, " must be like q");
     for (int64_t d = 0; d < 3; ++d) STD_TORCH_CHECK(tensor.size(d) == q.size(d), name, " must be like q");

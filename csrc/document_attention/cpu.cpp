@@ -100,9 +100,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor& q_any, const Tensor& k_any,
-                                            const Tensor& v_any, const Tensor& /*output*/, const Tensor& lse_any,
-                                            const AttentionArguments& work, double scale,
-                                            const DropoutArguments& dropout) {
+                                            const Tensor& v_any, const Tensor& lse_any, const AttentionArguments& work,
+                                            double scale, const DropoutArguments& dropout) {
   const Tensor q = with_dense_rows(q_any), k = with_dense_rows(k_any), v = with_dense_rows(v_any);
   const Tensor grad = with_dense_rows(grad_any), lse = torch::stable::contiguous(lse_any);
   AttentionCall call = attention_call(q, k, v, scale, dropout);

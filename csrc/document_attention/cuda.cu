@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor> forward_operator(const Tensor& q, const Tensor& k, co
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_operator(const Tensor& grad_output, const Tensor& q, const Tensor& k,
-                                                     const Tensor& v, const Tensor& /*output*/, const Tensor& lse,
+                                                     const Tensor& v, const Tensor& lse,
                                                      const AttentionArguments& arguments, double scale,
                                                      const DropoutArguments& dropout) {
   const Stream stream(q);

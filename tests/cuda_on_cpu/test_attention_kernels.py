@@ -37,7 +37,7 @@ def joint(operators: Any, work: AttentionWork, tensors: list[Tensor], dropout_p:
     q, k, v, grad = tensors
     call = (*work, q.shape[2] ** -0.5, dropout_p, torch.tensor([11]) if dropout_p else None)
     output, lse = operators.document_attention_forward(q, k, v, *call)
-    return output, lse, *operators.document_attention_backward(grad, q, k, v, output, lse, *call)
+    return output, lse, *operators.document_attention_backward(grad, q, k, v, lse, *call)
 
 
 def pairwise(operators: Any, work: AttentionWork, tensors: list[Tensor], places: int) -> tuple[Tensor, ...]:

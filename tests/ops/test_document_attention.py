@@ -194,6 +194,22 @@ def test_the_seed_is_drawn_from_torch_and_kept_for_the_backward(backend: str) ->
 
 
 @everywhere
+def test_the_output_is_not_kept_for_the_backward(backend: str) -> None:
+    q, k, v, cu_seqlens = make((30, 12))
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = document_attention(q.requires_grad_(), k, v, cu_seqlens, backend=backend)
+    assert isinstance(output, Tensor)
+    assert kept
+    assert output.data_ptr() not in kept
+
+
+@everywhere
 def test_log_sum_exp_is_not_differentiable(backend: str) -> None:
     q, k, v, cu_seqlens = make((3, 2))
     _, lse = document_attention(q.requires_grad_(), k, v, cu_seqlens, return_lse=True, backend=backend)

@@ -40,7 +40,6 @@ def document_attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    output: Tensor,
     lse: Tensor,
     work: AttentionWork,
     scale: float,
@@ -66,7 +65,7 @@ class DocumentAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         output, lse = document_attention_forward(backend, q, k, v, work, scale, dropout)
         ctx.text = f'{operation} has no second derivative, but document_attention on backend="eager"'
-        save(ctx, backend, q, k, v, output, lse, work, scale, dropout)
+        save(ctx, backend, q, k, v, lse, work, scale, dropout)
         ctx.mark_non_differentiable(lse)
         return output, lse
 

@@ -92,7 +92,6 @@ def backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    output: Tensor,
     lse: Tensor,
     work: AttentionWork,
     scale: float,

@@ -16,7 +16,7 @@ from spanbert_kernels.ops.philox import Dropout
 
 def _both(q: Tensor, work: AttentionWork) -> None:
     output, lse = forward(q, q, q, work, 1.0, meta_dropout())
-    backward(output, q, q, q, output, lse, work, 1.0, meta_dropout())
+    backward(output, q, q, q, lse, work, 1.0, meta_dropout())
 
 
 def aot_configurations() -> list[AotConfiguration]:
