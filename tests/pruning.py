@@ -1,10 +1,12 @@
-"""The published pruning, written for the tests alone, and spans to prune."""
+"""The published pruning, the definition in plain PyTorch, and spans to prune."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 
 def published(starts: Sequence[int], ends: Sequence[int], scores: Sequence[float], k: int) -> list[int]:
@@ -33,6 +35,38 @@ def published(starts: Sequence[int], ends: Sequence[int], scores: Sequence[float
         if end not in end_to_earliest_start or start < end_to_earliest_start[end]:
             end_to_earliest_start[end] = start
     return sorted(selected, key=lambda i: (starts[i], ends[i], i))
+
+
+def defined(
+    start: Tensor, end: Tensor, scores: Tensor, budgets: Tensor, document: Tensor, non_crossing: bool
+) -> Tensor:
+    """What prune_spans means: take the best span left, drop what may not stand beside it, repeat.
+
+    `start`, `end` (half-open), `scores`, `document` `[N]`, `budgets [D]` -> indices by (start, end, index).
+    """
+    budgets = budgets.clone()
+    rows = torch.argsort(scores, descending=True, stable=True)
+    rows = rows[budgets[document[rows]] > 0]
+    kept = []
+    while len(rows):
+        best, rows = rows[0], rows[1:]
+        kept.append(best)
+        budgets[document[best]] -= 1
+        if budgets[document[best]] == 0:
+            rows = rows[document[rows] != document[best]]
+        if non_crossing:
+            rows = rows[~crosses(start[rows], end[rows], start[best], end[best])]
+    result = torch.stack(kept).sort().values if kept else rows
+    for key in (end, start):
+        result = result[torch.argsort(key[result], stable=True)]
+    return result
+
+
+def crosses(start: Tensor, end: Tensor, other_start: Tensor, other_end: Tensor) -> Tensor:
+    """Whether two half-open spans overlap in part: one starts inside the other and ends behind it."""
+    before = (start < other_start) & (other_start < end) & (end < other_end)
+    behind = (other_start < start) & (start < other_end) & (other_end < end)
+    return before | behind
 
 
 def best(starts: Sequence[int], ends: Sequence[int], scores: Sequence[float], k: int) -> list[int]:

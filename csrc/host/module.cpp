@@ -2,8 +2,10 @@
 // package spanbert_kernels.host checks the values and documents the functions.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 
 #include "host/prune_spans.h"
@@ -31,21 +33,39 @@ Indices to_array(const std::vector<int64_t>& values) {
   return result;
 }
 
-Indices prune_spans(const Indices& starts, const Indices& ends, const Scores& scores, const Indices& budgets,
-                    const Indices& documents, bool non_crossing) {
+template <class T>
+host::Column<T> column(const char* name, const py::array& array, int64_t length) {
+  if (!py::isinstance<py::array_t<T>>(array)) throw py::type_error(std::string(name) + " has another dtype");
+  check_length(name, array, length);
+  return {array.data(), array.strides(0)};
+}
+
+template <class Index, class Score>
+py::object prune(const py::array& starts, const py::array& ends, const py::array& scores, const Indices& budgets,
+                 const std::optional<Indices>& documents, bool non_crossing, int64_t most_tokens) {
   const int64_t count = starts.size();
-  check_length("starts", starts, count);
-  check_length("ends", ends, count);
-  check_length("scores", scores, count);
-  check_length("documents", documents, count);
-  const host::Candidates spans{count,         starts.data(),    ends.data(),
-                               scores.data(), documents.data(), {budgets.data(), budgets.data() + budgets.size()}};
-  std::vector<int64_t> kept;
+  if (documents) check_length("documents", *documents, count);
+  const host::Candidates<Index, Score> spans{count,
+                                             column<Index>("starts", starts, count),
+                                             column<Index>("ends", ends, count),
+                                             column<Score>("scores", scores, count),
+                                             documents ? documents->data() : nullptr,
+                                             {budgets.data(), budgets.data() + budgets.size()}};
+  std::optional<std::vector<int64_t>> kept;
   {
     py::gil_scoped_release unlocked;
-    kept = host::prune_spans(spans, non_crossing);
+    kept = host::prune_spans(spans, non_crossing, most_tokens);
   }
-  return to_array(kept);
+  if (!kept) return py::none();
+  return to_array(*kept);
+}
+
+py::object prune_spans(const py::array& starts, const py::array& ends, const py::array& scores, const Indices& budgets,
+                       const std::optional<Indices>& documents, bool non_crossing, int64_t most_tokens) {
+  const bool narrow = py::isinstance<py::array_t<int32_t>>(starts), single = py::isinstance<py::array_t<float>>(scores);
+  const auto kernel = narrow ? (single ? &prune<int32_t, float> : &prune<int32_t, double>)
+                             : (single ? &prune<int64_t, float> : &prune<int64_t, double>);
+  return kernel(starts, ends, scores, budgets, documents, non_crossing, most_tokens);
 }
 
 py::tuple sort_spans(const Indices& starts, const Indices& ends, int64_t num_tokens) {
@@ -104,7 +124,7 @@ py::tuple mask_spans(const Indices& tokens, const Indices& bounds, const Flags& 
 PYBIND11_MODULE(_host, module) {
   module.def("prune_spans", &prune_spans, py::arg("starts").noconvert(), py::arg("ends").noconvert(),
              py::arg("scores").noconvert(), py::arg("budgets").noconvert(), py::arg("documents").noconvert(),
-             py::arg("non_crossing"));
+             py::arg("non_crossing"), py::arg("most_tokens"));
   module.def("sort_spans", &sort_spans, py::arg("starts").noconvert(), py::arg("ends").noconvert(),
              py::arg("num_tokens"));
   module.def("first_and_reach", &first_and_reach, py::arg("starts").noconvert(), py::arg("ends").noconvert(),

@@ -56,8 +56,14 @@ def prune_spans(
         >>> prune_spans(np.array([0, 1, 3]), np.array([2, 3, 4]), np.array([0.5, 2.0, 1.0]), k=3)
         array([1, 2])
     """
-    starts, ends, *values = checks.prunable(starts, ends, scores, k, documents)
-    kept: Indices = _way(compiled).prune_spans(*checks.near(starts, ends), *values, bool(non_crossing))
+    starts, ends, scores, *budgets = checks.prunable(starts, ends, scores, k, documents)
+    values = (scores, *budgets, bool(non_crossing), checks.most_tokens(len(starts)))
+    prune = _way(compiled).prune_spans
+    kept: Indices | None = prune(starts, ends, *values)
+    if kept is None:
+        checks.rankable(starts, ends, scores)
+        kept = prune(*checks.ranked(starts, ends), *values)
+        assert kept is not None
     return kept
 
 

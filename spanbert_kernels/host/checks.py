@@ -14,26 +14,8 @@ Flags = NDArray[np.bool_]
 
 def indices(name: str, array: NDArray[Any], length: int | None = None) -> Indices:
     """The array as dense int64."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
-    if array.dtype not in (np.int32, np.int64):
-        raise TypeError(f"{name} must be int32 or int64, got {array.dtype}")
-    _one_dimension(name, array, length)
+    _integers(name, array, length)
     return np.ascontiguousarray(array, dtype=np.int64)
-
-
-def scores(name: str, array: NDArray[Any], length: int) -> Scores:
-    """The array as dense float64, which holds every float16 and float32 exactly. NaN has no rank and is refused."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
-    if array.dtype not in (np.float16, np.float32, np.float64):
-        raise TypeError(f"{name} must be float16, float32 or float64, got {array.dtype}")
-    _one_dimension(name, array, length)
-    values = np.ascontiguousarray(array, dtype=np.float64)
-    nan = np.isnan(values)
-    if nan.any():
-        raise ValueError(f"{name}[{int(nan.argmax())}] is NaN: it has no rank")
-    return values
 
 
 def count(name: str, value: int) -> int:
@@ -57,22 +39,22 @@ def inside(starts: Indices, ends: Indices, num_tokens: int | None) -> None:
 
 
 def prunable(
-    starts: NDArray[Any],
-    ends: NDArray[Any],
-    score: NDArray[Any],
-    k: int | NDArray[Any],
-    documents: NDArray[Any] | None,
-) -> tuple[Indices, Indices, Scores, Indices, Indices]:
-    """The arguments of prune_spans as dense int64 and float64; without documents all spans are of one."""
-    starts = indices("starts", starts)
-    ends = indices("ends", ends, len(starts))
-    values = scores("scores", score, len(starts))
-    inside(starts, ends, None)
+    starts: NDArray[Any], ends: NDArray[Any], score: NDArray[Any], k: int | NDArray[Any], documents: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Indices, Indices | None]:
+    """The arguments of prune_spans without a copy where it takes none: positions int32 or int64, scores float32 or
+    float64. Whether scores have a rank and spans lie where tokens can be, `rankable` says.
+    """
+    _integers("starts", starts)
+    _integers("ends", ends, len(starts))
+    if ends.dtype != starts.dtype:
+        starts, ends = starts.astype(np.int64), ends.astype(np.int64)
+    _floats("scores", score, len(starts))
+    if score.dtype == np.float16:
+        score = score.astype(np.float32)
     if documents is None:
         if isinstance(k, np.ndarray):
             raise ValueError("k as an array needs documents: one budget for each")
-        budget = np.array([min(count("k", k), len(starts))], dtype=np.int64)
-        return starts, ends, values, budget, np.zeros_like(starts)
+        return starts, ends, score, np.array([min(count("k", k), len(starts))], dtype=np.int64), None
     documents = indices("documents", documents, len(starts))
     if not isinstance(k, np.ndarray):
         raise ValueError("documents need k as an array: one budget for each")
@@ -83,13 +65,24 @@ def prunable(
     if bad.any():
         row = int(bad.argmax())
         raise ValueError(f"documents[{row}] is {documents[row]}, but k has {len(budgets)} budgets")
-    return starts, ends, values, budgets, documents
+    return starts, ends, score, budgets, documents
 
 
-def near(starts: Indices, ends: Indices) -> tuple[Indices, Indices]:
-    """The positions themselves, or where they lie far apart their ranks: crossing and order depend on no more."""
-    if len(starts) == 0 or int(ends.max()) - int(starts.min()) <= 8 * len(starts) + 2**16:
-        return starts, ends
+def rankable(starts: NDArray[Any], ends: NDArray[Any], score: NDArray[Any]) -> None:
+    """Raise for the first score that is NaN, which has no rank, and for the first span before token 0."""
+    nan = np.isnan(score)
+    if nan.any():
+        raise ValueError(f"scores[{int(nan.argmax())}] is NaN: it has no rank")
+    inside(starts, ends, None)
+
+
+def most_tokens(spans: int) -> int:
+    """Between the tokens of spans that are taken as they are: an array over those tokens costs no more than they do."""
+    return 8 * spans + 2**16
+
+
+def ranked(starts: NDArray[Any], ends: NDArray[Any]) -> tuple[Indices, Indices]:
+    """The ranks of positions that lie far apart: crossing and order depend on no more."""
     ranks = np.unique(np.concatenate([starts, ends]), return_inverse=True)[1].astype(np.int64)
     return ranks[: len(starts)], ranks[len(starts) :]
 
@@ -134,6 +127,22 @@ def share(name: str, value: float) -> float:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be from 0 to 1, got {value}")
     return float(value)
+
+
+def _integers(name: str, array: NDArray[Any], length: int | None = None) -> None:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
+    if array.dtype not in (np.int32, np.int64):
+        raise TypeError(f"{name} must be int32 or int64, got {array.dtype}")
+    _one_dimension(name, array, length)
+
+
+def _floats(name: str, array: NDArray[Any], length: int) -> None:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(f"{name} must be float16, float32 or float64, got {array.dtype}")
+    _one_dimension(name, array, length)
 
 
 def _one_dimension(name: str, array: NDArray[Any], length: int | None) -> None:

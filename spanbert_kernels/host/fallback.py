@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spanbert_kernels.host.checks import Flags, Indices, Scores
 
@@ -12,32 +15,61 @@ _GOLDEN, _WORD = 0x9E3779B97F4A7C15, 2**64 - 1
 
 
 def prune_spans(
-    starts: Indices, ends: Indices, scores: Scores, budgets: Indices, documents: Indices, non_crossing: bool
-) -> Indices:
-    """Best first, with the latest end of the kept spans that start at a token, the earliest start of those that end."""
-    latest_end: dict[int, int] = {}
-    earliest_start: dict[int, int] = {}
-
-    def crosses(start: int, end: int) -> bool:
-        return any(latest_end.get(t, end) > end or earliest_start.get(t, start) < start for t in range(start + 1, end))
-
-    left = budgets.tolist()
-    wanted = sum(left)
+    starts: NDArray[Any],
+    ends: NDArray[Any],
+    scores: NDArray[Any],
+    budgets: Indices,
+    documents: Indices | None,
+    non_crossing: bool,
+    most_tokens: int,
+) -> Indices | None:
+    """As csrc/host/prune_spans.cpp: None for what has no rank, and where the tokens lie too far apart for lists."""
+    full = ends > starts
+    first, last = int(starts.min(initial=0, where=full)), int(ends.max(initial=0, where=full))
+    if first < 0 or last > most_tokens or np.isnan(scores).any():
+        return None
+    # Of the spans kept, the latest end of those that start at a token, the earliest start of those that end there.
+    latest_end, earliest_start = [-1] * (last + 1), [last + 1] * (last + 1)
+    left = np.minimum(budgets, len(starts)).tolist()
+    wanted = min(sum(left), len(starts))
     kept: list[int] = []
-    order = np.argsort(-scores, kind="stable")
-    rows = zip(order.tolist(), starts[order].tolist(), ends[order].tolist(), documents[order].tolist(), strict=True)
-    for row, start, end, owner in rows:
+    for rows in _best_first(scores, 2 * wanted + 256):
+        owners = documents[rows].tolist() if documents is not None else [0] * len(rows)
+        for row, start, end, owner in zip(
+            rows.tolist(), starts[rows].tolist(), ends[rows].tolist(), owners, strict=True
+        ):
+            if len(kept) == wanted:
+                break
+            if left[owner] == 0:
+                continue
+            if non_crossing and end > start:
+                crosses = False
+                for token in range(start + 1, end):
+                    if latest_end[token] > end or earliest_start[token] < start:
+                        crosses = True
+                        break
+                if crosses:
+                    continue
+                latest_end[start] = max(end, latest_end[start])
+                earliest_start[end] = min(start, earliest_start[end])
+            left[owner] -= 1
+            kept.append(row)
         if len(kept) == wanted:
             break
-        if left[owner] == 0 or (non_crossing and crosses(start, end)):
-            continue
-        left[owner] -= 1
-        kept.append(row)
-        if end > start:
-            latest_end[start] = max(end, latest_end.get(start, end))
-            earliest_start[end] = min(start, earliest_start.get(end, start))
     rows_kept = np.array(sorted(kept), dtype=np.int64)
     return rows_kept[np.lexsort((ends[rows_kept], starts[rows_kept]))]
+
+
+def _best_first(scores: NDArray[Any], needed: int) -> Iterator[Indices]:
+    """All rows, the best first and of equal ones the earlier, in rounds: most are not looked at, so not sorted."""
+    worst, left = -scores, np.arange(len(scores))
+    while len(left):
+        chosen = np.ones(len(left), dtype=np.bool_)
+        if needed < len(left):
+            chosen = worst[left] <= np.partition(worst[left], needed)[needed]
+        rows = left[chosen]
+        yield rows[np.argsort(worst[rows], kind="stable")]
+        left, needed = left[~chosen], 2 * needed
 
 
 def sort_spans(starts: Indices, ends: Indices, num_tokens: int) -> tuple[Indices, Indices, Indices]:

@@ -194,12 +194,18 @@ def test_bad_budgets(compiled: bool, error: type[Exception], text: str, k: Any, 
 def test_the_module_itself_refuses_what_it_cannot_read() -> None:
     """Nothing reaches the C++ code that would be read out of bounds or copied in silence."""
     module, spans, scores = library.module(), np.arange(3), np.zeros(3)
+    rest = (ONE, spans * 0, True, 100)
+    for other in (spans.astype(np.int32), spans.astype(np.float64)):
+        with pytest.raises(TypeError, match="has another dtype"):
+            module.prune_spans(other, spans, scores, *rest)
+    with pytest.raises(TypeError, match="scores has another dtype"):
+        module.prune_spans(spans, spans, scores.astype(np.float16), *rest)
     with pytest.raises(TypeError, match="incompatible function arguments"):
-        module.prune_spans(spans.astype(np.int32), spans, scores, ONE, spans * 0, True)
+        module.prune_spans(spans, spans, scores, ONE, scores, *rest[2:])
     with pytest.raises(ValueError, match="scores must be one-dimensional, of length 3"):
-        module.prune_spans(spans, spans, scores[:2], ONE, spans * 0, True)
+        module.prune_spans(spans, spans, scores[:2], *rest)
     with pytest.raises(ValueError, match="documents must be one-dimensional, of length 3"):
-        module.prune_spans(spans, spans, scores, ONE, spans[:2], True)
+        module.prune_spans(spans, spans, scores, ONE, spans[:2], *rest[2:])
     with pytest.raises(ValueError, match="ends must be one-dimensional, of length 3"):
         module.sort_spans(spans, spans[:2], 5)
 
@@ -212,7 +218,7 @@ def test_other_threads_run_meanwhile() -> None:
     """
     count = 1_500_000
     starts = np.random.default_rng(0).integers(0, 100_000, count)
-    arguments = (starts, starts + 7, np.zeros(count), np.array([count]), np.zeros_like(starts), True)
+    arguments = (starts, starts + 7, np.zeros(count), np.array([count]), None, True, 10**6)
     prune, sort = library.module().prune_spans, library.module().sort_spans
     for call in (lambda: prune(*arguments), lambda: sort(starts, arguments[1], 100_010)):
         assert any(had_a_turn_during(call) for _ in range(10))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning import best, published, spans_to_prune
+from pruning import best, defined, published, spans_to_prune
 from torch import Tensor
 
 from spanbert_kernels import host
@@ -76,6 +76,38 @@ def test_each_document_has_its_own_budget(documents: list[Any], empty_after: int
     for name in here():
         kept = prune_spans(spans, scores, torch.tensor(budgets), cu_seqlens=torch.tensor(offsets), backend=name)
         assert [place[row] for row in kept.tolist()] == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    widest=st.sampled_from([3, 40, 200]),
+    score=st.sampled_from(["distinct", "ties", "one"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    shares=st.lists(st.integers(0, 60), min_size=1, max_size=5),
+    non_crossing=st.booleans(),
+)
+def test_the_definition_on_more_than_a_round(
+    seed: int, widest: int, score: str, dtype: torch.dtype, shares: list[int], non_crossing: bool
+) -> None:
+    """Spans enough that only some are ranked at first, in documents that fill sooner and later."""
+    generator = torch.Generator().manual_seed(seed)
+    count, tokens = 2500, 300
+    document = torch.randint(len(shares), (count,), generator=generator)
+    start = torch.randint(tokens, (count,), generator=generator)
+    end = (start + torch.randint(widest + 1, (count,), generator=generator)).clamp(max=tokens)
+    start, end = start + document * tokens, end + document * tokens
+    scores = torch.randn(count, generator=generator, dtype=dtype)
+    scores = {"distinct": scores, "ties": scores.round(), "one": scores * 0}[score]
+    scores[torch.randint(count, (20,), generator=generator)] = torch.inf
+    scores[torch.randint(count, (20,), generator=generator)] = -torch.inf
+    budgets, offsets = torch.tensor(shares), torch.arange(len(shares) + 1) * tokens
+    expected = defined(start, end, scores, budgets, document, non_crossing)
+    for name in here():
+        kept = prune_spans(
+            torch.stack([start, end - 1], 1), scores, budgets, non_crossing, cu_seqlens=offsets, backend=name
+        )
+        assert torch.equal(kept, expected)
 
 
 def test_one_number_is_every_documents_budget(backend: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spanbert_kernels import host
@@ -12,11 +12,10 @@ from spanbert_kernels.ops import checks, plans
 from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.choices import Backend
 from spanbert_kernels.ops.plans import SpanPlan
-from spanbert_kernels.ops.prune_spans import reference
 
 __all__ = ["prune_spans"]
 
-# The host module, not the library of the other CPU kernels, holds its compiled code.
+# The host module, not the library of the other CPU kernels, holds its compiled code; eager is its way without that.
 OPERATION = Operation(
     "prune_spans",
     ("cpu", "eager"),
@@ -53,7 +52,7 @@ def prune_spans(
         cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents in the packed tokens; without it all spans share
             one budget.
         end_inclusive: the end of a span tensor is its last token (default), or the one after it.
-        backend: `"cpu"`, the compiled host module, or `"eager"`; by default the first that is here.
+        backend: `"cpu"`, the compiled host module, or `"eager"`, the same in numpy; by default the first that is here.
 
     Returns:
         int64, indices into `scores` of the spans kept, ordered by (start, end, index), on the device of `scores`.
@@ -82,30 +81,29 @@ def prune_spans(
     if len(scores) != len(start):
         raise ValueError(f"scores must hold one score for each of {len(start)} spans, got {list(scores.shape)}")
     device = scores.device
-    start, end, scores = start.cpu().contiguous(), end.cpu(), scores.detach().cpu()
-    budgets, document = _budgets(k, cu_seqlens, start, end)
-    chosen = OPERATION.choose(scores, backend)
+    start, end, scores = start.cpu(), end.cpu(), scores.detach().cpu()
+    budgets, documents = _budgets(k, cu_seqlens, start, end)
+    compiled = OPERATION.choose(scores, backend) == "cpu"
     # numpy has no bfloat16; float32 holds each of its values.
-    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
-    arrays = start.numpy(), end.numpy(), scores.numpy()
-    own: Any = {"k": budgets.numpy(), "documents": document.numpy()}
-    if chosen == "eager":
-        host.checks.prunable(*arrays, own["k"], own["documents"])
-        return reference.prune_spans(start, end, scores, budgets, document, non_crossing).to(device)
-    return torch.from_numpy(host.prune_spans(*arrays, non_crossing=non_crossing, compiled=True, **own)).to(device)
+    scores = scores.float() if scores.dtype == torch.bfloat16 else scores
+    kept = host.prune_spans(
+        start.numpy(), end.numpy(), scores.numpy(), budgets, non_crossing, documents=documents, compiled=compiled
+    )
+    return torch.from_numpy(kept).to(device)
 
 
 # What torch.compiler.disable sets; that one would import the compiler, and Triton with it, at once.
 prune_spans._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
-def _budgets(k: int | Tensor, cu_seqlens: Tensor | None, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """How many spans each document may keep, int64 `[D]`, and the document of each span, int64 `[N]`."""
+def _budgets(
+    k: int | Tensor, cu_seqlens: Tensor | None, start: Tensor, end: Tensor
+) -> tuple[int | NDArray[np.int64], NDArray[np.int64] | None]:
+    """How many spans may be kept; with documents, of each of them, int64 `[D]`, and the document of each span `[N]`."""
     if cu_seqlens is None:
         if isinstance(k, Tensor):
             raise ValueError("k as a tensor holds a number for each document: it needs cu_seqlens")
-        checks.check_integer("k", k, 0)
-        return torch.tensor([min(k, len(start))]), torch.zeros_like(start)
+        return checks.check_integer("k", k, 0), None
     checks.check_index("cu_seqlens", cu_seqlens, 1, "[documents + 1]")
     checks.check_readable("cu_seqlens", cu_seqlens)
     offsets = cu_seqlens.cpu()
@@ -122,7 +120,7 @@ def _budgets(k: int | Tensor, cu_seqlens: Tensor | None, start: Tensor, end: Ten
         budgets = torch.full((documents,), k, dtype=torch.int64)
     if documents and int(budgets.min()) < 0:
         raise ValueError(f"k must be at least 0, got {int(budgets.min())}")
-    document = torch.searchsorted(offsets[1:].long().contiguous(), start, right=True)
+    document = torch.searchsorted(offsets[1:].long().contiguous(), start.contiguous(), right=True)
     last = torch.where(end > start, end - 1, start)
     bad = (start < 0) | (last >= offsets[-1])
     bad |= last >= offsets[1:][document.clamp(max=documents - 1)] if documents else True
@@ -131,4 +129,4 @@ def _budgets(k: int | Tensor, cu_seqlens: Tensor | None, start: Tensor, end: Ten
         raise ValueError(
             f"spans: span {row} covers tokens {int(start[row])} to {int(end[row]) - 1}, not in one document"
         )
-    return budgets, document
+    return budgets.numpy(), document.numpy()
