@@ -47,11 +47,11 @@ def status() -> Iterator[str]:
     """A line an operation with "yes" for each backend, or the number of a reason; then the reasons."""
     from spanbert_kernels.ops import backends
 
-    report = backends.report()
-    reasons = list(dict.fromkeys(reason for row in report.values() for reason in row.values() if reason is not None))
-    yield _row("operation", *report)
-    for operation in report["eager"]:
-        found = (report[backend][operation] for backend in report)
+    table = backends.refusals()
+    reasons = list(dict.fromkeys(reason for row in table.values() for reason in row.values() if reason is not None))
+    yield _row("operation", *table)
+    for operation in table["eager"]:
+        found = (table[backend][operation] for backend in table)
         yield _row(operation, *("yes" if reason is None else f"no ({reasons.index(reason) + 1})" for reason in found))
     for number, reason in enumerate(reasons, start=1):
         yield f"({number}) {reason}"

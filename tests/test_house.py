@@ -231,8 +231,20 @@ def files_of_one_name(root: Path) -> Iterator[str]:
             yield f"{path.relative_to(root)} has the name of {other.relative_to(root)}"
 
 
+def classes_of_one_name(root: Path) -> Iterator[str]:
+    """One name is one thing, also for who reads two modules."""
+    found: dict[str, str] = {}
+    for path in sorted(path for folder in (PACKAGE, "benchmarks") for path in (root / folder).rglob("*.py")):
+        for node in ast.walk(parsed(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                place = f"{path.relative_to(root)}:{node.lineno}"
+                if (other := found.setdefault(node.name, place)) != place:
+                    yield f"{place} has a class {node.name} as {other} has"
+
+
 CHECKS = (
     files_of_one_name,
+    classes_of_one_name,
     missing_rooms,
     upward_imports,
     kernels_that_import_back,
@@ -422,6 +434,11 @@ def test_an_operation_without_kernels_needs_neither_reference_nor_benchmark(hous
         ("benchmarks/records/a.py", "print(name)", "records/a.py:1 prints what may hold controls"),
         ("benchmarks/records/a.py", "path.write_text('a')", "records/a.py:1 writes a file in place"),
         ("spanbert_kernels/cli/a.py", "from records import table", "cli/a.py imports records, which neither"),
+        (
+            "benchmarks/a.py",
+            "class A:\n    pass\n\n\nclass A:\n    pass",
+            "benchmarks/a.py:5 has a class A as benchmarks/a.py:1 has",
+        ),
         ("spanbert_kernels/nn/utils.py", "", "spanbert_kernels/nn/utils.py says nothing about what is in it"),
         ("spanbert_kernels/ops/helpers.py", "", "spanbert_kernels/ops/helpers.py says nothing about what is in it"),
         ("spanbert_kernels/attic/x.py", "", "spanbert_kernels/attic is not a layer; there are extras, testing, host"),

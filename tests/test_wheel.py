@@ -120,8 +120,8 @@ SMOKE = """
 import torch, spanbert_kernels
 from spanbert_kernels.ops import backends, span_pool
 print(spanbert_kernels.__file__)
-print(backends.report()["cpu"]["span_pool"])
-backend = "cpu" if backends.report()["cpu"]["span_pool"] is None else "eager"
+print(backends.refusals()["cpu"]["span_pool"])
+backend = "cpu" if backends.refusals()["cpu"]["span_pool"] is None else "eager"
 print(span_pool(torch.ones(3, 1), torch.tensor([[0, 2]]), ["sum"], backend=backend).item())
 """
 

@@ -79,7 +79,7 @@ def _usable_cores() -> int:
 
 def backends() -> list[tuple[str, str, str | None]]:
     """(operation, backend, None if it works here, else the reason), operation by operation."""
-    from spanbert_kernels.ops.backends import report
+    from spanbert_kernels.ops.backends import refusals
 
-    table = report()
+    table = refusals()
     return sorted((operation, backend, reason) for backend, row in table.items() for operation, reason in row.items())

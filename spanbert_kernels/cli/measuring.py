@@ -1,4 +1,10 @@
-"""Time and peak memory of two ways to do the same work, measured in turns so that a slow minute hits both."""
+"""Time and peak memory of two ways to do the same work, measured in turns so that a slow minute hits both.
+
+The benchmarks count rounds of one workload (benchmarks/measuring.py); a user's own documents get a budget of time, in
+which each is run once by both ways at least, its results are compared, and a sample is taken where the budget ends. No
+timer serves both: that of torch.utils.benchmark runs one statement for all of its rounds before the other, on a number
+of threads of its own, and keeps no results.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import click
 
 from spanbert_kernels.cli.files import PATH, check_output_folder
 from spanbert_kernels.cli.terminal import say
-from spanbert_kernels.data.counts import recording
+from spanbert_kernels.data.counts import tallying
 
 if TYPE_CHECKING:
     from spanbert_kernels.tasks.start import Start
@@ -67,7 +67,7 @@ def watched() -> bool:
 
 def data_in_words() -> AbstractContextManager[object]:
     """While it lasts, stderr hears in sentences what of the user's data was taken and left out."""
-    return recording(lambda line: say(line, error=True))
+    return tallying(lambda line: say(line, error=True))
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:

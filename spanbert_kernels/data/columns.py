@@ -22,7 +22,7 @@ ONTONOTES_COLUMNS, ONTONOTES_WORD = 12, 3
 
 
 @dataclass(frozen=True)
-class Row:
+class ColumnRow:
     """The cells of a line, and its number."""
 
     line: int
@@ -35,9 +35,9 @@ class ColumnDocument:
 
     mark: str | None
     line: int
-    sentences: list[list[Row]] = field(default_factory=list)
+    sentences: list[list[ColumnRow]] = field(default_factory=list)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ColumnRow]:
         """All rows, whatever their sentence."""
         return [row for sentence in self.sentences for row in sentence]
 
@@ -66,7 +66,7 @@ def parse_columns(text: str) -> list[ColumnDocument]:
         elif not line.startswith("#") or _is_word(line, width):
             if begin_sentence:
                 documents[-1].sentences.append([])
-            documents[-1].sentences[-1].append(Row(number, tuple(cells_of(line))))
+            documents[-1].sentences[-1].append(ColumnRow(number, tuple(cells_of(line))))
             begin_sentence = False
     return documents if documents[0].sentences else documents[1:]
 
@@ -89,20 +89,20 @@ def is_mark(cell: str) -> bool:
     return cell in NO_MARK or _BRACKETS.fullmatch(cell) is not None
 
 
-def is_ontonotes(rows: Sequence[Row]) -> bool:
+def is_ontonotes(rows: Sequence[ColumnRow]) -> bool:
     """CoNLL-2012's columns, which LitBank has too: at least twelve, the second and the third of them counting."""
     return bool(rows) and all(
         len(row.cells) >= ONTONOTES_COLUMNS and all(_INTEGER.fullmatch(cell) for cell in row.cells[1:3]) for row in rows
     )
 
 
-def check_width(rows: Iterable[Row], path: Path, wanted: str) -> int:
+def check_width(rows: Iterable[ColumnRow], path: Path, wanted: str) -> int:
     """How many cells all rows have.
 
     Raises:
         DataFault: a row of one cell, or one that has not as many as the first.
     """
-    first: Row | None = None
+    first: ColumnRow | None = None
     for row in rows:
         if len(row.cells) < 2:
             raise DataFault(path, row.line, f"{wanted} are wanted, got {' '.join(row.cells)!r}")
@@ -113,7 +113,7 @@ def check_width(rows: Iterable[Row], path: Path, wanted: str) -> int:
     return len(first.cells) if first else 0
 
 
-def word_column(rows: Sequence[Row]) -> int | None:
+def word_column(rows: Sequence[ColumnRow]) -> int | None:
     """The first column that neither counts (integers) nor names the document (repeats the row above).
 
     A last column of labels or brackets is never the one. None where there is no such column.

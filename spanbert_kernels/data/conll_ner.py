@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spanbert_kernels.data.columns import Row, check_width, is_label, parse_columns
+from spanbert_kernels.data.columns import ColumnRow, check_width, is_label, parse_columns
 from spanbert_kernels.data.faults import DataFault, warn
 from spanbert_kernels.data.text import read_text
 
@@ -68,7 +68,7 @@ def read_tagged(path: Path) -> list[TaggedSentence]:
     ]
 
 
-def word_place(sentences: Sequence[Sequence[Row]], width: int) -> int:
+def word_place(sentences: Sequence[Sequence[ColumnRow]], width: int) -> int:
     """The column of the words: the first but for columns that count words or name the document.
 
     The last two of the columns, of which one is the label, never are such.
@@ -80,7 +80,7 @@ def word_place(sentences: Sequence[Sequence[Row]], width: int) -> int:
     return max(width - 2, 0)
 
 
-def _counts(sentences: Sequence[Sequence[Row]], column: int) -> bool:
+def _counts(sentences: Sequence[Sequence[ColumnRow]], column: int) -> bool:
     """Numbers that go up by one, from 0 or 1 on in every sentence, or on through all of them."""
     after = ""
     for rows in sentences:
@@ -93,7 +93,7 @@ def _counts(sentences: Sequence[Sequence[Row]], column: int) -> bool:
     return True
 
 
-def _names(sentences: Sequence[Sequence[Row]], column: int, before_numbers: bool) -> bool:
+def _names(sentences: Sequence[Sequence[ColumnRow]], column: int, before_numbers: bool) -> bool:
     """The same in all rows of a sentence, in front of the words' numbers or in more rows than chance makes so."""
     if any(row.cells[column] != rows[0].cells[column] for rows in sentences for row in rows):
         return False
@@ -101,7 +101,7 @@ def _names(sentences: Sequence[Sequence[Row]], column: int, before_numbers: bool
     return repeating > NAMED_ROWS or (repeating > 0 and before_numbers)
 
 
-def _label_column(rows: Sequence[Row], width: int, word: int, path: Path) -> int:
+def _label_column(rows: Sequence[ColumnRow], width: int, word: int, path: Path) -> int:
     """The last column, or the first of several that hold layers of labels."""
     last = width - 1
     if not all(is_label(row.cells[last]) for row in rows):
@@ -121,11 +121,13 @@ def _label_column(rows: Sequence[Row], width: int, word: int, path: Path) -> int
     return outer
 
 
-def _types(rows: Sequence[Row], column: int) -> set[str]:
+def _types(rows: Sequence[ColumnRow], column: int) -> set[str]:
     return {row.cells[column][2:] for row in rows} - {""}
 
 
-def _as_bio(labels: Sequence[Sequence[str]], sentences: Sequence[Sequence[Row]], path: Path) -> Sequence[Sequence[str]]:
+def _as_bio(
+    labels: Sequence[Sequence[str]], sentences: Sequence[Sequence[ColumnRow]], path: Path
+) -> Sequence[Sequence[str]]:
     scheme = scheme_of(labels)
     if scheme == IOB1:
         found = [_from_iob1(own) for own in labels]
@@ -156,7 +158,7 @@ def scheme_of(labels: Sequence[Sequence[str]]) -> str | None:
     return IOB1 if begins and not needless else None
 
 
-def _check(rows: Sequence[Row], labels: Sequence[str], ends: bool, path: Path) -> None:
+def _check(rows: Sequence[ColumnRow], labels: Sequence[str], ends: bool, path: Path) -> None:
     """Raises `DataFault` for a label that goes on with nothing and, where entities have ends, for one without."""
     for row, label, before in zip(rows, labels, ["O", *labels], strict=False):
         is_open = before[0] in "BI" if ends else before != "O"

@@ -48,7 +48,7 @@ class Counts:
 
 
 @dataclass
-class Record:
+class Tally:
     """The counts of a command, one for each of its data, and who hears of them."""
 
     hear: Callable[[str], None]
@@ -61,68 +61,68 @@ class Record:
         return self.counts.setdefault(self.current, Counts(self.current))
 
 
-_record: ContextVar[Record | None] = ContextVar("record", default=None)
+_tally: ContextVar[Tally | None] = ContextVar("tally", default=None)
 
 
 @contextlib.contextmanager
-def recording(hear: Callable[[str], None] = lambda line: None) -> Iterator[Record]:
+def tallying(hear: Callable[[str], None] = lambda line: None) -> Iterator[Tally]:
     """While it lasts, `took`, `cut` and `left_out` count; `hear` gets a line for each data, at the end at the latest.
 
     Example:
-        >>> with recording(print) as record, counting("Test data"):
+        >>> with tallying(print) as tally, counting("Test data"):
         ...     took("sentence", 2)
         Test data: took 2 sentences
-        >>> record.counts["Test data"].taken["sentence"]
+        >>> tally.counts["Test data"].taken["sentence"]
         2
     """
-    record = Record(hear)
-    token = _record.set(record)
+    tally = Tally(hear)
+    token = _tally.set(tally)
     try:
-        yield record
+        yield tally
     finally:
         say()
-        _record.reset(token)
+        _tally.reset(token)
 
 
 @contextlib.contextmanager
 def counting(name: str) -> Iterator[None]:
     """While it lasts, what is counted is of the data of that name."""
-    record = _record.get()
-    if record is None:
+    tally = _tally.get()
+    if tally is None:
         yield
         return
-    before, record.current = record.current, name
+    before, tally.current = tally.current, name
     try:
         yield
     finally:
-        record.current = before
+        tally.current = before
 
 
 def say() -> None:
     """Says what was counted and not said yet; before hours of training, say."""
-    record = _record.get()
-    for counts in record.counts.values() if record else ():
-        if record and counts and counts.name not in record.said:
-            record.said.add(counts.name)
-            record.hear(str(counts))
+    tally = _tally.get()
+    for counts in tally.counts.values() if tally else ():
+        if tally and counts and counts.name not in tally.said:
+            tally.said.add(counts.name)
+            tally.hear(str(counts))
 
 
 def took(what: str, number: int = 1) -> None:
     """So many are there to work on."""
-    if record := _record.get():
-        record.of_current().taken[what] += number
+    if tally := _tally.get():
+        tally.of_current().taken[what] += number
 
 
 def cut(what: str, to: str, number: int = 1) -> None:
     """So many of those taken lost a part."""
-    if record := _record.get():
-        record.of_current().cut[what, to] += number
+    if tally := _tally.get():
+        tally.of_current().cut[what, to] += number
 
 
 def left_out(what: str, why: str, number: int = 1) -> None:
     """So many are not worked on."""
-    if record := _record.get():
-        record.of_current().left[what, why] += number
+    if tally := _tally.get():
+        tally.of_current().left[what, why] += number
 
 
 def _number(count: int, what: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spanbert_kernels.data import conllu, kinds
-from spanbert_kernels.data.columns import Row, check_width, is_label, is_ontonotes, parse_columns, word_column
+from spanbert_kernels.data.columns import ColumnRow, check_width, is_label, is_ontonotes, parse_columns, word_column
 from spanbert_kernels.data.conll_coref import MarkedDocument, read_marked
 from spanbert_kernels.data.conll_ner import TaggedSentence, word_place
 from spanbert_kernels.data.corefud import read_entities
@@ -87,7 +87,7 @@ def _sentences(path: Path) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
 
 
 def _of_columns(path: Path, text: str) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-    sentences: list[list[Row]] = [rows for document in parse_columns(text) for rows in document.sentences]
+    sentences: list[list[ColumnRow]] = [rows for document in parse_columns(text) for rows in document.sentences]
     every = [row for rows in sentences for row in rows]
     if not is_ontonotes(every) and any(len(row.cells) > 1 for row in every):
         check_width(every, path, "a word and other columns")

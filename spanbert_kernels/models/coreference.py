@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 
 from spanbert_kernels import ops
 from spanbert_kernels.models.configuration import SpanBERTConfig
+from spanbert_kernels.models.renamed import renamed_argument
 from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, SpanModel
 
 PAIR_SIZE = 128
@@ -54,7 +55,7 @@ class SpanBERTForCoreference(SpanModel):
         >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         ...                         intermediate_size=16, max_span_width=2)
         >>> model = SpanBERTForCoreference(config).eval()
-        >>> output = model(torch.randint(30, (2, 5)), columns=torch.tensor([[1, 2, 3], [1, 2, 3]]))
+        >>> output = model(torch.randint(30, (2, 5)), word_starts=torch.tensor([[1, 2, 3], [1, 2, 3]]))
         >>> output.spans.shape, bool((output.antecedents < torch.arange(3)).all())
         (torch.Size([3, 2]), True)
     """
@@ -74,11 +75,12 @@ class SpanBERTForCoreference(SpanModel):
         self.fine = nn.Linear(PAIR_SIZE, 1)
         self.post_init()
 
+    @renamed_argument("columns", "word_starts")
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        columns: Tensor | None = None,
+        word_starts: Tensor | None = None,
         documents: Tensor | None = None,
         mentions: Tensor | None = None,
         entities: Tensor | None = None,
@@ -89,7 +91,7 @@ class SpanBERTForCoreference(SpanModel):
         Args:
             input_ids: `[B, L]`, windows of documents.
             attention_mask: `[B, L]`.
-            columns: `[B, W]`, the column of each word's first piece, -1 where there is no word.
+            word_starts: `[B, W]`, the column of each word's first piece, -1 where there is no word.
             documents: `[B]`, ascending: windows with one number have antecedents in each other; by default all rows
                 are of one document.
             mentions: `[M, 3]`: row, first and last word; those wider than `max_span_width` are passed over.
@@ -97,11 +99,11 @@ class SpanBERTForCoreference(SpanModel):
             kwargs: see `SpanBERTModel.forward`.
 
         Raises:
-            ValueError: `columns` are missing, or `mentions` come without `entities`.
+            ValueError: `word_starts` are missing, or `mentions` come without `entities`.
         """
         if (mentions is None) != (entities is None):
             raise ValueError("mentions and entities come together")
-        words, offsets = self.words(input_ids, attention_mask, columns, **kwargs)  # [T, H]
+        words, offsets = self.words(input_ids, attention_mask, word_starts, **kwargs)  # [T, H]
         plan, spans = self.all_spans(offsets)
         attention = self.attention(words)[:, 0]
         scores = ops.span_score(

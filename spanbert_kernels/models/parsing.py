@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
+from spanbert_kernels.models.renamed import renamed_argument
 from spanbert_kernels.nn.biaffine import Biaffine
 
 RELATION_SIZE = 128
@@ -39,8 +40,8 @@ class SpanBERTForDependencyParsing(SpanBERTPreTrainedModel):
         >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         ...                         intermediate_size=16, num_labels=3)
         >>> model = SpanBERTForDependencyParsing(config)
-        >>> columns = torch.tensor([[0, 1, 3], [0, 1, -1]])  # of [CLS] and of words; -1: no word
-        >>> model(torch.randint(30, (2, 5)), columns=columns).arcs.shape
+        >>> word_starts = torch.tensor([[0, 1, 3], [0, 1, -1]])  # of [CLS] and of words; -1: no word
+        >>> model(torch.randint(30, (2, 5)), word_starts=word_starts).arcs.shape
         torch.Size([2, 3, 3])
     """
 
@@ -55,11 +56,12 @@ class SpanBERTForDependencyParsing(SpanBERTPreTrainedModel):
         self.relation = Biaffine(RELATION_SIZE, config.num_labels)
         self.post_init()
 
+    @renamed_argument("columns", "word_starts")
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        columns: Tensor | None = None,
+        word_starts: Tensor | None = None,
         heads: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
@@ -69,24 +71,24 @@ class SpanBERTForDependencyParsing(SpanBERTPreTrainedModel):
         Args:
             input_ids: `[B, L]`.
             attention_mask: `[B, L]`.
-            columns: `[B, W]`, the column of [CLS] and of each word's first piece, -1 where there is no word.
-            heads: `[B, W]`, places in `columns`; -100 at place 0 and where no loss is wanted.
+            word_starts: `[B, W]`, the column of [CLS] and of each word's first piece, -1 where there is no word.
+            heads: `[B, W]`, places in `word_starts`; -100 at place 0 and where no loss is wanted.
             labels: `[B, W]`, relations; -100 likewise.
             kwargs: see `SpanBERTModel.forward`.
 
         Raises:
-            ValueError: `columns` are missing, or `heads` come without `labels`.
+            ValueError: `word_starts` are missing, or `heads` come without `labels`.
         """
-        if columns is None:
-            raise ValueError("columns [B, W] are wanted, got None")
+        if word_starts is None:
+            raise ValueError("word_starts [B, W] are wanted, got None")
         if (heads is None) != (labels is None):
             raise ValueError("heads and labels come together")
         hidden = self.bert(input_ids, attention_mask, **kwargs).last_hidden_state
-        index = columns.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[2])
+        index = word_starts.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[2])
         words = self.dropout(hidden.gather(1, index))  # [B, W, H]
         as_dependent, as_head = self._states(self.arc_states, words)
         arcs = self.arc(as_dependent, as_head)[..., 0]
-        arcs = arcs.masked_fill((columns < 0)[:, None, :], -torch.inf)
+        arcs = arcs.masked_fill((word_starts < 0)[:, None, :], -torch.inf)
         of_dependent, of_head = self._states(self.relation_states, words)
         if heads is None or labels is None:
             return DependencyParsingOutput(arcs=arcs, relations=self.relation(of_dependent, of_head))

@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from spanbert_kernels import ops
 from spanbert_kernels.models.configuration import SpanBERTConfig
+from spanbert_kernels.models.renamed import renamed_argument
 from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, SpanModel
 
 RELATION_SIZE = 128
@@ -51,8 +52,8 @@ class SpanBERTForRelations(SpanModel):
         >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         ...                         intermediate_size=16, num_labels=3)
         >>> model = SpanBERTForRelations(config)
-        >>> columns, mentions = torch.tensor([[1, 2, 3]] * 2), torch.tensor([[0, 0, 1], [0, 2, 2], [1, 0, 0]])
-        >>> output = model(torch.randint(30, (2, 5)), columns=columns, mentions=mentions,
+        >>> word_starts, mentions = torch.tensor([[1, 2, 3]] * 2), torch.tensor([[0, 0, 1], [0, 2, 2], [1, 0, 0]])
+        >>> output = model(torch.randint(30, (2, 5)), word_starts=word_starts, mentions=mentions,
         ...                entities=torch.tensor([0, 1, 0]), clusters=torch.tensor([0, 0]))
         >>> output.pairs.tolist(), output.logits.shape
         ([[0, 1], [1, 0]], torch.Size([2, 3]))
@@ -72,11 +73,12 @@ class SpanBERTForRelations(SpanModel):
         if isinstance(module, nn.Embedding) and module in (self.widths, self.counts, self.distances):
             init.normal_(module.weight)  # as large as span vectors, else these are learned by heart first
 
+    @renamed_argument("columns", "word_starts")
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        columns: Tensor | None = None,
+        word_starts: Tensor | None = None,
         mentions: Tensor | None = None,
         entities: Tensor | None = None,
         clusters: Tensor | None = None,
@@ -88,7 +90,7 @@ class SpanBERTForRelations(SpanModel):
         Args:
             input_ids: `[B, L]`, windows of documents.
             attention_mask: `[B, L]`.
-            columns: `[B, W]`, the column of each word's first piece, -1 where there is no word.
+            word_starts: `[B, W]`, the column of each word's first piece, -1 where there is no word.
             mentions: `[M, 3]`: row, first and last word.
             entities: `[M]`, the entity of each mention, 0 .. E - 1.
             clusters: `[E]`, the cluster of each entity.
@@ -96,11 +98,11 @@ class SpanBERTForRelations(SpanModel):
             kwargs: see `SpanBERTModel.forward`.
 
         Raises:
-            ValueError: `columns`, `mentions`, `entities` or `clusters` are missing.
+            ValueError: `word_starts`, `mentions`, `entities` or `clusters` are missing.
         """
-        if columns is None or mentions is None or entities is None or clusters is None:
-            raise ValueError("columns [B, W], mentions [M, 3], entities [M] and clusters [E] are wanted, one is None")
-        words, offsets = self.words(input_ids, attention_mask, columns, **kwargs)  # [T, H]
+        if word_starts is None or mentions is None or entities is None or clusters is None:
+            raise ValueError("word_starts [B, W], mentions [M, 3], entities [M], clusters [E] are wanted, one is None")
+        words, offsets = self.words(input_ids, attention_mask, word_starts, **kwargs)  # [T, H]
         spans = mentions[:, 1:] + offsets[mentions[:, 0]][:, None]
         plan = ops.plan_spans(spans, cu_seqlens=offsets)
         pooled = ops.span_pool(words, plan, PARTS, self.attention(words)[:, 0], self.widths.weight)  # [M, D]

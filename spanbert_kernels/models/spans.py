@@ -14,13 +14,14 @@ from transformers.utils import ModelOutput
 from spanbert_kernels import ops
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
+from spanbert_kernels.models.renamed import renamed_argument
 from spanbert_kernels.ops.choices import Part
 
 PARTS: tuple[Part, ...] = ("start", "end", "attention", "width")
 WIDTH_SIZE = 32
 
 
-def words_of(hidden: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def words_of(hidden: Tensor, word_starts: Tensor) -> tuple[Tensor, Tensor]:
     """The first pieces of all words, packed, `[T, H]`, and where each row's begin and end there, `[B + 1]`.
 
     Example:
@@ -28,9 +29,9 @@ def words_of(hidden: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         >>> words[:, 0].tolist(), offsets.tolist()
         ([0.0, 2.0, 4.0], [0, 2, 3])
     """
-    real = columns >= 0
+    real = word_starts >= 0
     row, _ = real.nonzero().unbind(1)
-    return hidden[row, columns[real]], F.pad(real.sum(1).cumsum(0), (1, 0))
+    return hidden[row, word_starts[real]], F.pad(real.sum(1).cumsum(0), (1, 0))
 
 
 class SpanModel(SpanBERTPreTrainedModel):
@@ -45,16 +46,16 @@ class SpanModel(SpanBERTPreTrainedModel):
         self.widths = nn.Embedding(config.max_span_width, WIDTH_SIZE)
 
     def words(
-        self, input_ids: Tensor, attention_mask: Tensor | None, columns: Tensor | None, **kwargs: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None, word_starts: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """What `words_of` gives, with dropout.
 
         Raises:
-            ValueError: `columns` are missing.
+            ValueError: `word_starts` are missing.
         """
-        if columns is None:
-            raise ValueError("columns [B, W] are wanted, got None")
-        words, offsets = words_of(self.bert(input_ids, attention_mask, **kwargs).last_hidden_state, columns)
+        if word_starts is None:
+            raise ValueError("word_starts [B, W] are wanted, got None")
+        words, offsets = words_of(self.bert(input_ids, attention_mask, **kwargs).last_hidden_state, word_starts)
         return self.dropout(words), offsets
 
     def all_spans(self, offsets: Tensor) -> tuple[ops.SpanPlan, Tensor]:
@@ -99,8 +100,8 @@ class SpanBERTForSpanClassification(SpanModel):
         >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         ...                         intermediate_size=16, num_labels=3, max_span_width=2)
         >>> model = SpanBERTForSpanClassification(config)
-        >>> columns = torch.tensor([[1, 3], [1, -1]])  # of words; -1: no word
-        >>> output = model(torch.randint(30, (2, 5)), columns=columns)
+        >>> word_starts = torch.tensor([[1, 3], [1, -1]])  # of words; -1: no word
+        >>> output = model(torch.randint(30, (2, 5)), word_starts=word_starts)
         >>> output.spans.tolist(), output.logits.shape
         ([[0, 0], [0, 1], [1, 1], [2, 2]], torch.Size([4, 3]))
     """
@@ -112,11 +113,12 @@ class SpanBERTForSpanClassification(SpanModel):
         self.classifier = nn.Linear(size, config.num_labels)
         self.post_init()
 
+    @renamed_argument("columns", "word_starts")
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        columns: Tensor | None = None,
+        word_starts: Tensor | None = None,
         mentions: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
@@ -126,18 +128,18 @@ class SpanBERTForSpanClassification(SpanModel):
         Args:
             input_ids: `[B, L]`.
             attention_mask: `[B, L]`.
-            columns: `[B, W]`, the column of each word's first piece, -1 where there is no word.
+            word_starts: `[B, W]`, the column of each word's first piece, -1 where there is no word.
             mentions: `[M, 3]`: row, first and last word. All other spans have label 0; mentions that are wider than
                 `max_span_width` are passed over.
             labels: `[M]`.
             kwargs: see `SpanBERTModel.forward`.
 
         Raises:
-            ValueError: `columns` are missing, or `mentions` come without `labels`.
+            ValueError: `word_starts` are missing, or `mentions` come without `labels`.
         """
         if (mentions is None) != (labels is None):
             raise ValueError("mentions and labels come together")
-        words, offsets = self.words(input_ids, attention_mask, columns, **kwargs)  # [T, H]
+        words, offsets = self.words(input_ids, attention_mask, word_starts, **kwargs)  # [T, H]
         plan, spans = self.all_spans(offsets)
         inner = ops.span_linear(
             words, plan, PARTS, self.hidden.weight, self.hidden.bias, self.attention(words)[:, 0], self.widths.weight,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
+from typing_extensions import deprecated
 
 from spanbert_kernels.ops import library
 from spanbert_kernels.ops.choices import BACKENDS, Backend
@@ -319,7 +320,7 @@ def operations() -> list[Operation]:
     return [each for _, each in sorted(_operations.items()) if each.summary]
 
 
-def report() -> dict[Backend, dict[str, str | None]]:
+def refusals() -> dict[Backend, dict[str, str | None]]:
     """For every backend and operation: None if it works here, else the reason why not.
 
     Returns:
@@ -327,7 +328,7 @@ def report() -> dict[Backend, dict[str, str | None]]:
         library.
 
     Example:
-        >>> report()["eager"]["span_pool"] is None
+        >>> refusals()["eager"]["span_pool"] is None
         True
     """
     import spanbert_kernels.ops  # noqa: F401  (fills the registry)
@@ -340,3 +341,17 @@ def report() -> dict[Backend, dict[str, str | None]]:
             for name, backends in sorted(_registry.items())
         }
     return table
+
+
+@deprecated("backends.report is called backends.refusals")
+def report() -> dict[Backend, dict[str, str | None]]:
+    """`refusals` by its former name.
+
+    Returns:
+        What `refusals` returns.
+
+    Example:
+        >>> report()["eager"]["span_pool"] is None
+        True
+    """
+    return refusals()

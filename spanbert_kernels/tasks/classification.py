@@ -184,7 +184,7 @@ def _fields(documents: Sequence[LabelledDocument], start: Start, data: Source) -
 
 def _lines(lines: Lines, document: LabelledDocument, found: tuple[str, float]) -> Iterator[str]:
     """A JSON object a document: its label, the label's probability, the text."""
-    yield lines.record(document.path, label=found[0], probability=round(found[1], 4), text=document.text)
+    yield lines.json(document.path, label=found[0], probability=round(found[1], 4), text=document.text)
 
 
 TASK = Task(

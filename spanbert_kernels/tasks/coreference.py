@@ -48,8 +48,8 @@ def encode(document: MarkedDocument, tokenizer: Tokenizer, length: int, shown: W
     number: dict[str, int] = {}
     for row, (first, last) in enumerate(bounds):
         low, high = max(first, begin), max(min(last, end), max(first, begin))
-        ids, columns = encoded(pieces[first:last], tokenizer)
-        windows.append({"input_ids": ids, "columns": columns[low - first : high - first]})
+        ids, word_starts = encoded(pieces[first:last], tokenizer)
+        windows.append({"input_ids": ids, "word_starts": word_starts[low - first : high - first]})
         for mention in dict.fromkeys(document.mentions):
             if low <= mention.first and mention.last < high:
                 mentions.append((row, mention.first - low, mention.last - low))
@@ -140,7 +140,9 @@ def windows_and_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def _without_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    batch = padded([window for example in examples for window in example["windows"]], {"input_ids": 0, "columns": -1})
+    batch = padded(
+        [window for example in examples for window in example["windows"]], {"input_ids": 0, "word_starts": -1}
+    )
     windows = torch.tensor([len(example["windows"]) for example in examples])
     return {**batch, "documents": torch.arange(len(examples)).repeat_interleave(windows)}
 
@@ -236,7 +238,7 @@ def _lines(lines: Lines, document: MarkedDocument, entities: set[Entity]) -> Ite
         [(first, last, " ".join(words[first : last + 1])) for first, last in sorted(entity)] for entity in entities
     ]
     name = {} if lines.alone else {"document": document.name}
-    yield lines.record(document.path, **name, words=words, entities=sorted(listed))
+    yield lines.json(document.path, **name, words=words, entities=sorted(listed))
 
 
 TASK = Task(

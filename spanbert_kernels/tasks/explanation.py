@@ -325,8 +325,8 @@ def _seen_by_words(
     by_document = by_window.new_zeros(len(by_window), int(document_of[-1]) + 1)
     by_document.index_add_(1, torch.from_numpy(document_of), by_window[:, : len(document_of)])
     starts = torch.zeros_like(batch["input_ids"])
-    row, _ = (batch["columns"] >= 0).nonzero().unbind(1)
-    starts[row, batch["columns"][batch["columns"] >= 0]] = 1
+    row, _ = (batch["word_starts"] >= 0).nonzero().unbind(1)
+    starts[row, batch["word_starts"][batch["word_starts"] >= 0]] = 1
     # a token's word is the last that began in its row; special tokens belong to none
     real = batch["attention_mask"] > 0
     word = (starts[real].cumsum(0) - 1).numpy()
@@ -397,5 +397,5 @@ def _word_scores(model: Any, tokenizer: Tokenizer, document: MarkedDocument) -> 
     with _span_attention(model.eval()) as kept:
         for window in nested.windows_of([unmarked(document)], tokenizer, labels, window_length(model)):
             batch = nested.collate([window.example])
-            model(batch["input_ids"], batch["attention_mask"], columns=batch["columns"])
+            model(batch["input_ids"], batch["attention_mask"], word_starts=batch["word_starts"])
     return torch.cat(kept) if kept else torch.empty(0)

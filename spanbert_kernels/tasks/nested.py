@@ -86,11 +86,11 @@ def _example(
     tokenizer: Tokenizer,
     number: dict[str, int],
 ) -> dict[str, Any]:
-    ids, columns = encoded(pieces[first:last], tokenizer)
+    ids, word_starts = encoded(pieces[first:last], tokenizer)
     inside = [m for m in document.mentions if m.first >= first and m.last < last]
     return {
         "input_ids": ids,
-        "columns": columns,
+        "word_starts": word_starts,
         "mentions": np.array([(m.first - first, m.last - first) for m in inside], dtype=np.int64).reshape(-1, 2),
         "labels": np.array([number[m.kind] for m in inside], dtype=np.int64),
     }
@@ -98,14 +98,18 @@ def _example(
 
 def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
     """Span training: the words that begin in the span. For crop "loss" all are encoded, and spans of those scored."""
-    columns, mentions = example["columns"], example["mentions"]
-    kept = np.flatnonzero((columns >= span.start) & (columns < span.stop))
+    word_starts, mentions = example["word_starts"], example["mentions"]
+    kept = np.flatnonzero((word_starts >= span.start) & (word_starts < span.stop))
     first, last = (int(kept[0]), int(kept[-1])) if len(kept) else (0, -1)
     inside = (mentions[:, 0] >= first) & (mentions[:, 1] <= last)
-    shown = {"columns": columns[kept], "mentions": mentions[inside] - first, "labels": example["labels"][inside]}
+    shown = {
+        "word_starts": word_starts[kept],
+        "mentions": mentions[inside] - first,
+        "labels": example["labels"][inside],
+    }
     if crop == "loss":
         return {**example, **shown}
-    return {"input_ids": cut(example["input_ids"], span), **shown, "columns": columns[kept] - span.start + 1}
+    return {"input_ids": cut(example["input_ids"], span), **shown, "word_starts": word_starts[kept] - span.start + 1}
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -118,7 +122,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def _without_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    return padded(examples, {"input_ids": 0, "columns": -1})
+    return padded(examples, {"input_ids": 0, "word_starts": -1})
 
 
 def _examples(
@@ -165,7 +169,7 @@ def find(
         likely = best.indices.nonzero()[:, 0]
         spans, chance = output.spans[likely], best.values[likely]
         kept = likely[ops.prune_spans(spans, chance, len(likely))]
-        offsets = np.cumsum([0, *(len(examples[i]["columns"]) for i in chosen)])
+        offsets = np.cumsum([0, *(len(examples[i]["word_starts"]) for i in chosen)])
         for (first, last), label in zip(output.spans[kept].tolist(), best.indices[kept].tolist(), strict=True):
             row = int(np.searchsorted(offsets, first, side="right")) - 1
             window = windows[chosen[row]]
@@ -206,7 +210,7 @@ def dictionary(train_on: Iterable[MarkedDocument], documents: Sequence[MarkedDoc
 
 def _lines(lines: Lines, document: MarkedDocument, mentions: Found) -> Iterator[str]:
     """A JSON object a document, a line of plain text: its words, and its mentions as [first, last, type]."""
-    yield lines.record(document.path, words=document.words, mentions=sorted(mentions))
+    yield lines.json(document.path, words=document.words, mentions=sorted(mentions))
 
 
 TASK = Task(

@@ -41,13 +41,13 @@ def encode(
     number = {relation: i for i, relation in enumerate(relations)}
     examples = []
     for index, sentence in enumerate(sentences):
-        ids, columns = [tokenizer.cls_token_id], [0]
+        ids, word_starts = [tokenizer.cls_token_id], [0]
         for place, (word, relation) in enumerate(zip(sentence.words, sentence.relations, strict=True)):
             if relation not in number:
                 raise DataFault(
                     sentence.path, sentence.line_of(place), f"word {place + 1} has an unknown relation {relation}"
                 )
-            columns.append(len(ids))
+            word_starts.append(len(ids))
             ids += tokenizer(word, add_special_tokens=False)["input_ids"] or [tokenizer.unk_token_id]
         if len(ids) + 1 > length:
             left_out("sentence", f"longer than {length} tokens")
@@ -57,7 +57,7 @@ def encode(
             {
                 "sentence": index,
                 "input_ids": np.array([*ids, tokenizer.sep_token_id]),
-                "columns": np.array(columns),
+                "word_starts": np.array(word_starts),
                 "heads": np.array([IGNORED, *sentence.heads]),
                 "labels": np.array([IGNORED, *(number[relation] for relation in sentence.relations)]),
             }
@@ -67,16 +67,16 @@ def encode(
 
 def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
     """Span training: words of the span; with crop "input", those whose head lies outside carry no loss."""
-    columns, heads, labels = example["columns"], example["heads"], example["labels"]
-    inside = (columns >= span.start) & (columns < span.stop)
+    word_starts, heads, labels = example["word_starts"], example["heads"], example["labels"]
+    inside = (word_starts >= span.start) & (word_starts < span.stop)
     if crop == "loss":
         return {**example, "heads": np.where(inside, heads, IGNORED), "labels": np.where(inside, labels, IGNORED)}
-    kept = inside | (columns == 0)
+    kept = inside | (word_starts == 0)
     place = np.where(kept, kept.cumsum() - 1, IGNORED)
     heads = np.where(heads >= 0, place[heads.clip(0)], IGNORED)[kept]
     return {
         "input_ids": cut(example["input_ids"], span),
-        "columns": np.where(columns == 0, 0, columns - span.start + 1)[kept],
+        "word_starts": np.where(word_starts == 0, 0, word_starts - span.start + 1)[kept],
         "heads": heads,
         "labels": np.where(heads >= 0, labels[kept], IGNORED),
     }
@@ -84,11 +84,11 @@ def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     """A padded batch: pieces `[B, L]`, words `[B, W]`."""
-    return padded(examples, {"input_ids": 0, "columns": -1, "heads": IGNORED, "labels": IGNORED})
+    return padded(examples, {"input_ids": 0, "word_starts": -1, "heads": IGNORED, "labels": IGNORED})
 
 
 def _without_heads(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    return padded(examples, {"input_ids": 0, "columns": -1})
+    return padded(examples, {"input_ids": 0, "word_starts": -1})
 
 
 def _examples(
@@ -147,7 +147,7 @@ def parse(
     for chosen, output in outputs(model, examples, _without_heads, lambda e: len(e["input_ids"]), backend=backend):
         arcs, best = output.arcs.float().log_softmax(-1).double().numpy(), output.relations.argmax(-1).numpy()
         for row, index in enumerate(chosen):
-            places = len(examples[index]["columns"])
+            places = len(examples[index]["word_starts"])
             heads = best_tree(arcs[row, :places, :places])
             found[examples[index]["sentence"]] = (
                 heads,

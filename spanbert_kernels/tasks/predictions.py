@@ -13,9 +13,9 @@ class Lines:
     """Makes lines of predictions on things that were read from those files.
 
     Example:
-        >>> Lines([Path("a.txt")]).record(Path("a.txt"), label="good")
+        >>> Lines([Path("a.txt")]).json(Path("a.txt"), label="good")
         '{"label": "good"}'
-        >>> Lines([Path("a.txt"), Path("b.txt")]).record(Path("a.txt"), label="good")
+        >>> Lines([Path("a.txt"), Path("b.txt")]).json(Path("a.txt"), label="good")
         '{"file": "a.txt", "label": "good"}'
     """
 
@@ -23,7 +23,7 @@ class Lines:
         found = list(paths)
         self.several, self.alone = len(set(found)) > 1, len(found) == 1
 
-    def record(self, path: Path, **fields: Any) -> str:
+    def json(self, path: Path, **fields: Any) -> str:
         """A JSON object."""
         return json.dumps(({"file": _name(path)} if self.several else {}) | fields, ensure_ascii=False)
 

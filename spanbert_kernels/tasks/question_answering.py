@@ -221,7 +221,7 @@ def whole_text(questions: Sequence[Question]) -> Scores:
 
 def _lines(lines: Lines, question: Question, text: str) -> Iterator[str]:
     """A JSON object a question: its id and the answer."""
-    yield lines.record(question.path, id=question.id, answer=text)
+    yield lines.json(question.path, id=question.id, answer=text)
 
 
 TASK = Task(

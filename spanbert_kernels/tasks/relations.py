@@ -265,7 +265,7 @@ def _lines(lines: Lines, cluster: RelatedCluster, found: dict[Related, float]) -
     """A JSON object a relation of entities that `documents.conll` in a folder marks: entities, name, probability."""
     for (first, second, kind), chance in sorted(found.items()):
         path = cluster.documents[0].path
-        yield lines.record(path, first=first, second=second, relation=kind, probability=chance)
+        yield lines.json(path, first=first, second=second, relation=kind, probability=chance)
 
 
 TASK = Task(

@@ -42,6 +42,6 @@ TASK = generation.Writing(
     ),
     score=score,
     baseline=lambda train_on, pairs, found: lead(pairs),
-    lines=lambda lines, pair, text: [lines.record(pair.path, summary=text)],
+    lines=lambda lines, pair, text: [lines.json(pair.path, summary=text)],
     label_smoothing=LABEL_SMOOTHING,
 )

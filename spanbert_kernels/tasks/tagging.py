@@ -60,10 +60,10 @@ def windows_of(
         pieces = pieces_of(sentence.words, tokenizer, length - 2)
         sizes = [len(own) for own in pieces]
         for first, last in cut(sentence.words, sizes, length - 2, ends=()):
-            ids, columns = encoded(pieces[first:last], tokenizer)
+            ids, word_starts = encoded(pieces[first:last], tokenizer)
             of_token, own = np.full(len(ids), -1), np.full(len(ids), IGNORED)
             of_token[1:-1] = np.repeat(np.arange(first, last), sizes[first:last])
-            own[columns] = [number[label] for label in sentence.labels[first:last]]
+            own[word_starts] = [number[label] for label in sentence.labels[first:last]]
             found.append(SentenceWindow(index, of_token, {"input_ids": ids, "labels": own}))
     return found
 

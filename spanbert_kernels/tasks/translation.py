@@ -41,5 +41,5 @@ TASK = generation.Writing(
     ),
     score=score,
     baseline=lambda train_on, pairs, found: copied(pairs),
-    lines=lambda lines, pair, text: [lines.record(pair.path, translation=text)],
+    lines=lambda lines, pair, text: [lines.json(pair.path, translation=text)],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from spanbert_kernels.data.conll_coref import Mention
 from spanbert_kernels.data.corefud import read_entities
-from spanbert_kernels.data.counts import recording
+from spanbert_kernels.data.counts import tallying
 from spanbert_kernels.data.entities import read_marked, read_nested
 from spanbert_kernels.data.faults import DataFault
 
@@ -71,9 +71,9 @@ def test_what_has_no_words_is_left_out_and_counted(tmp_path: Path) -> None:
         ("3", "zu", "Entity=e4)"),
         ("4", "der", "Entity=(e1[2/2]-person-1-)"),
     )
-    with recording() as record:
+    with tallying() as tally:
         assert read(tmp_path, text) == [("a", ("He", "left", "zu", "der"), (Mention(2, 2, "person", "e4"),))]
-    left = record.counts["Data"].left
+    left = tally.counts["Data"].left
     assert left == {("part", "of a discontinuous mention"): 2, ("mention", "of an empty node alone"): 1}
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from spanbert_kernels.data.counts import Counts, counting, cut, left_out, recording, say, took
+from spanbert_kernels.data.counts import Counts, counting, cut, left_out, say, tallying, took
 
 
 def test_lines() -> None:
     heard: list[str] = []
-    with recording(heard.append):
+    with tallying(heard.append):
         with counting("Training data"):
             took("document", 1_000)
             took("entity", 1)
@@ -29,7 +29,7 @@ def test_lines() -> None:
 
 def test_nothing_is_said_of_nothing() -> None:
     heard: list[str] = []
-    with recording(heard.append), counting("Test data"):
+    with tallying(heard.append), counting("Test data"):
         left_out("mention", "twice", 0)
     took("mention")  # nobody listens
     assert heard == []
@@ -39,7 +39,7 @@ def test_nothing_is_said_of_nothing() -> None:
 def test_numbers_reach_the_end_of_a_command_that_fails() -> None:
     heard: list[str] = []
     try:
-        with recording(heard.append):
+        with tallying(heard.append):
             left_out("sentence", "too long")
             raise ValueError
     except ValueError:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from spanbert_kernels.data.columns import Row, word_column
+from spanbert_kernels.data.columns import ColumnRow, word_column
 from spanbert_kernels.data.documents import (
     NotADocument,
     Reader,
@@ -163,7 +163,7 @@ def test_columns_without_marks_are_cut_every_ten_sentences() -> None:
     ],
 )
 def test_the_word_column_neither_counts_nor_repeats(rows: list[list[str]], column: int) -> None:
-    assert word_column([Row(1, tuple(cells)) for cells in rows]) == column
+    assert word_column([ColumnRow(1, tuple(cells)) for cells in rows]) == column
 
 
 def test_no_column_of_words() -> None:

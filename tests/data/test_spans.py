@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spanbert_kernels.data.counts import recording
+from spanbert_kernels.data.counts import tallying
 from spanbert_kernels.data.entities import read_marked, read_nested, read_tagged
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.spans import read_spans
@@ -61,10 +61,10 @@ def test_words_of_a_text_without_tokens(tmp_path: Path) -> None:
 
 
 def test_a_span_inside_a_word_is_left_out_and_counted(tmp_path: Path) -> None:
-    with recording() as record:
+    with tallying() as tally:
         (document,) = read_spans(written(tmp_path, {"text": TEXT, "entities": [[0, 3, "x"], [0, 4, "y"]]}))
     assert [(m.first, m.last, m.kind) for m in document.mentions] == [(0, 0, "y")]
-    assert record.counts["Data"].left == {("mention", "begins or ends inside a word"): 1}
+    assert tally.counts["Data"].left == {("mention", "begins or ends inside a word"): 1}
 
 
 @pytest.mark.parametrize(

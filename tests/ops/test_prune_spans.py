@@ -265,8 +265,8 @@ def test_without_the_host_module(monkeypatch: pytest.MonkeyPatch) -> None:
         assert prune_spans(spans, scores, 1).tolist() == [0]
     with pytest.raises(BackendUnavailable, match="the host module was not built: why"):
         prune_spans(spans, scores, 1, backend="cpu")
-    assert backends.report()["cpu"]["prune_spans"] == "the host module was not built: why"
-    assert backends.report()["cpu"]["packed_linear"] != "the host module was not built: why"
+    assert backends.refusals()["cpu"]["prune_spans"] == "the host module was not built: why"
+    assert backends.refusals()["cpu"]["packed_linear"] != "the host module was not built: why"
     backends._warn_once.cache_clear()
 
 

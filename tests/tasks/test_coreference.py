@@ -83,7 +83,7 @@ def test_windows() -> None:
     assert batch["mentions"][3:].tolist() == [[3, 0, 0], [3, 3, 3], [3, 6, 8], [3, 2, 3]]
     assert len(set(batch["entities"].tolist())) == 2 + 3
     part = coreference.encode(long, tokenizer, 5, (4, 8))
-    assert [len(window["columns"]) for window in part["windows"]] == [0, 2, 2]
+    assert [len(window["word_starts"]) for window in part["windows"]] == [0, 2, 2]
     assert [len(window["input_ids"]) for window in part["windows"]] == [5, 5, 5]
     assert part["mentions"].tolist() == []
 
@@ -97,11 +97,11 @@ def test_span_training() -> None:
         for epoch in range(40):
             data.set_epoch(epoch)
             example = data[0]
-            columns = example["windows"][0]["columns"]
-            assert len(columns) == 8
+            word_starts = example["windows"][0]["word_starts"]
+            assert len(word_starts) == 8
             assert all(last < 8 for _, _, last in example["mentions"])
             assert len(example["windows"][0]["input_ids"]) == (10 if crop == "input" else len(told.words) + 2)
-            seen.add((int(columns[0]), tuple(example["windows"][0]["input_ids"].tolist())))
+            seen.add((int(word_starts[0]), tuple(example["windows"][0]["input_ids"].tolist())))
         assert len(seen) > 3
     assert coreference.Documents([told], tokenizer, 64, SpanTraining(800), 0)[0]["mentions"].shape == (6, 3)
 
@@ -115,16 +115,16 @@ def model_of(**fields: Any) -> SpanBERTForCoreference:
 def test_the_loss_is_its_definition() -> None:
     model = model_of(max_antecedents=3, kept_spans_share=0.8)
     torch.nn.init.normal_(model.mention_hidden.weight)
-    ids, columns = torch.randint(30, (2, 7)), torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, -1, -1]])
+    ids, word_starts = torch.randint(30, (2, 7)), torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, -1, -1]])
     mentions = torch.tensor([[0, 0, 0], [0, 2, 3], [1, 0, 1], [1, 2, 2], [0, 0, 4]])
     entities = torch.tensor([0, 1, 0, 1, 0])
-    output = model(ids, columns=columns, mentions=mentions, entities=entities)
+    output = model(ids, word_starts=word_starts, mentions=mentions, entities=entities)
     gold = {(0, 0): 0, (2, 3): 1, (5, 6): 0, (7, 7): 1}
     spans = [(a, b) for row in ((0, 5), (5, 8)) for a in range(*row) for b in range(a, min(a + 3, row[1]))]
-    plan = model(ids, columns=columns)
+    plan = model(ids, word_starts=word_starts)
     kept = [tuple(span) for span in plan.spans.tolist()]
     assert len(kept) == 7
-    earlier, scores = recorded(model, ids, columns)
+    earlier, scores = recorded(model, ids, word_starts)
     total = 0.0
     for i, span in enumerate(kept):
         own = [s.exp().item() for s in scores[i]]
@@ -133,7 +133,7 @@ def test_the_loss_is_its_definition() -> None:
             if value > 0 and span in gold and gold.get(kept[j]) == gold[span]
         ]  # fmt: skip
         total -= torch.tensor((sum(right) or 1.0) / (1.0 + sum(own))).log().item()
-    all_scores = mention_scores(model, ids, columns)
+    all_scores = mention_scores(model, ids, word_starts)
     wanted = torch.tensor([float(span in gold) for span in spans])
     found = torch.nn.functional.binary_cross_entropy_with_logits(all_scores, wanted, reduction="sum").item() / 8
     assert output.loss.item() == pytest.approx(found + total / 7, rel=1e-4)
@@ -145,12 +145,12 @@ def recorded(model: SpanBERTForCoreference, *inputs: torch.Tensor) -> Any:
     original = model._antecedents
     model._antecedents = lambda *args: kept.append(original(*args)) or kept[-1]  # type: ignore[method-assign,func-returns-value]
     with torch.no_grad():
-        model(inputs[0], columns=inputs[1])
+        model(inputs[0], word_starts=inputs[1])
     del model._antecedents
     return kept[0]
 
 
-def mention_scores(model: SpanBERTForCoreference, ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def mention_scores(model: SpanBERTForCoreference, ids: torch.Tensor, word_starts: torch.Tensor) -> torch.Tensor:
     """Of all spans in their order: those that are kept when all are."""
     share = model.config.kept_spans_share
     model.config.kept_spans_share = 100.0
@@ -160,7 +160,7 @@ def mention_scores(model: SpanBERTForCoreference, ids: torch.Tensor, columns: to
         pruned = ops.prune_spans
         ops.prune_spans = lambda spans, *_, **__: torch.arange(len(spans))
         try:
-            return model(ids, columns=columns).scores
+            return model(ids, word_starts=word_starts).scores
         finally:
             ops.prune_spans = pruned
             model.config.kept_spans_share = share
@@ -169,10 +169,10 @@ def mention_scores(model: SpanBERTForCoreference, ids: torch.Tensor, columns: to
 def test_antecedents_stay_in_their_document() -> None:
     model = model_of(kept_spans_share=1.0)
     torch.nn.init.constant_(model.mention_score.bias, 9.0)  # every link pays
-    ids, columns = torch.randint(30, (3, 5)), torch.tensor([[1, 2, 3]] * 3)
-    together = model(ids, columns=columns)
-    apart = model(ids, columns=columns, documents=torch.tensor([0, 0, 1]))
-    alone = model(ids[2:], columns=columns[2:])
+    ids, word_starts = torch.randint(30, (3, 5)), torch.tensor([[1, 2, 3]] * 3)
+    together = model(ids, word_starts=word_starts)
+    apart = model(ids, word_starts=word_starts, documents=torch.tensor([0, 0, 1]))
+    alone = model(ids[2:], word_starts=word_starts[2:])
     last = apart.spans[:, 0] >= 6
     first = int(last.nonzero()[0])
     assert (together.antecedents[first:] >= 0).all()
@@ -185,10 +185,12 @@ def test_antecedents_stay_in_their_document() -> None:
 
 def test_bad_input(tmp_path: Path) -> None:
     model = model_of()
-    with pytest.raises(ValueError, match="columns"):
+    with pytest.raises(ValueError, match="word_starts"):
         model(torch.ones(1, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="come together"):
-        model(torch.ones(1, 3, dtype=torch.long), columns=torch.ones(1, 1, dtype=torch.long), entities=torch.ones(1))
+        model(
+            torch.ones(1, 3, dtype=torch.long), word_starts=torch.ones(1, 1, dtype=torch.long), entities=torch.ones(1)
+        )
     with pytest.raises(ValueError, match="there is no document"):
         coreference.train(model, None, [], TrainingOptions(tmp_path))  # type: ignore[arg-type]
 

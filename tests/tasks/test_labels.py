@@ -19,7 +19,7 @@ from spanbert_kernels import (
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
 from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.conllu import ParsedSentence
-from spanbert_kernels.data.counts import TEST, recording
+from spanbert_kernels.data.counts import TEST, tallying
 from spanbert_kernels.data.faults import DataWarning
 from spanbert_kernels.data.labelled import LabelledDocument
 from spanbert_kernels.tasks import nested, parsing, relations, tagging
@@ -102,13 +102,13 @@ def relater(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_relations_of_the_test_data_alone_and_none(tmp_path: Path, relater: Path) -> None:
     """One that is called none is an annotated negative: no relation, and no miss."""
     data = related(tmp_path / "data", "2\t1\tnone\n1\t2\tknows\n1\t2\tknows\n")
-    with pytest.warns(DataWarning) as heard, recording() as record:
+    with pytest.warns(DataWarning) as heard, tallying() as tally:
         scores = relations.TASK.evaluate(relater, data, "auto")
     known = "relations.tsv, line 2: the model does not know knows, only met: 1 label is missed"
     assert [str(each.message).rsplit("/", 1)[-1] for each in heard] == [known]
     assert scores["recall"] == 0.0
-    assert record.counts[TEST].taken["relation"] == 1
-    assert +record.counts[TEST].left == {("relation", "called none"): 1, ("relation", "twice"): 1}
+    assert tally.counts[TEST].taken["relation"] == 1
+    assert +tally.counts[TEST].left == {("relation", "called none"): 1, ("relation", "twice"): 1}
     (cluster,) = relations.read_related(data)
     assert relations.labels_of_clusters([cluster]) == ["none", "knows"]
 

@@ -93,10 +93,10 @@ def test_windows_end_with_sentences_and_know_their_mentions(tmp_path: Path) -> N
     for window in windows:
         example = window.example
         assert len(example["input_ids"]) <= 40
-        assert document.words[window.first + len(example["columns"]) - 1] == "."
+        assert document.words[window.first + len(example["word_starts"]) - 1] == "."
         pieces = tokenizer.convert_ids_to_tokens(example["input_ids"].tolist())
-        assert [pieces[c][0] for c in example["columns"]] == [
-            word[0] for word in document.words[window.first : window.first + len(example["columns"])]
+        assert [pieces[c][0] for c in example["word_starts"]] == [
+            word[0] for word in document.words[window.first : window.first + len(example["word_starts"])]
         ]
         for (first, last), label in zip(example["mentions"].tolist(), example["labels"].tolist(), strict=True):
             found.add((first + window.first, last + window.first, LABELS[label]))
@@ -108,12 +108,12 @@ def test_span_training(tmp_path: Path, crop: str) -> None:
     document = read(tmp_path, file_of(1))[0]
     (window,) = nested.windows_of([document], tokenizer_for([document]), LABELS, 40)
     whole = window.example
-    span = slice(int(whole["columns"][3]), int(whole["columns"][6]))  # Paris met Anna
+    span = slice(int(whole["word_starts"][3]), int(whole["word_starts"][6]))  # Paris met Anna
     shown = nested.show(whole, span, crop)
     assert shown["mentions"].tolist() == [[0, 0], [2, 2]]
     assert shown["labels"].tolist() == [2, 1]
-    ids = shown["input_ids"][shown["columns"]]
-    np.testing.assert_array_equal(ids, whole["input_ids"][whole["columns"][3:6]])
+    ids = shown["input_ids"][shown["word_starts"]]
+    np.testing.assert_array_equal(ids, whole["input_ids"][whole["word_starts"][3:6]])
     assert len(shown["input_ids"]) == (len(whole["input_ids"]) if crop == "loss" else span.stop - span.start + 2)
 
 
@@ -167,9 +167,9 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(DataFault, match=r"marked.conll, line 5: unknown type 'place'; the model has person"):
         nested.windows_of(documents, tokenizer, ["none", "person"], 40)
     model = Start(size="tiny").build(SpanBERTForSpanClassification, tokenizer, 0)
-    with pytest.raises(ValueError, match="columns"):
+    with pytest.raises(ValueError, match="word_starts"):
         model(torch.zeros(1, 4, dtype=torch.long))
     with pytest.raises(ValueError, match="mentions and labels come together"):
-        model(torch.zeros(1, 4, dtype=torch.long), columns=torch.zeros(1, 1).long(), labels=torch.zeros(1))
+        model(torch.zeros(1, 4, dtype=torch.long), word_starts=torch.zeros(1, 1).long(), labels=torch.zeros(1))
     with pytest.raises(ValueError, match="there is no document"):
         nested.train(model, tokenizer, [], TrainingOptions(tmp_path))

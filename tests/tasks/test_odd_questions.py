@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spanbert_kernels import SpanBERTForQuestionAnswering
-from spanbert_kernels.data.counts import recording
+from spanbert_kernels.data.counts import tallying
 from spanbert_kernels.data.squad import Question, read_questions
 from spanbert_kernels.tasks import question_answering
 from spanbert_kernels.tasks.start import Start
@@ -47,10 +47,10 @@ def test_windows_and_answers(positions: int, text: str) -> None:
 def test_long_questions_are_cut_and_counted(positions: int, cut: int) -> None:
     """To half of what a window holds; the others as they are."""
     asked = [Question(name, question, "a", (), Path("f")) for name, question in QUESTIONS.items()]
-    with recording() as record:
+    with tallying() as tally:
         windows = question_answering.windows_of(asked, TOKENIZER, positions)
     most = (positions - 3) // 2
-    found = record.counts["Data"].cut if cut else {}
+    found = tally.counts["Data"].cut if cut else {}
     assert found == ({("question", f"to its first {most} tokens"): cut} if cut else {})
     sizes = [window.example["first"] - 2 for window in windows]
     assert sizes == [0, 0, 0, 1, min(60, most), min(600, most)]

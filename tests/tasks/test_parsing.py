@@ -101,15 +101,15 @@ def example(tmp_path: Path) -> tuple[dict[str, Any], Any]:
 def test_examples_and_span_training(tmp_path: Path) -> None:
     whole, tokenizer = example(tmp_path)
     pieces = tokenizer.convert_ids_to_tokens(whole["input_ids"].tolist())
-    assert [pieces[c] for c in whole["columns"]] == ["[CLS]", *SENTENCE.split()]
-    first, last = int(whole["columns"][2]), int(whole["columns"][6])
+    assert [pieces[c] for c in whole["word_starts"]] == ["[CLS]", *SENTENCE.split()]
+    first, last = int(whole["word_starts"][2]), int(whole["word_starts"][6])
     span = slice(first, last)  # captain of the ferry
     loss = parsing.show(whole, span, "loss")
     np.testing.assert_array_equal(loss["input_ids"], whole["input_ids"])
     assert loss["heads"].tolist() == [-100, -100, 6, 5, 5, 2, -100, -100, -100, -100]
     cut = parsing.show(whole, span, "input")
     pieces = tokenizer.convert_ids_to_tokens(cut["input_ids"].tolist())
-    assert [pieces[c] for c in cut["columns"]] == ["[CLS]", "captain", "of", "the", "ferry"]
+    assert [pieces[c] for c in cut["word_starts"]] == ["[CLS]", "captain", "of", "the", "ferry"]
     assert cut["heads"].tolist() == [-100, -100, 4, 4, 1]
     assert (cut["labels"] >= 0).tolist() == [False, False, True, True, True]
 
@@ -154,9 +154,9 @@ def test_bad_input(tmp_path: Path) -> None:
         parsing.encode(sentences, tokenizer, ["nsubj"], 64)
     assert parsing.encode(sentences, tokenizer, sorted({r for s in sentences for r in s.relations}), 7) == []
     model = Start(size="tiny").build(SpanBERTForDependencyParsing, tokenizer, 0)
-    with pytest.raises(ValueError, match="columns"):
+    with pytest.raises(ValueError, match="word_starts"):
         model(torch.zeros(1, 4, dtype=torch.long))
     with pytest.raises(ValueError, match="heads and labels come together"):
-        model(torch.zeros(1, 4, dtype=torch.long), columns=torch.zeros(1, 1), heads=torch.zeros(1, 1))
+        model(torch.zeros(1, 4, dtype=torch.long), word_starts=torch.zeros(1, 1), heads=torch.zeros(1, 1))
     with pytest.raises(ValueError, match="there is no sentence"):
         parsing.train(model, tokenizer, [], TrainingOptions(tmp_path))

@@ -86,7 +86,7 @@ def test_the_loss_is_its_definition() -> None:
     model = SpanBERTForRelations(SpanBERTConfig(vocab_size=30, max_span_width=3, num_labels=3, **shape)).eval()
     inputs = {
         "input_ids": torch.randint(30, (2, 5)),
-        "columns": torch.tensor([[1, 2, 3]] * 2),
+        "word_starts": torch.tensor([[1, 2, 3]] * 2),
         "mentions": torch.tensor([[0, 0, 1], [0, 2, 2], [1, 0, 0], [1, 2, 2]]),
     }
     entities, clusters = torch.tensor([0, 1, 0, 2]), torch.tensor([0, 0, 1])
@@ -122,7 +122,7 @@ def test_a_new_model_holds_relations_unlikely_and_is_loaded_as_it_was(tmp_path: 
     model.save_pretrained(tmp_path)
     again = SpanBERTForRelations.from_pretrained(tmp_path)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
-    inputs = {"columns": torch.tensor([[1, 2]]), "mentions": torch.tensor([[0, 0, 0], [0, 1, 1]])}
+    inputs = {"word_starts": torch.tensor([[1, 2]]), "mentions": torch.tensor([[0, 0, 0], [0, 1, 1]])}
     ids = torch.tensor([[2, 5, 6, 3]])
     with torch.no_grad():
         logits = model(ids, **inputs, entities=torch.tensor([0, 1]), clusters=torch.tensor([0, 0])).logits

@@ -25,7 +25,7 @@ from spanbert_kernels.cli.explain import _explained
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
 from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.conllu import ParsedSentence
-from spanbert_kernels.data.counts import TEST, TRAINING, Counts, recording
+from spanbert_kernels.data.counts import TEST, TRAINING, Counts, tallying
 from spanbert_kernels.data.labelled import LabelledDocument
 from spanbert_kernels.data.squad import Question
 from spanbert_kernels.tasks.generation import Collator, Generator, Pair, count_pairs, encode, loss
@@ -188,10 +188,10 @@ def model_of(kind: Any, labels: list[str]) -> Any:
 
 
 def counted(run: Callable[[], Any], name: str) -> Counts:
-    with recording() as record:
+    with tallying() as tally:
         run()
-    assert list(record.counts) == [name]
-    return record.counts[name]
+    assert list(tally.counts) == [name]
+    return tally.counts[name]
 
 
 @pytest.mark.parametrize(("task", "kind", "labels", "data", "taken", "cut", "left"), CASES, ids=[c[0] for c in CASES])
@@ -295,7 +295,7 @@ def test_predictions(
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     heard: list[str] = []
-    with recording(heard.append):
+    with tallying(heard.append):
         lines = list(load(task).predict(untrained(kind), path.parent if task == "relations" else path, "auto"))
     assert lines
     (line,) = heard
@@ -307,7 +307,7 @@ def test_an_explanation(tmp_path: Path, untrained: Callable[[Any], Path]) -> Non
     path = tmp_path / "a.txt"
     path.write_text(f"a\n{'b ' * 20}\n")
     heard: list[str] = []
-    with recording(heard.append):
+    with tallying(heard.append):
         _explained("classification", untrained(SpanBERTForSequenceClassification), [path])
     assert heard == ["Data: took 2 documents; cut 1 document (to its first 14 tokens)"]
     path.write_text("")
@@ -324,16 +324,16 @@ def test_texts_and_targets(tmp_path: Path) -> None:
     generator = Generator.build(Start(model=str(tmp_path)), TOKENIZER, TOKENIZER, 0, pairs)
     assert generator.model.encoder.config.window_length == POSITIONS
     assert Collator.of(generator).windows(encode(pairs, generator)[0]["tokens"])[1].sum() == 40 + 2 * 3
-    with recording() as record:
+    with tallying() as tally:
         count_pairs(pairs, generator)
         assert loss(generator, pairs) > 0.0
-    found = record.counts["Data"]
+    found = tally.counts["Data"]
     assert (found.taken, found.cut) == ({"text": 2}, {("target", "to its first 127 tokens"): 1})
 
 
 def test_pretraining() -> None:
-    with recording() as record:
+    with tallying() as tally:
         blocks_of(["a b . c a", "\u200b\x01", "b"], TOKENIZER, 5)
-    found = record.counts["Data"]
+    found = tally.counts["Data"]
     assert found.taken == {"document": 2, "block": 3}
     assert found.left == {("document", "without a token"): 1}

@@ -61,7 +61,7 @@ def backends() -> None:
     with ops.backends.use("eager"), ops.backends.record() as calls:
         assert_type(calls, list[tuple[str, Backend]])
     assert_type(ops.backends.refusal("cpu", "cpu", torch.float32), str | None)
-    assert_type(ops.backends.report(), dict[Backend, dict[str, str | None]])
+    assert_type(ops.backends.refusals(), dict[Backend, dict[str, str | None]])
 
 
 def modules(hidden: Tensor, cu_seqlens: Tensor, clusters: Tensor, role: Role, asked: bool) -> None:

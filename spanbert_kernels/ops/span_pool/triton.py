@@ -30,7 +30,7 @@ from spanbert_kernels.ops.span_pool.triton_backward import (
     max_backward,
     table_backward,
 )
-from spanbert_kernels.ops.span_pool.triton_forward import PartColumns, Results, Table, banded_forward, walk_forward
+from spanbert_kernels.ops.span_pool.triton_forward import Outputs, PartColumns, Table, banded_forward, walk_forward
 from spanbert_kernels.ops.triton_arguments import Options, Spans, Tiling, contiguous, matrix, on, spans_of
 
 INTERPRETED = library.interpreted()
@@ -110,7 +110,7 @@ def forward(hidden: Tensor, work: SpanWork, inputs: PoolInputs, keep: bool) -> t
         "spans": spans if enumerated else Spans(*spans[:3], None, None),
         "scores": contiguous(scores),
         "table": None if table is None else Table(table.contiguous(), contiguous(inputs.width_index)),
-        "results": Results(output, output.shape[1], argmax if argmax.numel() else None, lse if lse.numel() else None),
+        "results": Outputs(output, output.shape[1], argmax if argmax.numel() else None, lse if lse.numel() else None),
         "tokens": tokens,
         "num_spans": num_spans,
         "columns": columns,

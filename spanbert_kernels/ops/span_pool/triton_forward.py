@@ -41,7 +41,7 @@ class PartColumns(NamedTuple):
     width: int | None
 
 
-class Results(NamedTuple):
+class Outputs(NamedTuple):
     """What the forward writes.
 
     Attributes:
