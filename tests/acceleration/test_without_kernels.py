@@ -99,7 +99,7 @@ def test_the_report_says_what_is_missing_and_what_that_costs(monkeypatch: pytest
     monkeypatch.setitem(ops.backends._LOADERS, "cpu", lambda: REASON)
     assert report.missing is not None
     assert report.missing.startswith(f"no compiled attention for float32 on cpu (cpu: {REASON}): PyTorch's own takes")
-    assert "up to 1.8 times as long" in report.missing
+    assert report.missing.endswith("batches with much padding take longer than with it")
     assert str(report) == f"accelerated: BertModel, 2 layers\nmissing: {report.missing}"
 
 
