@@ -21,6 +21,7 @@ beneath them (`make sanitize`); CXX names the compiler, _PYTHON_HOST_PLATFORM th
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shlex
@@ -78,6 +79,42 @@ BINDINGS = [each for each in sources("csrc/*/*.cpp") if each not in {*KERNELS, *
 # The first fault ends the process. Typeinfo of PyTorch's classes is hidden, so `vptr` cannot be checked.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
 SANITIZERS += ["-fno-omit-frame-pointer", "-g1", "-O1"]
+
+
+def declared_schemas() -> dict[str, str]:
+    """The raw operators' schemas by name, read without PyTorch: what `schema` of ops/operators.py makes of them."""
+    paths = sorted((ROOT / "spanbert_kernels" / "ops").rglob("*.py"))
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    assigned = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in nodes if isinstance(node, ast.Assign)}
+    fields = {
+        node.name: [
+            (ast.unparse(each.target), ast.unparse(each.annotation)) for each in node.body if hasattr(each, "target")
+        ]
+        for node in nodes
+        if isinstance(node, ast.ClassDef) and "NamedTuple" in map(ast.unparse, node.bases)
+    }
+    [table] = [node.value for node in nodes if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TYPES"]
+    types = {ast.unparse(kind): ast.literal_eval(name) for kind, name in zip(table.keys, table.values, strict=True)}
+
+    def arguments(name: str, kind: str) -> list[str]:
+        if kind in fields:
+            return [text for field in fields[kind] for text in arguments(*field)]
+        return [f"{types.get(kind, kind)} {name}"]
+
+    def result(kind: str) -> str:
+        kind = assigned.get(kind, kind)
+        if kind.startswith("tuple["):
+            return f"({', '.join(map(result, kind[len('tuple[') : -1].split(', ')))})"
+        return types.get(kind, kind)
+
+    schemas = {}
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef) and any(
+            ast.unparse(each).startswith("raw(") for each in node.decorator_list
+        ):
+            taken = [text for each in node.args.args for text in arguments(each.arg, ast.unparse(each.annotation))]
+            schemas[node.name] = f"({', '.join(taken)}) -> {result(ast.unparse(node.returns))}"
+    return schemas
 
 
 def find_torch() -> Path:
@@ -147,7 +184,7 @@ def switched(value: str, *names: str) -> str | None:
 
 
 class BuildLibraries(build_ext):
-    """Builds what can be built, and records beside it what was built and why the rest was not."""
+    """Builds what can be built, and records beside it what was built, of which schemas, and why the rest was not."""
 
     def initialize_options(self) -> None:
         super().initialize_options()
@@ -157,13 +194,15 @@ class BuildLibraries(build_ext):
         package = ROOT / "spanbert_kernels" if self.editable_mode else Path(self.build_lib) / "spanbert_kernels"
         folder = package / "_lib"
         folder.mkdir(parents=True, exist_ok=True)
+        schemas = declared_schemas()
         try:
             self.attempt("cpu", "CPU extension", folder / "libspanbert_kernels_cpu.so", self.build_cpu)
             self.attempt("cuda", "CUDA extension", folder / "libspanbert_kernels_cuda.so", self.build_cuda)
             module = folder / f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
             self.attempt("host", "host module", module, self.build_host)
         finally:
-            (folder / "build_info.json").write_text(json.dumps(self.built, indent=2) + "\n")
+            info = {**self.built, "schemas": schemas}
+            (folder / "build_info.json").write_text(json.dumps(info, indent=2) + "\n")
 
     def attempt(self, part: str, title: str, library: Path, build: Callable[[Path], dict[str, Any]]) -> None:
         """Build a part unless it is switched off; where that fails it is left out, or ends all if it was asked for."""

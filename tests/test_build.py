@@ -16,7 +16,7 @@ import children
 import pytest
 from setuptools import Distribution
 
-from spanbert_kernels.ops import library
+from spanbert_kernels.ops import library, operators
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = library.FOLDER / "libspanbert_kernels_cpu.so"
@@ -41,6 +41,12 @@ def unstable(symbols: list[str]) -> list[str]:
 def test_what_was_built_loads() -> None:
     assert library.load_cpu() is None
     assert library.cpu_isa() in library.build_info()["cpu"]
+
+
+def test_schemas_are_read_from_the_sources_as_the_operators_declare_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    read = runpy.run_path(str(ROOT / "setup.py"))["declared_schemas"]()
+    assert read == {name: operator.schema for name, operator in operators.REGISTERED.items()}
 
 
 @needs_library

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "_lib"
 
 
 def build_info() -> dict[str, Any]:
-    """What the installation built (`cpu`: the instruction sets, or None with `reason`)."""
+    """What the installation built (`cpu`: the instruction sets, or None with `reason`), and of which `schemas`."""
     path = FOLDER / "build_info.json"
     if not path.is_file():
         return {
@@ -30,13 +30,13 @@ def build_info() -> dict[str, Any]:
 @functools.cache
 def load_cpu() -> str | None:
     """Load the CPU library once. Returns None when it works, else the reason why not."""
-    return _load("libspanbert_kernels_cpu.so", build_info().get("reason"))
+    return _load("cpu", build_info().get("reason"))
 
 
 @functools.cache
 def load_cuda() -> str | None:
     """Load the CUDA library once, for the GPU at hand. Returns None when it works, else the reason why not."""
-    reason = _load("libspanbert_kernels_cuda.so", build_info().get("cuda_reason"))
+    reason = _load("cuda", build_info().get("cuda_reason"))
     if reason is not None:
         return reason
     if not torch.cuda.is_available():
@@ -80,10 +80,24 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _load(name: str, not_built: str | None) -> str | None:
-    path = FOLDER / name
+def _of_another_version(backend: str) -> str | None:
+    """Why the compiled kernels are not those of the raw operators: given other arguments they would end the process."""
+    import spanbert_kernels.ops  # noqa: F401  (declares all of them)
+    from spanbert_kernels.ops.operators import REGISTERED
+
+    built = build_info().get("schemas", {})
+    for name, operator in sorted(REGISTERED.items()):
+        if backend in operator.backends and built.get(name) != operator.schema:
+            return f"the compiled kernels are of another version of the package ({name} differs): install it again"
+    return None
+
+
+def _load(backend: str, not_built: str | None) -> str | None:
+    path = FOLDER / f"libspanbert_kernels_{backend}.so"
     if not path.is_file():
         return f"the compiled extension was not built: {not_built or 'no reason recorded'}"
+    if (reason := _of_another_version(backend)) is not None:
+        return reason
     try:
         torch.ops.load_library(str(path))
     except OSError as error:

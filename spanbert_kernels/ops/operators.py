@@ -89,13 +89,13 @@ class RawOperator:
 
     def __init__(self, fake: Callable[..., Any], operation: Operation) -> None:
         functools.update_wrapper(self, fake)
-        self.name = fake.__name__
+        self.name, self.backends, self.schema = fake.__name__, operation.backends, schema(fake)
         REGISTERED[self.name] = self
         hints = typing.get_type_hints(fake)
         self.kinds = [kind if hasattr(kind, "_fields") else None for kind in map(hints.get, _parameters(fake))]
         suffixes = {"_triton" if backend == "triton" else "" for backend in operation.backends if backend != "eager"}
         for suffix in sorted(suffixes):
-            torch.library.define(f"spanbert_kernels::{self.name}{suffix}", schema(fake))
+            torch.library.define(f"spanbert_kernels::{self.name}{suffix}", self.schema)
             torch.library.register_fake(f"spanbert_kernels::{self.name}{suffix}", self._of_leaves(fake))
 
     def _of_leaves(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import shutil
@@ -13,6 +14,8 @@ import children
 import pytest
 from fuzz import test_fuzz
 from setuptools import Distribution
+
+from spanbert_kernels.ops import library
 
 ROOT = Path(__file__).resolve().parents[2]
 # What to look for in an operation's kernel file, and what to put there instead.
@@ -41,6 +44,7 @@ def build(source: Path, folder: Path, operation: str, monkeypatch: pytest.Monkey
         KERNELS=[f"csrc/{operation}/cpu_kernels.cpp"],
     )
     command.build_cpu(folder / "libspanbert_kernels_cpu.so")
+    (folder / "build_info.json").write_text(json.dumps({"schemas": library.build_info()["schemas"]}))
 
 
 def fuzz(folder: Path, operation: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -12,7 +13,7 @@ import children
 import pytest
 import torch
 
-from spanbert_kernels.ops import backends, choices, library, span_gather, span_pool
+from spanbert_kernels.ops import backends, choices, library, operators, span_gather, span_pool
 from spanbert_kernels.ops.backends import BackendUnavailable, Operation
 
 CPU = torch.zeros(2, 3)
@@ -140,7 +141,7 @@ class TestWithoutTheExtension:
         assert calls == [("span_pool", "eager")]
 
     def test_the_report_names_the_reason(self) -> None:
-        table = backends.report()
+        table = backends.refusals()
         assert table["cpu"]["span_pool"] == REASON
         assert table["cuda"]["packed_linear"] == "no kernel of this kind yet"
         assert set(table) == set(choices.BACKENDS)
@@ -149,7 +150,9 @@ class TestWithoutTheExtension:
 
 @pytest.mark.usefixtures("built")
 def test_the_report_shows_what_works() -> None:
-    assert backends.report()["cpu"]["span_pool"] is None
+    assert backends.refusals()["cpu"]["span_pool"] is None
+    with pytest.warns(DeprecationWarning, match="backends.report is called backends.refusals"):
+        assert backends.report() == backends.refusals()  # type: ignore[deprecated]
 
 
 def test_refusal_of_an_unknown_name() -> None:
@@ -163,7 +166,30 @@ def test_a_missing_library_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "build_info.json").write_text('{"cpu": null, "reason": "no compiler"}')
     assert load() == "the compiled extension was not built: no compiler"
     (tmp_path / "libspanbert_kernels_cpu.so").write_bytes(b"not a library")
+    write_schemas(tmp_path)
     assert load().startswith("the compiled extension does not load: ")
+
+
+def write_schemas(folder: Path, **others: str) -> None:
+    schemas = {name: operator.schema for name, operator in operators.REGISTERED.items()} | others
+    (folder / "build_info.json").write_text(json.dumps({"cpu": [], "schemas": schemas}))
+
+
+def test_a_library_of_other_schemas_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not loaded at all: what it would do with arguments of another kind, nobody knows."""
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    load, refused = library.load_cpu.__wrapped__, "the compiled kernels are of another version of the package"
+    (tmp_path / "libspanbert_kernels_cpu.so").write_bytes(b"not a library")
+    schema = operators.REGISTERED["span_gather_forward"].schema
+    write_schemas(tmp_path, span_gather_forward=schema.replace("Tensor hidden", "int hidden"))
+    assert load() == f"{refused} (span_gather_forward differs): install it again"
+    monkeypatch.setitem(backends._LOADERS, "cpu", load)
+    with pytest.raises(BackendUnavailable, match="of another version"):
+        span_pool(CPU, torch.zeros(1, 2, dtype=torch.int64), ["sum"], backend="cpu")
+    write_schemas(tmp_path, of_an_operator_that_is_gone="() -> Tensor")
+    assert load().startswith("the compiled extension does not load: ")
+    (tmp_path / "build_info.json").write_text('{"cpu": []}')
+    assert load().startswith(refused)
 
 
 def test_the_environment_variable_reaches_a_real_call() -> None:
