@@ -17,6 +17,9 @@ from spanbert_kernels.ops import library
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Nothing is measured, so that every run takes the same ways; the tests of measuring undo it.
+os.environ.setdefault("SPANBERT_KERNELS_PRODUCTS", "torch")
+
 # Side by side, threads of one worker only wait for those of another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spanbert_kernels.acceleration.attention import attend
 from spanbert_kernels.acceleration.structure import LayerParts
 from spanbert_kernels.nn.packing import Packing
+from spanbert_kernels.ops import products
 
 
 def run_layer(parts: LayerParts, hidden: Tensor, packing: Packing) -> Tensor:
@@ -23,11 +24,23 @@ def run_layer(parts: LayerParts, hidden: Tensor, packing: Packing) -> Tensor:
 def _compute(parts: LayerParts, packing: Packing, hidden: Tensor) -> Tensor:
     attention, layer = parts.attention, parts.layer
     heads = (-1, attention.num_attention_heads, attention.attention_head_size)
-    query, key, value = (part(hidden).view(heads) for part in (parts.query, parts.key, parts.value))
+    query, key, value = (_linear(part, hidden).view(heads) for part in (parts.query, parts.key, parts.value))
     dropout_p = parts.attention_dropout.p if attention.training else 0.0
     context = attend(query, key, value, packing, scale=attention.scaling, dropout_p=dropout_p)
-    attended = layer.attention.output(context, hidden)
+    dense = parts.attention_output_dropout(_linear(parts.attention_dense, context))
+    attended = parts.attention_norm(dense + hidden)
     if layer.chunk_size_feed_forward == 0:
-        return layer.feed_forward_chunk(attended)
+        return _feed_forward(parts, attended)
     rows = layer.chunk_size_feed_forward * packing.batch
-    return torch.cat([layer.feed_forward_chunk(part) for part in attended.split(rows)])
+    return torch.cat([_feed_forward(parts, part) for part in attended.split(rows)])
+
+
+def _feed_forward(parts: LayerParts, attended: Tensor) -> Tensor:
+    wide = parts.activation(_linear(parts.up, attended))
+    output: Tensor = parts.norm(parts.output_dropout(_linear(parts.down, wide)) + attended)
+    return output
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    """Nothing else than a product: layers whose modules have hooks or are of another class do not come here."""
+    return products.linear(x, module.weight, module.bias)

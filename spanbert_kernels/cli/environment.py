@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 
 import psutil
 
@@ -37,7 +35,9 @@ def machine() -> dict[str, str]:
     """What the numbers were measured on. Nothing in it tells whose machine it is."""
     import torch
 
-    about = _processor()
+    from spanbert_kernels.ops.measured import about_processor
+
+    about = about_processor()
     flags = (about.get("flags") or about.get("Features") or "").split()
     return {
         "processor": about.get("model name") or platform.processor() or platform.machine(),
@@ -48,14 +48,6 @@ def machine() -> dict[str, str]:
         "memory": formatting.memory(psutil.virtual_memory().total),
         "system": f"{platform.system()}, {platform.machine()}",
     }
-
-
-def _processor() -> dict[str, str]:
-    """What Linux says of the first processor; nothing elsewhere."""
-    with contextlib.suppress(OSError):
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
-        return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
-    return {}
 
 
 def _vendor(about: Mapping[str, str]) -> str:

@@ -25,6 +25,8 @@ from spanbert_kernels import ops
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.renamed import renamed_argument
 from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, SpanModel
+from spanbert_kernels.nn.linear import run_linear
+from spanbert_kernels.ops import products
 
 PAIR_SIZE = 128
 DISTANCES = (1, 2, 3, 4, 8, 16, 32, 64, 128)  # kept spans between, the first number of each bucket
@@ -134,17 +136,19 @@ class SpanBERTForCoreference(SpanModel):
         """Of each kept span the candidates before it and their scores; -inf where there are fewer than C."""
         place = torch.arange(len(pooled), device=pooled.device)
         allowed = (place[:, None] > place) & (document[:, None] == document)
-        coarse = self.coarse(pooled) @ pooled.T / pooled.shape[1] ** 0.5 + own[:, None] + own  # [K, K]
+        coarse = (
+            products.linear(run_linear(self.coarse, pooled), pooled) / pooled.shape[1] ** 0.5 + own[:, None] + own
+        )  # [K, K]
         coarse = coarse.masked_fill(~allowed, -torch.inf)
         best = coarse.topk(min(self.config.max_antecedents, len(pooled)), 1)
         earlier = best.indices  # [K, C]
-        vectors = self.vector(pooled)
+        vectors = run_linear(self.vector, pooled)
         buckets = torch.tensor(DISTANCES, device=place.device)
         distance = torch.searchsorted(buckets, (place[:, None] - earlier).clamp(min=1), right=True) - 1
         inner = (
-            self.own(vectors)[:, None]
-            + self.other(vectors)[earlier]
-            + self.product(vectors[:, None] * vectors[earlier])
+            run_linear(self.own, vectors)[:, None]
+            + run_linear(self.other, vectors)[earlier]
+            + run_linear(self.product, vectors[:, None] * vectors[earlier])
             + self.distances(distance)
         )  # [K, C, P]
         return earlier, best.values + self.fine(self.dropout(F.relu(inner)))[..., 0]

@@ -15,6 +15,7 @@ from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
 from spanbert_kernels.models.renamed import renamed_argument
 from spanbert_kernels.nn.biaffine import Biaffine
+from spanbert_kernels.nn.linear import run_linear
 
 RELATION_SIZE = 128
 
@@ -101,5 +102,5 @@ class SpanBERTForDependencyParsing(SpanBERTPreTrainedModel):
         return DependencyParsingOutput(loss=loss / count)
 
     def _states(self, layer: nn.Linear, words: Tensor) -> tuple[Tensor, Tensor]:
-        dependent, head = self.dropout(F.leaky_relu(layer(words), 0.1)).chunk(2, -1)
+        dependent, head = self.dropout(F.leaky_relu(run_linear(layer, words), 0.1)).chunk(2, -1)
         return dependent, head

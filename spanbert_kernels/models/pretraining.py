@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
+from spanbert_kernels.nn.linear import run_linear
 from spanbert_kernels.nn.span_boundary_head import SpanBoundaryHead
 
 IGNORED = -100
@@ -113,7 +114,8 @@ class SpanBERTForPreTraining(SpanBERTPreTrainedModel):
         outputs = self.bert(input_ids, attention_mask, cluster_ids=cluster_ids, **kwargs)
         hidden, targets = outputs.last_hidden_state.flatten(0, 1), labels.flatten()
         masked = (targets != IGNORED).nonzero()[:, 0]
-        logits = self.cls.predictions(hidden[masked])
+        predictions = self.cls.predictions
+        logits = run_linear(predictions.decoder, predictions.transform(hidden[masked]))
         mlm_loss = F.cross_entropy(logits.float(), targets[masked], reduction="sum") / max(len(masked), 1)
         sbo_loss = mlm_loss.new_zeros(())
         if spans is not None and len(spans):

@@ -22,6 +22,7 @@ from spanbert_kernels import ops
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.renamed import renamed_argument
 from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, SpanModel
+from spanbert_kernels.nn.linear import run_linear
 
 RELATION_SIZE = 128
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of mentions, and of words between first words: the first number of each
@@ -108,7 +109,7 @@ class SpanBERTForRelations(SpanModel):
         pooled = ops.span_pool(words, plan, PARTS, self.attention(words)[:, 0], self.widths.weight)  # [M, D]
         member = (entities[:, None] == torch.arange(len(clusters), device=entities.device)).to(pooled.dtype)  # [M, E]
         means = member.T @ pooled / member.sum(0)[:, None].clamp(min=1)
-        states = self.states(F.dropout(means, DROPPED, self.training)) + self.counts(_bucket(member.sum(0)))
+        states = run_linear(self.states, F.dropout(means, DROPPED, self.training)) + self.counts(_bucket(member.sum(0)))
         first, second = self.dropout(states).chunk(2, -1)  # [E, R] each
         apart = ~torch.eye(len(clusters), dtype=torch.bool, device=clusters.device)
         pairs = ((clusters[:, None] == clusters) & apart).nonzero()  # [P, 2]
@@ -125,7 +126,7 @@ class SpanBERTForRelations(SpanModel):
     def _scores(self, first: Tensor, second: Tensor, least: Tensor, one: Tensor, other: Tensor) -> Tensor:
         """Of pairs of entities, `[P, labels]`."""
         inner = first[one] + second[other] + self.distances(least[one, other])
-        scores = self.relation(self.dropout(F.relu(inner)))
+        scores = run_linear(self.relation, self.dropout(F.relu(inner)))
         scores[:, 0] += UNRELATED
         return scores
 

@@ -15,6 +15,7 @@ from spanbert_kernels import ops
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
 from spanbert_kernels.models.renamed import renamed_argument
+from spanbert_kernels.nn.linear import run_linear
 from spanbert_kernels.ops.choices import Part
 
 PARTS: tuple[Part, ...] = ("start", "end", "attention", "width")
@@ -145,7 +146,7 @@ class SpanBERTForSpanClassification(SpanModel):
             words, plan, PARTS, self.hidden.weight, self.hidden.bias, self.attention(words)[:, 0], self.widths.weight,
             activation="relu",
         )  # fmt: skip
-        logits = self.classifier(self.dropout(inner))
+        logits = run_linear(self.classifier, self.dropout(inner))
         loss = None
         if mentions is not None and labels is not None:
             wanted = self.of_spans(mentions, labels, offsets, spans, nothing=0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spanbert_kernels import ops
+from spanbert_kernels.nn.linear import run_linear
 from spanbert_kernels.ops import checks
 from spanbert_kernels.ops.choices import ANCHORS, NORMALIZATIONS, ROLES, Anchor, Normalization, Role
 
@@ -180,9 +181,9 @@ class CrossDocumentMixer(nn.Module):
             }
         checks.check_offsets("cu_seqlens", offsets, num_tokens, "tokens")
         query_rows, queries, keys = self._normalized(hidden, offsets, rows)
-        key, value = self.key_value(keys).chunk(2, dim=-1)
+        key, value = run_linear(self.key_value, keys).chunk(2, dim=-1)
         result = ops.cross_document_attention(
-            self._heads(self.query(queries)),
+            self._heads(run_linear(self.query, queries)),
             self._heads(key),
             self._heads(value),
             **sight,
@@ -193,7 +194,7 @@ class CrossDocumentMixer(nn.Module):
         attended, weights = result if isinstance(result, tuple) else (result, None)
         if self.watcher is not None and weights is not None:
             self.watcher(weights)
-        update = torch.tanh(self.gate) * self.dropout(self.output(attended.flatten(1)))
+        update = torch.tanh(self.gate) * self.dropout(run_linear(self.output, attended.flatten(1)))
         mixed = hidden if inplace else hidden.clone()
         if query_rows is None:
             mixed += update.to(hidden.dtype)

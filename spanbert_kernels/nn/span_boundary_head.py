@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spanbert_kernels.ops import checks
+from spanbert_kernels.nn.linear import run_linear
+from spanbert_kernels.ops import checks, products
 
 POSITION_SIZE = 200
 Activation = Callable[[Tensor], Tensor]
@@ -33,10 +34,10 @@ class SpanBoundaryMLP(nn.Module):
         """`left`, `right [S, H]`, `positions [P, E]`, and each target's span and slot `[N]` -> `[N, H]`."""
         size = left.shape[1]
         of_left, of_right, of_position = self.linear1.weight.split([size, size, positions.shape[1]], 1)
-        of_span = F.linear(left, of_left) + F.linear(right, of_right)  # [S, H]
+        of_span = products.linear(left, of_left) + products.linear(right, of_right)  # [S, H]
         of_slot = F.linear(positions, of_position, self.linear1.bias)  # [P, H]
         inner = self.layer_norm1(self.activation(of_span[span] + of_slot[slot]))
-        outer: Tensor = self.layer_norm2(self.activation(self.linear2(inner)))
+        outer: Tensor = self.layer_norm2(self.activation(run_linear(self.linear2, inner)))
         return outer
 
 
@@ -95,7 +96,7 @@ class SpanBoundaryHead(nn.Module):
         span, slot = self.targets(spans)
         left, right = hidden[spans[:, 0] - 1], hidden[spans[:, 1] + 1]
         states = self.mlp_layer_norm(left, right, self.position_embeddings.weight, span, slot)
-        return self.decoder(states) + self.bias, span, slot
+        return run_linear(self.decoder, states) + self.bias, span, slot
 
     def targets(self, spans: Tensor) -> tuple[Tensor, Tensor]:
         """Of each target its span, and its slot in the span, int64 `[N]`; spans `[S, 2]` as in `forward`."""

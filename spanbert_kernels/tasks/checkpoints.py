@@ -13,6 +13,7 @@ from typing import Any
 from transformers import Trainer
 
 from spanbert_kernels.models.damage import damage
+from spanbert_kernels.ops import measured
 from spanbert_kernels.tasks import atomic
 
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -20,6 +21,8 @@ STATE = "trainer_state.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Besides the weights. The Trainer itself goes on without an optimizer or random numbers, to another result.
 NEEDED = ("config.json", "optimizer.pt", "scheduler.pt", STATE)
+# Which of several ways that differ in bits the training took; checkpoints of older versions have none.
+CHOICES = "measured_choices.json"
 
 
 class CannotResume(ValueError):
@@ -51,13 +54,22 @@ def newest_whole(output: Path) -> tuple[Path, list[tuple[Path, str]]]:
 def fault(checkpoint: Path) -> str | None:
     """What of a checkpoint is missing or damaged, None if it is whole."""
     random_numbers = sorted(checkpoint.glob("rng_state*.pth")) or [checkpoint / "rng_state.pth"]
-    for path in [*(checkpoint / name for name in NEEDED), *random_numbers, *_weights(checkpoint)]:
+    choices = [path for path in [checkpoint / CHOICES] if path.exists()]
+    for path in [*(checkpoint / name for name in NEEDED), *random_numbers, *_weights(checkpoint), *choices]:
         reason = damage(path)
         if reason is not None:
             return f"its {path.name} {reason}"
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     step = state.get("global_step") if isinstance(state, dict) else None
     return None if step == _steps(checkpoint) else f"its {STATE} is of step {step}"
+
+
+def choices(checkpoint: Path | None) -> dict[str, str]:
+    """What `ops.measured` chose in the training of a whole checkpoint, to be kept to."""
+    if checkpoint is None or not (checkpoint / CHOICES).exists():
+        return {}
+    found = json.loads((checkpoint / CHOICES).read_text(encoding="utf-8"))
+    return {name: way for name, way in found.items() if isinstance(way, str)} if isinstance(found, dict) else {}
 
 
 def _weights(checkpoint: Path) -> Iterator[Path]:
@@ -102,6 +114,7 @@ class CheckpointTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._aside = None
+            atomic.write_text(aside / CHOICES, json.dumps(measured.made(), indent=1))
             # the Trainer has made the folder that it would make in its output folder
             for file in (aside / path.name).iterdir():
                 file.replace(aside / file.name)

@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 from spanbert_kernels import accelerate, ops
 from spanbert_kernels.data import counts
 from spanbert_kernels.extras import require
+from spanbert_kernels.ops import measured
 from spanbert_kernels.tasks import atomic, checkpoints
 from spanbert_kernels.tasks.checkpoints import CheckpointTrainer, PassedOver
 
@@ -165,7 +166,7 @@ def fit(
         for path, reason in passed_over:
             warnings.warn(f"{path} is passed over: {reason}; going on from {checkpoint}", PassedOver, stacklevel=1)
     set_seed(options.seed)
-    with on_path(model, options.backend) as paths:
+    with measured.keeping(checkpoints.choices(checkpoint)), on_path(model, options.backend) as paths:
         trainer = CheckpointTrainer(
             model=model,
             args=arguments_of(options, **arguments),

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from spanbert_kernels import accelerate, ops
+from spanbert_kernels.ops import products
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -80,6 +81,25 @@ def test_encoders(family: str, padding: str) -> None:
     model, mask = encoder(family, **NO_DROPOUT), PADDING[padding]
     model.pooler = None
     assert_same_gradients(model, inputs(mask), mask, real_states)
+
+
+def test_another_product_than_pytorch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six products a layer, each with two more in the backward."""
+    onednn, multiplied = products.PRODUCTS["onednn"], []
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        multiplied.append(weight.shape)
+        return onednn(x, weight, bias)
+
+    if products.CHOICE.candidates["onednn"].refusal() is not None:
+        pytest.skip("oneDNN does not multiply float32 here")
+    monkeypatch.setitem(products.PRODUCTS, "onednn", counted)
+    monkeypatch.setenv(products.VARIABLE, "onednn")
+    monkeypatch.setattr(products, "FEWEST_ROWS", 1)
+    model, mask = encoder(**NO_DROPOUT), PADDING["right"]
+    model.pooler = None
+    assert_same_gradients(model, inputs(mask), mask, real_states)
+    assert len(multiplied) == 2 * 6 * 3
 
 
 @pytest.mark.parametrize("padding", ["right", "middle", "none"])

@@ -13,11 +13,13 @@ from pathlib import Path
 import children
 import pytest
 import torch
+import torch.nn.functional as F
 from changes_to_files import before_each
 from safetensors.torch import load_file
 from small_training import train
 
 from spanbert_kernels import SpanBERTForTokenClassification
+from spanbert_kernels.ops import measured, products
 from spanbert_kernels.tasks import checkpoints
 from spanbert_kernels.tasks.atomic import CannotWrite
 from spanbert_kernels.tasks.checkpoints import CannotResume, PassedOver, newest_whole
@@ -90,6 +92,36 @@ def test_a_model_in_the_place_of_an_older_one_is_never_half_of_each(tmp_path: Pa
     assert (seen[0], seen[-1]) == ([True] * 3, [False] * 3)
 
 
+def test_a_resumed_training_multiplies_as_it_began(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a checkpoint recorded comes before what would be measured where it is gone on from."""
+    if products.CHOICE.candidates["onednn"].refusal() is not None:
+        pytest.skip("oneDNN does not multiply float32 here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(products, "FEWEST_ROWS", 1)
+    # Products as small as these may well be the same in both.
+    other = {"torch": F.linear, "onednn": lambda *inputs: 1.001 * F.linear(*inputs)}
+    monkeypatch.setattr(products, "PRODUCTS", other)
+    monkeypatch.setattr(products.CHOICE, "_found", {})
+    monkeypatch.setattr(products.CHOICE, "latest", None)
+    monkeypatch.delenv(products.VARIABLE)
+    seconds = {"torch": 2.0, "onednn": 1.0}
+    monkeypatch.setattr(measured, "fastest_seconds", lambda functions: seconds)
+    output = tmp_path / "model"
+    train(output)
+    assert not same_model(output, uninterrupted)
+    whole = (output / "model.safetensors").read_bytes()
+    (choices,) = {(path / checkpoints.CHOICES).read_text() for path in output.glob("checkpoint-*")}
+    assert json.loads(choices)["products float32"] == "onednn"
+    shutil.rmtree(output / "checkpoint-6")
+    seconds["torch"] = 0.5
+    monkeypatch.setenv(products.VARIABLE, measured.MEASURE)
+    assert products.CHOICE.found().way == "torch"
+    train(output, resume=True)
+    assert (output / "model.safetensors").read_bytes() == whole
+
+
 @pytest.mark.slow
 def test_killed_trainings_end_like_an_uninterrupted_one(tmp_path: Path, uninterrupted: Path) -> None:
     """Half of them at random moments, half before a random change to a file."""
@@ -130,6 +162,7 @@ DAMAGES = [
     *((name, damage) for name in checkpoints.NEEDED for damage in (Path.unlink, cut, empty, pointer)),
     *((name, damage) for name in ("rng_state.pth", "model.safetensors") for damage in (Path.unlink, cut, empty)),
     ("optimizer.pt", changed),
+    *((checkpoints.CHOICES, damage) for damage in (cut, empty)),
 ]
 
 

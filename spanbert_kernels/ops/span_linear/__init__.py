@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from spanbert_kernels.ops import products
 from spanbert_kernels.ops.choices import ACTIVATIONS, Activation, Backend, Part
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_linear import projection, reference
@@ -85,7 +85,7 @@ def span_linear(
             call = projection.over_pooled_spans(call)
         addend, column = None, call.columns.maximum
         if column is not None:
-            addend = F.linear(projection.pool(call, ["max"]), call.weight[:, column : column + hidden.shape[1]])
+            addend = products.linear(projection.pool(call, ["max"]), call.weight[:, column : column + hidden.shape[1]])
         return projection.pool_projected(call, "span_linear", addend).to(hidden.dtype)
 
 

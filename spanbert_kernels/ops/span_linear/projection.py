@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import checks, philox, plans
+from spanbert_kernels.ops import checks, philox, plans, products
 from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.choices import ACTIVATIONS, PARTS, Activation, Backend, Part
 from spanbert_kernels.ops.operators import REGISTERED, Gradient, gradients, save, saved
@@ -182,8 +182,11 @@ def eager(call: Call, function: Callable[..., Tensor], *rest: Any, sources: Sequ
 
 
 def project(hidden: Tensor, weight: Tensor, blocks: Sequence[int]) -> Tensor:
-    """`hidden [T, H]` times every block of `weight [O, D]`: `[T, B * O]`. No block is copied."""
+    """`hidden [T, H]` times every block of `weight [O, D]`: `[T, B * O]`. PyTorch's own product copies no block."""
     (tokens, size), outputs = hidden.shape, weight.shape[0]
+    product = products.product_for(hidden, weight[:, :size]) if blocks else None
+    if product is not None:
+        return product(hidden, _stacked(weight, blocks, size), None)
     projected = hidden.new_empty(tokens, len(blocks) * outputs)
     for i, column in enumerate(blocks):
         projected[:, i * outputs : (i + 1) * outputs].addmm_(hidden, weight[:, column : column + size].T, beta=0)
@@ -196,16 +199,28 @@ def project_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """The gradients of `hidden`, `weight` and `table`, those that are wanted."""
     size, outputs = hidden.shape[1], weight.shape[0]
-    grad_hidden = torch.zeros_like(hidden) if wanted[0] else None
     grad_weight = torch.empty_like(weight) if wanted[1] else None
+    product = products.product_for(hidden, weight[:, :size]) if columns.blocks else None
+    if product is not None:
+        grad_hidden, grad_blocks = products.gradients(
+            product,
+            grad_projected,
+            hidden if wanted[1] else None,
+            _stacked(weight, columns.blocks, size) if wanted[0] else None,
+        )
+    else:
+        grad_hidden, grad_blocks = torch.zeros_like(hidden) if wanted[0] else None, None
     if grad_weight is not None and columns.maximum is not None:  # which has a product of its own
         grad_weight[:, columns.maximum : columns.maximum + size] = 0
     for i, column in enumerate(columns.blocks):
-        grad, own = grad_projected[:, i * outputs : (i + 1) * outputs], slice(column, column + size)
-        if grad_hidden is not None:
-            grad_hidden.addmm_(grad, weight[:, own])
+        block, own = slice(i * outputs, (i + 1) * outputs), slice(column, column + size)
+        if grad_hidden is not None and product is None:
+            grad_hidden.addmm_(grad_projected[:, block], weight[:, own])
         if grad_weight is not None:
-            grad_weight[:, own].addmm_(grad.T, hidden, beta=0)
+            if grad_blocks is None:
+                grad_weight[:, own].addmm_(grad_projected[:, block].T, hidden, beta=0)
+            else:
+                grad_weight[:, own] = grad_blocks[block]
     grad_table = None
     if columns.width is not None and table is not None:
         own = slice(columns.width, columns.width + table.shape[1])
@@ -214,6 +229,11 @@ def project_backward(
         if wanted[2]:
             grad_table = grad_width_projected @ weight[:, own]
     return grad_hidden, grad_weight, grad_table
+
+
+def _stacked(weight: Tensor, blocks: Sequence[int], size: int) -> Tensor:
+    """The blocks of `weight [O, D]` below each other: `[B * O, H]`."""
+    return torch.cat([weight[:, column : column + size] for column in blocks])
 
 
 def raw_parts(call: Call) -> list[int]:

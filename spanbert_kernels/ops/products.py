@@ -1,0 +1,181 @@
+"""Linear layers of training on a CPU, through the product that this processor multiplies by fastest.
+
+In float32 PyTorch's own products are MKL's, which on some processors runs far below what they can do; oneDNN, which
+PyTorch has as well, does not. Which one it is to be is measured (`ops/measured.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from spanbert_kernels.ops.measured import Candidate, Choice
+
+VARIABLE = "SPANBERT_KERNELS_PRODUCTS"
+FEWEST_ROWS = 64  # below it a product reads its weight and little else, and packing of any kind decides
+_MEASURED_SHAPE = (384, 768, 768)  # rows, in, out: a few milliseconds
+
+# Of x `[T, in]`, weight `[out, in]` and bias, `x W^T + b`. Weights may be transposed.
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    dense = weight if _rows_apart(weight) or _rows_apart(weight.t()) else weight.contiguous()
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, dense, bias, "none", [], "")
+    return result
+
+
+def _rows_apart(matrix: Tensor) -> bool:
+    """Whether rows are dense, one after the other: oneDNN describes no memory that overlaps."""
+    return matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
+
+
+PRODUCTS: dict[str, Product] = {"torch": F.linear, "onednn": _onednn}
+
+
+def gradients(
+    product: Product, grad: Tensor, x: Tensor | None, weight: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x, where `weight` is given, and of the weight, where `x` is; all `[rows, columns]`."""
+    return (
+        None if weight is None else product(grad, weight.t(), None),
+        None if x is None else product(grad.t(), x.t(), None),
+    )
+
+
+def _step(product: Product) -> Callable[[], object]:
+    """A layer's three products, forward and backward."""
+    rows, size, outputs = _MEASURED_SHAPE
+    x, weight, grad = (
+        torch.linspace(-1, 1, first * second).view(first, second)
+        for first, second in ((rows, size), (outputs, size), (rows, outputs))
+    )
+    return lambda: (product(x, weight, weight[0]), gradients(product, grad, x, weight))
+
+
+def _onednn_refusal() -> str | None:
+    if not torch.backends.mkldnn.is_available():
+        return "this PyTorch has no oneDNN"
+    x, weight = torch.linspace(-1, 1, 32).view(2, 16), torch.linspace(-1, 1, 128).view(8, 16)
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            found = [
+                _onednn(x, weight, weight[:, 0].contiguous()),
+                _onednn(weight[:2, :8], weight.t(), None),
+                _onednn(weight[:2, :8].t(), x.t(), None),
+            ]
+        except (AttributeError, RuntimeError) as error:
+            return f"oneDNN does not multiply here ({str(error).splitlines()[0]})"
+        wanted = [F.linear(x, weight, weight[:, 0]), weight[:2, :8] @ weight, weight[:2, :8].t() @ x]
+    right = all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, wanted, strict=True))
+    return None if right else "oneDNN's products are wrong here"
+
+
+CHOICE = Choice(
+    "products float32",
+    VARIABLE,
+    {
+        "torch": Candidate(lambda: _step(F.linear)),
+        "onednn": Candidate(lambda: _step(_onednn), _onednn_refusal),
+    },
+)
+
+
+def products() -> dict[str, str]:
+    """What multiplies in training on a CPU, by dtype: the way and why. Asking makes the choice, if it was not made.
+
+    Example:
+        >>> sorted(products())
+        ['float32']
+    """
+    return {"float32": str(CHOICE)}
+
+
+def product_for(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Product | None:
+    """What is to multiply in the place of PyTorch's own, or None where that stays.
+
+    It stays in another dtype or on another device, for few rows, for tensors that are more than they seem, and where
+    somebody watches PyTorch's operators: in compiled functions, function transforms and under autocast.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
+        return None
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if (
+        any(_special(tensor) for tensor in tensors)
+        or weight.dim() != 2
+        or x.dim() == 0
+        or x.shape[-1] != weight.shape[1]
+        or weight.numel() == 0
+        or x.numel() < FEWEST_ROWS * weight.shape[1]
+        or (bias is not None and bias.shape != weight.shape[:1])
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+        or not torch.backends.mkldnn.enabled
+    ):
+        return None
+    way = CHOICE.found().way
+    return None if way == "torch" else PRODUCTS[way]
+
+
+def _special(tensor: Tensor) -> bool:
+    return (
+        type(tensor) not in (Tensor, torch.nn.Parameter)
+        or tensor.dtype != torch.float32
+        or tensor.device.type != "cpu"
+        or tensor.layout != torch.strided
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, through the product that is fastest here, with all its derivatives.
+
+    Args:
+        x: `[..., in]`.
+        weight: `[out, in]`.
+        bias: `[out]`.
+
+    Returns:
+        `[..., out]`, equal to PyTorch's up to rounding, and the same bits in every run.
+
+    Raises:
+        ValueError: the environment variable SPANBERT_KERNELS_PRODUCTS names no product.
+
+    Example:
+        >>> linear(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)).tolist()
+        [[4.0, 4.0, 4.0, 4.0], [4.0, 4.0, 4.0, 4.0]]
+    """
+    product = product_for(x, weight, bias)
+    if product is None:
+        return F.linear(x, weight, bias)
+    output: Tensor = _Linear.apply(x, weight, bias, product)
+    return output
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
+        of_x, of_weight, _, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        ctx.product = product
+        return product(x, weight, None if bias is None else bias.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        # A second derivative, or many gradients at once, are PyTorch's own business.
+        plain = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        with torch.autocast("cpu", enabled=False):
+            of_x, of_weight = gradients(
+                F.linear if plain else ctx.product, rows, None if x is None else x.reshape(-1, x.shape[-1]), weight
+            )
+            of_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
+        of_x = None if of_x is None else of_x.view(*grad.shape[:-1], -1)
+        return of_x, of_weight, of_bias, None

@@ -1,0 +1,299 @@
+"""Linear layers through another product than PyTorch's own, and where they leave it to PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from op_checks import poisoned_memory
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from spanbert_kernels import ops
+from spanbert_kernels.nn.linear import run_linear
+from spanbert_kernels.ops import products
+from spanbert_kernels.testing import assert_as_exact_as_eager
+
+Inputs = tuple[Tensor, Tensor, Tensor | None]
+ROWS, IN, OUT = 100, 48, 36
+
+needs_onednn = pytest.mark.skipif(
+    products.CHOICE.candidates["onednn"].refusal() is not None, reason="oneDNN does not multiply float32 here"
+)
+
+
+@pytest.fixture(autouse=True)
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The choice is oneDNN; the shapes of the weights that it multiplied by."""
+    shapes: list[torch.Size] = []
+    onednn = products.PRODUCTS["onednn"]
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        shapes.append(weight.shape)
+        return onednn(x, weight, bias)
+
+    monkeypatch.setitem(products.PRODUCTS, "onednn", counted)
+    monkeypatch.setenv(products.VARIABLE, "onednn")
+    return shapes
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def dense() -> Inputs:
+    return random(ROWS, IN), random(OUT, IN), random(OUT)
+
+
+CASES: dict[str, Callable[[], Inputs]] = {
+    "dense": dense,
+    "without bias": lambda: (random(ROWS, IN), random(OUT, IN), None),
+    "three dimensions": lambda: (random(5, 20, IN), random(OUT, IN), random(OUT)),
+    "transposed": lambda: (random(IN, ROWS).t(), random(IN, OUT).t(), random(OUT)),
+    "parts": lambda: (random(ROWS, 3 * IN)[:, IN : 2 * IN], random(OUT, 2 * IN)[:, 5 : 5 + IN], random(2 * OUT)[::2]),
+    "every other": lambda: (random(2 * ROWS, 2 * IN)[::2, ::2], random(2 * OUT, 2 * IN)[::2, ::2], random(OUT)),
+    "expanded": lambda: (random(1, IN).expand(ROWS, IN), random(1, IN).expand(OUT, IN), random(1).expand(OUT)),
+    "overlapping": lambda: (
+        random(IN + ROWS).as_strided((ROWS, IN), (1, 1)),
+        random(IN + OUT).as_strided((OUT, IN), (1, 1)),
+        random(OUT),
+    ),
+    "one column": lambda: (random(ROWS, IN), random(1, IN), random(1)),
+    "from one column": lambda: (random(ROWS, 1), random(OUT, 1), random(OUT)),
+}
+INCOMING: dict[str, Callable[[torch.Size], Tensor]] = {
+    "dense": lambda shape: random(*shape),
+    "expanded": lambda shape: random(1).expand(shape),
+    "transposed": lambda shape: random(*shape[::-1]).permute(*reversed(range(len(shape)))),
+}
+
+
+def run(
+    function: Callable[..., Tensor], inputs: Inputs, grad: Tensor, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    leaves = [None if each is None else each.detach().to(dtype).requires_grad_() for each in inputs]
+    output = function(*leaves)
+    grads = torch.autograd.grad(output, [leaf for leaf in leaves if leaf is not None], grad.to(dtype))
+    return [output.detach(), *grads]
+
+
+@needs_onednn
+@pytest.mark.parametrize("incoming", INCOMING)
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients(case: str, incoming: str, taken: list[torch.Size]) -> None:
+    inputs = CASES[case]()
+    grad = INCOMING[incoming](torch.Size([*inputs[0].shape[:-1], inputs[1].shape[0]]))
+    kept = [None if each is None else each.clone() for each in (*inputs, grad)]
+    found = run(products.linear, inputs, grad)
+    assert len(taken) == 3
+    exact, eager = run(F.linear, inputs, grad, torch.float64), run(F.linear, inputs, grad)
+    for result, reference, plain in zip(found, exact, eager, strict=True):
+        # sums of equal terms round alike in some orders, and leave PyTorch's own with no error
+        loose = 100 * torch.finfo(torch.float32).eps * reference.abs().max() if "expanded" in (case, incoming) else 0
+        if loose:
+            assert (result - reference).abs().max() <= loose
+        else:
+            assert_as_exact_as_eager(result, reference, plain)
+        assert result.shape == plain.shape
+    for before, after in zip(kept, (*inputs, grad), strict=True):
+        assert before is None or (after is not None and torch.equal(before, after))
+    with poisoned_memory():
+        again = run(products.linear, inputs, grad)
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+@needs_onednn
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (False,) * 3])
+def test_only_what_is_wanted_is_computed_and_kept(wanted: tuple[bool, ...], taken: list[torch.Size]) -> None:
+    leaves = [each.requires_grad_(want) for each, want in zip(dense(), wanted, strict=True) if each is not None]
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        output = products.linear(*leaves)
+    assert output.requires_grad == any(wanted)
+    kept_storages = {each.untyped_storage().data_ptr() for each in kept}
+    assert kept_storages == {
+        *([leaves[1].untyped_storage().data_ptr()] if wanted[0] else []),
+        *([leaves[0].untyped_storage().data_ptr()] if wanted[1] else []),
+    }
+    if any(wanted):
+        output.sum().backward()
+    assert [each.grad is not None for each in leaves] == list(wanted)
+    assert len(taken) == 1 + sum(wanted[:2])
+
+
+@needs_onednn
+def test_second_derivatives_are_those_of_pytorch() -> None:
+    def twice(function: Callable[..., Tensor]) -> list[Tensor]:
+        leaves = [each.requires_grad_() for each in dense() if each is not None]
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        return list(torch.autograd.grad(sum(each.square().sum() for each in first), leaves))
+
+    for found, wanted in zip(twice(products.linear), twice(F.linear), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@needs_onednn
+def test_many_gradients_at_once_are_those_of_pytorch() -> None:
+    def batched(function: Callable[..., Tensor]) -> Tensor:
+        x, weight, bias = dense()
+        x.requires_grad_()
+        many = random(3, ROWS, OUT)
+        (found,) = torch.autograd.grad(function(x, weight, bias), x, many, is_grads_batched=True)
+        return found
+
+    torch.testing.assert_close(batched(products.linear), batched(F.linear))
+
+
+def test_a_changed_input_is_noticed() -> None:
+    x, weight, _ = dense()
+    output = products.linear(x, weight.requires_grad_())
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def _with_functorch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.func.vmap(lambda row: products.linear(row, weight, bias))(x[None])[0]
+
+
+def _forward_mode(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(products.linear(forward_ad.make_dual(x, x), weight, bias)).tangent + bias
+
+
+def _compiled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.compile(products.linear, fullgraph=True, backend="eager")(x, weight, bias)
+
+
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        result = products.linear(x, weight, bias)
+        assert torch.equal(result, F.linear(x, weight, bias))
+    assert result.dtype == torch.bfloat16
+    return F.linear(x, weight, bias)
+
+
+def _without_onednn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    with torch.backends.mkldnn.flags(enabled=False):
+        return products.linear(x, weight, bias)
+
+
+class Marked(Tensor):
+    """A kind of tensor that somebody made."""
+
+
+def _subclass(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    result = products.linear(x.as_subclass(Marked), weight, bias)
+    assert type(result) is Marked
+    return result.as_subclass(Tensor)
+
+
+LEFT_TO_PYTORCH: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "a function transform": _with_functorch,
+    "forward mode": _forward_mode,
+    "torch.compile": _compiled,
+    "autocast": _autocast,
+    "oneDNN switched off": _without_onednn,
+    "a subclass": _subclass,
+    "few rows": lambda x, weight, bias: torch.cat([products.linear(each, weight, bias) for each in x.split(63)]),
+    "float64": lambda x, weight, bias: products.linear(x.double(), weight.double(), bias.double()).float(),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_TO_PYTORCH)
+def test_what_is_left_to_pytorch(case: str, taken: list[torch.Size]) -> None:
+    x, weight, bias = dense()
+    assert bias is not None
+    torch.testing.assert_close(LEFT_TO_PYTORCH[case](x, weight, bias), F.linear(x, weight, bias))
+    assert taken == []
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [((0, IN), (OUT, IN)), ((ROWS, 0), (OUT, 0)), ((ROWS, IN), (0, IN)), ((2, 0, IN), (OUT, IN)), ((IN,), (OUT, IN))],
+)
+def test_empty_and_flat_inputs(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    x, weight = (random(*shape) for shape in shapes)
+    bias = random(len(weight))
+    grad = random(*x.shape[:-1], len(weight))
+    for found, wanted in zip(
+        *(run(each, (x, weight, bias), grad) for each in (products.linear, F.linear)), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias"), [((ROWS, 3), (OUT, IN), (OUT,)), ((ROWS, IN), (OUT, IN), (3,)), ((ROWS, IN), (IN,), (5,))]
+)
+def test_what_does_not_fit_is_refused_as_by_pytorch(x: Any, weight: Any, bias: Any) -> None:
+    texts = []
+    for function in (products.linear, F.linear):
+        with pytest.raises(RuntimeError) as raised:
+            function(random(*x), random(*weight), random(*bias))
+        texts.append(str(raised.value))
+    assert texts[0] == texts[1]
+
+
+def test_pytorch_s_own_is_pytorch_s_own(monkeypatch: pytest.MonkeyPatch, taken: list[torch.Size]) -> None:
+    """To the bit, and without a step of its own in the graph."""
+    monkeypatch.setenv(products.VARIABLE, "torch")
+    x, weight, bias = dense()
+    output = products.linear(x.requires_grad_(), weight, bias)
+    assert output.grad_fn is not None
+    assert output.grad_fn.name() == "AddmmBackward0"
+    assert taken == []
+    assert products.products() == {"float32": f"torch (set by {products.VARIABLE})"}
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(products.VARIABLE, "mkl")
+    with pytest.raises(ValueError, match=f"^{products.VARIABLE} must be one of torch, onednn, measure, got 'mkl'$"):
+        products.linear(*dense())
+
+
+@needs_onednn
+@pytest.mark.parametrize("parts", [["start"], ["start", "end", "width"], ["max", "mean"]])
+def test_projections_of_spans(parts: list[Any], taken: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
+    """span_linear multiplies tokens by blocks of its weight."""
+    hidden, table = random(ROWS, IN), random(4, 6)
+    spans = torch.arange(ROWS - 3)[:, None] + torch.tensor([[0, 1]]) + (torch.arange(ROWS - 3) % 3)[:, None] // 2
+    spans = torch.cat([spans, spans])
+    weight = random(OUT, sum(6 if part == "width" else IN for part in parts))
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [each.to(dtype).requires_grad_() for each in (hidden, weight, table)]
+        output = ops.span_linear(
+            leaves[0], spans, parts, leaves[1], width_embedding=leaves[2] if "width" in parts else None
+        )
+        grads = torch.autograd.grad(output, leaves, random(*output.shape).to(dtype), allow_unused=True)
+        return [output.detach(), *(grad for grad in grads if grad is not None)]
+
+    found = gradients(torch.float32)
+    assert len(taken) >= 3
+    exact = gradients(torch.float64)
+    monkeypatch.setenv(products.VARIABLE, "torch")
+    for result, reference, plain in zip(found, exact, gradients(torch.float32), strict=True):
+        assert_as_exact_as_eager(result, reference, plain)
+
+
+class Doubling(nn.Linear):
+    """What an adapter might put in a Linear's place."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+@needs_onednn
+def test_modules_that_do_more_than_multiply_keep_their_effect(taken: list[torch.Size]) -> None:
+    x = random(ROWS, IN)
+    plain, doubling, hooked, replaced = nn.Linear(IN, OUT), Doubling(IN, OUT), nn.Linear(IN, OUT), nn.Linear(IN, OUT)
+    hooked.register_forward_hook(lambda module, inputs, output: -output)
+    replaced.forward = lambda input: input + 1  # type: ignore[method-assign]
+    for module in (doubling, hooked, replaced):
+        assert torch.equal(run_linear(module, x), module(x))
+    assert taken == []
+    torch.testing.assert_close(run_linear(plain, x), plain(x))
+    assert taken == [torch.Size([OUT, IN])]
