@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from baselines import CompiledFlexAttention, attention_masked, attention_per_cluster
 from batches import offsets_of, real_lengths
-from registry import BOTH, FORWARD, Goal, Inputs, Provider, Suite, Way, Work, Workload, register
+from goals import Goal
+from registry import BOTH, FORWARD, Inputs, Provider, Suite, Way, Work, Workload, register
 from torch import Tensor
 
 from spanbert_kernels import ops

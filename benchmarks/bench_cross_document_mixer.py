@@ -11,7 +11,8 @@ import numpy
 import torch
 import torch.nn.functional as F
 from batches import offsets_of
-from registry import Goal, Inputs, Prepared, Provider, Suite, Way, Work, Workload, register
+from goals import Goal
+from registry import Inputs, Prepared, Provider, Suite, Way, Work, Workload, register
 from torch import Tensor
 
 from spanbert_kernels import ops

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from baselines import CompiledFlexAttention, attention_padded, attention_per_document
 from batches import document_lengths, offsets_of, padding_share, real_lengths
-from registry import BACKWARD, BOTH, FORWARD, Goal, Inputs, Prepared, Provider, Suite, Way, Work, Workload, register
+from goals import Goal
+from registry import BACKWARD, BOTH, FORWARD, Inputs, Prepared, Provider, Suite, Way, Work, Workload, register
 from torch import Tensor
 
 from spanbert_kernels import ops

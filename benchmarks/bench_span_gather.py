@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from registry import BOTH, Goal, Inputs, Provider, Suite, Way, Work, Workload, register
+from goals import Goal
+from registry import BOTH, Inputs, Provider, Suite, Way, Work, Workload, register
 from torch import Tensor
 
 from spanbert_kernels import ops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import json
 import os
 import statistics
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from goals import judge, judge_error, judge_peak
 from memory import peak_megabytes
-from registry import FORWARD, Goal, Ready, Suite, Unavailable, Workload, deviation, ready
+from registry import FORWARD, Ready, Suite, Unavailable, Workload, deviation, ready
 from torch import Tensor
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.linears import linears_for
+from spanbert_kernels.cli import environment
 from spanbert_kernels.testing import assert_as_exact_as_eager, tolerance
 
 QUICK = bool(os.environ.get("SPANBERT_KERNELS_BENCH_QUICK"))
@@ -27,9 +30,7 @@ SLOW_SECONDS = 2.0  # what takes longer is warm after its gate, which for all bu
 WAITED = 0.8
 VERY_SLOW_SECONDS = 5.0  # and as the only one
 # A peer may round as it likes, but has to compute the same thing: deviations of the norm.
-LARGEST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-# What a process itself moves by while it computes: page tables, stacks, pools of the libraries.
-NOISE_MEGABYTES = 1.0
+LARGEST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.int8: 1e-1}
 
 
 class Refused(AssertionError):
@@ -47,6 +48,7 @@ class Measured:
     error: float | None = None
     ran: str = ""
     times: list[float] | None = None
+    ratios: Sequence[float] = ()  # to ours, round by round
     peak: float | None = None
 
 
@@ -65,8 +67,23 @@ def assert_agrees(result: Tensor, eager: Tensor, reference: Tensor) -> float:
     return tolerance(reference, eager, result.dtype)
 
 
-def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[dict[str, Measured], Tensor, float]:
-    """Every provider's way, run once and compared with float64 in this run; our result and what its error may be."""
+@dataclass
+class Gated:
+    """Every provider, compared with float64; our result, what its error may be, and the largest number of all."""
+
+    found: dict[str, Measured]
+    ours: Tensor
+    allowed: float
+    largest: float
+
+
+def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> Gated:
+    """Every provider's way, run once and compared with float64 in this run.
+
+    Raises:
+        Refused: our result is wrong.
+        Unavailable: ours, or the eager way that says what it may be off by, cannot take the workload here.
+    """
     exact_way = ready(suite, workload, suite.reference, torch.float64)
     exact = exact_way.results(exact_way.run())
     del exact_way
@@ -74,6 +91,8 @@ def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[
     eager = ours = None
     for name, provider in suite.providers_of(workload).items():
         measured = found[name] = Measured(provider.kind, reason=refused.get(name, ""))
+        if provider.converts and QUICK:
+            measured.reason = "left out of a quick run"
         if measured.reason and provider.kind != "eager":  # whose error says what ours may be
             continue
         try:
@@ -86,9 +105,13 @@ def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[
             if not provider.compiles and os.times().user - computed > WAITED * seconds:
                 measured.first_seconds = seconds
         except Unavailable as reason:
+            if provider.kind in ("ours", "eager"):
+                raise Unavailable(f"{name}: {reason}") from None
             measured.reason, measured.way = str(reason), None
             continue
         measured.ran = ", ".join(sorted({f"{operation}: {backend}" for operation, backend in calls}))
+        if provider.library != "torch":
+            measured.ran = f"{provider.library} {importlib.metadata.version(provider.library)}"
         if provider.kind == "floor":
             continue
         result = measured.way.results(raw)
@@ -104,7 +127,7 @@ def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> tuple[
             measured.reason, measured.way = f"computes something else: {off:.2g} of the norm", None
     assert ours is not None, found["ours"].reason
     assert eager is not None
-    return found, ours, assert_agrees(ours, eager, exact)
+    return Gated(found, ours, assert_agrees(ours, eager, exact), float(exact.abs().max()))
 
 
 def assert_still_agrees(way: Ready, first: Tensor, allowed: float) -> None:
@@ -121,7 +144,7 @@ def time_in_turns(found: Mapping[str, Measured], seconds: float, benchmark: Any)
     for name, measured in ways.items():
         assert measured.way is not None
         first = measured.first_seconds
-        once = first if first is not None and first > SLOW_SECONDS else _seconds(measured.way.run)
+        once = first if first is not None and first > SLOW_SECONDS else _seconds(measured.way.timed)
         slow = once > SLOW_SECONDS
         measured.times = [once] if slow and name != "ours" else []
         least = 1 if QUICK else 3 if name == "ours" or not slow else int(once < VERY_SLOW_SECONDS)
@@ -134,33 +157,37 @@ def time_in_turns(found: Mapping[str, Measured], seconds: float, benchmark: Any)
             if name != "ours" and turn < rounds[name]:
                 assert measured.way is not None
                 assert measured.times is not None
-                measured.times.append(_seconds(measured.way.run))
+                measured.times.append(_seconds(measured.way.timed))
         turn += 1
 
     mine = ways["ours"].way
     assert mine is not None
-    benchmark.pedantic(mine.run, setup=others, rounds=max(rounds.values()))
-    ways["ours"].times = list(benchmark.stats.stats.data)
+    benchmark.pedantic(mine.timed, setup=others, rounds=max(rounds.values()))
+    own = ways["ours"].times = list(benchmark.stats.stats.data)
+    for name, measured in ways.items():
+        assert measured.times is not None
+        in_rounds = measured.times[len(measured.times) - rounds[name] :] if name != "ours" else []
+        measured.ratios = [time / mine for time, mine in zip(in_rounds, own, strict=False)]
 
 
-def quartiles(times: Sequence[float]) -> list[float]:
-    if len(times) < 2:
-        return [times[0] * 1e3] * 2
-    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
-    return [low * 1e3, high * 1e3]
+def quartiles(values: Sequence[float]) -> list[float]:
+    """The lower quartile, the median, the upper one."""
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
 
 
 def figures(measured: Measured, floor: float) -> dict[str, Any]:
     """A provider's entry in the record."""
     if measured.way is None or not measured.times:
         return {"kind": measured.kind, "unavailable": measured.reason}
-    milliseconds = statistics.median(measured.times) * 1e3
+    low, milliseconds, high = (1e3 * value for value in quartiles(measured.times))
     entry: dict[str, Any] = {
         "kind": measured.kind,
         "milliseconds": milliseconds,
-        "quartiles": quartiles(measured.times),
+        "quartiles": [low, high],
         "rounds": len(measured.times),
     }
+    if measured.ratios:
+        entry["ratio"] = quartiles(measured.ratios)
     if measured.kind == "floor":
         return entry
     return entry | {
@@ -169,48 +196,6 @@ def figures(measured: Measured, floor: float) -> dict[str, Any]:
         "share": floor / milliseconds,
         "ran": measured.ran or "PyTorch",
     }
-
-
-def digits(value: float) -> str:
-    """Three digits, and none after the point of what is larger."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def judge(goal: Goal, providers: Mapping[str, Mapping[str, Any]]) -> str:
-    """The goal and whether it was met."""
-    times = {name: entry["milliseconds"] for name, entry in providers.items() if "milliseconds" in entry}
-    peers = {name: times[name] for name in times if providers[name]["kind"] == "peer"}
-    others = peers or {name: times[name] for name in times if providers[name]["kind"] == "eager"}
-    name = goal.against or min(others, key=lambda each: others[each])
-    if name not in times:
-        return f"not measured: against {name}, which cannot run here"
-    factor = times[name] / times["ours"]
-    if goal.at_least is not None:
-        verdict = "met" if factor >= goal.at_least else "missed"
-        return f"{verdict}: {digits(factor)} x faster than {name}, at least {goal.at_least:g} x asked"
-    assert goal.at_most is not None
-    verdict = "met" if 1 / factor <= goal.at_most else "missed"
-    return f"{verdict}: {1 / factor:.3g} x the time of {name}, at most {goal.at_most:g} x asked"
-
-
-def judge_peak(suite: Suite, workload: Workload, providers: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Whether our peak memory is what was asked for."""
-    goal, ours = workload.peak_goal, providers["ours"].get("peak")
-    if goal is None or ours is None:
-        return []
-    found = []
-    if goal.spare is not None:
-        allowed = allowed_megabytes(suite, workload, goal.spare)
-        verdict = "met" if ours <= allowed + NOISE_MEGABYTES else "missed"
-        found.append(
-            f"{verdict}: peak {ours:.4g} MB, at most {allowed:.4g} (results and {100 * goal.spare:.0f} % of all)"
-        )
-    if goal.fraction is not None:
-        name = next(each for each, entry in providers.items() if entry["kind"] == "eager")
-        part = ours / providers[name]["peak"]
-        verdict = "met" if part <= goal.fraction else "missed"
-        found.append(f"{verdict}: peak {part:.2g} of that of {name}, at most {goal.fraction:g} asked")
-    return found
 
 
 def allowed_megabytes(suite: Suite, workload: Workload, spare: float) -> float:
@@ -240,19 +225,27 @@ def measure(suite: Suite, workload: Workload, ceilings: Mapping[str, float], ben
     suite.inputs(workload, workload.dtype)  # raises where the data are not there
     if not QUICK:  # while this process itself is small
         peaks = {n: peak_megabytes(suite.name, workload.id, n, workload.memory_limit) for n in workload.peaks}
-    found, first, allowed = gate(suite, workload, {name: peak for name, peak in peaks.items() if isinstance(peak, str)})
+    gated = gate(suite, workload, {name: peak for name, peak in peaks.items() if isinstance(peak, str)})
+    found = gated.found
     for name, peak in peaks.items():
         found[name].peak = peak if isinstance(peak, float) else None
     time_in_turns(found, QUICK_SECONDS if QUICK else workload.seconds, benchmark)
     mine = found["ours"].way
     assert mine is not None
-    assert_still_agrees(mine if mine.repeatable else ready(suite, workload, "ours"), first, allowed)
-    del first
+    again = mine if mine.repeatable else ready(suite, workload, "ours")
+    assert_still_agrees(again, gated.ours, gated.allowed)
     work = suite.work(workload, suite.inputs(workload, workload.dtype))
     dtype = str(workload.dtype).removeprefix("torch.")
     floor = floor_of(work.bytes, work.operations, dtype, ceilings)
     providers = {name: figures(measured, floor) for name, measured in found.items()}
-    providers["ours"]["allowed"] = allowed
+    providers["ours"]["allowed"] = gated.allowed
+    goal = workload.peak_goal
+    most = allowed_megabytes(suite, workload, goal.spare) if goal is not None and goal.spare is not None else None
+    about = environment.machine()
+    goals = [each for each in workload.goals if each.on is None or each.on.reported or each.on.holds(about)]
+    verdicts = [judge(each, providers, about) for each in goals]
+    verdicts += judge_error(workload.error_goal, providers["ours"]["error"], gated.largest)
+    verdicts += judge_peak(goal, providers, most)
     gc.collect()
     return {
         "suite": suite.name,
@@ -266,9 +259,10 @@ def measure(suite: Suite, workload: Workload, ceilings: Mapping[str, float], ben
         "bytes": work.bytes,
         "operations": work.operations,
         "floor": floor,
+        "largest": gated.largest,
         "providers": providers,
         "seconds": time.perf_counter() - start,
-        "goals": [judge(g, providers) for g in workload.goals] + judge_peak(suite, workload, providers),
+        "goals": verdicts,
     }
 
 

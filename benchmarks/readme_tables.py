@@ -33,11 +33,17 @@ class Results:
     record: Record
     name: str
 
-    def row(self, suite: str, workload: str, direction: str = FORWARD, dtype: str = F32) -> Row:
+    def find(self, suite: str, workload: str, direction: str = FORWARD, dtype: str = F32) -> Row | None:
         for row in self.record.rows:
             if (row.suite, row.workload, row.direction, row.dtype) == (suite, workload, direction, dtype):
                 return row
-        raise click.ClickException(f"{self.name} has no row {suite}: {workload}, {direction}, {dtype}")
+        return None
+
+    def row(self, suite: str, workload: str, direction: str = FORWARD, dtype: str = F32) -> Row:
+        row = self.find(suite, workload, direction, dtype)
+        if row is None:
+            raise click.ClickException(f"{self.name} has no row {suite}: {workload}, {direction}, {dtype}")
+        return row
 
 
 def newest(device: str) -> Results | None:
@@ -88,10 +94,13 @@ def machine(results: Results) -> str:
     )
 
 
+# A record holds those that its commit's suites had.
 ENCODER = [
     ("16 documents, 39 % of the padded batch real", "16 documents", FORWARD, F32),
+    ("the same, bfloat16", "16 documents", FORWARD, BF16),
     ("8 of them, bfloat16", "8 documents", FORWARD, BF16),
     ("8 documents, a training step", "8 documents", BOTH, F32),
+    ("8 documents, a training step with dropout", "8 documents, dropout 0.1", BOTH, F32),
     ("one sentence of 24 tokens", "one sentence of 24", FORWARD, F32),
     ("16 x 128 tokens, nothing to remove", "16 x 128", FORWARD, F32),
     ("5 real documents (GUM), up to 512 tokens", "5 documents of gum, up to 512 tokens", FORWARD, F32),
@@ -101,8 +110,10 @@ ENCODER = [
 def encoder(results: Results) -> str:
     def lines() -> Iterator[list[str]]:
         for label, *key in ENCODER:
-            row = results.row("encoder", *key)
-            rival = next(iter(row.rivals))
+            row = results.find("encoder", *key)
+            if row is None:
+                continue
+            rival = next(name for name in row.rivals if name.startswith("transformers, "))
             eager = "transformers, eager"
             yield [
                 label,
@@ -184,9 +195,70 @@ def spans(results: Results) -> str:
     return table(columns, lines())
 
 
+WAYS = (
+    *("OpenVINO", "ONNX Runtime", "CTranslate2", "torch.compile, frozen", "transformers, sdpa", "transformers, eager"),
+    *("PyTorch, dynamic int8", "oneDNN's products alone"),
+)
+LIBRARIES = ("openvino", "nncf", "onnxruntime", "ctranslate2", "torch", "transformers")
+
+
+def runtimes(results: Results) -> str:
+    """How many times faster than each other way, with the quartiles over rounds, and everyone's error."""
+    rows = [row for row in results.record.rows if row.suite == "encoder" and "OpenVINO" in row.providers]
+    if not rows:
+        return "Not measured yet.\n"
+    ways = [name for name in WAYS if any(name in row.providers for row in rows)]
+
+    def speeds() -> Iterator[list[str]]:
+        for row in rows:
+            yield [f"{row.workload}, {row.dtype}", number(row.ours.milliseconds), *(_ratio(row, name) for name in ways)]
+
+    def errors() -> Iterator[list[str]]:
+        for row in rows:
+            entries = [row.providers.get(name) for name in ("ours", *ways)]
+            shares = [
+                "" if each is None or each.error is None else f"{each.error / row.largest:.1e}" for each in entries
+            ]
+            yield [f"{row.workload}, {row.dtype}", *shares]
+
+    about = results.record
+    versions = ", ".join(f"{name} {about.versions[name]}" for name in LIBRARIES if name in about.versions)
+    missing = {f"{n} {e.unavailable}" for row in rows for n, e in row.providers.items() if e.unavailable}
+    return (
+        f"{table(['', 'ours, ms', *ways], speeds())}\nWith {versions} on a processor of {about.machine['vendor']}. "
+        f"{' '.join(f'No figure: {reason}.' for reason in sorted(missing))}\n\n"
+        f"Errors, as a share of the largest value:\n\n{table(['', 'ours', *ways], errors())}"
+    )
+
+
+def _ratio(row: Row, name: str) -> str:
+    entry = row.providers.get(name)
+    if entry is None or entry.milliseconds is None:
+        return ""
+    if entry.ratio is None:
+        return number(row.speed_up(name))
+    low, middle, high = entry.ratio
+    return f"{number(middle)} ({number(low)} to {number(high)})"
+
+
+def goals(results: Results) -> str:
+    """What was asked of encoders, of pooling all spans and of the demo, and what came out."""
+
+    def lines() -> Iterator[list[str]]:
+        for row in results.record.rows:
+            pooling = row.suite == "span_pool" and row.direction == FORWARD and row.workload.endswith(ALL)
+            for goal in row.goals if pooling or row.suite in ("encoder", "demo") else ():
+                word, _, text = goal.partition(": ")
+                yield [f"{row.suite}: {row.title}", word, text]
+
+    return table(["", "", "measured and asked"], lines())
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "machine": machine,
     "encoder": encoder,
+    "runtimes": runtimes,
+    "goals": goals,
     "attention": attention,
     "anchors": anchors,
     "spans": spans,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from goals import Goal, PeakGoal
 from torch import Tensor
 
 import spanbert_kernels
@@ -28,26 +29,6 @@ Way = Callable[..., Tensor]
 
 class Unavailable(Exception):
     """A provider cannot take a workload; the message says why and stands in the table."""
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A figure asked for: how many times faster than a provider, or how many times its duration at most.
-
-    Without `against` the provider is the fastest peer, or the eager way where there is none.
-    """
-
-    at_least: float | None = None
-    at_most: float | None = None
-    against: str | None = None
-
-
-@dataclass(frozen=True)
-class PeakGoal:
-    """Peak memory asked for: results and a share of all that is read and written; or a share of a provider's peak."""
-
-    spare: float | None = None
-    fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +49,7 @@ class Workload:
         seconds: to be spent on timing it; curves have many points and less of it.
         curve, scaling: the curve that it is a point of, and the axis of `Work` that changes along it.
         peaks: providers whose peak memory is measured, each in a fresh process, within `memory_limit` megabytes.
+        error_goal: what ours may be off by at most, as a share of the largest value.
         quick: whether `--quick` runs it.
     """
 
@@ -77,6 +59,7 @@ class Workload:
     options: Mapping[str, Any] = field(default_factory=dict)
     goals: Sequence[Goal] = ()
     peak_goal: PeakGoal | None = None
+    error_goal: float | None = None
     peaks: Sequence[str] = ()
     memory_limit: float | None = None
     seconds: float = 3.0
@@ -108,6 +91,7 @@ class Prepared:
     """A way with leaves of its own, such as a padded batch, or a model's parameters, which the way finds by itself.
 
     `unpack` makes its results comparable. One that `accumulates` adds to its own copy of the leaves, call after call.
+    `timed` is the way with what makes its results random, such as dropout, if it has that; `way` is without it.
     """
 
     way: Way
@@ -115,19 +99,23 @@ class Prepared:
     unpack: Callable[[Tensor], Tensor] = lambda tensor: tensor
     parameters: bool = False
     accumulates: bool = False
+    timed: Way | None = None
 
 
 @dataclass(frozen=True)
 class Provider:
     """Something a user could call. `build` makes a way of the leaves ready, or raises `Unavailable`.
 
-    One that `compiles` takes its time in the first call.
+    One that `compiles` takes its time in the first call; one that `converts` takes its time beforehand, and is left out
+    of quick runs. `library`: the distribution whose code it is, if that is not torch.
     """
 
     build: Callable[[Workload, Inputs], Way | Prepared]
     kind: str = "peer"  # or ours, eager, floor
     backward: bool = True
     compiles: bool = False
+    converts: bool = False
+    library: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -165,10 +153,10 @@ def register(suite: Suite) -> Suite:
     return SUITES.setdefault(suite.name, suite)
 
 
-def load(name: str) -> Suite:
-    """The suite of `bench_<name>.py`."""
+def load(name: str) -> Suite | None:
+    """The suite of `bench_<name>.py`; None for one that measures by itself."""
     importlib.import_module(f"bench_{name}")
-    return SUITES[name]
+    return SUITES.get(name)
 
 
 def names() -> list[str]:
@@ -177,13 +165,15 @@ def names() -> list[str]:
 
 @dataclass(frozen=True)
 class Ready:
-    """A provider's way on a workload: `run()` is what is timed, `results(run())` what is compared.
+    """A provider's way on a workload: `timed()` is what is timed, `results(run())` what is compared.
 
-    Unless it is `repeatable`, only the first call's result can be compared.
+    Unless it is `repeatable`, only the first call's result can be compared. `output()` is a model's forward alone.
     """
 
     run: Callable[[], tuple[Tensor, ...]]
     results: Callable[[tuple[Tensor, ...]], Tensor]
+    timed: Callable[[], tuple[Tensor, ...]]
+    output: Callable[[], Tensor] | None
     repeatable: bool = True
 
 
@@ -199,22 +189,26 @@ def ready(suite: Suite, workload: Workload, name: str, dtype: torch.dtype | None
     def results(found: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([prepared.unpack(tensor).flatten() for tensor in found])
 
-    return Ready(_run(prepared, workload.direction, inputs.steady), results, not prepared.accumulates)
+    run = _run(prepared, prepared.way, workload.direction, inputs.steady)
+    timed = run if prepared.timed is None else _run(prepared, prepared.timed, workload.direction, inputs.steady)
+    output = (prepared.timed or prepared.way) if prepared.parameters else None
+    return Ready(run, results, timed, output, not prepared.accumulates)
 
 
-def _run(prepared: Prepared, direction: str, steady: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:
-    way, leaves = prepared.way, prepared.leaves
-    if prepared.parameters:
-        parameters, leaves, way = leaves, (), lambda *_: prepared.way()
+def _run(prepared: Prepared, way: Way, direction: str, steady: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:
+    leaves = prepared.leaves
     if direction == FORWARD:
+        given = () if prepared.parameters else leaves
 
         def forward() -> tuple[Tensor, ...]:
             with torch.inference_mode():
-                return (way(*leaves),)
+                return (way(*given),)
 
         return forward
-    leaves = parameters if prepared.parameters else tuple(leaf.detach().requires_grad_() for leaf in leaves)
-    output = way(*leaves)
+    if not prepared.parameters:
+        leaves = tuple(leaf.detach().requires_grad_() for leaf in leaves)
+    given = () if prepared.parameters else leaves
+    output = way(*given)
     generator = torch.Generator().manual_seed(1)
     # Of the packed rows, then laid out as the output is: every provider gets the same gradient.
     shape = prepared.unpack(output.detach()).shape
@@ -227,7 +221,7 @@ def _run(prepared: Prepared, direction: str, steady: Tensor | None) -> Callable[
         incoming = incoming.view(output.shape)
     if direction == BACKWARD:
         return partial(_gradients, output, leaves, incoming, retain_graph=True)
-    return lambda: _gradients(way(*leaves), leaves, incoming)
+    return lambda: _gradients(way(*given), leaves, incoming)
 
 
 def _gradients(output: Tensor, leaves: Sequence[Tensor], incoming: Tensor, **options: bool) -> tuple[Tensor, ...]:

@@ -25,6 +25,7 @@ class Entry:
     Attributes:
         kind: ours, eager, peer or floor.
         milliseconds: the median; `quartiles` the lower and the upper one, of so many `rounds` (0: not counted).
+        ratio: times of ours in the same round, the lower quartile, the median and the upper one.
         error: largest distance from the float64 result, in this very run; `allowed` for ours.
         peak: megabytes beyond the inputs, where they were measured.
         share: of the floor, 1 where nothing can be faster on this machine.
@@ -36,6 +37,7 @@ class Entry:
     milliseconds: float | None = None
     quartiles: tuple[float, float] = (0.0, 0.0)
     rounds: int = 0
+    ratio: tuple[float, float, float] | None = None
     error: float | None = None
     allowed: float | None = None
     peak: float | None = None
@@ -62,7 +64,7 @@ class Entry:
 class Row:
     """A workload and every provider's figures. `bytes` and `operations` are the fewest; `floor` their time in ms.
 
-    `seconds` is how long it took to measure all that.
+    `largest` is the largest number of the result, 0 where it was not kept; `seconds` how long it took to measure all.
     """
 
     suite: str
@@ -78,6 +80,7 @@ class Row:
     floor: float
     providers: Mapping[str, Entry]
     goals: tuple[str, ...] = ()
+    largest: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -108,8 +111,9 @@ class Row:
         return {name: self.providers[name] for _, name in sorted(found)}
 
     def speed_up(self, rival: str) -> float:
-        """How many times the time of ours a rival takes."""
-        return self.providers[rival].time / self.ours.time
+        """How many times the time of ours a rival takes, in the same round where rounds were kept."""
+        entry = self.providers[rival]
+        return entry.ratio[1] if entry.ratio else entry.time / self.ours.time
 
     def against_eager(self) -> list[float]:
         """The speed-ups over eager PyTorch."""
@@ -144,7 +148,8 @@ def row_of(made: Mapping[str, Any]) -> Row:
     """A row from its JSON."""
     entries = {}
     for name, entry in made["providers"].items():
-        entries[name] = Entry(**{**entry, "quartiles": tuple(entry.get("quartiles", (0.0, 0.0)))})
+        given: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in entry.items()}
+        entries[name] = Entry(**given)
     return Row(**{**made, "providers": entries, "goals": tuple(made["goals"])})
 
 
@@ -161,7 +166,7 @@ def dumps(record: Record) -> str:
         fields = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name != "providers"}
         entries = [f"   {line(name)}: {line(_entry(entry))}" for name, entry in row.providers.items()]
         fields["axes"] = {name: _short(value) for name, value in row.axes.items()}
-        fields |= {"floor": _short(row.floor), "seconds": _short(row.seconds)}
+        fields |= {name: _short(fields[name]) for name in ("floor", "largest", "seconds")}
         rows.append(f'  {line(fields)[:-1]}, "providers": {{\n' + ",\n".join(entries) + "}}")
     parts.append(' "rows": [\n' + ",\n".join(rows) + "]")
     return "{\n" + ",\n".join(parts) + "}\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -10,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SUITES, PACKAGE = ROOT / "benchmarks", ROOT / "spanbert_kernels"
 # Of the processes that measure, for whoever reads the record.
 PROCESSES = "as users have them, with the default allocator and threads"
+PEERS = ("ctranslate2", "nncf", "onnxruntime", "openvino")
 PASSED, FAILED = 0, 1  # of pytest; others mean that it did not get to the end
 
 
@@ -144,12 +146,21 @@ def record_of(progress: Progress, quick: bool, seconds: float, state: tuple[str,
         seed=0,
         seconds=round(seconds, 1),
         machine={**environment.machine(), "processes": PROCESSES},
-        versions=environment.versions(),
+        versions={**environment.versions(), **_peers()},
         ceilings={name: round(value, 2) for name, value in progress.ceilings.items()},
         rows=progress.rows,
         failures=progress.failures,
         skipped=progress.skipped,
     )
+
+
+def _peers() -> dict[str, str]:
+    """Versions of the other runtimes that are installed here."""
+    found = {}
+    for name in PEERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _git(*words: str) -> str | None:
@@ -171,7 +182,7 @@ def commit_named(reference: str) -> str | None:
     return _git("rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def package_at(commit: str) -> Iterator[Path]:
     """The package as it was at a commit, built in a folder of its own that vanishes afterwards."""
     with tempfile.TemporaryDirectory() as folder:

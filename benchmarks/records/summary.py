@@ -43,7 +43,7 @@ def fastest(row: Row) -> tuple[str, float] | None:
 
 
 class Summary:
-    """Rows sorted into wins, draws and losses; goals into met and missed."""
+    """Rows sorted into wins, draws and losses; goals into met, missed and others: not asked here, or not measured."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -54,7 +54,7 @@ class Summary:
         goals = [(row, goal) for row in record.rows for goal in row.goals]
         self.met = [each for each in goals if each[1].startswith("met")]
         self.missed = [each for each in goals if each[1].startswith("missed")]
-        self.unmeasured = len(goals) - len(self.met) - len(self.missed)
+        self.others = [each for each in goals if each not in self.met and each not in self.missed]
 
     def sentences(self, goals: bool = True) -> list[str]:
         """The head of the report; `goals`: with how many of the figures asked for were met."""

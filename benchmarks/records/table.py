@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.table import Table
@@ -13,6 +13,8 @@ from records.record import Record, Row
 from records.summary import Summary, fastest
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.terminal import Console
+
+STYLES = {"met": "green", "missed": "red"}
 
 
 def milliseconds(value: float | None) -> str:
@@ -46,11 +48,15 @@ def show(record: Record, console: Console) -> None:
         table.add_row(*_cells(row))
     if record.rows:
         console.print(table)
-    for row in record.rows:
-        for name, provider in row.providers.items():
-            if provider.milliseconds is None:
-                reason = f"No figure: {row.suite}, {row.title}: {name} {provider.unavailable}"
-                console.print(reason, markup=False, style="dim")
+    asked = [row for row in record.rows if row.goals]
+    if asked:
+        console.print("Figures asked for:")
+    for row in asked:
+        console.print(f" {row.suite}: {row.title}", markup=False, style="bold", soft_wrap=True)
+        for goal in row.goals:
+            console.print(f"   {goal}", markup=False, soft_wrap=True, style=STYLES.get(goal.partition(":")[0], ""))
+    for line in _without_figures(record):
+        console.print(line, markup=False, style="dim")
     for entry in record.skipped:
         console.print(f"Skipped: {entry['suite']}, {entry['workload']}: {entry['reason']}", markup=False, style="dim")
     for entry in record.failures:
@@ -60,16 +66,29 @@ def show(record: Record, console: Console) -> None:
         console.print(sentence, markup=False)
 
 
+def _without_figures(record: Record) -> Iterator[str]:
+    """Who has none and why; a reason that holds for many workloads of a suite is said once."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in record.rows:
+        for name, entry in row.providers.items():
+            if entry.milliseconds is None:
+                found.setdefault((row.suite, name, entry.unavailable), []).append(row)
+    for (suite, name, reason), rows in found.items():
+        where = rows[0].title if len(rows) == 1 else formatting.count(len(rows), "workload")
+        yield f"No figure: {suite}, {where}: {name} {reason}"
+
+
 def _cells(row: Row) -> tuple[str | Text, ...]:
     found = fastest(row)
-    met = sum(goal.startswith("met") for goal in row.goals)
+    verdicts = [goal.partition(":")[0] for goal in row.goals]
+    met, judged = verdicts.count("met"), verdicts.count("met") + verdicts.count("missed")
     return (
         Text(f" {row.title}"),
         milliseconds(row.ours.milliseconds),
         Text(f"{found[0]} {milliseconds(row.providers[found[0]].milliseconds)}" if found else ""),
         Text(formatting.speed_up(found[1]), style="bold" if found[1] > 1 else "red") if found else "",
         "" if row.ours.share is None else f"{row.ours.share:.0%}",
-        f"{met}/{len(row.goals)}" if row.goals else "",
+        f"{met}/{judged}" if judged else "",
     )
 
 
