@@ -44,7 +44,8 @@ def build(source: Path, folder: Path, operation: str, monkeypatch: pytest.Monkey
         KERNELS=[f"csrc/{operation}/cpu_kernels.cpp"],
     )
     command.build_cpu(folder / "libspanbert_kernels_cpu.so")
-    (folder / "build_info.json").write_text(json.dumps({"schemas": library.build_info()["schemas"]}))
+    info = {"cpu": ["portable"], "schemas": library.build_info()["schemas"]}
+    (folder / "build_info.json").write_text(json.dumps(info))
 
 
 def fuzz(folder: Path, operation: str) -> subprocess.CompletedProcess[str]:
