@@ -22,6 +22,7 @@ FOLDER = Path(__file__).resolve().parent
 DOCS = FOLDER.parent / "docs"
 PAGES = (FOLDER.parent / "README.md", DOCS / "benchmarks.md", DOCS / "tasks.md", FOLDER / "SCALING.md")
 MARKED = re.compile(r"(<!-- speed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BESIDE = {"encoder": "encoder_padding"}
 FORWARD, BOTH = "forward", "forward and backward"
 F32, BF16 = "float32", "bfloat16"
 
@@ -34,8 +35,10 @@ class Results:
     name: str
 
     def find(self, suite: str, workload: str, direction: str = FORWARD, dtype: str = F32) -> Row | None:
+        """The row of a suite, or of the one beside it."""
         for row in self.record.rows:
-            if (row.suite, row.workload, row.direction, row.dtype) == (suite, workload, direction, dtype):
+            of_suite = row.suite in (suite, BESIDE.get(suite))
+            if of_suite and (row.workload, row.direction, row.dtype) == (workload, direction, dtype):
                 return row
         return None
 

@@ -189,26 +189,29 @@ def ready(suite: Suite, workload: Workload, name: str, dtype: torch.dtype | None
     def results(found: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([prepared.unpack(tensor).flatten() for tensor in found])
 
-    run = _run(prepared, prepared.way, workload.direction, inputs.steady)
-    timed = run if prepared.timed is None else _run(prepared, prepared.timed, workload.direction, inputs.steady)
+    calls = _calls(prepared, workload.direction, inputs.steady)
+    run = calls(prepared.way)
     output = (prepared.timed or prepared.way) if prepared.parameters else None
-    return Ready(run, results, timed, output, not prepared.accumulates)
+    return Ready(run, results, calls(prepared.timed) if prepared.timed else run, output, not prepared.accumulates)
 
 
-def _run(prepared: Prepared, way: Way, direction: str, steady: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:
+def _calls(
+    prepared: Prepared, direction: str, steady: Tensor | None
+) -> Callable[[Way], Callable[[], tuple[Tensor, ...]]]:
+    """How a way is called in a direction."""
     leaves = prepared.leaves
     if direction == FORWARD:
         given = () if prepared.parameters else leaves
 
-        def forward() -> tuple[Tensor, ...]:
+        def forward(way: Way) -> tuple[Tensor, ...]:
             with torch.inference_mode():
                 return (way(*given),)
 
-        return forward
+        return lambda way: partial(forward, way)
     if not prepared.parameters:
         leaves = tuple(leaf.detach().requires_grad_() for leaf in leaves)
     given = () if prepared.parameters else leaves
-    output = way(*given)
+    output = prepared.way(*given)
     generator = torch.Generator().manual_seed(1)
     # Of the packed rows, then laid out as the output is: every provider gets the same gradient.
     shape = prepared.unpack(output.detach()).shape
@@ -220,8 +223,9 @@ def _run(prepared: Prepared, way: Way, direction: str, steady: Tensor | None) ->
         incoming = output.new_zeros(output.numel()).index_put_((index.flatten(),), incoming.flatten())
         incoming = incoming.view(output.shape)
     if direction == BACKWARD:
-        return partial(_gradients, output, leaves, incoming, retain_graph=True)
-    return lambda: _gradients(way(*given), leaves, incoming)
+        backward = partial(_gradients, output, leaves, incoming, retain_graph=True)
+        return lambda way: backward
+    return lambda way: lambda: _gradients(way(*given), leaves, incoming)
 
 
 def _gradients(output: Tensor, leaves: Sequence[Tensor], incoming: Tensor, **options: bool) -> tuple[Tensor, ...]:

@@ -69,8 +69,10 @@ def _fused(model: Any) -> Path:
 
 @cache
 def _quantised(model: Any) -> Path:
+    from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     path = folder("onnx") / "quantised.onnx"
-    quantize_dynamic(_fused(model), path, per_channel=True, weight_type=QuantType.QInt8)
+    of_fused_nodes = {"DefaultTensorType": TensorProto.FLOAT}  # whose results have no type that it could infer
+    quantize_dynamic(_fused(model), path, per_channel=True, weight_type=QuantType.QInt8, extra_options=of_fused_nodes)
     return path

@@ -51,6 +51,7 @@ ceilings = {"copy, GB/s": 4.0, "float32, GFLOP/s": 10.0, "bfloat16, GFLOP/s": 10
 print(floor_of(8e6, 0, "float32", ceilings))  # 8 MB at 4 GB/s
 print(floor_of(8e6, 1e9, "bfloat16", ceilings))  # a GFLOP at 100 a second takes longer
 print(floor_of(8e6, 1e9, "float16", ceilings))  # not measured: as float32
+print(floor_of(0, 1e9, "int8", ceilings))  # twice as many as in bfloat16
 comparison = Comparison("span_pool", "mean", "forward", {}, 8e6, 1e9, ceilings, torch.ones(2))
 comparison.providers["triton"] = {"kind": "ours", "milliseconds": 2.0}
 comparison.providers["cuda"] = {"kind": "ours", "milliseconds": 1.0}
@@ -79,7 +80,7 @@ def test_every_suite_holds_together() -> None:
     lines = python(LOAD.format(names=running.suite_names()))
     quick = {name: int(count) for name, count in map(str.split, lines)}
     assert set(quick) == set(running.suite_names())
-    assert [name for name, count in quick.items() if not count] == ["demo", "memory"]
+    assert [name for name, count in quick.items() if not count] == ["demo", "encoder_padding", "memory"]
 
 
 def test_the_gate_with_the_package_of_another_commit(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_the_gate_with_the_package_of_another_commit(tmp_path: Path) -> None:
 
 def test_floors() -> None:
     kinds = {"ours": "ours", "ours, triton": "peer", "gather": "eager"}
-    assert python(FLOOR) == ["2.0", "10.0", "100.0", f"10.0 {kinds}"]
+    assert python(FLOOR) == ["2.0", "10.0", "100.0", "5.0", f"10.0 {kinds}"]
 
 
 def test_what_takes_more_than_its_limit_has_no_peak() -> None:
