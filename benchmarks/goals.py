@@ -83,13 +83,16 @@ def judge(goal: Goal, providers: Entries, machine: Mapping[str, str]) -> str:
     if not there:
         return f"not measured: against {', '.join(wanted)}, which cannot run here"
     name = min(there, key=lambda each: times[each])
-    factor = times[name] / times["ours"]
-    low, factor, high = providers[name].get("ratio", (factor, factor, factor))
+    factor, spread = times[name] / times["ours"], ""
+    if "ratio" in providers[name]:
+        low, factor, high = providers[name]["ratio"]
+        ends = (low, high) if goal.at_least is not None else (1 / high, 1 / low)
+        spread = f" (quartiles {digits(ends[0])} to {digits(ends[1])})"
     if goal.at_least is not None:
-        about = f"{digits(factor)} x faster than {name} (quartiles {digits(low)} to {digits(high)})"
+        about = f"{digits(factor)} x faster than {name}{spread}"
         return verdict(factor >= goal.at_least, about, f"at least {goal.at_least:g} x", goal.on, machine)
     assert goal.at_most is not None
-    about = f"{1 / factor:.3g} x the time of {name} (quartiles {1 / high:.3g} to {1 / low:.3g})"
+    about = f"{digits(1 / factor)} x the time of {name}{spread}"
     return verdict(1 / factor <= goal.at_most, about, f"at most {goal.at_most:g} x", goal.on, machine)
 
 
