@@ -1,9 +1,10 @@
 """Compiles the Triton kernels ahead of time, without a GPU, and says what each needs.
 
-    python tests/aot/compile_triton.py [--print] [--architecture NUMBER ...] [module ...]
+    python tests/aot/compile_triton.py [--print] [--everyday] [--architecture NUMBER ...] [module ...]
 
-By default every configuration of every `spanbert_kernels/ops/<op>/triton.py`, for all architectures. Writes JSON, or
-with --print a table. Not under TRITON_INTERPRET=1, which leaves nothing to compile.
+By default every configuration of every `spanbert_kernels/ops/<op>/triton.py`, for all architectures; with --everyday
+without those of attention between rows of one role. Writes JSON, or with --print a table. Not under TRITON_INTERPRET=1,
+which leaves nothing to compile.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 ARCHITECTURES = (80, 90, 100)
 PROCESSES = 2
+ONE_ROLE = re.compile("tokens to tokens|anchors to anchors")
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
 
@@ -68,14 +70,15 @@ def resource_usage(cubin: bytes) -> tuple[int, ...]:
     return tuple(map(int, match.groups()))
 
 
-def compile_all(modules: Sequence[str], architectures: Sequence[int]) -> list[dict[str, Any]]:
+def compile_all(modules: Sequence[str], architectures: Sequence[int], everyday: bool = False) -> list[dict[str, Any]]:
     # Spawned, not forked: the parent may run threads.
     with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
         names = list(pool.map(names_of, modules))
         jobs = [
             (module, index, architecture)
             for module, its_names in zip(modules, names, strict=True)
-            for index in range(len(its_names))
+            for index, name in enumerate(its_names)
+            if not (everyday and ONE_ROLE.search(name))
             for architecture in architectures
         ]
         return list(pool.map(compile_one, *zip(*jobs, strict=True))) if jobs else []
@@ -98,9 +101,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", help="modules with aot_configurations(); by default all operations'")
     parser.add_argument("--print", action="store_true", help="a table instead of JSON")
+    parser.add_argument("--everyday", action="store_true", help="what every test run compiles")
     parser.add_argument("--architecture", type=int, action="append", help="such as 90; may be repeated")
     arguments = parser.parse_args()
-    results = compile_all(arguments.modules or operation_modules(), arguments.architecture or ARCHITECTURES)
+    results = compile_all(
+        arguments.modules or operation_modules(), arguments.architecture or ARCHITECTURES, arguments.everyday
+    )
     print(table(results) if arguments.print else json.dumps(results))
 
 

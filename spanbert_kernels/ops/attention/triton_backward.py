@@ -143,17 +143,17 @@ def query_backward(
         program = Backward(queries, grads, k, v, own, tile, mask, dropout, numbers, factor)
         sums = tiles.over_seen(sums_step, new_sums(BLOCK), program, numbers, KEYS, BLOCK.N, BLOCK)
         delta, share = row_statistics(sums, 1)
-        # Made again, as registers that hold it meanwhile are too many.
-        place = tile.head * query_rows + tile.first + tl.arange(0, BLOCK.M)
-        tl.store(statistics.delta + place, delta, mask=tile.there)
-        tl.store(statistics.share + place, share, mask=tile.there)
+        row, there = tiles.rows_again(tile, None, BLOCK.M)
+        place = tile.head * query_rows + tile.first + row
+        tl.store(statistics.delta + place, delta, mask=there)
+        tl.store(statistics.share + place, share, mask=there)
     else:
         delta = tl.load(statistics.delta + place, mask=tile.there, other=0.0)
         own = tiles.Statistics(lse, delta, tl.load(statistics.share + place, mask=tile.there, other=0.0))
         program = Backward(queries, grads, k, v, own, tile, mask, dropout, numbers, factor)
         total = tl.zeros([BLOCK.M, BLOCK.D], tl.float32)
         total = tiles.over_seen(gradient_step, total, program, numbers, KEYS, BLOCK.N, BLOCK)
-        tiles.store_rows(grad_q, tile, heads, head_dim, total * scale)
+        tiles.store_rows(grad_q, tile, heads, head_dim, None, total * scale)
 
 
 class KeyGradients(NamedTuple):
@@ -238,5 +238,5 @@ def key_backward(
     )
     zeros = tl.zeros([BLOCK.N, BLOCK.D], tl.float32)
     total = tiles.over_seen(key_step, KeyGradients(zeros, zeros), program, numbers, QUERIES, BLOCK.M, BLOCK)
-    tiles.store_rows(grad_k, tile, heads, head_dim, total.k * scale)
-    tiles.store_rows(grad_v, tile, heads, head_dim, tiles.rescaled(total.v, dropout))
+    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, total.k * scale)
+    tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total.v, dropout))

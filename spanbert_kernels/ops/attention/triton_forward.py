@@ -105,6 +105,7 @@ def attention_forward(
     mass = softmax.mass
     if dropout is not None:
         mass = mass * dropout.keep_prob
-    tiles.store_rows(output, tile, heads, head_dim, softmax.total / tl.where(seen, mass, 1.0)[:, None])
+    tiles.store_rows(output, tile, heads, head_dim, None, softmax.total / tl.where(seen, mass, 1.0)[:, None])
     sums = tl.where(seen, (softmax.peak + tl.log2(tl.where(seen, softmax.mass, 1.0))) / LOG2_E, -float("inf"))
-    tl.store(lse + tile.head * query_rows + tile.row, sums, mask=tile.there & (tile.own == 0))
+    row, there = tiles.rows_again(tile, None, BLOCK.M)
+    tl.store(lse + tile.head * query_rows + tile.first + row, sums, mask=there & (tile.own == 0))

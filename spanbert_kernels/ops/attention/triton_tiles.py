@@ -199,11 +199,26 @@ def own_rows(rows, tile, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def store_rows(target, tile, heads, head_dim, values):
-    """Write the tile's rows of a dense `[rows, heads, head_dim]`."""
-    column = tile.own + tl.arange(0, values.shape[1])
-    place = target + (tile.row[:, None] * heads + tile.head) * head_dim + column[None, :]
-    tl.store(place, values.to(target.dtype.element_ty), mask=tile.there[:, None] & tile.inside[None, :])
+def rows_again(tile, dropout, ROWS: tl.constexpr):
+    """The tile's rows counted from its first one, and which of them there are: `row` and `there` by another way.
+
+    The compiler would keep what is the same through a loop, for which registers are short.
+    """
+    row = tl.arange(0, ROWS)
+    if dropout is not None:
+        row = (row - (tile.first & 3).to(tl.int32)) & (ROWS - 1)
+    return row.to(tl.int64), row < tl.minimum(tile.last - tile.first, ROWS).to(tl.int32)
+
+
+@triton.jit
+def store_rows(target, tile, heads, head_dim, dropout, values):
+    """Write the tile's rows of a dense `[rows, heads, head_dim]`, of keys with dropout as `block_rows` turns them."""
+    row, there = rows_again(tile, dropout, values.shape[0])
+    column = tl.arange(0, values.shape[1])
+    start = target + (tile.first * heads + tile.head) * head_dim + tile.own
+    place = start + row[:, None] * heads * head_dim + column[None, :]
+    inside = column < head_dim - tile.own
+    tl.store(place, values.to(target.dtype.element_ty), mask=there[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -251,7 +266,7 @@ def kept_entries(dropout, query, first_key, head, ROWS: tl.constexpr):
     b = tl.where(lane > 1, f, b)
     c = tl.where(lane > 2, g, c)
     words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [query.shape[0], ROWS])  # word i of a draw: its key i
-    return words >= dropout.threshold.to(tl.uint32)
+    return words >= tl.cast(dropout.threshold, tl.uint32)  # a constant where it is 1
 
 
 @triton.jit
@@ -330,9 +345,10 @@ def over_seen(STEP: tl.constexpr, state, program, numbers, SIDE: tl.constexpr, R
             slot = place * 0
             if mask.slots is not None:
                 slot = tl.load(mask.slots + place)
-            state = STEP(state, program, begin + done, end, slot, BLOCK)
-            done += ROWS
-            more = begin + done < end
+            first = begin + done
+            # Where it goes on is known before the step, which need not hold `begin` then.
+            more = first + ROWS < end
             place = tl.where(more, place, place + 1)
-            done = tl.where(more, done, 0)
+            done = tl.where(more, done + ROWS, 0)
+            state = STEP(state, program, first, end, slot, BLOCK)
     return state

@@ -80,5 +80,5 @@ def whole_backward(
         total_q = tiles.product(slopes, keys, tl.zeros([BLOCK.M, BLOCK.D], tl.float32), BLOCK) * slope_scale
         place = grad_q + (query[:, None] * heads + tile.head) * head_dim + column[None, :]
         tl.store(place, total_q.to(grad_q.dtype.element_ty), mask=there[:, None] & tile.inside[None, :])
-    tiles.store_rows(grad_k, tile, heads, head_dim, total_k * slope_scale)
-    tiles.store_rows(grad_v, tile, heads, head_dim, tiles.rescaled(total_v, dropout))
+    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, total_k * slope_scale)
+    tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total_v, dropout))

@@ -72,4 +72,4 @@ def pairwise_backward(
             tl.store(statistics.delta + slot, delta, mask=tile.there & (tile.own == 0))
             tl.store(statistics.share + slot, share, mask=tile.there & (tile.own == 0))
         item += 1
-    tiles.store_rows(grad_q, tile, heads, head_dim, total * scale)
+    tiles.store_rows(grad_q, tile, heads, head_dim, None, total * scale)

@@ -153,4 +153,4 @@ def pairwise_forward(
     softmaxes = tl.maximum(number, 1)
     if dropout is not None:
         softmaxes = softmaxes * dropout.keep_prob
-    tiles.store_rows(output, tile, heads, head_dim, value / softmaxes)
+    tiles.store_rows(output, tile, heads, head_dim, None, value / softmaxes)
