@@ -29,7 +29,7 @@ def row_of(stage: StageResult, about: dict[str, str]) -> dict[str, Any]:
     for name, kind, seconds in ways:
         providers[name] = {"kind": kind, "milliseconds": 1e3 * seconds, "quartiles": [1e3 * seconds] * 2}
         providers[name] |= {"rounds": timing.fewest, "error": stage.agreement.largest_difference}
-    ran = ", ".join(sorted({f"{operation}: {backend}" for operation, backend in stage.backends}))
+    ran = ", ".join(sorted({f"{operation}: {backend}" for operation, backend in stage.backends} | set(stage.paths)))
     providers["ours"]["ran"], providers[TODAY]["ran"] = ran, stage.baseline
     return {
         "suite": "demo",

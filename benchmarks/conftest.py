@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from measuring import QUICK, ceilings, measure
 from registry import Unavailable, Workload
 
@@ -93,6 +94,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         entry = {"suite": suite, "workload": workload, "reason": reason.splitlines()[0]}
         _append({"skipped" if report.skipped else "failure": entry})
     return report
+
+
+def pytest_configure(config: Any) -> None:
+    """Where the environment holds PyTorch to AVX2 (ATEN_CPU_CAPABILITY), it is meant for our kernels too."""
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        from spanbert_kernels.ops.library import cpu_isa
+
+        if cpu_isa() == "avx512":
+            torch.ops.spanbert_kernels.set_cpu_isa("avx2")
 
 
 def pytest_terminal_summary() -> None:

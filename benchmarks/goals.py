@@ -81,7 +81,7 @@ def judge(goal: Goal, providers: Entries, machine: Mapping[str, str]) -> str:
         wanted = tuple(peers or (name for name in times if providers[name]["kind"] == "eager"))
     there = [name for name in wanted if name in times]
     if not there:
-        return f"not measured: against {', '.join(wanted)}, which cannot run here"
+        return f"not measured: against {', '.join(wanted)}, which has no figure here"
     name = min(there, key=lambda each: times[each])
     factor, spread = times[name] / times["ours"], ""
     if "ratio" in providers[name]:

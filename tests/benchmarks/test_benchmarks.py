@@ -67,6 +67,13 @@ print(memory.peak_megabytes(*case, 0.95 * free))  # the tenth that address space
 print(memory.peak_megabytes(*case, 0.5 * free))
 print(memory.peak_megabytes(*case, 2 * free))
 """
+HELD = """
+import conftest
+from spanbert_kernels.ops.library import cpu_isa
+before = cpu_isa()
+conftest.pytest_configure(None)
+print(before, cpu_isa())
+"""
 
 
 def python(code: str, **more: str) -> list[str]:
@@ -103,6 +110,12 @@ def test_what_takes_more_than_its_limit_has_no_peak() -> None:
     *out, within = python(LIMITED)
     assert all(line.startswith("runs out of memory: takes more than") for line in out), out
     assert float(within) > 100
+
+
+def test_kernels_are_held_to_the_level_that_pytorch_is_held_to() -> None:
+    (line,) = python(HELD, ATEN_CPU_CAPABILITY="avx2")
+    before, after = line.split()
+    assert after == ("avx2" if before == "avx512" else before)
 
 
 def test_the_allocator_is_left_as_users_have_it() -> None:

@@ -28,7 +28,7 @@ PROVIDERS: dict[str, dict[str, Any]] = {
             Goal(3, against=("eager", "fast", "gone")),
             "missed: 2 x faster than fast, at least 3 x asked",
         ),
-        (Goal(2, against="gone"), "not measured: against gone, which cannot run here"),
+        (Goal(2, against="gone"), "not measured: against gone, which has no figure here"),
         (
             Goal(at_most=1.2, against="products"),
             "missed: 1.25 x the time of products (quartiles 1.11 to 1.43), at most 1.2 x asked",
