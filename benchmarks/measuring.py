@@ -29,7 +29,7 @@ MOST_ROUNDS = 101
 SLOW_SECONDS = 2.0  # what takes longer is warm after its gate, which for all but ours counts as a round
 WAITED = 0.8
 VERY_SLOW_SECONDS = 5.0  # and as the only one
-FAR = 3.0  # times of ours, beyond which two rounds tell enough
+FAR = 3.0  # times of ours
 # A peer may round as it likes, but has to compute the same thing: deviations of the norm.
 LARGEST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.int8: 1e-1}
 
@@ -139,6 +139,15 @@ def assert_still_agrees(way: Ready, first: Tensor, allowed: float) -> None:
         raise Refused(f"ours: after it was timed off by {off:.3g} from its first result, allowed {allowed:.3g}")
 
 
+def least_rounds(once: float, ours: float) -> int:
+    """Of a way that takes so many seconds: fewer where a ratio to ours needs no exact figure."""
+    if once > VERY_SLOW_SECONDS:
+        return 0
+    if once > FAR * ours:
+        return 1 if once > SLOW_SECONDS else 2
+    return 3
+
+
 def time_in_turns(found: Mapping[str, Measured], seconds: float, benchmark: Any) -> None:
     """Round by round, so that a slow minute hits all ways alike; slow ways leave after their share of the rounds."""
     ways = {name: measured for name, measured in found.items() if measured.way is not None}
@@ -151,9 +160,8 @@ def time_in_turns(found: Mapping[str, Measured], seconds: float, benchmark: Any)
         own = own or once
         slow = once > SLOW_SECONDS
         measured.times = [once] if slow and name != "ours" else []
-        least = 1 if QUICK else 3 if name == "ours" or not slow else int(once < VERY_SLOW_SECONDS)
-        least = min(least, 2) if once > FAR * own else least
-        rounds[name] = min(max(int(seconds / len(ways) / max(once, 1e-6)), least), MOST_ROUNDS)
+        least = 3 if name == "ours" else least_rounds(once, own)
+        rounds[name] = min(max(int(seconds / len(ways) / max(once, 1e-6)), 1 if QUICK else least), MOST_ROUNDS)
     turn = 0
 
     def others() -> None:

@@ -59,6 +59,10 @@ comparison.providers["gather"] = {"kind": "eager", "milliseconds": 3.0}
 row = comparison.row()
 print(row["floor"], {name: entry["kind"] for name, entry in row["providers"].items()})
 """
+ROUNDS = """
+from measuring import least_rounds
+print([least_rounds(*each) for each in ((6.0, 1.0), (2.5, 0.5), (1.9, 0.5), (4.0, 2.0))])
+"""
 LIMITED = """
 import memory
 case = "memory", "span_pool mean, 128 tokens, forward, float32", "eager"
@@ -101,9 +105,11 @@ def test_the_gate_with_the_package_of_another_commit(tmp_path: Path) -> None:
     assert python(whose, PYTHONPATH=str(tmp_path)) == ["refused"] * 3 + [str(package / "__init__.py")]
 
 
-def test_floors() -> None:
+def test_floors_and_rounds() -> None:
     kinds = {"ours": "ours", "ours, triton": "peer", "gather": "eager"}
-    assert python(FLOOR) == ["2.0", "10.0", "100.0", "5.0", f"10.0 {kinds}"]
+    *floors, rounds = python(FLOOR + ROUNDS)
+    assert rounds == "[0, 1, 2, 3]"
+    assert floors == ["2.0", "10.0", "100.0", "5.0", f"10.0 {kinds}"]
 
 
 def test_what_takes_more_than_its_limit_has_no_peak() -> None:
