@@ -46,7 +46,7 @@ def bench(context: click.Context, suites: tuple[str, ...], quick: bool, output: 
     """Measure every operation against eager PyTorch and against what else a user could take.
 
     Runs the suites of the source checkout that the package is installed from. Every result is compared with float64
-    before it is timed; a wrong one gets no row.
+    before it is timed; a wrong one gets no row. Other runtimes that are not installed, of the extra [peers], are named.
 
     Exit code: 0; 1 if a result was wrong, or slower than before by more than the noise; 2 if a value is wrong.
     """
