@@ -47,22 +47,26 @@ class ISA(NamedTuple):
     """An instruction set: bytes of a vector, rows and vectors of the products' micro-kernel, and the compiler's flags.
 
     Every kernel file is compiled once for each; the library chooses when it runs, by the `has_` function of that name
-    in csrc/common/isa.cpp.
+    in csrc/common/isa.cpp. One with `rooms` is for the kernels of these folders alone (SPANBERT_DECLARE_ALL), and the
+    others then use the one before it.
     """
 
     vector_bytes: int
     tile_rows: int
     tile_vectors: int
     flags: tuple[str, ...] = ()
+    rooms: tuple[str, ...] = ()
 
 
-# By machine, the best last.
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mbmi2")
+# By machine, the best last, and those with rooms of their own behind the others.
 PORTABLE = {"portable": ISA(16, 4, 2)}
 ISAS = {
     "x86_64": {
         **PORTABLE,
         "avx2": ISA(32, 6, 2, ("-mavx2", "-mfma", "-mf16c", "-mbmi2")),
-        "avx512": ISA(64, 6, 4, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mbmi2")),
+        "avx512": ISA(64, 6, 4, AVX512),
+        "avx512_bf16": ISA(64, 6, 4, (*AVX512, "-mavx512bf16", "-mavx512vnni"), ("encoder_stack",)),
     },
 }
 
@@ -239,7 +243,10 @@ class BuildLibraries(build_ext):
         sanitize = os.environ.get("SPANBERT_KERNELS_SANITIZE") == "1"
         sanitizers = SANITIZERS if sanitize else []
         isas = ISAS.get(sysconfig.get_platform().rpartition("-")[2], PORTABLE)
-        common += [*sanitizers, "-DSPANBERT_ISAS(use,argument)=" + " ".join(f"use({name},argument)" for name in isas)]
+        everywhere = [name for name, isa in isas.items() if not isa.rooms]
+        for macro, names in (("SPANBERT_ISAS", everywhere), ("SPANBERT_ALL_ISAS", isas)):
+            common.append(f"-D{macro}(use,argument)=" + " ".join(f"use({name},argument)" for name in names))
+        common += sanitizers
         units: list[tuple[str, str, list[str]]] = [(each, "", []) for each in BINDINGS + [CANARY] * sanitize]
         units += [
             (
@@ -255,11 +262,13 @@ class BuildLibraries(build_ext):
             )
             for each in KERNELS + [CANARY_KERNELS] * sanitize
             for name, isa in isas.items()
+            if not isa.rooms or Path(each).parent.name in isa.rooms
         ]
         link, libraries = [*compiler, "-shared", *sanitizers], [f"-L{torch / 'lib'}", "-ltorch_cpu", "-Wl,--as-needed"]
         self.compile_and_link("", common, units, link, library, libraries)
+        rooms = {name: list(isa.rooms) for name, isa in isas.items() if isa.rooms}
         version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True)
-        return {"cpu": list(isas), "compiler": version.stdout.splitlines()[0], "torch": torch_version(torch)}
+        return {"cpu": everywhere, "cpu_rooms": rooms, "compiler": version.stdout.splitlines()[0], "torch": torch_version(torch)}
 
     def build_cuda(self, library: Path) -> dict[str, Any]:
         nvcc = find_nvcc()

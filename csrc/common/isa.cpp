@@ -21,6 +21,9 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+}
 #endif
 
 struct Known {
@@ -31,7 +34,7 @@ struct Known {
 // Those that were compiled.
 const std::vector<Known>& known() {
 #define SPANBERT_KNOWN(isa, unused) Known{#isa, has_##isa()},
-  static const std::vector<Known> all{SPANBERT_ISAS(SPANBERT_KNOWN, )};
+  static const std::vector<Known> all{SPANBERT_ALL_ISAS(SPANBERT_KNOWN, )};
   return all;
 }
 

@@ -1,6 +1,9 @@
-"""One encoder layer on packed tokens without autograd: fused projections, no copies between layouts."""
+"""Encoder layers on packed tokens without autograd, product by product: where they cannot be one call (`fused.py`)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +12,64 @@ from torch import Tensor, nn
 from spanbert_kernels.acceleration.attention import attend
 from spanbert_kernels.acceleration.linears import Linears
 from spanbert_kernels.acceleration.structure import LayerParts
-from spanbert_kernels.acceleration.weights import LayerWeights
 from spanbert_kernels.nn.packing import Packing
 
 # Rows that go through the feed-forward block together: its wide intermediate then is memory that is used again, not
 # fresh from the system. Fewer would cost the products speed.
 FEED_FORWARD_ROWS = 2048
+
+
+class LayerWeights(NamedTuple):
+    """The four products of a layer: fused query, key and value; attention output; up; down."""
+
+    qkv: Any
+    dense: Any
+    up: Any
+    down: Any
+
+
+class SeparateLayers:
+    """The layers of an encoder and their repacked weights; biases and norms are read where they are."""
+
+    def __init__(self, layers: Sequence[LayerParts], linears: Linears) -> None:
+        self.layers = layers
+        self.linears = linears
+        self.weights = [_pack(parts, linears) for parts in layers]
+
+    @staticmethod
+    def sources(layers: Sequence[LayerParts]) -> list[Tensor]:
+        """What was copied: the weights of the products."""
+        return [
+            module.weight if (weight := module._parameters.get("weight")) is None else weight
+            for parts in layers
+            for module in parts.products()
+        ]
+
+    @property
+    def products(self) -> str:
+        """How it multiplies, in words."""
+        return self.linears.name
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory kept: repacked weights."""
+        return sum(weight.numel() * weight.element_size() for weight in self.sources(self.layers))
+
+    def run(self, first: int, last: int, hidden: Tensor, packing: Packing) -> Tensor:
+        """Layers first .. last - 1: `hidden [T, H]` -> `[T, H]`."""
+        for parts, weights in zip(self.layers[first:last], self.weights[first:last], strict=True):
+            hidden = run_layer(parts, weights, self.linears, hidden, packing)
+        return hidden
+
+
+def _pack(parts: LayerParts, linears: Linears) -> LayerWeights:
+    with torch.no_grad():
+        return LayerWeights(
+            linears.pack(torch.cat([each.weight for each in parts.projections()])),
+            linears.pack(parts.attention_dense.weight),
+            linears.pack(parts.up.weight),
+            linears.pack(parts.down.weight),
+        )
 
 
 def run_layer(parts: LayerParts, weights: LayerWeights, linears: Linears, hidden: Tensor, packing: Packing) -> Tensor:

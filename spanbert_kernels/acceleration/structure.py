@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from spanbert_kernels.acceleration.families import Family, mixes_documents
 
@@ -78,6 +78,26 @@ class LayerParts(NamedTuple):
             outer.LayerNorm,
             outer.dropout,
         )
+
+    def projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        """The Linears of queries, keys and values."""
+        return self.query, self.key, self.value
+
+    def products(self) -> tuple[nn.Linear, ...]:
+        """All Linears."""
+        return (*self.projections(), self.attention_dense, self.up, self.down)
+
+    def parameters(self) -> list[Tensor]:
+        """The weights and biases that there are: of the Linears, then of the norms."""
+        found = []
+        for module in (*self.products(), self.attention_norm, self.norm):
+            # Parameters are quicker to get at as such; a parametrisation or a deleted parameter is an attribute.
+            held = module._parameters
+            for name in ("weight", "bias"):
+                tensor = held[name] if name in held else getattr(module, name)
+                if tensor is not None:
+                    found.append(tensor)
+        return found
 
     def drops(self) -> bool:
         """Whether any dropout of the layer is at work."""

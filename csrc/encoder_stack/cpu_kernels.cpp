@@ -1,0 +1,422 @@
+// A stack of encoder layers on packed documents, as a program of steps, on a CPU.
+//
+// With many rows, blocks of them go through all steps from one attention to the next while they are in the second-level
+// cache: two barriers a layer, and nothing wide is ever written to memory. With few rows the time is that of reading
+// the weights, so every thread takes columns of every product, and keeps its own copy of what the products are added
+// to; products are then followed by a barrier. Either way a sum is made of the same parts in the same order, whatever
+// the number of threads and of rows.
+
+#include "encoder_stack/activations.h"
+#include "encoder_stack/attention.h"
+#include "encoder_stack/matrix.h"
+#include "encoder_stack/team.h"
+
+namespace spanbert {
+namespace SPANBERT_ISA {
+namespace {
+
+// Of what attention multiplies, and what it hands on.
+template <class E>
+struct Around {
+  using Attention = BFloat16;
+  using Context = std::conditional_t<std::is_same_v<E, Int8>, float, bfloat16>;
+};
+template <>
+struct Around<Float32> {
+  using Attention = Float32;
+  using Context = float;
+};
+
+// Pieces of memory one behind the other, each on a cache line. Without a beginning it only counts.
+struct Bump {
+  char* begin;
+  int64_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    char* taken = begin ? begin + used : nullptr;
+    used += aligned(count * static_cast<int64_t>(sizeof(T)));
+    return reinterpret_cast<T*>(taken);
+  }
+};
+
+template <class E>
+class Stack {
+  using T = typename E::Element;
+  using AttentionElement = typename Around<E>::Attention::Element;
+  using Context = typename Around<E>::Context;
+
+ public:
+  Stack(const StackCall& call, char* arena, int64_t member) : call_(call), member_(member) {
+    hidden_row_ = whole(call.hidden_size);
+    inner_row_ = whole(call.inner_size);
+    qkv_row_ = whole(3 * call.inner_size);
+    wide_row_ = whole(call.wide_size);
+    Bump bump{arena};
+    if (!call.shares_columns) stream_ = bump.take<float>(call.tokens * hidden_row_);
+    qkv_ = bump.take<AttentionElement>(call.tokens * qkv_row_ + kLanes * kMostVectors);
+    context_ = bump.take<Context>(call.tokens * inner_row_);
+    if (call.shares_columns) {
+      sums_ = bump.take<float>(call.tokens * hidden_row_);
+      wide_ = bump.take<Wide>(call.tokens * wide_row_);
+    }
+    shared_bytes_ = bump.used;
+    Bump count{nullptr};
+    take_own(count);
+    own_bytes_ = count.used;
+    Bump own{arena ? arena + shared_bytes_ + member * own_bytes_ : nullptr};
+    take_own(own);
+  }
+
+  int64_t bytes(int64_t threads) const { return shared_bytes_ + threads * own_bytes_; }
+
+  void run() {
+    if (call_.shares_columns) {
+      rows_ = call_.tokens;
+      read();
+      walk(call_.first, call_.last);
+      const int64_t members = call_.team->members();
+      write(rows_ * member_ / members, rows_ * (member_ + 1) / members);
+      return;
+    }
+    int64_t step = call_.first;
+    while (step < call_.last) {
+      if (call_.steps[step].kind == StepKind::attend) {
+        call_.team->wait();
+        attend(step++);
+        continue;
+      }
+      int64_t end = step;
+      while (end < call_.last && call_.steps[end].kind != StepKind::attend) ++end;
+      for (int64_t block; (block = call_.team->draw(step - call_.first)) < call_.blocks;) {
+        row_ = first_row(block);
+        rows_ = first_row(block + 1) - row_;
+        if (step == call_.first) read();
+        walk(step, end);
+        if (end == call_.last) write(0, rows_);
+      }
+      step = end;
+    }
+  }
+
+ private:
+  using Wide = std::conditional_t<std::is_same_v<E, Int8>, float, T>;  // Int8: quantized when a whole chunk is there
+
+  // What a member has of its own.
+  void take_own(Bump& own) {
+    const int64_t rows = block_rows();
+    attention_ =
+        own.take<char>(Attention<typename Around<E>::Attention>::scratch_bytes(call_.max_seqlen, most_head_dim()));
+    normed_ = own.take<float>(rows * hidden_row_);
+    input_ = own.take<T>(rows * std::max(hidden_row_, inner_row_));
+    scales_ = own.take<float>(rows);
+    if (call_.shares_columns) {
+      stream_ = own.take<float>(rows * hidden_row_);
+      chunk_ = own.take<T>(rows * wide_row_);
+    } else {
+      sums_ = own.take<float>(rows * hidden_row_);
+      wide_ = own.take<Wide>(rows * kChunk);
+      chunk_ = own.take<T>(rows * kChunk);
+    }
+    chunk_scales_ = own.take<float>(rows * chunks_of(call_.wide_size));
+  }
+
+  // Blocks of nearly equal size, in whole tiles.
+  int64_t first_row(int64_t block) const {
+    const int64_t tiles = (call_.tokens + kTileRows - 1) / kTileRows;
+    return std::min(tiles * block / call_.blocks * kTileRows, call_.tokens);
+  }
+  int64_t block_rows() const {
+    if (call_.shares_columns) return call_.tokens;
+    int64_t most = 0;
+    for (int64_t block = 0; block < call_.blocks; ++block)
+      most = std::max(most, first_row(block + 1) - first_row(block));
+    return most;
+  }
+  int64_t most_head_dim() const {
+    int64_t most = 0;
+    for (int64_t step = call_.first; step < call_.last; ++step) {
+      if (call_.steps[step].kind == StepKind::attend) most = std::max(most, call_.steps[step].head_dim);
+    }
+    return most;
+  }
+
+  // Rows of the shared stream in this block; a member's own copy when columns are shared.
+  float* stream() const { return stream_ + row_ * hidden_row_; }
+  float* sums() const { return sums_; }
+
+  void read() {
+    with_storage(call_.storage, [&](auto s) {
+      using S = decltype(s);
+      if constexpr (!std::is_same_v<S, double>) {
+        for (int64_t r = 0; r < rows_; ++r) {
+          const S* from = static_cast<const S*>(call_.input) + (row_ + r) * call_.input_row;
+          for (int64_t c = 0; c < call_.hidden_size; c += kLanes) {
+            const auto count = static_cast<int>(std::min<int64_t>(kLanes, call_.hidden_size - c));
+            store(stream() + r * hidden_row_ + c, load_up_to(from + c, count));
+          }
+        }
+      }
+    });
+  }
+
+  void write(int64_t first, int64_t last) const {
+    with_storage(call_.storage, [&](auto s) {
+      using S = decltype(s);
+      if constexpr (!std::is_same_v<S, double>) {
+        for (int64_t r = first; r < last; ++r) {
+          S* to = static_cast<S*>(call_.output) + (row_ + r) * call_.hidden_size;
+          for (int64_t c = 0; c < call_.hidden_size; c += kLanes) {
+            const auto count = static_cast<int>(std::min<int64_t>(kLanes, call_.hidden_size - c));
+            store_up_to(to + c, load(stream() + r * hidden_row_ + c), count);
+          }
+        }
+      }
+    });
+  }
+
+  void walk(int64_t first, int64_t last) {
+    latest_ = stream();
+    for (int64_t index = first; index < last; ++index) {
+      const Step& step = call_.steps[index];
+      switch (step.kind) {
+        case StepKind::project:
+          project(step);
+          break;
+        case StepKind::attend:
+          attend(index);
+          break;
+        case StepKind::merge:
+          merge(step);
+          break;
+        case StepKind::feed_forward:
+          feed_forward(step);
+          break;
+        case StepKind::normalize:
+          normalize(step);
+          break;
+      }
+    }
+    keep();
+  }
+
+  // What was added up becomes the stream, unless a normalization has made it so.
+  void keep() {
+    if (latest_ == sums()) std::memcpy(stream(), sums(), rows_ * hidden_row_ * sizeof(float));
+    if (latest_ != normed_) latest_ = stream();
+  }
+
+  void normalize(const Step& step) {
+    const auto* weight = reinterpret_cast<const float*>(call_.region + step.first.panels);
+    const auto* bias = reinterpret_cast<const float*>(call_.region + step.first.bias);
+    if (step.keeps) keep();
+    float* to = step.keeps ? normed_ : stream();
+    const float* from = step.keeps ? stream() : latest_;
+    for (int64_t r = 0; r < rows_; ++r) {
+      normalize_row(from + r * hidden_row_, call_.hidden_size, weight, bias, static_cast<float>(step.constant),
+                    to + r * hidden_row_);
+    }
+    latest_ = to;
+  }
+
+  // Rows of float32 as a product takes them.
+  Input prepare(const float* from, int64_t from_row, int64_t columns, T* to, int64_t to_row, float* scales) const {
+    if constexpr (std::is_same_v<E, Float32>) {
+      return {reinterpret_cast<const char*>(from), from_row * static_cast<int64_t>(sizeof(float))};
+    } else {
+      for (int64_t r = 0; r < rows_; ++r) {
+        if constexpr (std::is_same_v<E, Int8>) {
+          scales[r] = quantize_row(from + r * from_row, columns, to + r * to_row);
+        } else {
+          round_row(from + r * from_row, columns, to + r * to_row);
+        }
+      }
+      return {reinterpret_cast<const char*>(to), to_row * static_cast<int64_t>(sizeof(T)), scales};
+    }
+  }
+  Input prepare_latest() const {
+    return prepare(latest_, hidden_row_, call_.hidden_size, input_, hidden_row_, scales_);
+  }
+
+  // A product of the columns of a matrix that are this member's.
+  Product<E> product(const Matrix<E>& matrix, Input input) const {
+    const int64_t members = call_.shares_columns ? call_.team->members() : 1, member = members > 1 ? member_ : 0;
+    return {matrix, input, rows_, matrix.count() * member / members, matrix.count() * (member + 1) / members};
+  }
+  void meet() const {
+    if (call_.shares_columns) call_.team->wait();
+  }
+
+  void project(const Step& step) {
+    const Matrix<E> matrix(step.first, call_.region);
+    AttentionElement* to = qkv_ + row_ * qkv_row_;
+    product(matrix, prepare_latest()).run([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
+      round_to(to + r * qkv_row_ + c, x + load(matrix.bias + c));
+    });
+    meet();
+  }
+
+  void attend(int64_t index) {
+    const Step& step = call_.steps[index];
+    Attention<typename Around<E>::Attention> attention(attention_, call_.max_seqlen, step.head_dim,
+                                                       static_cast<float>(step.constant));
+    const int64_t inner = step.heads * step.head_dim;
+    for (int64_t task; (task = call_.team->draw(index - call_.first)) < call_.documents * step.heads;) {
+      const int64_t document = task / step.heads, column = task % step.heads * step.head_dim;
+      const int64_t first = call_.cu_seqlens[document], tokens = call_.cu_seqlens[document + 1] - first;
+      const AttentionElement* query = qkv_ + first * qkv_row_ + column;
+      Context* to = context_ + first * inner_row_;
+      if (column + step.head_dim == inner) {
+        for (int64_t r = 0; r < tokens; ++r)
+          std::fill(to + r * inner_row_ + inner, to + (r + 1) * inner_row_, Context{});
+      }
+      attention.run(query, query + inner, query + 2 * inner, qkv_row_, tokens, to + column, inner_row_);
+    }
+    call_.team->wait();
+  }
+
+  // sums = stream + product + bias.
+  auto add_to_stream(const Matrix<E>& matrix) {
+    return [this, &matrix](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
+      store(sums() + r * hidden_row_ + c, x + load(matrix.bias + c) + load(stream() + r * hidden_row_ + c));
+    };
+  }
+
+  void merge(const Step& step) {
+    keep();
+    const Matrix<E> matrix(step.first, call_.region);
+    const Context* from = context_ + row_ * inner_row_;
+    Input input{reinterpret_cast<const char*>(from), inner_row_ * static_cast<int64_t>(sizeof(Context))};
+    if constexpr (std::is_same_v<E, Int8>) {
+      input = prepare(from, inner_row_, call_.inner_size, input_, inner_row_, scales_);
+    }
+    product(matrix, input).run(add_to_stream(matrix));
+    latest_ = sums();
+    meet();
+  }
+
+  // Columns first .. last - 1 (of panels) of the wide activations, from column `origin` of `wide_` on.
+  void up(const Product<E>& product, StackActivation activation, int64_t origin, int64_t row) {
+    with_activation(activation, [&](auto f) {
+      product.run([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
+        const Vector<float> value = f(x + load(product.matrix.bias + c));
+        if constexpr (std::is_same_v<Wide, float>) {
+          store(wide_ + r * row + c - origin, value);
+        } else {
+          round_to(wide_ + r * row + c - origin, value);
+        }
+      });
+    });
+  }
+
+  // A chunk of the wide activations as `down` takes it.
+  Input chunk(int64_t index, int64_t columns, int64_t place, int64_t row) const {
+    const Wide* from = wide_ + place;
+    if constexpr (std::is_same_v<E, Int8>) {
+      return prepare(from, row, columns, chunk_ + place, row, chunk_scales_ + index * rows_);
+    } else {
+      return {reinterpret_cast<const char*>(from), row * static_cast<int64_t>(sizeof(T))};
+    }
+  }
+
+  void down(const Matrix<E>& matrix, Input input, int64_t first, int64_t depth) {
+    Product<E> part = product(matrix, input);
+    part.first = first;
+    part.depth = depth;
+    if (first == 0) {
+      part.run(add_to_stream(matrix));
+    } else {
+      part.run([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
+        float* to = sums() + r * hidden_row_ + c;
+        store(to, load(to) + x);
+      });
+    }
+  }
+
+  void feed_forward(const Step& step) {
+    if (latest_ != normed_) keep();
+    const Matrix<E> first(step.first, call_.region), second(step.second, call_.region);
+    const Input input = prepare_latest();
+    Product<E> part = product(first, input);
+    if (call_.shares_columns) {
+      up(part, step.activation, 0, wide_row_);
+      meet();
+    }
+    for (int64_t column = 0; column < first.columns; column += kChunk) {
+      const int64_t columns = std::min(kChunk, first.columns - column);
+      if (!call_.shares_columns) {
+        part.first_panel = column / kTileColumns;
+        part.last_panel = panels_of(column + columns);
+        up(part, step.activation, column, kChunk);
+      }
+      const Input made =
+          call_.shares_columns ? chunk(column / kChunk, columns, column, wide_row_) : chunk(0, columns, 0, kChunk);
+      down(second, made, column, columns);
+    }
+    latest_ = sums();
+    meet();
+  }
+
+  const StackCall& call_;
+  const int64_t member_;
+  int64_t hidden_row_, inner_row_, qkv_row_, wide_row_, own_bytes_ = 0, shared_bytes_ = 0;
+  int64_t row_ = 0, rows_ = 0;     // of the block
+  const float* latest_ = nullptr;  // what the next product or normalization takes
+  float *stream_ = nullptr, *sums_ = nullptr, *normed_ = nullptr;
+  AttentionElement* qkv_ = nullptr;
+  Context* context_ = nullptr;
+  Wide* wide_ = nullptr;
+  T *input_ = nullptr, *chunk_ = nullptr;
+  float *scales_ = nullptr, *chunk_scales_ = nullptr;
+  char* attention_ = nullptr;
+};
+
+template <class F>
+void with_precision(Precision precision, const F& f) {
+  if (precision == Precision::float32) return f(Float32{});
+  if constexpr (BFloat16::kHere) {
+    if (precision == Precision::bfloat16) return f(BFloat16{});
+  }
+  if constexpr (Int8::kHere && BFloat16::kHere) {
+    if (precision == Precision::int8) return f(Int8{});
+  }
+}
+
+}  // namespace
+
+bool encoder_stack_has(Precision precision) {
+  bool has = false;
+  with_precision(precision, [&](auto) { has = true; });
+  return has;
+}
+
+int64_t encoder_stack_matrix_bytes(Precision precision, int64_t out_features, int64_t in_features) {
+  int64_t bytes = 0;
+  with_precision(precision, [&](auto e) { bytes = Matrix<decltype(e)>::bytes(out_features, in_features); });
+  return bytes;
+}
+
+void encoder_stack_pack(Precision precision, Storage storage, const void* weight, int64_t out_features,
+                        int64_t in_features, void* to) {
+  with_precision(precision, [&](auto e) {
+    with_storage(storage, [&](auto s) {
+      using S = decltype(s);
+      if constexpr (!std::is_same_v<S, double>) {
+        pack_matrix<decltype(e)>(static_cast<const S*>(weight), out_features, in_features, static_cast<char*>(to));
+      }
+    });
+  });
+}
+
+int64_t encoder_stack_arena_bytes(const StackCall& call, int64_t threads) {
+  int64_t bytes = 0;
+  with_precision(call.precision, [&](auto e) { bytes = Stack<decltype(e)>(call, nullptr, 0).bytes(threads); });
+  return bytes;
+}
+
+void encoder_stack(const StackCall& call, int64_t member) {
+  with_precision(call.precision, [&](auto e) { Stack<decltype(e)>(call, call.arena, member).run(); });
+}
+
+}  // namespace SPANBERT_ISA
+}  // namespace spanbert

@@ -1,0 +1,78 @@
+// What the encoder_stack binding hands to the kernels of each instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "common/isa.h"
+#include "common/storage.h"
+
+namespace spanbert {
+
+// How an encoder multiplies. What is added up between products stays float32.
+enum class Precision : int64_t { float32, bfloat16, int8 };
+
+// ops/encoder_stack/steps.py
+enum class StepKind : int64_t { project, attend, merge, feed_forward, normalize };
+enum class StackActivation : int64_t {
+  gelu,
+  gelu_tanh,
+  quick_gelu,
+  clipped_gelu,
+  relu,
+  relu6,
+  relu_squared,
+  leaky_relu,
+  silu,
+  sigmoid,
+  tanh,
+  identity
+};
+
+// A matrix [out_features, in_features] and its bias, where they lie in the region of packed weights.
+struct PackedMatrix {
+  int64_t panels, bias;  // bytes from the region's beginning
+  int64_t out_features, in_features;
+};
+
+struct Step {
+  StepKind kind;
+  PackedMatrix first;   // normalize: weight and bias of the norm stand where the panels and the bias do
+  PackedMatrix second;  // feed_forward: down
+  StackActivation activation;
+  int64_t heads, head_dim;
+  bool keeps;       // normalize: what is normalized does not take the place of what is added to
+  double constant;  // attend: scale; normalize: epsilon
+};
+
+class Team;
+
+struct StackCall {
+  Precision precision;
+  Storage storage;  // of input and output
+  const Step* steps;
+  int64_t first, last;  // of the steps
+  const char* region;
+  int64_t tokens, hidden_size, inner_size, wide_size;  // inner: heads x head_dim; wide: between up and down
+  const int64_t* cu_seqlens;
+  int64_t documents, max_seqlen;
+  const void* input;  // [tokens, hidden_size], rows input_row elements apart
+  int64_t input_row;
+  void* output;  // [tokens, hidden_size], dense
+  char* arena;
+  bool shares_columns;  // few rows: each thread takes columns of every product, not rows of all
+  int64_t blocks;       // of rows, otherwise
+  Team* team;
+};
+
+// Whether the instruction set has this precision.
+SPANBERT_DECLARE_ALL(bool encoder_stack_has(Precision precision))
+// Bytes of a packed matrix, and packing it.
+SPANBERT_DECLARE_ALL(int64_t encoder_stack_matrix_bytes(Precision precision, int64_t out_features, int64_t in_features))
+SPANBERT_DECLARE_ALL(void encoder_stack_pack(Precision precision, Storage storage, const void* weight,
+                                             int64_t out_features, int64_t in_features, void* to))
+// Bytes of the arena, for so many threads.
+SPANBERT_DECLARE_ALL(int64_t encoder_stack_arena_bytes(const StackCall& call, int64_t threads))
+// What one member of the team does.
+SPANBERT_DECLARE_ALL(void encoder_stack(const StackCall& call, int64_t member))
+
+}  // namespace spanbert

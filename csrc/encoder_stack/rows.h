@@ -1,0 +1,78 @@
+// Rows of float32 between the products: their normalization, and the formats in which they enter a product.
+//
+// Rows are padded to whole vectors (`whole`), with zeros.
+#pragma once
+
+#include <cmath>
+
+#include "common/tiles.h"
+
+namespace spanbert {
+namespace SPANBERT_ISA {
+
+constexpr int64_t whole(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
+
+// A vector in the format of a product's input.
+inline void round_to(float* to, Vector<float> x) { store(to, x); }
+inline void round_to(bfloat16* to, Vector<float> x) {
+#if defined(__AVX512BF16__)
+  const __m512bh rounded = (__m512bh)_mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh((__m512)x));
+  std::memcpy(to, &rounded, kLanes * sizeof(bfloat16));
+#else
+  store(to, x);
+#endif
+}
+
+template <class T>
+inline void round_row(const float* from, int64_t columns, T* to) {
+  for (int64_t c = 0; c < columns; c += kLanes) round_to(to + c, load(from + c));
+}
+
+// A row as unsigned bytes around 128, in steps of its largest absolute value / 127, which is returned; what comes after
+// the columns in the last four bytes meets zeros of the weight.
+inline float quantize_row(const float* from, int64_t columns, uint8_t* to) {
+  Vector<float> most{};
+  for (int64_t c = 0; c < columns; c += kLanes) {
+    const Vector<float> x = load(from + c);
+    most = larger(most, x < 0 ? -x : x);
+  }
+  const float largest = largest_of<float>(most);
+  if (!(largest <= 3e38f)) {  // an infinity or NaN: the whole row is NaN, as it is after its normalization
+    for (int64_t c = 0; c < columns; ++c) to[c] = 128;
+    return NAN;
+  }
+  const float step = largest > 1e-35f ? largest / 127.0f : 1.0f, inverse = 1.0f / step;
+  for (int64_t c = 0; c < columns; c += kLanes) {
+    const Vector<float> shifted =
+        load(from + c) * inverse + 12583040.0f;  // 1.5 x 2^23 + 128: the low bits are the rounded
+    const auto bits = bits_as<Simd<float>::Bits>(shifted);
+    typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+    const Bytes bytes = __builtin_convertvector(bits, Bytes);
+    std::memcpy(to + c, &bytes, sizeof(bytes));
+  }
+  return step;
+}
+
+// LayerNorm of a row: to = (x - mean) / sqrt(variance + epsilon) * weight + bias.
+inline void normalize_row(const float* x, int64_t columns, const float* weight, const float* bias, float epsilon,
+                          float* to) {
+  const int64_t padded = whole(columns);
+  Vector<float> sum{}, squares{};
+  for (int64_t c = 0; c < padded; c += kLanes) sum += load(x + c);
+  const Vector<float> mean = broadcast(sum_of<float>(sum) / static_cast<float>(columns));
+  for (int64_t c = 0; c < columns; c += kLanes) {
+    Vector<float> apart = load(x + c) - mean;
+    if (c + kLanes > columns) {
+      for (int64_t lane = columns - c; lane < kLanes; ++lane) apart[lane] = 0;
+    }
+    squares += apart * apart;
+  }
+  const float variance = sum_of<float>(squares) / static_cast<float>(columns);
+  const Vector<float> scale = broadcast(1.0f / std::sqrt(variance + epsilon));
+  for (int64_t c = 0; c < padded; c += kLanes) {
+    store(to + c, (load(x + c) - mean) * scale * load(weight + c) + load(bias + c));
+  }
+}
+
+}  // namespace SPANBERT_ISA
+}  // namespace spanbert
