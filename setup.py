@@ -268,7 +268,12 @@ class BuildLibraries(build_ext):
         self.compile_and_link("", common, units, link, library, libraries)
         rooms = {name: list(isa.rooms) for name, isa in isas.items() if isa.rooms}
         version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True)
-        return {"cpu": everywhere, "cpu_rooms": rooms, "compiler": version.stdout.splitlines()[0], "torch": torch_version(torch)}
+        return {
+            "cpu": everywhere,
+            "cpu_rooms": rooms,
+            "compiler": version.stdout.splitlines()[0],
+            "torch": torch_version(torch),
+        }
 
     def build_cuda(self, library: Path) -> dict[str, Any]:
         nvcc = find_nvcc()

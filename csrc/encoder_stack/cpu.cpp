@@ -121,7 +121,7 @@ int64_t arena_bytes(const Tensor& hidden, const Tensor& cu_seqlens, const Tensor
 // Large memory to be written for the first time, uint8.
 Tensor memory(int64_t bytes) {
   Tensor made = torch::stable::empty({bytes}, ScalarType::Byte);
-  advise_huge_pages(made.mutable_data_ptr(), bytes);
+  fresh_on_huge_pages(made.mutable_data_ptr(), bytes);
   return made;
 }
 

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from spanbert_kernels.acceleration import inference, training
+from spanbert_kernels.acceleration import training
 from spanbert_kernels.acceleration.families import Family, Reads, count_positions, mixes_documents
+from spanbert_kernels.acceleration.packed import PackedLayers, Weights, way_for
 from spanbert_kernels.acceleration.requests import Request, read_request
 from spanbert_kernels.acceleration.structure import Structure
-from spanbert_kernels.acceleration.weights import PackedWeights
 from spanbert_kernels.nn.packing import Packing
 
 INFERENCE = "packed-inference"
+NOT_REPACKED = "packed-inference (weights not repacked)"
 TRAINING = "packed-training"
+BY_OVERSIGHT = "packed-training (gradients are on)"  # in evaluation mode: torch.no_grad() would be faster
 ORIGINAL = "original: "
 
 _serial = itertools.count(1)
@@ -42,24 +44,50 @@ class PackedForward:
     """Stands as `forward` on one encoder. Copies and pickles go with the encoder; repacked weights are left behind.
 
     Attributes:
+        weights: "int8", or None for the weights as they are.
+        repack: whether inference may keep copies of the weights, laid out for its products.
         calls: how often each path ran: "packed-inference", "packed-training", "original: <reason>".
         last_path: the path of the latest call, None before the first.
         last_serial: a number that grows with every call on any encoder.
+        int8_error: with "int8", what it changed in the first call: the largest difference of a hidden state from that
+            of the float weights, as a share of the largest hidden state.
     """
 
-    def __init__(self, model: Any, family: Family, reads: Reads) -> None:
+    def __init__(
+        self, model: Any, family: Family, reads: Reads, weights: Weights | None = None, repack: bool = True
+    ) -> None:
         self.model = model
         self.family = family
         self.reads = reads
+        self.weights: Weights | None = weights
+        self.repack = repack
+        self.int8_error: float | None = None
         self.calls: Counter[str] = Counter()
         self.last_path: str | None = None
         self.last_serial = 0
         self._warned: set[str] = set()
         self._prepare()
 
+    def configure(self, weights: Weights | None, repack: bool) -> None:
+        """Take other options from the next call on."""
+        if (weights, repack) != (self.weights, self.repack):
+            self.weights, self.repack, self.int8_error = weights, repack, None
+            self._forget()
+
+    def _forget(self) -> None:
+        self._packed_layers: PackedLayers | None = None
+
+    @property
+    def kept(self) -> str | None:
+        """The products of the inference path and the memory that it keeps, in words; None while there are no copies."""
+        packed = self._packed_layers
+        if packed is None:
+            return None
+        return f"{packed.layers.products}, {packed.layers.num_bytes / 2**20:.0f} MiB of repacked weights"
+
     def _prepare(self) -> None:
         self._structure: Structure | None = None
-        self._weights: PackedWeights | None = None
+        self._forget()
         self._names = [
             name
             for name, parameter in inspect.signature(type(self.model).forward).parameters.items()
@@ -69,8 +97,9 @@ class PackedForward:
         self._run_uncompiled = torch.compiler.disable(self._run)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("model", "family", "reads", "calls", "last_path", "last_serial", "_warned")
-        return {name: self.__dict__[name] for name in kept}
+        options = ("model", "family", "reads", "weights", "repack")
+        seen = ("int8_error", "calls", "last_path", "last_serial", "_warned")
+        return {name: self.__dict__[name] for name in options + seen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -114,7 +143,8 @@ class PackedForward:
         if self._structure is None or not self._structure.holds(self.model):
             structure = Structure.read(self.model, self.family)
             if isinstance(structure, str):
-                self._structure = self._weights = None
+                self._structure = None
+                self._forget()
                 return structure
             self._structure = structure
         request = read_request(self.model, self.family, self._names, args, kwargs)
@@ -146,22 +176,40 @@ class PackedForward:
     def _packed(self, structure: Structure, request: Request, packing: Packing) -> Any:
         model = self.model
         hidden = self._embed(request, packing)  # [T, H]
-        weights = self._weights_for(structure, hidden)
+        packed = self._packed_layers_for(structure, hidden)
         mixes = mixes_documents(model)
         context = model.cross_document_context(request.cluster_ids, packing) if mixes else None
         states = [packing.pad(hidden)] if request.output_hidden_states else []
-        for index, parts in enumerate(structure.layers):
-            if weights is None:
-                hidden = training.run_layer(parts, hidden, packing)
+        count = len(structure.layers)
+        # All at once, unless somebody looks in between.
+        step = 1 if packed is None or mixes or request.output_hidden_states else max(1, count)
+        embedded, dtype = hidden, hidden.dtype
+        if packed is not None and step < count and not mixes:
+            hidden = hidden.to(packed.layers.stream_dtype or dtype)
+        for index in range(0, count, step):
+            if packed is None:
+                hidden = training.run_layer(structure.layers[index], hidden, packing)
             else:
-                hidden = inference.run_layer(parts, weights.layers[index], weights.linears, hidden, packing)
+                hidden = packed.layers.run(index, index + step, hidden, packing)
             if mixes:
                 hidden = model.mix_documents(index, hidden, packing, context)
             if request.output_hidden_states:
-                states.append(packing.pad(hidden))
-        self._note(TRAINING if weights is None else INFERENCE)
+                states.append(packing.pad(hidden.to(dtype)))
+        if self.weights == "int8" and packed is not None and self.int8_error is None and not mixes:
+            self.int8_error = _difference(structure, embedded, packing, hidden)
+        self._note(self._path(packed, request))
         last = states[-1] if states else packing.pad(hidden)
         return self._output(request, packing, last, tuple(states) if request.output_hidden_states else None)
+
+    def _path(self, packed: PackedLayers | None, request: Request) -> str:
+        if packed is not None:
+            return INFERENCE
+        if self.model.training:
+            return TRAINING
+        if torch.is_grad_enabled():
+            asked = request.inputs_embeds is not None and request.inputs_embeds.requires_grad
+            return TRAINING if asked else BY_OVERSIGHT
+        return TRAINING if self.repack else NOT_REPACKED
 
     def _embed(self, request: Request, packing: Packing) -> Tensor:
         """The embeddings of the real tokens, `[T, H]`, at the positions transformers gives them."""
@@ -192,21 +240,22 @@ class PackedForward:
         project = getattr(self.model, "embeddings_project", None)
         return hidden if project is None else project(hidden)
 
-    def _weights_for(self, structure: Structure, hidden: Tensor) -> PackedWeights | None:
-        """Repacked weights if the inference path can take this call, else None."""
+    def _packed_layers_for(self, structure: Structure, hidden: Tensor) -> PackedLayers | None:
+        """The layers with copied weights, if the inference path can take this call, else None."""
         trains = torch.is_grad_enabled() and (
             hidden.requires_grad or any(p.requires_grad for p in self.model.parameters())
         )
         if trains or hidden.device.type != "cpu":
             # The weights are about to change or have moved, and the memory is better spent on activations.
-            self._weights = None
+            self._forget()
             return None
-        if torch.is_autocast_enabled("cpu") or any(parts.drops() for parts in structure.layers):
+        if not self.repack or any(parts.drops() for parts in structure.layers):
             return None
-        weights = self._weights
-        if weights is None or not weights.follow(structure.layers, hidden.dtype):
-            weights = self._weights = PackedWeights.of(structure.layers, hidden.dtype)
-        return weights
+        way = way_for(hidden.dtype, self.weights)
+        packed = self._packed_layers
+        if way is not None and (packed is None or not packed.follow(structure.layers, way)):
+            packed = self._packed_layers = PackedLayers.of(structure.layers, way)
+        return None if way is None else packed
 
     def _output(self, request: Request, packing: Packing, last: Tensor, states: tuple[Tensor, ...] | None) -> Any:
         from transformers import modeling_outputs
@@ -238,3 +287,14 @@ class PackedForward:
             self._warned.add(reason)
             name = type(self.model).__name__
             warnings.warn(f"{name}: transformers' own path ran: {reason}", AccelerationWarning, stacklevel=2)
+
+
+def _difference(structure: Structure, embedded: Tensor, packing: Packing, hidden: Tensor) -> float:
+    """Of hidden states from those that the layers' own modules compute, as a share of the largest of these."""
+    expected = embedded
+    for parts in structure.layers:
+        expected = training.run_layer(parts, expected, packing)
+    expected = expected.float()
+    if expected.numel() == 0:
+        return 0.0
+    return ((hidden.float() - expected).abs().max() / expected.abs().max()).item()

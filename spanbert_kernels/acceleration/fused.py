@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.structure import LayerParts
 from spanbert_kernels.nn.packing import Packing
-from spanbert_kernels.ops.encoder_stack import Activation, Attend, FeedForward, Merge, Normalize, Precision, Project, Step
+from spanbert_kernels.ops.encoder_stack import (
+    Activation,
+    Attend,
+    FeedForward,
+    Merge,
+    Normalize,
+    Precision,
+    Project,
+    Step,
+)
 
 # Activation modules: where their class is from and its name -> what the steps call it.
 _ACTIVATIONS: dict[tuple[str, str], Activation] = {
@@ -81,7 +90,10 @@ class FusedLayers:
 
     Attributes:
         precision: of its products.
+        stream_dtype: of hidden states that go from one call to the next, so that they are those of a single call.
     """
+
+    stream_dtype: torch.dtype | None = torch.float32
 
     def __init__(self, stack: ops.EncoderStack) -> None:
         self.stack = stack

@@ -29,7 +29,13 @@ class LayerWeights(NamedTuple):
 
 
 class SeparateLayers:
-    """The layers of an encoder and their repacked weights; biases and norms are read where they are."""
+    """The layers of an encoder and their repacked weights; biases and norms are read where they are.
+
+    Attributes:
+        stream_dtype: None, hidden states are in the dtype of the weights.
+    """
+
+    stream_dtype: torch.dtype | None = None
 
     def __init__(self, layers: Sequence[LayerParts], linears: Linears) -> None:
         self.layers = layers

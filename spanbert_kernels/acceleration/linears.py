@@ -36,12 +36,14 @@ class Linears:
     """How the inference path packs a weight and multiplies by it.
 
     Attributes:
+        name: what it is, for people.
         pack: a weight `[out, in]` -> what the other functions take as `packed`.
         linear: of x, packed and bias, `x W^T + b`.
         linear_add: of x, residual, packed and bias, `x W^T + b + residual`.
         activated: of x, packed, bias and activation, `activation(x W^T + b)`, where that is no two steps.
     """
 
+    name: str
     pack: Callable[[Tensor], Any]
     linear: Callable[[Tensor, Any, Tensor | None], Tensor]
     linear_add: Callable[[Tensor, Tensor, Any, Tensor | None], Tensor]
@@ -55,18 +57,21 @@ class Linears:
 
 
 PLAIN = Linears(
+    "PyTorch's",
     pack=lambda weight: weight.detach(),
     linear=F.linear,
     linear_add=lambda x, residual, packed, bias: F.linear(x, packed, bias).add_(residual),
 )
 # This package's own kernel: made for few rows, and for 16-bit formats that the processor only stores.
 PACKED = Linears(
+    "packed_linear",
     pack=ops.pack_weight,
     linear=ops.packed_linear,
     linear_add=lambda x, residual, packed, bias: ops.packed_linear(x, packed, bias, residual),
 )
 # A repacked copy of the weight, and one call of oneDNN each.
 ONEDNN = Linears(
+    "oneDNN's",
     pack=lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight.detach()),
     linear=lambda x, packed, bias: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], ""),
     linear_add=lambda x, residual, packed, bias: torch.ops.mkldnn._linear_pointwise.binary(
@@ -119,7 +124,8 @@ def by_size(few: Linears, many: Linears, rows: int) -> Linears:
         way, weight = pick(x, packed)
         return way.linear_activation(x, weight, bias, activation)
 
-    return Linears(lambda weight: SizedWeight(weight.detach()), linear, linear_add, activated)
+    name = f"{few.name} below {rows} rows, {many.name}"
+    return Linears(name, lambda weight: SizedWeight(weight.detach()), linear, linear_add, activated)
 
 
 def _class_of(activation: nn.Module) -> tuple[str, str]:

@@ -66,6 +66,14 @@ class AccelerationReport:
         return sum((replaced.forward.calls for replaced in self.replaced), Counter())
 
     @property
+    def int8_error(self) -> float | None:
+        """With `weights="int8"`: the largest change of a hidden state, as a share of the largest hidden state.
+
+        It is that of the first call, against the float weights on the same tokens; None before it.
+        """
+        return max((e for each in self.replaced if (e := each.forward.int8_error) is not None), default=None)
+
+    @property
     def missing(self) -> str | None:
         """What the encoders lack where they are now, and what that costs; None where they have compiled kernels."""
         found = (next(each.forward.model.parameters(), None) for each in self.replaced)
@@ -81,6 +89,10 @@ class AccelerationReport:
         verb = "already accelerated" if self.already else "accelerated"
         lines = [f"{verb}: {each}" for each in self.replaced]
         lines += [f"left as it is: {each}" for each in self.skipped]
+        lines += [f"calls: {count} {path}" for path, count in self.calls.items()]
+        lines += [f"kept{_at(each.name)}: {kept}" for each in self.replaced if (kept := each.forward.kept) is not None]
+        if self.int8_error is not None:
+            lines.append(f"int8 changed the hidden states by up to {self.int8_error:.3f} of the largest")
         return "\n".join([*lines, *([] if self.missing is None else [f"missing: {self.missing}"])])
 
 

@@ -18,13 +18,14 @@ SAMPLES_PER_TENSOR = 16
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
-def copyable(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether all are plain, dense tensors of this dtype on a CPU, whose changes can be seen."""
-    return dtype in _BITS and all(
+def copyable(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> bool:
+    """Whether all are plain, dense tensors on a CPU, whose changes can be seen; of this dtype, if one is given."""
+    return all(
         type(tensor) in (torch.nn.Parameter, Tensor)
         and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
-        and tensor.dtype == dtype
+        and tensor.dtype in _BITS
+        and dtype in (None, tensor.dtype)
         and tensor.is_contiguous()
         for tensor in tensors
     )

@@ -65,9 +65,9 @@ class EncoderStack:
     Args:
         steps: what the layers do, one after the other: `Project`, `Attend`, `Merge`, `FeedForward`, `Normalize`.
         hidden_size: H, columns of the stream.
-        precision: how products are computed: "float32"; "bfloat16", inputs and weights rounded, sums in float32; "int8",
-            weights in steps a column and inputs in steps a row, attention in bfloat16. What products are added to,
-            and norms, are float32 always.
+        precision: how products are computed: "float32"; "bfloat16", inputs and weights rounded, sums in float32; or
+            "int8", weights in steps a column and inputs in steps a row, attention in bfloat16. What products are added
+            to, and norms, are float32 always.
 
     Raises:
         ValueError: a step's tensors do not fit, it stands where it means nothing, or the precision has another name.

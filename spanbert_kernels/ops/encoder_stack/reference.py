@@ -51,8 +51,8 @@ def encoder_stack(hidden: Tensor, cu_seqlens: Tensor, steps: Sequence[Step], pre
             activated = ACTIVATION_FUNCTIONS[step.activation](linear(normed, step.up, step.up_bias))
             normed = stream = stream + linear(activated, step.down, step.down_bias, INT8_CHUNK)
         elif isinstance(step, Normalize):
-            parts = (None if part is None else part.to(wide) for part in (step.weight, step.bias))
-            normed = F.layer_norm(stream, stream.shape[1:], *parts, step.eps)
+            weight, bias = (None if part is None else part.to(wide) for part in (step.weight, step.bias))
+            normed = F.layer_norm(stream, stream.shape[1:], weight, bias, step.eps)
             stream = stream if step.keeps else normed
     return stream.to(hidden.dtype)
 

@@ -119,6 +119,8 @@ def check_steps(steps: Sequence[Step], hidden_size: int) -> None:
 def _check_shape(where: str, name: str, tensor: Tensor | None, shape: tuple[int | None, ...]) -> None:
     if tensor is None:
         return
-    if tensor.dim() != len(shape) or any(want not in (None, size) for want, size in zip(shape, tensor.shape, strict=True)):
+    if tensor.dim() != len(shape) or any(
+        want not in (None, size) for want, size in zip(shape, tensor.shape, strict=True)
+    ):
         wanted = ["any" if want is None else want for want in shape]
         raise ValueError(f"{where}: {name} must be {wanted}, got {list(tensor.shape)}")
