@@ -74,6 +74,20 @@ def steps_of(parts: LayerParts) -> list[Step] | None:
     ]
 
 
+def settings_of(layers: Sequence[LayerParts]) -> list[tuple[Any, ...]]:
+    """What goes into the steps of layers beside their parameters."""
+    return [
+        (
+            parts.attention.num_attention_heads,
+            parts.attention.scaling,
+            activation_of(parts.activation),
+            parts.attention_norm.eps,
+            parts.norm.eps,
+        )
+        for parts in layers
+    ]
+
+
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach() for tensor in tensors])
 
@@ -90,14 +104,16 @@ class FusedLayers:
 
     Attributes:
         precision: of its products.
+        settings: what the steps took over from the layers beside their parameters.
         stream_dtype: of hidden states that go from one call to the next, so that they are those of a single call.
     """
 
     stream_dtype: torch.dtype | None = torch.float32
 
-    def __init__(self, stack: ops.EncoderStack) -> None:
+    def __init__(self, stack: ops.EncoderStack, settings: list[tuple[Any, ...]]) -> None:
         self.stack = stack
         self.precision: Precision = stack.precision
+        self.settings = settings
         self.stack.packed()
 
     @classmethod
@@ -107,7 +123,12 @@ class FusedLayers:
         if not layers or any(each is None for each in steps):
             return None
         hidden_size = layers[0].query.in_features
-        return cls(ops.EncoderStack([step for each in steps if each for step in each], hidden_size, precision))
+        stack = ops.EncoderStack([step for each in steps if each for step in each], hidden_size, precision)
+        return cls(stack, settings_of(layers))
+
+    def hold(self, layers: Sequence[LayerParts]) -> bool:
+        """Whether the layers have the settings that went into the steps."""
+        return self.settings == settings_of(layers)
 
     @staticmethod
     def sources(layers: Sequence[LayerParts]) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spanbert_kernels.acceleration.attention import attend
-from spanbert_kernels.acceleration.linears import Linears
+from spanbert_kernels.acceleration.linears import Linears, linears_for
 from spanbert_kernels.acceleration.structure import LayerParts
 from spanbert_kernels.nn.packing import Packing
 
@@ -50,6 +50,10 @@ class SeparateLayers:
             for parts in layers
             for module in parts.products()
         ]
+
+    def hold(self, layers: Sequence[LayerParts]) -> bool:
+        """Whether these are the layers, and the products still those to be taken."""
+        return self.layers is layers and self.linears is linears_for(layers[0].query.weight.dtype)
 
     @property
     def products(self) -> str:

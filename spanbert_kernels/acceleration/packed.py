@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.fused import FusedLayers, activation_of
@@ -14,9 +16,22 @@ from spanbert_kernels.acceleration.inference import SeparateLayers
 from spanbert_kernels.acceleration.linears import linears_for
 from spanbert_kernels.acceleration.structure import LayerParts
 from spanbert_kernels.acceleration.weights import Watch, copyable
+from spanbert_kernels.nn.packing import Packing
 from spanbert_kernels.ops.encoder_stack import Precision, encoder_stack_refusal
+from spanbert_kernels.ops.measured import Candidate, Choice
 
+VARIABLE = "SPANBERT_KERNELS_ENCODER"
 Weights = Literal["int8"]  # another form of the weights than they have
+# Of the layer that is timed: tokens in two documents, columns, heads.
+_MEASURED_TOKENS, _MEASURED_SIZE, _MEASURED_HEADS = 128, 512, 8
+
+# Products of one fused call by the dtype that a user asks for, or None for product by product. A processor may multiply
+# bfloat16 slower than float32, or have units that only oneDNN uses.
+_WAYS: dict[str, dict[torch.dtype, Precision | None]] = {
+    "fused": {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float32"},
+    "fused-float32": dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), "float32"),
+    "separate": dict.fromkeys((torch.float32, torch.bfloat16, torch.float16)),
+}
 
 
 @dataclass(frozen=True)
@@ -35,29 +50,34 @@ class Way:
 def way_for(dtype: torch.dtype, weights: Weights | None) -> Way | None:
     """The way for hidden states of a dtype, under autocast if that is on; None where there is none but the modules'."""
     arithmetic = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
-    fused = ops.backends.without_kernels("encoder_stack", "cpu", dtype) is None
+    fused = _fused_refusal(dtype) is None
     if weights == "int8":
         return Way(dtype, "int8") if fused else None
-    precision = ENCODER_PRECISIONS.get(arithmetic) if fused else None
-    if precision is not None and encoder_stack_refusal(precision) is not None:
-        precision = "float32"
-    if precision is None and arithmetic != dtype:
-        return None
-    return Way(dtype, precision)
+    choice = CHOICES.get(arithmetic)
+    precision = precision_of(choice.found().way, arithmetic) if choice is not None and fused else None
+    return None if precision is None and arithmetic != dtype else Way(dtype, precision)
 
 
-# Of the products, by the dtype that a user asks for.
-ENCODER_PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+def precision_of(way: str, dtype: torch.dtype) -> Precision | None:
+    """Of a way's products: the one that it names, or float32 where this processor has no products of that."""
+    precision = _WAYS[way][dtype]
+    return precision if precision is None or encoder_stack_refusal(precision) is None else "float32"
+
+
+def _fused_refusal(dtype: torch.dtype) -> str | None:
+    """Why the layers cannot be one call of the compiled kernels, or None."""
+    asked = ops.backends.asked()
+    if asked not in (None, "cpu"):
+        return f"the backend {asked} was asked for"
+    return ops.backends.refusal("cpu", "cpu", dtype, "encoder_stack")
 
 
 def int8_refusal(layers: Sequence[LayerParts]) -> str | None:
     """Why the layers cannot run with weights in 8 bits here, or None."""
-    reason = encoder_stack_refusal("int8")
-    if reason is None and (
-        unknown := {type(p.activation).__name__ for p in layers if activation_of(p.activation) is None}
-    ):
-        reason = f"the activation {', '.join(sorted(unknown))} is none of those of encoder_stack"
-    return reason
+    unknown = sorted({type(parts.activation).__name__ for parts in layers if activation_of(parts.activation) is None})
+    if unknown:
+        return f"the activation {', '.join(unknown)} is none of those of encoder_stack"
+    return _fused_refusal(torch.float32) or encoder_stack_refusal("int8")
 
 
 @dataclass
@@ -84,6 +104,61 @@ class PackedLayers:
 
     def follow(self, parts: Sequence[LayerParts], way: Way) -> bool:
         """Whether these are still the layers on this way. About 0.2 ms for 12 layers."""
-        if self.way != way or not self.watch.holds(self.layers.sources(parts)):
-            return False
-        return isinstance(self.layers, FusedLayers) or self.layers.linears is linears_for(way.dtype)
+        return self.way == way and self.layers.hold(parts) and self.watch.holds(self.layers.sources(parts))
+
+
+def _candidate(way: str, dtype: torch.dtype) -> Candidate:
+    def prepare() -> Callable[[], Tensor]:
+        parts, precision = [_measured_layer(dtype)], precision_of(way, dtype)
+        fused = None if precision is None else FusedLayers.of(parts, precision)
+        layers = SeparateLayers(parts, linears_for(dtype)) if fused is None else fused
+        hidden = torch.linspace(-1, 1, _MEASURED_TOKENS * _MEASURED_SIZE).view(-1, _MEASURED_SIZE).to(dtype)
+        packing = Packing.from_mask(None, 2, _MEASURED_TOKENS // 2, "cpu")
+        return lambda: layers.run(0, 1, hidden, packing)
+
+    return Candidate(prepare)
+
+
+def _measured_layer(dtype: torch.dtype) -> LayerParts:
+    size = _MEASURED_SIZE
+
+    def linear(inputs: int, outputs: int) -> nn.Linear:
+        made = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)
+        nn.init.constant_(made.weight, 0.01)
+        nn.init.zeros_(made.bias)
+        return made
+
+    head_size = size // _MEASURED_HEADS
+    attention = SimpleNamespace(
+        num_attention_heads=_MEASURED_HEADS, attention_head_size=head_size, scaling=head_size**-0.5
+    )
+    return LayerParts(
+        layer=None,
+        attention=attention,
+        query=linear(size, size),
+        key=linear(size, size),
+        value=linear(size, size),
+        attention_dropout=nn.Dropout(0.0),
+        attention_dense=linear(size, size),
+        attention_norm=nn.LayerNorm(size, dtype=dtype),
+        attention_output_dropout=nn.Dropout(0.0),
+        up=linear(size, 4 * size),
+        activation=_gelu(),
+        down=linear(4 * size, size),
+        norm=nn.LayerNorm(size, dtype=dtype),
+        output_dropout=nn.Dropout(0.0),
+    )
+
+
+def _gelu() -> nn.Module:
+    from transformers.activations import GELUActivation
+
+    return GELUActivation()
+
+
+CHOICES = {
+    dtype: Choice(
+        f"encoder {str(dtype).removeprefix('torch.')}", VARIABLE, {way: _candidate(way, dtype) for way in _WAYS}
+    )
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+}

@@ -233,13 +233,24 @@ def without_kernels(operation: str, device: str, dtype: torch.dtype) -> str | No
         >>> without_kernels("document_attention", "meta", torch.float32)
         'there are none for meta'
     """
-    if _forced is not None or os.environ.get(VARIABLE):
+    if asked() is not None:
         return None
     able = [backend for backend in _registry[operation] if DEVICES.get(backend) == device]
     reasons = {backend: refusal(backend, device, dtype, operation) for backend in able}
     if None in reasons.values():
         return None
     return "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items()) or f"there are none for {device}"
+
+
+def asked() -> Backend | None:
+    """The backend that `use` or SPANBERT_KERNELS_BACKEND asks for, None where nobody asks for one.
+
+    Example:
+        >>> with use("eager"):
+        ...     asked()
+        'eager'
+    """
+    return _forced or cast(Backend | None, os.environ.get(VARIABLE) or None)
 
 
 @contextmanager

@@ -174,8 +174,9 @@ def test_feed_forward_in_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
-def test_without_onednn() -> None:
+def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Switching oneDNN off and on between calls is noticed."""
+    monkeypatch.setenv("SPANBERT_KERNELS_ENCODER", "separate")
     model, mask = encoder(), PADDING["right"]
     with torch.backends.mkldnn.flags(enabled=False):
         assert linears.linears_for(torch.float32) is linears.PLAIN
@@ -186,7 +187,7 @@ def test_without_onednn() -> None:
         before = model(**inputs(mask)).last_hidden_state
         with torch.backends.mkldnn.flags(enabled=False):
             plain = model(**inputs(mask)).last_hidden_state
-            assert model.forward._weights.linears is linears.PLAIN
+            assert model.forward._packed_layers.layers.linears is linears.PLAIN
         after = model(**inputs(mask)).last_hidden_state
     assert_agrees(plain[mask], eager.last_hidden_state[mask], reference.last_hidden_state[mask])
     assert torch.equal(before, after)
@@ -199,6 +200,7 @@ def test_onednn_is_used_where_pytorch_has_it() -> None:
 
 
 def test_attention_runs_once_a_layer_on_the_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPANBERT_KERNELS_ENCODER", "separate")
     model, mask = encoder(), PADDING["right"]
     accelerate(model)
     shapes = []

@@ -148,7 +148,7 @@ def test_hooks_that_transformers_leaves_mean_nothing() -> None:
     model.requires_grad_(False)
     report = accelerate(model)
     assert model(**batch).last_hidden_state.requires_grad
-    assert report.calls == {"packed-training": 1}
+    assert report.calls == {"packed-training (gradients are on)": 1}
 
 
 def test_hooks_on_the_encoder_itself_are_called() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from spanbert_kernels import accelerate
-from spanbert_kernels.acceleration import linears, weights
+from spanbert_kernels.acceleration import inference, linears, packed
 
 FLOAT, HALVES = [torch.float32], [torch.bfloat16, torch.float16]
 WAYS: dict[str, tuple[linears.Linears, list[torch.dtype]]] = {
@@ -92,11 +92,13 @@ def test_activations_of_the_users_own_keep_their_effect(way: linears.Linears, dt
 @pytest.mark.parametrize(("way", "dtype"), CASES)
 def test_whole_encoder(way: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     skip_if_unable(way, dtype)
-    monkeypatch.setattr(weights, "linears_for", lambda dtype: way)
+    monkeypatch.setenv("SPANBERT_KERNELS_ENCODER", "separate")
+    for module in (packed, inference):
+        monkeypatch.setattr(module, "linears_for", lambda dtype: way)
     model, mask = encoder().to(dtype), PADDING["right"]
     accelerated = copy.deepcopy(model)
     accelerate(accelerated)
     with torch.no_grad():
         states = [each(**inputs(mask))[0][mask] for each in (accelerated, model, in_float64(model))]
-    assert accelerated.forward._weights.linears is way
+    assert accelerated.forward._packed_layers.layers.linears is way
     assert_agrees(*states)

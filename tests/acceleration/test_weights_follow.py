@@ -23,9 +23,10 @@ MASK = PADDING["right"]
 Edit = Callable[[Any], object]
 
 
-@pytest.fixture(params=["onednn", "plain"], autouse=True)
-def linears(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With oneDNN every weight is a repacked copy, without it only the fused ones."""
+@pytest.fixture(params=["fused", "onednn", "plain"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In one call every parameter is copied, with oneDNN every weight, without it only those that are joined."""
+    monkeypatch.setenv("SPANBERT_KERNELS_ENCODER", "fused" if request.param == "fused" else "separate")
     with torch.backends.mkldnn.flags(enabled=request.param == "onednn"):
         yield
 
@@ -275,19 +276,19 @@ def test_weights_are_packed_once() -> None:
     model = encoder()
     accelerate(model)
     states(model)
-    first = forward_of(model)._weights
+    first = forward_of(model)._packed_layers
     assert first is not None
     states(model)
-    assert forward_of(model)._weights is first
+    assert forward_of(model)._packed_layers is first
 
 
-@pytest.mark.parametrize("way", ["training", "moved"])
-def test_packed_weights_are_freed(way: str) -> None:
+@pytest.mark.parametrize("event", ["training", "moved"])
+def test_packed_weights_are_freed(event: str) -> None:
     model = encoder()
     accelerate(model)
     states(model)
-    packed = weakref.ref(forward_of(model)._weights)
-    if way == "training":
+    packed = weakref.ref(forward_of(model)._packed_layers)
+    if event == "training":
         model(**inputs(MASK)).last_hidden_state.sum().backward()
     else:
         in_place(model)
@@ -301,8 +302,8 @@ def test_copies_and_pickles_leave_packed_weights_behind() -> None:
     size = len(pickle.dumps(model))
     accelerate(model)
     states(model)
-    assert forward_of(model)._weights is not None
-    assert forward_of(copy.deepcopy(model))._weights is None
+    assert forward_of(model)._packed_layers is not None
+    assert forward_of(copy.deepcopy(model))._packed_layers is None
     parameters = sum(p.numel() * p.element_size() for layer in model.encoder.layer for p in layer.parameters())
     assert len(pickle.dumps(model)) - size < parameters / 10
 
@@ -312,12 +313,12 @@ def test_copies_and_pickles_leave_packed_weights_behind() -> None:
 def test_samples_are_spread_and_see_signs_of_zero(shape: tuple[int, int], dtype: torch.dtype) -> None:
     weight = torch.zeros(shape, dtype=dtype)
     sample = weights._sample(weight)
-    assert len(sample) == min(weight.numel(), weights.SAMPLES_PER_WEIGHT)
+    assert len(sample) == min(weight.numel(), weights.SAMPLES_PER_TENSOR)
     before = sample.clone()
     weight.neg_()
     assert (sample != before).all()
-    if shape[0] >= weights.SAMPLES_PER_WEIGHT:
+    if shape[0] >= weights.SAMPLES_PER_TENSOR:
         marked = torch.arange(weight.numel(), dtype=torch.float32).view(shape)
         rows = weights._sample(marked).view(torch.float32).long() // shape[1]
-        assert len(rows.unique()) == weights.SAMPLES_PER_WEIGHT
+        assert len(rows.unique()) == weights.SAMPLES_PER_TENSOR
         assert rows.max() >= shape[0] * 3 // 4

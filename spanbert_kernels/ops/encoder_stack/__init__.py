@@ -148,7 +148,7 @@ def encoder_stack(
     checks.check_device("cu_seqlens", offsets, "hidden", hidden)
     if hidden.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("encoder_stack has no gradient: call it under torch.no_grad(), or detach its input")
-    if OPERATION.choose(hidden, backend) == "eager":
+    if _chosen(hidden, stack, backend) == "eager":
         with torch.autocast(hidden.device.type, enabled=False):
             return reference.encoder_stack(hidden, offsets, stack.steps[first:last], stack.precision)
     packed = stack.packed()
@@ -159,6 +159,17 @@ def encoder_stack(
     )
     packed.arenas.append(arena)
     return output
+
+
+def _chosen(hidden: Tensor, stack: EncoderStack, backend: Backend | None) -> Backend:
+    """The backend for a call: the kernels do not take float64, and not every precision everywhere."""
+    reason = "they do not take float64" if hidden.dtype == torch.float64 else encoder_stack_refusal(stack.precision)
+    if reason is not None and hidden.device.type == "cpu":
+        wish = backend or backends.asked()
+        if wish == "cpu":
+            raise backends.BackendUnavailable(f"encoder_stack: backend 'cpu' cannot take this call: {reason}")
+        backend = "eager" if wish is None else wish
+    return OPERATION.choose(hidden, backend)
 
 
 def _check_precision(precision: str) -> None:
