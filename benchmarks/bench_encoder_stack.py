@@ -25,7 +25,11 @@ from spanbert_kernels.ops.encoder_stack import (
 )
 
 LAYERS, SIZE, HEADS, WIDE = 2, 768, 12, 3072
-LENGTHS = {"one sentence of 24": (24,), "8 documents of 30 to 58": (30, 34, 38, 42, 46, 50, 54, 58), "16 x 128": (128,) * 16}
+LENGTHS = {
+    "one sentence of 24": (24,),
+    "8 documents of 30 to 58": (30, 34, 38, 42, 46, 50, 54, 58),
+    "16 x 128": (128,) * 16,
+}
 
 
 @cache
@@ -55,7 +59,7 @@ def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
 
 
 def work(workload: Workload, inputs: Inputs) -> Work:
-    rows, weights = inputs.tensors[0].shape[0], LAYERS * (4 * SIZE * SIZE + 2 * SIZE * WIDE)
+    rows, weights = inputs.leaves[0].shape[0], LAYERS * (4 * SIZE * SIZE + 2 * SIZE * WIDE)
     return Work({"tokens": rows}, weights * workload.dtype.itemsize, 2 * rows * weights)
 
 

@@ -243,7 +243,10 @@ def without_kernels(operation: str, device: str, dtype: torch.dtype) -> str | No
 
 
 def asked() -> Backend | None:
-    """The backend that `use` or SPANBERT_KERNELS_BACKEND asks for, None where nobody asks for one.
+    """The backend that `use` or SPANBERT_KERNELS_BACKEND asks for.
+
+    Returns:
+        Its name, or None where nobody asks for one.
 
     Example:
         >>> with use("eager"):

@@ -14,6 +14,7 @@ import spanbert_kernels as sk
 from spanbert_kernels import host, models, nn, ops
 from spanbert_kernels.acceleration import AccelerationReport, AccelerationWarning
 from spanbert_kernels.ops.choices import Activation, Anchor, Backend, Normalization, Part, Role
+from spanbert_kernels.ops.encoder_stack import Normalize
 
 PARTS: list[Part] = ["start", "end", "attention", "width"]
 
@@ -31,6 +32,8 @@ def spans(hidden: Tensor, given: Tensor, cu_seqlens: Tensor, weight: Tensor, bac
     assert_type(ops.banded_span_scores(hidden, hidden, None, 3), Tensor)
     assert_type(ops.prune_spans(plan, hidden[:, 0], k=2), Tensor)
     assert_type(ops.anchor_indices(cu_seqlens, which), Tensor)
+    stack = ops.EncoderStack([Normalize(weight[0], None, 1e-12)], hidden_size=3, precision="int8")
+    assert_type(ops.encoder_stack(hidden, cu_seqlens, stack), Tensor)
     packed = ops.pack_weight(weight)
     assert_type(packed, ops.PackedWeight)
     assert_type(ops.packed_linear(hidden, packed), Tensor)
