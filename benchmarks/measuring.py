@@ -30,6 +30,7 @@ SLOW_SECONDS = 2.0  # what takes longer is warm after its gate, which for all bu
 WAITED = 0.8
 VERY_SLOW_SECONDS = 5.0  # and as the only one
 FAR = 3.0  # times of ours
+SETTLING_SECONDS = 0.02  # in which the threads of another runtime's pool stop to spin
 # A peer may round as it likes, but has to compute the same thing: deviations of the norm.
 LARGEST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.int8: 1e-1}
 
@@ -51,6 +52,7 @@ class Measured:
     times: list[float] | None = None
     ratios: Sequence[float] = ()  # to ours, round by round
     peak: float | None = None
+    own_threads: bool = False
 
 
 def _seconds(way: Callable[[], object]) -> float:
@@ -91,7 +93,8 @@ def gate(suite: Suite, workload: Workload, refused: Mapping[str, str]) -> Gated:
     found: dict[str, Measured] = {}
     eager = ours = None
     for name, provider in suite.providers_of(workload).items():
-        measured = found[name] = Measured(provider.kind, reason=refused.get(name, ""))
+        own_threads = provider.library != "torch"
+        measured = found[name] = Measured(provider.kind, reason=refused.get(name, ""), own_threads=own_threads)
         if provider.converts and QUICK:
             measured.reason = "left out of a quick run"
         if measured.reason and provider.kind != "eager":  # whose error says what ours may be
@@ -171,6 +174,8 @@ def time_in_turns(found: Mapping[str, Measured], seconds: float, benchmark: Any)
                 assert measured.way is not None
                 assert measured.times is not None
                 measured.times.append(_seconds(measured.way.timed))
+                if measured.own_threads:
+                    time.sleep(SETTLING_SECONDS)
         turn += 1
 
     mine = ways["ours"].way
