@@ -8,6 +8,7 @@
 
 #include "attention/segments.h"
 #include "common/parallel.h"
+#include "common/results.h"
 #include "document_attention/kernels.h"
 
 namespace spanbert {
@@ -77,8 +78,8 @@ void run(const std::vector<Task>& tasks, const F& f) {
 }
 
 // Rows that no task writes, anchors of empty documents, are zero.
-Tensor new_result(const Tensor& like, bool all_written) {
-  return all_written ? torch::stable::new_empty(like, like.sizes()) : torch::stable::new_zeros(like, like.sizes());
+Tensor rows_like(const Tensor& like, bool all_written) {
+  return all_written ? new_result(like, like.sizes()).tensor : new_zero_result(like, like.sizes());
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
@@ -87,7 +88,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q_any, const Tensor& k_any, con
   AttentionCall call = attention_call(q, k, v, scale, dropout);
   const Segments segments(work, q.size(0), k.size(0));
   count_pairs(segments, call.heads);
-  const Tensor output = new_result(q, segments.has_queries(q.size(0)));
+  const Tensor output = rows_like(q, segments.has_queries(q.size(0)));
   Tensor lse = torch::stable::new_empty(q, {call.heads, call.query_rows}, accumulator_of(q));
   if (!segments.has_queries(q.size(0))) lse = torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
   call.output = rows_of(output);
@@ -112,9 +113,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_any, const Tensor
   call.lse = const_cast<void*>(lse.const_data_ptr());
   const Segments segments(work, q.size(0), k.size(0));
   count_pairs(segments, call.heads);
-  const Tensor grad_q = new_result(q, segments.has_queries(q.size(0)));
-  const Tensor grad_k = new_result(k, segments.has_keys(k.size(0)));
-  const Tensor grad_v = new_result(v, segments.has_keys(k.size(0)));
+  const Tensor grad_q = rows_like(q, segments.has_queries(q.size(0)));
+  const Tensor grad_k = rows_like(k, segments.has_keys(k.size(0)));
+  const Tensor grad_v = rows_like(v, segments.has_keys(k.size(0)));
   const AttentionGrads grads{rows_of(grad), rows_of(grad_q), rows_of(grad_k), rows_of(grad_v)};
   const auto kernel = SPANBERT_KERNEL(document_attention_backward);
   run(tasks_of(segments.all, call.heads, false, false), [&](const Task& task, const Segment* next) {

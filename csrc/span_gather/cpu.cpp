@@ -7,6 +7,7 @@
 
 #include "common/arguments.h"
 #include "common/parallel.h"
+#include "common/results.h"
 #include "span_gather/kernels.h"
 
 namespace spanbert {
@@ -45,18 +46,21 @@ PlacedSpans::PlacedSpans(const Tensor& starts, const Tensor& ends, const Tensor&
 Tensor forward(const Tensor& hidden, const Tensor& starts, const Tensor& ends, const Tensor& offsets, int64_t total) {
   STD_TORCH_CHECK(hidden.dim() == 2, "hidden must have shape [T, H]");
   const PlacedSpans spans(starts, ends, offsets, hidden.size(0), total);
-  Tensor output = torch::stable::new_empty(hidden, {total, hidden.size(1)});
+  const Result result = new_result(hidden, {total, hidden.size(1)});
+  const Tensor& output = result.tensor;
   if (output.numel() == 0) return output;
   const Tensor dense = with_dense_rows(hidden);
   const int64_t row_bytes = hidden.size(1) * hidden.element_size(), stride = dense.stride(0) * hidden.element_size();
   const char* from = static_cast<const char*>(dense.const_data_ptr());
   char* to = static_cast<char*>(output.mutable_data_ptr());
 
+  const auto copy = SPANBERT_KERNEL(span_gather_copy);
+  const bool past_caches = result.exceeds_caches();
   constexpr int64_t kTaskBytes = 1 << 19;
-  const int64_t chunk = std::max<int64_t>(1, kTaskBytes / row_bytes);
-  parallel_tasks((total + chunk - 1) / chunk, [&](int64_t task) {
-    int64_t row = task * chunk;
-    const int64_t stop = std::min(total, row + chunk);
+  const RowTasks tasks(result, total, row_bytes, std::max(row_bytes, kTaskBytes));
+  parallel_tasks(tasks.count(), [&](int64_t task) {
+    int64_t row = tasks.first(task);
+    const int64_t stop = tasks.first(task + 1);
     // The span that holds the first row: of several that begin there the last, the others being empty.
     int64_t n = std::upper_bound(spans.offset, spans.offset + spans.count + 1, row) - spans.offset - 1;
     for (; row < stop; ++n) {
@@ -64,7 +68,7 @@ Tensor forward(const Tensor& hidden, const Tensor& starts, const Tensor& ends, c
       const int64_t copied = std::clamp<int64_t>(spans.end[n] - token, 0, limit - row);
       const int64_t piece = stride == row_bytes ? copied : 1;  // rows that lie one behind the other
       for (int64_t i = 0; i < copied; i += piece) {
-        std::memcpy(to + (row + i) * row_bytes, from + (token + i) * stride, piece * row_bytes);
+        copy(to + (row + i) * row_bytes, from + (token + i) * stride, piece * row_bytes, past_caches);
       }
       std::memset(to + (row + copied) * row_bytes, 0, (limit - row - copied) * row_bytes);
       row = limit;
@@ -104,7 +108,7 @@ Tensor backward(const Tensor& grad_output, const SpanArguments& work, const Tens
                   "spans come in the order of the output");
   const PlacedSpans spans(*work.starts, *work.ends, offsets, num_tokens, grad_output.size(0));
   const int64_t columns = grad_output.size(1);
-  Tensor grad_hidden = torch::stable::new_empty(grad_output, {num_tokens, columns});
+  const Tensor grad_hidden = new_result(grad_output, {num_tokens, columns}).tensor;
   if (grad_hidden.numel() == 0) return grad_hidden;
   const Tensor grad = with_dense_rows(grad_output);
   const Sources sources(spans, num_tokens);
@@ -117,7 +121,7 @@ Tensor backward(const Tensor& grad_output, const SpanArguments& work, const Tens
                               grad_hidden.mutable_data_ptr()};
 
   // Ranges of tokens of about as many rows; where few tokens hold most rows, the tiles of columns share the work out.
-  constexpr int64_t kRowsPerRange = 512, kTileColumns = 256;
+  constexpr int64_t kRowsPerRange = 512, kTileColumns = 1024;
   std::vector<int64_t> bounds{0};
   for (int64_t t = 1; t <= num_tokens; ++t) {
     if (t == num_tokens || sources.begin[t] + t >= sources.begin[bounds.back()] + bounds.back() + kRowsPerRange) {

@@ -3,6 +3,7 @@
 // once.
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "common/vector.h"
@@ -28,6 +29,8 @@ void add_rows(const SpanGatherGrads& grads, int64_t first, int64_t last, int64_t
     for (int64_t i = grads.begin[t]; i < grads.begin[t + 1]; ++i) {
       const S* row = output + grads.sources[i] * grads.output_stride;
       each([&](int64_t c, int n) {
+        // A span's next row is that of the next token.
+        __builtin_prefetch(row + grads.output_stride + c);
         A* sum = sums.get() + c;
         store_up_to(sum, load_up_to(sum, n) + load_up_to(row + c, n), n);
       });
@@ -38,6 +41,16 @@ void add_rows(const SpanGatherGrads& grads, int64_t first, int64_t last, int64_t
 }
 
 }  // namespace
+
+void span_gather_copy(void* to, const void* from, int64_t bytes, bool past_caches) {
+  constexpr int64_t multiple = kStreamBytes ? kStreamBytes : 1;
+  if (past_caches && kStreamBytes != 0 && (reinterpret_cast<uintptr_t>(to) | bytes) % multiple == 0) {
+    stream_bits(to, from, bytes);
+    streamed();
+  } else {
+    std::memcpy(to, from, bytes);
+  }
+}
 
 void span_gather_backward(const SpanGatherGrads& grads, int64_t first, int64_t last, int64_t left, int64_t right) {
   with_storage(grads.storage, [&](auto s) { add_rows<decltype(s)>(grads, first, last, left, right); });

@@ -19,6 +19,8 @@ struct SpanGatherGrads {
   void* hidden;            // [T, H], contiguous
 };
 
+// Copies rows, past the caches if possible where that is wanted.
+SPANBERT_DECLARE(void span_gather_copy(void* to, const void* from, int64_t bytes, bool past_caches))
 // Columns left .. right - 1 of tokens first .. last - 1.
 SPANBERT_DECLARE(void span_gather_backward(const SpanGatherGrads& grads, int64_t first, int64_t last, int64_t left,
                                            int64_t right))

@@ -1,5 +1,6 @@
 // The raw CPU operations of span_linear: buffers and threads.
 
+#include "common/results.h"
 #include "span_linear/prepare.h"
 
 namespace spanbert {
@@ -8,7 +9,7 @@ namespace {
 Tensor forward(const Tensor& projected, const SpanArguments& work, const ProjectedArguments& inputs,
                const OptionalTensor& addend) {
   const PreparedProjection p(projected, work, inputs, addend);
-  Tensor output = torch::stable::new_empty(projected, {work.num_spans, p.call.columns});
+  const Tensor output = new_result(projected, {work.num_spans, p.call.columns}).tensor;
   if (output.numel() == 0) return output;
   void* to = output.mutable_data_ptr();
   // A range's rows of the output, a column block wide, should stay in the second cache and its pages at hand.

@@ -7,17 +7,14 @@
 #include <utility>
 #include <vector>
 
-#include "common/huge_pages.h"
 #include "common/parallel.h"
+#include "common/results.h"
 #include "span_pool/arguments.h"
 #include "span_pool/groups.h"
 #include "span_pool/kernels.h"
 
 namespace spanbert {
 namespace {
-
-// A result of more bytes is not found in a cache by whoever reads it next.
-constexpr int64_t kCacheBytes = 16 << 20;
 
 // A raw call with everything it points to kept alive.
 struct Prepared {
@@ -86,22 +83,24 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& hidden, const SpanArgum
   const ScalarType offset_type = 0 < max_width && max_width <= 256 ? ScalarType::Byte : ScalarType::Int;
   const Tensor argmax = torch::stable::new_empty(hidden, {0, 0}, offset_type);
   const Tensor lse = torch::stable::new_empty(hidden, {0, 0}, ScalarType::Float);
-  Tensor output = torch::stable::new_empty(hidden, {num_spans, p.call.output_columns});
+  const Result result = new_result(hidden, {num_spans, p.call.output_columns});
+  const Tensor& output = result.tensor;
   if (output.numel() == 0) return {output, argmax, lse};
   p.call.output = output.mutable_data_ptr();
+  p.call.output_exceeds_caches = result.exceeds_caches();
   const int64_t row_bytes = p.call.output_columns * output.element_size();
-  // What the system has just cleared is in a cache.
-  const bool fresh = fresh_on_huge_pages(p.call.output, num_spans * row_bytes);
-  p.call.output_exceeds_caches = !fresh && num_spans * row_bytes > kCacheBytes;
   for (const int64_t row : p.spans.empty)
     std::memset(static_cast<char*>(p.call.output) + row * row_bytes, 0, row_bytes);
 
   const int64_t spans = p.spans.spans();
-  // Enough chunks to balance the threads; each starts its first span from scratch, so not too small.
+  // Enough tasks to balance the threads; each starts its first span from scratch, so not too small.
   const int64_t chunk = std::max<int64_t>(64, spans / (16 * static_cast<int64_t>(torch::stable::get_num_threads())));
+  const RowTasks tasks(result, spans, row_bytes, chunk * row_bytes);
   const auto kernel = SPANBERT_KERNEL(span_pool_forward);
-  parallel_tasks((spans + chunk - 1) / chunk,
-                 [&](int64_t task) { kernel(p.call, task * chunk, std::min(spans, (task + 1) * chunk)); });
+  parallel_tasks(tasks.count(), [&](int64_t task) {
+    const int64_t first = tasks.first(task), last = tasks.first(task + 1);
+    if (first < last) kernel(p.call, first, last);
+  });
   return {output, argmax, lse};
 }
 
@@ -146,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const auto tiles_of = [&](int64_t tile_columns) { return (call.columns + tile_columns - 1) / tile_columns; };
   const bool enough = static_cast<int64_t>(ranges.size()) * tiles_of(kWideTile) >= torch::stable::get_num_threads();
   const int64_t tile_columns = enough ? kWideTile : kNarrowTile, tiles = tiles_of(tile_columns);
-  const Tensor grad_hidden = torch::stable::new_zeros(hidden, {call.tokens, call.columns}, wide);
+  const Tensor grad_hidden = new_zero_result(hidden, {call.tokens, call.columns}, wide);
   const int64_t slices = (call.columns + kSliceColumns - 1) / kSliceColumns;
   const Tensor partial_scores = torch::stable::new_zeros(hidden, {scores ? slices : 0, call.tokens, call.heads}, wide);
   const Tensor grad_table = torch::stable::new_zeros(hidden, {call.table_rows, call.table_columns}, wide);

@@ -175,34 +175,66 @@ struct Forward {
     }
   }
 
+  // The same value as join_blocks gives, from the tokens: the order of the joins is that of the windows.
+  template <class Op, int N>
+  void join_tokens(int64_t start, int64_t end, int64_t left, int64_t c, int count, S* out) const {
+    const int last = N == 1 ? count : lanes<A>;
+    V value[N], part[N];
+    const auto load_token = [&](V(&to)[N], int64_t t) {
+      for (int v = 0; v < N; ++v) to[v] = load_up_to(token(t) + left + c + v * lanes<A>, last);
+    };
+    const auto join = [&](const V(&first)[N], const V(&second)[N], V(&to)[N]) {
+      for (int v = 0; v < N; ++v) to[v] = Op::join(first[v], second[v]);
+    };
+    V next[N];
+    const int64_t last_block = (end - 1) / kTokenBlock * kTokenBlock;
+    const bool in_order = start >= last_block || end - start > kWindow - kTokenBlock;
+    load_token(value, in_order ? start : (start / kTokenBlock + 1) * kTokenBlock - 1);
+    if (in_order) {
+      for (int64_t t = start + 1; t < end; ++t) load_token(next, t), join(value, next, value);
+    } else {
+      for (int64_t t = (start / kTokenBlock + 1) * kTokenBlock - 2; t >= start; --t) {
+        load_token(next, t), join(next, value, value);
+      }
+      for (int64_t block = (start / kTokenBlock + 1) * kTokenBlock; block < last_block; block += kTokenBlock) {
+        load_token(part, block + kTokenBlock - 1);
+        for (int64_t t = block + kTokenBlock - 2; t >= block; --t) load_token(next, t), join(next, part, part);
+        join(value, part, value);
+      }
+      load_token(part, last_block);
+      for (int64_t t = last_block + 1; t < end; ++t) load_token(next, t), join(part, next, part);
+      join(value, part, value);
+    }
+    write_joined<Op, N>(value, start, end, left + c, last, out);
+  }
+
   // One span's columns from the window that starts at `begin`.
   template <class Op, int N>
   void join_blocks(int64_t begin, int64_t start, int64_t end, int64_t left, int64_t c, int count, S* out) const {
-    const int last = N == 1 ? count : lanes<A>;
-    const auto column = [&](int v) { return c + v * lanes<A>; };
-    V value[N];
     const int64_t last_block = (end - 1) / kTokenBlock * kTokenBlock;
     if (start >= last_block || end - start > kWindow - kTokenBlock) {
-      for (int v = 0; v < N; ++v) value[v] = load_up_to(token(start) + left + column(v), last);
-      for (int64_t t = start + 1; t < end; ++t) {
-        for (int v = 0; v < N; ++v) value[v] = Op::join(value[v], load_up_to(token(t) + left + column(v), last));
-      }
-    } else {
-      const A* rest = to_last.get() + (start - begin) * kWindowColumns;
-      for (int v = 0; v < N; ++v) value[v] = load(rest + column(v));
-      for (int64_t block = (start / kTokenBlock + 1) * kTokenBlock; block < last_block; block += kTokenBlock) {
-        const A* whole = to_last.get() + (block - begin) * kWindowColumns;
-        for (int v = 0; v < N; ++v) value[v] = Op::join(value[v], load(whole + column(v)));
-      }
-      const A* head = from_first.get() + (end - 1 - begin) * kWindowColumns;
-      for (int v = 0; v < N; ++v) value[v] = Op::join(value[v], load(head + column(v)));
+      return join_tokens<Op, N>(start, end, left, c, count, out);
     }
-    for (int v = 0; v < N; ++v) {
-      const int64_t to = left + column(v);
-      if (call.has(Op::whole)) write(out + call.offset[Op::whole] + to, value[v], last);
+    V value[N];
+    const auto join = [&](const A* other) {
+      for (int v = 0; v < N; ++v) value[v] = Op::join(value[v], load(other + c + v * lanes<A>));
+    };
+    const A* rest = to_last.get() + (start - begin) * kWindowColumns + c;
+    for (int v = 0; v < N; ++v) value[v] = load(rest + v * lanes<A>);
+    for (int64_t block = (start / kTokenBlock + 1) * kTokenBlock; block < last_block; block += kTokenBlock) {
+      join(to_last.get() + (block - begin) * kWindowColumns);
+    }
+    join(from_first.get() + (end - 1 - begin) * kWindowColumns);
+    write_joined<Op, N>(value, start, end, left + c, N == 1 ? count : lanes<A>, out);
+  }
+
+  template <class Op, int N>
+  void write_joined(const V (&value)[N], int64_t start, int64_t end, int64_t to, int count, S* out) const {
+    for (int v = 0; v < N; ++v, to += lanes<A>) {
+      if (call.has(Op::whole)) write(out + call.offset[Op::whole] + to, value[v], count);
       if constexpr (Op::scaled != kParts) {
         if (call.has(Op::scaled)) {
-          write(out + call.offset[Op::scaled] + to, value[v] * (1 / static_cast<A>(end - start)), last);
+          write(out + call.offset[Op::scaled] + to, value[v] * (1 / static_cast<A>(end - start)), count);
         }
       }
     }
@@ -214,17 +246,20 @@ struct Forward {
     const SpanGroups& groups = call.groups;
     for (int64_t i = first; i < last;) {
       const int64_t begin = groups.start[group] / kTokenBlock * kTokenBlock;
-      int64_t stop = begin, next_group = group, next = i;
+      int64_t stop = begin, next_group = group, next = i, read = 0;
       for (; next < last; ++next) {
         if (next == groups.first[next_group + 1]) ++next_group;
         const int64_t end = groups.end(next_group, next);
         if (end - groups.start[next_group] > kWindow - kTokenBlock) continue;  // read token by token
         if (end > begin + kWindow) break;
         stop = end > stop ? end : stop;
+        read += end - groups.start[next_group];
       }
-      for (int64_t left = 0; left < call.columns; left += kWindowColumns) {
-        const int64_t width = call.columns - left < kWindowColumns ? call.columns - left : kWindowColumns;
-        fill_window<Op>(begin, stop, left, width);
+      const bool sparse = read <= 2 * (stop - begin);  // a window's token is read once and written twice
+      const int64_t columns = sparse ? call.columns : kWindowColumns;
+      for (int64_t left = 0; left < call.columns; left += columns) {
+        const int64_t width = call.columns - left < columns ? call.columns - left : columns;
+        if (!sparse) fill_window<Op>(begin, stop, left, width);
         int64_t in = group;
         for (int64_t span = i; span < next; ++span) {
           if (span == groups.first[in + 1]) ++in;
@@ -232,11 +267,13 @@ struct Forward {
           S* out = static_cast<S*>(call.output) + groups.row(span) * call.output_columns;
           int64_t c = 0;
           for (; c + kBlock * lanes<A> <= width; c += kBlock * lanes<A>) {
-            join_blocks<Op, kBlock>(begin, start, end, left, c, lanes<A>, out);
+            sparse ? join_tokens<Op, kBlock>(start, end, left, c, lanes<A>, out)
+                   : join_blocks<Op, kBlock>(begin, start, end, left, c, lanes<A>, out);
           }
           for (; c < width; c += lanes<A>) {
             const int count = static_cast<int>(width - c < lanes<A> ? width - c : lanes<A>);
-            join_blocks<Op, 1>(begin, start, end, left, c, count, out);
+            sparse ? join_tokens<Op, 1>(start, end, left, c, count, out)
+                   : join_blocks<Op, 1>(begin, start, end, left, c, count, out);
           }
         }
       }

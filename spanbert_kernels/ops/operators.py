@@ -128,7 +128,9 @@ def raw(operation: Operation) -> Callable[[Callable[..., Any]], RawOperator]:
 
 
 def save(ctx: Any, *values: Any) -> None:
-    """Keep values for the backward, NamedTuples whole: their tensors in autograd's care."""
+    """Keep values for the backward, if there will be one, NamedTuples whole: their tensors in autograd's care."""
+    if not any(ctx.needs_input_grad):
+        return
     leaves = flat(values)
     ctx.save_for_backward(*[leaf if isinstance(leaf, Tensor) else None for leaf in leaves])
     ctx.plain = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]

@@ -10,19 +10,59 @@ import pytest
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import backends, enumerate_spans, span_pool
+from spanbert_kernels.ops import SpanPlan, backends, enumerate_spans, plan_spans, span_gather, span_linear, span_pool
 
 TOKENS, COLUMNS, WIDTH = 512, 768, 30
 SMALLER = 200  # tokens, whose result the allocator keeps when it is freed
 pytestmark = pytest.mark.skipif(backends.refusal("cpu", "cpu", torch.float32) is not None, reason="no compiled kernels")
 
 
+def every(tokens: int) -> SpanPlan:
+    return enumerate_spans(torch.tensor([0, tokens]), WIDTH)
+
+
 def pool(tokens: int) -> Tensor:
     hidden = torch.linspace(-1, 1, tokens * COLUMNS).sin().view(tokens, COLUMNS)
-    return span_pool(hidden, enumerate_spans(torch.tensor([0, tokens]), WIDTH), ["mean"], backend="cpu")
+    return span_pool(hidden, every(tokens), ["mean"], backend="cpu")
 
 
-CALLS: dict[str, Callable[[int], Tensor]] = {"span_pool": pool}
+def pool_a_plan(tokens: int) -> Tensor:
+    """In an order that is not that of the spans."""
+    hidden, pairs = torch.linspace(-1, 1, tokens * COLUMNS).view(tokens, COLUMNS), every(tokens).pairs()
+    return span_pool(hidden, plan_spans(pairs.flip(0), num_tokens=tokens), ["max"], backend="cpu")
+
+
+def gather(tokens: int) -> Tensor:
+    hidden, ten = torch.linspace(-1, 1, tokens * COLUMNS).view(tokens, COLUMNS), torch.arange(0, tokens - 30)
+    return span_gather(hidden, torch.stack([ten, ten + 29], 1), backend="cpu")[0]
+
+
+def gather_backward(tokens: int) -> Tensor:
+    """The gradient of many tokens of which few are gathered."""
+    hidden = torch.ones(30 * tokens, COLUMNS, requires_grad=True)
+    output, _ = span_gather(hidden, torch.tensor([[7, 9], [8, 20]]), backend="cpu")
+    return torch.autograd.grad(output.sum(), hidden)[0]
+
+
+def pool_backward(tokens: int) -> Tensor:
+    hidden = torch.ones(30 * tokens, COLUMNS, requires_grad=True)
+    output = span_pool(hidden, torch.tensor([[7, 9], [8, 20]]), ["sum"], backend="cpu")
+    return torch.autograd.grad(output.sum(), hidden)[0]
+
+
+def linear(tokens: int) -> Tensor:
+    hidden, weight = torch.linspace(-1, 1, tokens * 4).view(tokens, 4), torch.linspace(-1, 1, COLUMNS * 8)
+    return span_linear(hidden, every(tokens), ["start", "mean"], weight.view(COLUMNS, 8), backend="cpu")
+
+
+CALLS: dict[str, Callable[[int], Tensor]] = {
+    "span_pool": pool,
+    "span_pool, a plan": pool_a_plan,
+    "span_pool, backward": pool_backward,
+    "span_gather": gather,
+    "span_gather, backward": gather_backward,
+    "span_linear": linear,
+}
 
 
 def flags_of(tensor: Tensor) -> list[str]:

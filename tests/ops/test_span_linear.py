@@ -58,6 +58,8 @@ class TestPooledFirst(ProjectedChecks):
         names = [func.name().split("::")[1].removesuffix("_triton") for func, _, _ in record.calls]
         ours = [name for name in names if name.endswith(("_forward", "_backward"))]
         way = ["span_pool_forward", "span_linear_forward", "span_linear_backward", "span_pool_backward"]
+        if "max" not in logic.name:  # one product over pooled spans, which is PyTorch's
+            way = ["span_pool_forward", "span_pool_backward"]
         assert ours == ([] if best_backend == "eager" else way)
 
 

@@ -173,6 +173,22 @@ def test_the_order_of_the_spans_does_not_matter(backend: str) -> None:
     assert torch.equal(span_pool(tensors["hidden"], tensors["spans"][order], *rest, backend=backend), expected[order])
 
 
+@pytest.mark.skipif(backends.refusal("cpu", "cpu", torch.float32) is not None, reason="no compiled kernels")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_span_among_few_is_the_same_as_among_many(dtype: torch.dtype) -> None:
+    """Few are made from their tokens, many from shared blocks of tokens; both in one order."""
+    hidden = torch.randn(700, 149, generator=torch.Generator().manual_seed(0)).to(dtype)
+    hidden[[3, 90, 333]] = torch.nan
+    widths = [1, 2, 15, 16, 17, 31, 33, 64, 100, 239, 240, 241, 300]
+    few = torch.tensor([[start, start + width - 1] for width in widths for start in (0, 5, 16, 95, 399)])
+    many = torch.cat([few, enumerate_spans(torch.tensor([0, 700]), 9).pairs()])
+    output = span_pool(hidden, many, ["mean", "sum", "max"], backend="cpu")
+    for row in range(len(few)):
+        alone = span_pool(hidden, few[row : row + 1], ["mean", "sum", "max"], backend="cpu")
+        assert torch.equal(alone.nan_to_num(7), output[row : row + 1].nan_to_num(7))
+        assert torch.equal(alone.isnan(), output[row : row + 1].isnan())
+
+
 @everywhere
 def test_bfloat16_hidden_with_float32_scores_and_table(backend: str) -> None:
     """What autocast gives: products in bfloat16, parameters in float32."""

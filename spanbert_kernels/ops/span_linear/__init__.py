@@ -82,7 +82,8 @@ def span_linear(
         if call.backend == "eager":
             return projection.eager(call, _definition).to(hidden.dtype)
         if call.fewer_products_over_spans():
-            call = projection.over_pooled_spans(call)
+            pooled = products.linear(projection.pool(call, call.parts), call.weight, call.bias)
+            return reference.activate(pooled, activation).to(hidden.dtype)
         addend, column = None, call.columns.maximum
         if column is not None:
             addend = products.linear(projection.pool(call, ["max"]), call.weight[:, column : column + hidden.shape[1]])
