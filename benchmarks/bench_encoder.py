@@ -108,7 +108,10 @@ def ours(workload: Workload, inputs: Inputs) -> Prepared:
         if "weights" not in inspect.signature(accelerate).parameters:  # the package of another commit
             raise Unavailable("accelerate has no int8")
         options["weights"] = "int8"
-    accelerate(model, **options)
+    try:
+        accelerate(model, **options)
+    except ValueError as refused:
+        raise Unavailable(str(refused)) from None
     return prepared(workload, inputs, model)
 
 

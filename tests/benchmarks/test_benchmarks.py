@@ -121,7 +121,7 @@ def test_what_takes_more_than_its_limit_has_no_peak() -> None:
 def test_kernels_are_held_to_the_level_that_pytorch_is_held_to() -> None:
     (line,) = python(HELD, ATEN_CPU_CAPABILITY="avx2")
     before, after = line.split()
-    assert after == ("avx2" if before == "avx512" else before)
+    assert after == ("avx2" if before.startswith("avx512") else before)
 
 
 def test_the_allocator_is_left_as_users_have_it() -> None:
