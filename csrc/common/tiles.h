@@ -100,13 +100,11 @@ constexpr int64_t steps_of(int64_t depth) {
   return (depth + E::kElements - 1) / E::kElements;
 }
 
-// C [R, V vectors] (+)= A [R, steps] B [steps, V vectors], `a_row` and `b_step` bytes and `c_row` sums apart. The sums
-// of Int8 are integers, in the vectors of floats that they are as wide as.
+// sum [R][V vectors] = A [R, steps] B [steps, V vectors], rows of A and steps of B so many bytes apart.
 template <class E, int R, int V>
-[[gnu::noinline]] void tile(const char* a, int64_t a_row, const char* b, int64_t b_step, int64_t steps, float* c,
-                            int64_t c_row, bool add, Prefetch prefetch) {
+[[gnu::always_inline]] inline void sums_of(const char* a, int64_t a_row, const char* b, int64_t b_step, int64_t steps,
+                                           Prefetch prefetch, Vector<float> (&sum)[R][V]) {
   // Loops over the tile are unrolled by name: left to itself the compiler keeps the sums in memory, too.
-  Vector<float> sum[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -132,6 +130,15 @@ template <class E, int R, int V>
     for (int64_t next = 0; next < kPrefetchSteps; ++next) step(k + next);
   }
   for (; k < steps; ++k) step(k);
+}
+
+// C [R, V vectors] (+)= A B, `c_row` sums apart. The sums of Int8 are integers, in the vectors of floats that they are
+// as wide as.
+template <class E, int R, int V>
+[[gnu::noinline]] void tile(const char* a, int64_t a_row, const char* b, int64_t b_step, int64_t steps, float* c,
+                            int64_t c_row, bool add, Prefetch prefetch) {
+  Vector<float> sum[R][V];
+  sums_of<E>(a, a_row, b, b_step, steps, prefetch, sum);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4

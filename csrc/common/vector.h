@@ -183,6 +183,23 @@ inline void stream(S* to, Vector<typename Accumulator<S>::type> x) {
   stream_bits(to, bits, sizeof(bits));
 }
 
+inline Vector<float> absolute(Vector<float> x) {
+  return bits_as<Vector<float>>(bits_as<Simd<float>::Bits>(x) & 0x7fffffffu);
+}
+
+// x, or `bound` where x is larger; NaN stays. One instruction, which the conditional is not.
+inline Vector<float> at_most(Vector<float> x, float bound) {
+#if defined(__x86_64__) && SPANBERT_VECTOR_BYTES == 64
+  return (Vector<float>)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(bound), (__m512)x);
+#elif defined(__x86_64__) && SPANBERT_VECTOR_BYTES == 32
+  return (Vector<float>)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)x);
+#elif defined(__x86_64__)
+  return (Vector<float>)_mm_min_ps(_mm_set1_ps(bound), (__m128)x);
+#else
+  return x > bound ? broadcast(bound) : x;
+#endif
+}
+
 // Like torch.maximum: NaN wins, and of two equal values the first stays.
 template <class V>
 inline V larger(V first, V second) {

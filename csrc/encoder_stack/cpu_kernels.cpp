@@ -297,8 +297,8 @@ class Stack {
 
   // Columns first .. last - 1 (of panels) of the wide activations, from column `origin` of `wide_` on.
   void up(const Product<E>& product, StackActivation activation, int64_t origin, int64_t row) {
-    with_activation(activation, [&](auto f) {
-      product.run([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
+    with_activation(activation, [&](auto f, auto usual) {
+      product.template run<usual()>([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
         const Vector<float> value = f(x + load(product.matrix.bias + c));
         if constexpr (std::is_same_v<Wide, float>) {
           store(wide_ + r * row + c - origin, value);

@@ -31,24 +31,27 @@ inline void round_row(const float* from, int64_t columns, T* to) {
 // A row as unsigned bytes around 128, in steps of its largest absolute value / 127, which is returned; what comes after
 // the columns in the last four bytes meets zeros of the weight.
 inline float quantize_row(const float* from, int64_t columns, uint8_t* to) {
-  Vector<float> most{};
+  // As integers the sizes are in the same order, with NaN above all.
+  typedef Simd<float>::Bits Bits;
+  Bits most{};
   for (int64_t c = 0; c < columns; c += kLanes) {
-    const Vector<float> x = load(from + c);
-    most = larger(most, x < 0 ? -x : x);
+    const Bits size = bits_as<Bits>(absolute(load(from + c)));
+    most = size > most ? size : most;
   }
-  const float largest = largest_of<float>(most);
+  const float largest = largest_of<float>(bits_as<Vector<float>>(most));
   if (!(largest <= 3e38f)) {  // an infinity or NaN: the whole row is NaN, as it is after its normalization
     for (int64_t c = 0; c < columns; ++c) to[c] = 128;
     return NAN;
   }
   const float step = largest > 1e-35f ? largest / 127.0f : 1.0f, inverse = 1.0f / step;
   for (int64_t c = 0; c < columns; c += kLanes) {
-    const Vector<float> shifted =
-        load(from + c) * inverse + 12583040.0f;  // 1.5 x 2^23 + 128: the low bits are the rounded
-    const auto bits = bits_as<Simd<float>::Bits>(shifted);
-    typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-    const Bytes bytes = __builtin_convertvector(bits, Bytes);
-    std::memcpy(to + c, &bytes, sizeof(bytes));
+    // 1.5 x 2^23 + 128: the low bits of the sum are the rounded number.
+    const Vector<float> shifted = load(from + c) * inverse + 12583040.0f;
+#if defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)shifted));
+#else
+    for (int lane = 0; lane < kLanes; ++lane) to[c + lane] = static_cast<uint8_t>(bits_as<Bits>(shifted)[lane]);
+#endif
   }
   return step;
 }
