@@ -12,6 +12,8 @@ namespace {
 
 // Rows a thread below which it pays to share out the columns of the weights instead.
 constexpr int64_t kFewRows = 32;
+// Multiplications of a step for which another thread is worth the barrier behind it.
+constexpr int64_t kWorthAThread = 1 << 18;
 // Rows of a block: its intermediate results and a panel of the weights fit into a second-level cache of 1 MiB.
 constexpr int64_t kBlockRows = 96;
 
@@ -22,6 +24,7 @@ enum Field : int { kind, first, second = first + 4, activation = second + 4, hea
 struct Program {
   std::vector<Step> steps;
   int64_t inner_size = 0, wide_size = 0;
+  int64_t weights = 0;
 
   Program(const Tensor& rows, const Tensor& constants, int64_t region_bytes) {
     STD_TORCH_CHECK(
@@ -47,6 +50,10 @@ struct Program {
       }
       inner_size = std::max(inner_size, step.heads * step.head_dim);
       if (step.kind == StepKind::feed_forward) wide_size = std::max(wide_size, step.first.out_features);
+      if (step.kind != StepKind::normalize) {
+        weights +=
+            step.first.in_features * step.first.out_features + step.second.in_features * step.second.out_features;
+      }
       steps.push_back(step);
     }
   }
@@ -105,6 +112,8 @@ struct Prepared {
       STD_TORCH_CHECK(length >= 0, "cu_seqlens must ascend");
       call.max_seqlen = std::max(call.max_seqlen, length);
     }
+    const int64_t each = call.tokens * program.weights / std::max<int64_t>(1, call.last);
+    threads = std::clamp<int64_t>(each / kWorthAThread, 1, threads);
     call.shares_columns = call.tokens <= kFewRows * threads;
     const int64_t blocks = (call.tokens + kBlockRows - 1) / kBlockRows;
     call.blocks = (blocks + threads - 1) / threads * threads;

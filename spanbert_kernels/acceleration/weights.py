@@ -8,11 +8,14 @@ through `.data`, or of an inference-mode parameter (they have no counter), that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from spanbert_kernels.ops import library
 
 SAMPLES_PER_TENSOR = 16
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -38,21 +41,23 @@ class Watch:
     signature: list[tuple[object, ...]]
     # Aliases of a few elements of every tensor: they also keep an old storage's address from being given out again.
     samples: list[Tensor]
-    sampled: Tensor | None
+    read: Callable[[], Tensor]
+    sampled: Tensor
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> Watch:
         """Remembers tensors that are `copyable`."""
         with torch.no_grad():
             samples = [_sample(tensor) for tensor in tensors]
-            return cls(signature_of(tensors), samples, torch.cat(samples) if samples else None)
+            read = _reader(samples)
+            return cls(signature_of(tensors), samples, read, read())
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are still the same."""
         if self.signature != signature_of(tensors):
             return False
         with torch.no_grad():
-            return self.sampled is None or torch.equal(torch.cat(self.samples), self.sampled)
+            return torch.equal(self.read(), self.sampled)
 
 
 def signature_of(tensors: Sequence[Tensor]) -> list[tuple[object, ...]]:
@@ -61,6 +66,18 @@ def signature_of(tensors: Sequence[Tensor]) -> list[tuple[object, ...]]:
         return [(t.data_ptr(), t._version, t.dtype, t.shape, t.stride()) for t in tensors]
     except RuntimeError:  # inference-mode tensors have no version
         return [(t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype, t.shape, t.stride()) for t in tensors]
+
+
+def _reader(samples: Sequence[Tensor]) -> Callable[[], Tensor]:
+    """What reads the elements of all samples, while these live: by their addresses, where the kernels are there."""
+    if not samples or library.load_cpu() is not None:
+        return lambda: torch.cat(list(samples)) if samples else torch.empty(0)
+    places = [
+        (s.data_ptr() + i * s.stride(0) * s.element_size(), s.element_size()) for s in samples for i in range(len(s))
+    ]
+    addresses, sizes = torch.tensor(places, dtype=torch.int64).unbind(1)
+    read: Callable[[Tensor, Tensor], Tensor] = torch.ops.spanbert_kernels.elements_at
+    return functools.partial(read, addresses.contiguous(), sizes.contiguous())
 
 
 def _sample(tensor: Tensor) -> Tensor:

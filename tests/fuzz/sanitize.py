@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import children  # noqa: E402
 
 FOLDER = ROOT / "build" / "sanitized" / "spanbert_kernels" / "_lib"
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 # The best instruction set, or a canary with one, in the library that the tests load.
 SCRIPT = """
 import sys

@@ -167,7 +167,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 @pytest.mark.parametrize("lengths", [(20, 3), (150, 90, 7)])
 def test_the_number_of_threads_changes_no_bit(precision: Precision, lengths: tuple[int, ...]) -> None:
     skip_if_refused(precision)
-    shape = Shape(hidden=50, wide=900, lengths=lengths)
+    shape = Shape(hidden=200, heads=4, head_dim=50, wide=3000, lengths=lengths)  # enough work for all of them
     results = []
     for threads in (1, 2, 3, 8, 2):
         with kernels_of(torch.ops.spanbert_kernels.cpu_isa(), threads):
@@ -206,7 +206,7 @@ def test_memory_to_work_in_is_kept_and_what_is_in_it_means_nothing() -> None:
 
 
 def test_threads_of_python_side_by_side() -> None:
-    shapes = [Shape(lengths=(n, 3 * n)) for n in (2, 9, 30, 50)]
+    shapes = [Shape(hidden=100, wide=1600, lengths=(n, 3 * n)) for n in (2, 9, 30, 50)]
     stack = EncoderStack(shapes[0].steps(), shapes[0].hidden)
     expected = [encoder_stack(shape.tokens(), shape.cu_seqlens(), stack, backend="cpu") for shape in shapes]
     wrong: list[str] = []
@@ -231,7 +231,7 @@ import sys, torch
 sys.path[:0] = {path!r}
 from stack_cases import Shape
 from spanbert_kernels.ops.encoder_stack import EncoderStack, encoder_stack
-shape = Shape(lengths=(150, 90, 7))
+shape = Shape(hidden=100, wide=1600, lengths=(150, 90, 7))
 results = []
 for threads in (1, 5):
     torch.set_num_threads(threads)
@@ -254,7 +254,7 @@ import os, sys, torch
 sys.path[:0] = {path!r}
 from stack_cases import Shape
 from spanbert_kernels.ops.encoder_stack import EncoderStack, encoder_stack
-shape = Shape(lengths=(150, 90, 7))
+shape = Shape(hidden=100, wide=1600, lengths=(150, 90, 7))
 stack = EncoderStack(shape.steps(), shape.hidden)
 torch.set_num_threads(2)
 before = encoder_stack(shape.tokens(), shape.cu_seqlens(), stack, backend="cpu")
