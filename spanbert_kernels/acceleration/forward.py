@@ -177,8 +177,8 @@ class PackedForward:
         model = self.model
         hidden = self._embed(request, packing)  # [T, H]
         packed = self._packed_layers_for(structure, hidden)
-        mixes = mixes_documents(model)
-        context = model.cross_document_context(request.cluster_ids, packing) if mixes else None
+        context = model.cross_document_context(request.cluster_ids, packing) if mixes_documents(model) else None
+        mixes = context is not None
         states = [packing.pad(hidden)] if request.output_hidden_states else []
         count = len(structure.layers)
         # All at once, unless somebody looks in between.

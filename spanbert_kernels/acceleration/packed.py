@@ -52,7 +52,7 @@ def way_for(dtype: torch.dtype, weights: Weights | None) -> Way | None:
     arithmetic = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
     fused = _fused_refusal(dtype) is None
     if weights == "int8":
-        return Way(dtype, "int8") if fused else None
+        return Way(dtype, "int8") if fused or ops.backends.asked() == "eager" else None
     choice = CHOICES.get(arithmetic)
     precision = precision_of(choice.found().way, arithmetic) if choice is not None and fused else None
     return None if precision is None and arithmetic != dtype else Way(dtype, precision)

@@ -38,6 +38,9 @@ OUT_OF_TOLERANCE = 1  # exit code; 2 is for what the user can put right
 @click.option("--max-width", default=30, show_default=True, type=COUNT, help="Tokens in the widest span.")
 @click.option("--batch-size", default=16, show_default=True, type=COUNT, help="Windows in a padded batch.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
+@click.option(
+    "--weights", type=click.Choice(["int8"]), help="Multiply with weights and inputs of 8 bits, on a CPU that can."
+)
 @click.option("--repeats", type=COUNT, help="Rounds of every measurement; by default what time allows.")
 @click.option("--threads", type=THREADS, help="Threads for PyTorch; by default its own choice.")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of random weights.")

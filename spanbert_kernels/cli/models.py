@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel
 
 import spanbert_kernels
 from spanbert_kernels.acceleration import AccelerationReport
+from spanbert_kernels.acceleration.packed import Weights
 from spanbert_kernels.cli.errors import first_line
-from spanbert_kernels.cli.measuring import resident_bytes
 from spanbert_kernels.models.damage import CannotLoad
 
 QUICK_SIZE = {
@@ -23,6 +23,12 @@ QUICK_SIZE = {
     "num_attention_heads": 2,
     "intermediate_size": 128,
     "max_position_embeddings": 128,
+}
+# Models that predict something of every token, by the end of their class's name: the class to load, and its head.
+_HEADS = {
+    "ForTokenClassification": (spanbert_kernels.SpanBERTForTokenClassification, "classifier"),
+    "ForMaskedLM": (spanbert_kernels.SpanBERTForMaskedLM, "cls"),
+    "ForPreTraining": (spanbert_kernels.SpanBERTForMaskedLM, "cls"),
 }
 
 
@@ -34,15 +40,15 @@ class Encoders:
         baseline: as transformers runs them.
         accelerated: as this package does.
         report: of the acceleration; it knows which paths ran.
-        repacked_bytes: resident memory that acceleration keeps beside the parameters.
         description: the model in words.
+        weights: in which accelerated ones differ, or None.
     """
 
     baseline: Any
     accelerated: Any
     report: AccelerationReport
-    repacked_bytes: int
     description: str
+    weights: Weights | None
 
     @property
     def attention(self) -> str:
@@ -102,6 +108,21 @@ def load_model(name: str, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
+def load_head(name: str, architectures: Sequence[str] | None, dtype: torch.dtype) -> nn.Module | None:
+    """What the checkpoint `name` predicts of a token, from its hidden state `[..., H]`; None where it does not.
+
+    Raises:
+        CannotLoad: there is such a model, but not a sound one.
+    """
+    for ending, (model_class, head) in _HEADS.items():
+        if any(architecture.endswith(ending) for architecture in architectures or ()):
+            with _loading(f"the model {name!r}"):
+                model, found = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+            lacks = any(key.startswith(head) for key in found["missing_keys"])
+            return None if lacks else getattr(model.eval(), head)
+    return None
+
+
 def random_model(vocabulary_size: int, dtype: torch.dtype, seed: int, quick: bool) -> Any:
     """A model of base size (tiny if `quick`) with random weights."""
     torch.manual_seed(seed)
@@ -109,19 +130,22 @@ def random_model(vocabulary_size: int, dtype: torch.dtype, seed: int, quick: boo
     return spanbert_kernels.SpanBERTModel(config, add_pooling_layer=False).to(dtype).eval()
 
 
-def prepare(model: Any, origin: str) -> Encoders:
-    """Put transformers' `BertModel` beside `model`, on the same parameters, and accelerate `model`."""
+def prepare(model: Any, origin: str, batch: tuple[Tensor, Tensor], weights: Weights | None = None) -> Encoders:
+    """Put transformers' `BertModel` beside `model`, on the same parameters, and accelerate `model`.
+
+    Both run once, on the ids and the mask of `batch`.
+
+    Raises:
+        ValueError: this processor or the model cannot have such weights.
+    """
     baseline = BertModel(model.config, add_pooling_layer=False)
     loaded = baseline.load_state_dict(model.state_dict(), strict=False, assign=True)
     assert not loaded.missing_keys, loaded.missing_keys
     baseline.to(model.dtype).eval()
-    gc.collect()
-    ids, mask = torch.zeros(2, 2, dtype=torch.long), torch.tensor([[1, 1], [1, 0]])
+    ids, mask = batch
     baseline(input_ids=ids, attention_mask=mask)
-    before = resident_bytes()
-    report = spanbert_kernels.accelerate(model)
+    report = spanbert_kernels.accelerate(model, weights=weights)
     model(input_ids=ids, attention_mask=mask)
-    kept = max(0, resident_bytes() - before)
     config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     description = (
@@ -129,4 +153,4 @@ def prepare(model: Any, origin: str) -> Encoders:
         f"{config.num_attention_heads} heads, {parameters / 1e6:,.1f} million parameters, "
         f"{str(model.dtype).removeprefix('torch.')}"
     )
-    return Encoders(baseline, model, report, kept, description)
+    return Encoders(baseline, model, report, description, weights)

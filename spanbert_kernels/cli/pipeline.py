@@ -12,6 +12,7 @@ import torch
 
 import spanbert_kernels
 from spanbert_kernels.acceleration import AccelerationWarning
+from spanbert_kernels.acceleration.packed import Weights
 from spanbert_kernels.cli import environment, models
 from spanbert_kernels.cli.clusters import assign_clusters
 from spanbert_kernels.cli.collecting import Collection
@@ -19,7 +20,7 @@ from spanbert_kernels.cli.encoding import SPECIAL_TOKENS, select_documents, trai
 from spanbert_kernels.cli.measuring import Effort, PeakMemory
 from spanbert_kernels.cli.results import DemoResult
 from spanbert_kernels.cli.stages.cross_document import compare_cross_document
-from spanbert_kernels.cli.stages.encoder import compare_encoders, pad_batches
+from spanbert_kernels.cli.stages.encoder import compare_encoders, pad_batches, warm_up
 from spanbert_kernels.cli.stages.spans import compare_span_pooling
 from spanbert_kernels.tasks.progress import quiet_transformers
 
@@ -67,6 +68,7 @@ def _run(
     max_width: int,
     batch_size: int,
     dtype: str,
+    weights: Weights | None,
     repeats: int | None,
     seed: int,
     quick: bool,
@@ -80,12 +82,16 @@ def _run(
     if not selection.documents:
         raise ValueError("the tokenizer makes no token of any document")
     labels, clustered_by = assign_clusters([encoded.document for encoded in selection.documents])
-    encoders = models.prepare(encoder, origins[0])
+    batches = pad_batches(selection.windows, batch_size, tokenizer.pad_token_id)
+    head = None
+    if weights is not None and model is not None:
+        head = models.load_head(model, encoder.config.architectures, encoder.dtype)
+    encoders = models.prepare(encoder, origins[0], warm_up(batches), weights)
     advance(1.0)
 
-    batches = pad_batches(selection.windows, batch_size, tokenizer.pad_token_id)
     started = time.perf_counter()
-    first, hidden = compare_encoders(encoders, batches, Effort(repeats, ENCODER_SECONDS, begin("Encoder")))
+    first, hidden = compare_encoders(encoders, batches, Effort(repeats, ENCODER_SECONDS, begin("Encoder")), head)
+    acceleration = str(encoders.report).splitlines()
     lengths = [len(window) for window in selection.windows]
     late = max(0.0, time.perf_counter() - started - ENCODER_SECONDS)
     left = max(LEAST_SPAN_SECONDS, SPAN_SECONDS - late)
@@ -103,7 +109,8 @@ def _run(
         padded_tokens=sum(ids.numel() for ids, _ in batches),
         batch_size=batch_size,
         positions=positions,
-        repacked_bytes=encoders.repacked_bytes,
+        acceleration=acceleration,
+        weights=weights,
         model=encoders.description,
         tokenizer=origins[1],
         memory_method=PeakMemory.method(),

@@ -13,8 +13,8 @@ from spanbert_kernels.cli.stages import StageResult
 from spanbert_kernels.cli.stages.cross_document import DocumentWeights
 
 _AS_THEY_ARE = (
-    *("padded_tokens", "warnings", "batch_size", "memory_method", "repacked_bytes", "model", "tokenizer"),
-    *("versions", "machine", "command", "seconds"),
+    *("padded_tokens", "warnings", "batch_size", "memory_method", "acceleration", "weights"),
+    *("model", "tokenizer", "versions", "machine", "command", "seconds"),
 )
 
 
@@ -31,7 +31,8 @@ class DemoResult:
     padded_tokens: int
     batch_size: int
     positions: int
-    repacked_bytes: int
+    acceleration: list[str]  # what `accelerate` reports
+    weights: str | None  # which the accelerated way has instead of the model's
     model: str
     tokenizer: str
     memory_method: str
@@ -76,6 +77,19 @@ class DemoResult:
             return f"results differ by at most {formatting.error(largest)} of the largest value."
         names = " and ".join(stage.title for stage in self.failed)
         return f"FAILED: the results of {names} are outside the tolerance."
+
+    def changes(self) -> str:
+        """What other weights changed in what a reader of the hidden states sees; empty with the model's weights."""
+        if self.weights is None:
+            return ""
+        encoder = self.stages[0]
+        said = (
+            f"{self.weights} weights changed the hidden states by at most {encoder.relative_error:.2%} of the largest"
+        )
+        changed = encoder.changed_predictions
+        if changed is None:
+            return f"{said}."
+        return f"{said}, and the prediction of {changed:,} of {encoder.count:,} tokens ({changed / encoder.count:.2%})."
 
     def coverage(self) -> list[str]:
         """What was used and what was not, a sentence each; sentences about nothing are left out."""

@@ -41,13 +41,17 @@ def show(result: DemoResult, console: Console) -> None:
     console.print(_table(result))
     rounds = ", ".join(stage.timing.rounds for stage in result.stages)
     say(
-        f"Medians ({rounds}); both ways took turns. Peak memory is what a call adds to the process. Acceleration keeps "
-        f"{formatting.memory(result.repacked_bytes)} of repacked weights beside the parameters."
+        f"Medians ({rounds}); both ways took turns. Peak memory is what a call adds to the process, without "
+        "the weights kept for all calls."
     )
     if result.disturbed:
         say("With one round, whatever else the machine did shows in the times; --repeats 3 gives steadier ones.")
     for stage in result.stages:
         say(f"{stage.title}: {ran(stage)}. {stage.sampled}".rstrip(), "dim")
+    for line in result.acceleration:
+        say(line, "dim")
+    if result.weights is not None:
+        say(result.changes())
     for stage in result.failed:
         found, allowed = (formatting.error(e) for e in (stage.agreement.accelerated_error, stage.agreement.allowed))
         where = stage.agreement.where

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import PADDING, assert_agrees, encoder, in_float64, inputs
+from agreement import PADDING, TINY, assert_agrees, encoder, in_float64, inputs
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from spanbert_kernels import accelerate, ops
+from spanbert_kernels import SpanBERTConfig, SpanBERTModel, accelerate, ops
 from spanbert_kernels.acceleration.fused import activation_of
 from spanbert_kernels.acceleration.packed import CHOICES, precision_of
 from spanbert_kernels.ops import library
@@ -113,6 +113,16 @@ def test_int8_is_refused_by_name() -> None:
             accelerate(encoder(), weights="int8")
     finally:
         torch.ops.spanbert_kernels.set_cpu_isa(before)
+
+
+def test_all_layers_are_one_call_where_documents_could_see_each_other_and_do_not() -> None:
+    torch.manual_seed(0)
+    model = SpanBERTModel(SpanBERTConfig(**TINY, cross_document_layers=[0])).eval()
+    accelerate(model)
+    for clusters, calls in ((None, 1), (torch.tensor([0, 0, 1, 1]), len(model.encoder.layer))):
+        with ops.backends.record() as ran:
+            last_state(model, cluster_ids=clusters)
+        assert ran.count(("encoder_stack", "cpu")) == calls
 
 
 def test_without_copies_of_the_weights() -> None:

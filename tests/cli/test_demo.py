@@ -17,10 +17,11 @@ import children
 import pytest
 import torch
 from click.testing import Result
-from transformers import RobertaConfig, RobertaModel
+from transformers import BertForTokenClassification, RobertaConfig, RobertaModel
 
 import spanbert_kernels
 from spanbert_kernels import ops
+from spanbert_kernels.ops.encoder_stack import encoder_stack_refusal
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -62,7 +63,10 @@ def test_the_default_documents(run: Run, tmp_path: Path) -> None:
     assert re.search(r"^\d+ documents left out: beyond the --tokens budget\.$", out, re.MULTILINE)
     for title in ("Encoder", "Spans up to 30 tokens", "Cross-document attention"):
         assert re.search(rf"^{title}\b", out, re.MULTILINE)
-    assert "packed-inference" in out
+    assert re.search(r"^accelerated: SpanBERTModel, 2 layers$", out, re.MULTILINE)
+    assert re.search(r"^calls: \d+ packed-inference$", out, re.MULTILINE)
+    assert re.search(r"^kept: fused, float32, \d+ MiB of repacked weights$", out, re.MULTILINE)
+    assert "int8" not in out
     assert "cross_document_attention on cpu" in out
     assert "All stages are within the tolerance" in out
     assert out.endswith("Report: spanbert-report.html\n")
@@ -116,6 +120,33 @@ def test_bfloat16_and_threads(run: Run, model_folder: Path, corpus: Path, tmp_pa
     assert results["command"].startswith(f"spanbert-kernels demo {corpus} --model {model_folder} --batch-size 3 ")
 
 
+@pytest.mark.skipif(encoder_stack_refusal("int8") is not None, reason=str(encoder_stack_refusal("int8")))
+def test_weights_of_8_bits_say_what_they_changed(run: Run, model_folder: Path, corpus: Path, tmp_path: Path) -> None:
+    folder = copy_model(model_folder, tmp_path / "tagger")
+    torch.manual_seed(0)
+    BertForTokenClassification.from_pretrained(model_folder, num_labels=40).save_pretrained(folder)
+    result = run(
+        *("demo", corpus, "--model", folder, "--repeats", 1, "--weights", "int8", "--max-width", 2, "--json", "n.json")
+    )
+    assert result.exit_code == 0, result.output
+    results = read_results(tmp_path / "here/n.json")
+    [encoder, *_] = results["stages"]
+    changed, error = encoder["changed_predictions"], encoder["relative_error"]
+    assert 0 < changed < results["tokens"] / 2
+    assert 1e-4 < error < 0.05
+    said = (
+        f"int8 weights changed the hidden states by at most {error:.2%} of the largest, and the prediction of "
+        f"{changed:,} of {results['tokens']:,} tokens ({changed / results['tokens']:.2%})."
+    )
+    assert said in " ".join(result.stdout.split())
+    assert re.search(r"^kept: fused, int8, \d+ MiB of repacked weights$", result.stdout, re.MULTILINE)
+    assert "int8 changed the hidden states by up to" in result.stdout
+    html = (tmp_path / "here/spanbert-report.html").read_text(encoding="utf-8")
+    assert said in html
+    assert "\n".join(results["acceleration"]) in html
+    assert results["weights"] == "int8"
+
+
 def test_unreadable_files_are_named_and_the_rest_is_done(run: Run, write: Write, tmp_path: Path) -> None:
     for number in range(3):
         write(f"in/{number}.txt", f"A ship number {number} sails to the harbour. " * 5)
@@ -161,6 +192,7 @@ def test_many_warnings_are_counted(run: Run, write: Write, tmp_path: Path) -> No
         (["--max-width", "0"], "Invalid value for '--max-width': 0 is not in the range"),
         (["--threads", "-1"], "Invalid value for '--threads': -1"),
         (["--dtype", "float8"], "Invalid value for '--dtype': 'float8' is not one of 'float32', 'bfloat16'"),
+        (["--weights", "int4"], "Invalid value for '--weights': 'int4' is not 'int8'"),
         (["--fast"], "No such option '--fast'"),
         (["--quick", "--model", "x"], "--quick is a tiny random model, so it cannot be combined with --model x"),
         (["--output", "."], "cannot write the report to .: it is a folder"),

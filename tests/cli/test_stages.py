@@ -8,21 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spanbert_kernels import SpanBERTConfig, SpanBERTModel, ops
 from spanbert_kernels.acceleration import AccelerationWarning
+from spanbert_kernels.acceleration.packed import Weights
 from spanbert_kernels.cli import models
 from spanbert_kernels.cli.encoding import EncodedDocument, Selection
 from spanbert_kernels.cli.measuring import Effort
 from spanbert_kernels.cli.stages import cross_document, spans
 from spanbert_kernels.cli.stages.cross_document import attend_padded, compare_cross_document
-from spanbert_kernels.cli.stages.encoder import compare_encoders, encode, pad_batches
+from spanbert_kernels.cli.stages.encoder import compare_encoders, encode, pad_batches, warm_up
 from spanbert_kernels.cli.stages.spans import compare_span_pooling, group_windows, pool_padded
 from spanbert_kernels.data.documents import Document
+from spanbert_kernels.ops.encoder_stack import encoder_stack_refusal
 
 ONCE = Effort(repeats=1, seconds=0.0)
 LENGTHS = [9, 3, 12, 7, 1]
+needs_int8 = pytest.mark.skipif(encoder_stack_refusal("int8") is not None, reason=str(encoder_stack_refusal("int8")))
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +38,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def encoders(dtype: torch.dtype = torch.float32, **options: Any) -> models.Encoders:
+def encoders(dtype: torch.dtype = torch.float32, weights: Weights | None = None) -> models.Encoders:
     torch.manual_seed(0)
     config = SpanBERTConfig(
         vocab_size=50,
@@ -45,9 +48,9 @@ def encoders(dtype: torch.dtype = torch.float32, **options: Any) -> models.Encod
         intermediate_size=48,
         max_position_embeddings=16,
         initializer_range=0.2,
-        **options,
     )
-    return models.prepare(SpanBERTModel(config, add_pooling_layer=False).to(dtype).eval(), "random weights")
+    model = SpanBERTModel(config, add_pooling_layer=False).to(dtype).eval()
+    return models.prepare(model, "random weights", warm_up(pad_batches(windows(), 2, pad=0)), weights)
 
 
 def windows(lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
@@ -63,8 +66,8 @@ def test_encoders_agree_and_hidden_is_packed_in_input_order(dtype: torch.dtype) 
     assert result.agreement.holds
     assert hidden.shape == (sum(LENGTHS), 32)
     assert result.count == sum(LENGTHS)
-    backend = "eager" if ops.backends.refusal("cpu", "cpu", dtype) else "cpu"
-    assert ("document_attention", backend) in result.backends
+    compiled = ops.backends.refusal("cpu", "cpu", dtype) is None
+    assert (("encoder_stack", "cpu") if compiled else ("document_attention", "eager")) in result.backends
     assert result.paths == ["packed-inference (5 calls)"]  # one to repack, one to warm up, three batches
     alone = torch.cat(
         [encode(both.baseline, (torch.tensor([ids]), torch.ones(1, len(ids)).long()))[0] for ids in windows()]
@@ -105,6 +108,38 @@ def test_an_encoder_that_is_wrong_in_one_token_fails() -> None:
     assert not result.agreement.holds
     assert result.agreement.where.startswith("a window of 7 tokens")
     assert result.agreement.largest_difference == pytest.approx(1e-3, rel=0.05)
+
+
+@needs_int8
+def test_int8_is_judged_by_what_defines_it_and_says_which_predictions_it_changed() -> None:
+    both = encoders(weights="int8")
+    batches = pad_batches(windows(), 2, pad=0)
+    head = nn.Linear(32, 50)
+    result, hidden = compare_encoders(both, batches, ONCE, head)
+    assert result.agreement.holds
+    assert 1e-3 < result.relative_error < 0.05
+    assert result.agreement.allowed < 4 * result.agreement.accelerated_error
+    exact = torch.cat([encode(both.baseline, batch)[batch[1].bool()] for batch in batches])
+    changed = int((head(exact).argmax(-1) != head(hidden).argmax(-1)).sum())
+    assert result.changed_predictions == changed
+    assert both.report.int8_error == pytest.approx(result.relative_error, rel=0.9)
+
+    right = both.accelerated.forward
+
+    def wrong(**inputs: Any) -> Any:
+        output = right(**inputs)
+        if ops.backends.asked() is None:
+            output.last_hidden_state *= 1.05
+        return output
+
+    both.accelerated.forward = wrong
+    result, _ = compare_encoders(both, batches, ONCE, head)
+    assert not result.agreement.holds
+
+
+def test_without_a_head_there_are_no_predictions_to_compare() -> None:
+    result, _ = compare_encoders(encoders(), pad_batches(windows(), 2, pad=0), ONCE)
+    assert result.changed_predictions is None
 
 
 def test_the_path_taken_is_named_where_acceleration_steps_aside() -> None:

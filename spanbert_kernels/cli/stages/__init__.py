@@ -40,6 +40,7 @@ class StageResult:
         paths: what else tells which code ran, in words.
         sampled: a sentence where time did not allow all of the work; empty where it did.
         notes: what else a reader must know about this stage.
+        changed_predictions: how many tokens have another prediction; None where there are none to compare.
     """
 
     title: str
@@ -53,6 +54,7 @@ class StageResult:
     paths: list[str] = field(default_factory=list)
     sampled: str = ""
     notes: list[str] = field(default_factory=list)
+    changed_predictions: int | None = None
 
     @property
     def speed_up(self) -> float:

@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from spanbert_kernels import ops
 from spanbert_kernels.cli.agreement import Difference
 from spanbert_kernels.cli.measuring import Effort, compare
 from spanbert_kernels.cli.models import Encoders
@@ -18,6 +19,7 @@ from spanbert_kernels.ops.backends import record
 
 Batch = tuple[Tensor, Tensor]  # input_ids [B, L], attention_mask [B, L], int64 both, as a tokenizer gives them
 WARM_UP = (2, 64)  # windows and tokens
+PREDICTED = 512  # tokens whose predictions are made at once: a vocabulary has many columns
 
 
 def pad_batches(windows: Sequence[Sequence[int]], size: int, pad: int) -> list[Batch]:
@@ -42,18 +44,38 @@ def encode(encoder: Any, batch: Batch) -> Tensor:
     return output
 
 
-def compare_encoders(encoders: Encoders, batches: Sequence[Batch], effort: Effort) -> tuple[StageResult, Tensor]:
-    """The row, and hidden `[T, H]` of the real tokens, as the accelerated way makes them."""
+def warm_up(batches: Sequence[Batch]) -> Batch:
+    """The beginning of the first batch.
+
+    Example:
+        >>> [tensor.shape for tensor in warm_up([(torch.ones(16, 512), torch.ones(16, 512))])]
+        [torch.Size([2, 64]), torch.Size([2, 64])]
+    """
+    rows, columns = WARM_UP
+    ids, mask = batches[0]
+    return ids[:rows, :columns], mask[:rows, :columns]
+
+
+def compare_encoders(
+    encoders: Encoders, batches: Sequence[Batch], effort: Effort, head: nn.Module | None = None
+) -> tuple[StageResult, Tensor]:
+    """The row, and hidden `[T, H]` of the real tokens, as the accelerated way makes them.
+
+    With a `head`, the row says how many of its predictions differ.
+    """
     hidden: list[Tensor] = []
     difference = Difference()
+    changed = 0
 
     def inspect(index: int, baseline: Tensor, accelerated: Tensor) -> None:
+        nonlocal changed
         mask = batches[index][1]
         hidden.append(accelerated[mask.bool()])
+        if head is not None:
+            changed += int((_predictions(head, baseline[mask.bool()]) != _predictions(head, hidden[-1])).sum())
         for row, length in enumerate(mask.sum(1).tolist()):
             difference.see(batches[index][0][row, :length], baseline[row, :length], accelerated[row, :length])
 
-    rows, columns = WARM_UP
     with record() as calls:
         timing = compare(
             batches,
@@ -62,10 +84,11 @@ def compare_encoders(encoders: Encoders, batches: Sequence[Batch], effort: Effor
             inspect,
             effort,
             largest=max(range(len(batches)), key=lambda i: batches[i][0].numel()),
-            warm_up=tuple(tensor[:rows, :columns] for tensor in batches[0]),
+            warm_up=warm_up(batches),
         )
     ids = difference.worst[0]
-    in_float64 = encode(copy.deepcopy(encoders.baseline).double(), (ids[None], torch.ones_like(ids)[None]))[0]
+    worst = ids[None], torch.ones_like(ids)[None]
+    in_float64 = encode(copy.deepcopy(encoders.baseline).double(), worst)[0]
     packed = torch.cat(hidden)
     result = StageResult(
         title="Encoder",
@@ -74,8 +97,23 @@ def compare_encoders(encoders: Encoders, batches: Sequence[Batch], effort: Effor
         unit="tokens",
         count=len(packed),
         timing=timing,
-        agreement=difference.judge(f"a window of {len(ids):,} tokens, alone and unpadded", in_float64),
+        agreement=difference.judge(
+            f"a window of {len(ids):,} tokens, alone and unpadded", in_float64, _defined(encoders, worst)
+        ),
         backends=sorted(set(calls)),
         paths=[f"{path} ({number} calls)" for path, number in sorted(encoders.report.calls.items())],
+        changed_predictions=None if head is None else changed,
     )
     return result, packed
+
+
+def _defined(encoders: Encoders, batch: Batch) -> Tensor | None:
+    """`[L, H]` of a batch of one, by plain PyTorch with the rounding of other weights than the model's."""
+    if encoders.weights is None:
+        return None
+    with ops.backends.use("eager"):
+        return encode(encoders.accelerated, batch)[0]
+
+
+def _predictions(head: nn.Module, hidden: Tensor) -> Tensor:
+    return torch.cat([head(some).argmax(-1) for some in hidden.split(PREDICTED)])
