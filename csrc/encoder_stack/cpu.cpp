@@ -154,7 +154,7 @@ Tensor forward(const Tensor& hidden_any, const Tensor& cu_seqlens, const Tensor&
   call.input_row = hidden.stride(0);
   call.output = output.mutable_data_ptr();
   call.arena = static_cast<char*>(work.mutable_data_ptr());
-  Team team(prepared.threads, last_step - first_step);
+  Team team(prepared.threads, kPhases * (last_step - first_step));
   call.team = &team;
   const auto kernel = SPANBERT_KERNEL_ALL(encoder_stack);
   team.run([&](int64_t member) { kernel(call, member); });

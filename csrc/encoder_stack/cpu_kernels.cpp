@@ -2,9 +2,11 @@
 //
 // With many rows, blocks of them go through all steps from one attention to the next while they are in the second-level
 // cache: two barriers a layer, and nothing wide is ever written to memory. With few rows the time is that of reading
-// the weights, so every thread takes columns of every product, and keeps its own copy of what the products are added
-// to; products are then followed by a barrier. Either way a sum is made of the same parts in the same order, whatever
-// the number of threads and of rows.
+// the weights, so the threads take columns of every product, some at a time, and each keeps its own copy of what the
+// products are added to; products are then followed by a barrier. Either way a sum is made of the same parts in the
+// same order, whatever the number of threads and of rows.
+
+#include <vector>
 
 #include "encoder_stack/activations.h"
 #include "encoder_stack/attention.h"
@@ -88,7 +90,7 @@ class Stack {
       }
       int64_t end = step;
       while (end < call_.last && call_.steps[end].kind != StepKind::attend) ++end;
-      for (int64_t block; (block = call_.team->draw(step - call_.first)) < call_.blocks;) {
+      for (int64_t block; (block = draw(step, 0)) < call_.blocks;) {
         row_ = first_row(block);
         rows_ = first_row(block + 1) - row_;
         if (step == call_.first) read();
@@ -181,16 +183,16 @@ class Stack {
       const Step& step = call_.steps[index];
       switch (step.kind) {
         case StepKind::project:
-          project(step);
+          project(index);
           break;
         case StepKind::attend:
           attend(index);
           break;
         case StepKind::merge:
-          merge(step);
+          merge(index);
           break;
         case StepKind::feed_forward:
-          feed_forward(step);
+          feed_forward(index);
           break;
         case StepKind::normalize:
           normalize(step);
@@ -238,20 +240,31 @@ class Stack {
     return prepare(latest_, hidden_row_, call_.hidden_size, input_, hidden_row_, scales_);
   }
 
-  // A product of the columns of a matrix that are this member's.
-  Product<E> product(const Matrix<E>& matrix, Input input) const {
-    const int64_t members = call_.shares_columns ? call_.team->members() : 1, member = members > 1 ? member_ : 0;
-    return {matrix, input, rows_, matrix.count() * member / members, matrix.count() * (member + 1) / members};
+  // The next task of a step's phase.
+  int64_t draw(int64_t index, int64_t phase) const { return call_.team->draw(kPhases * (index - call_.first) + phase); }
+
+  // f(product) of all columns of a matrix, or, some at a time, of those that this member draws.
+  template <class F>
+  void share(int64_t index, int64_t phase, const Matrix<E>& matrix, Input input, const F& f) const {
+    const int64_t count = matrix.count();
+    if (!call_.shares_columns) return f(Product<E>{matrix, input, rows_, 0, count});
+    // Several draws a member, so that one that was kept from its core holds up the others with little.
+    const int64_t each = std::max<int64_t>(1, count / (8 * call_.team->members()));
+    for (int64_t task; (task = draw(index, phase) * each) < count;) {
+      f(Product<E>{matrix, input, rows_, task, std::min(task + each, count)});
+    }
   }
+
   void meet() const {
     if (call_.shares_columns) call_.team->wait();
   }
 
-  void project(const Step& step) {
-    const Matrix<E> matrix(step.first, call_.region);
+  void project(int64_t index) {
+    const Matrix<E> matrix(call_.steps[index].first, call_.region);
     AttentionElement* to = qkv_ + row_ * qkv_row_;
-    product(matrix, prepare_latest()).run([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
-      round_to(to + r * qkv_row_ + c, x + load(matrix.bias + c));
+    share(index, 0, matrix, prepare_latest(), [&](const Product<E>& product) {
+      product.run([&](int64_t r, int64_t c, Vector<float> x)
+                      __attribute__((always_inline)) { round_to(to + r * qkv_row_ + c, x + load(matrix.bias + c)); });
     });
     meet();
   }
@@ -261,7 +274,7 @@ class Stack {
     Attention<typename Around<E>::Attention> attention(attention_, call_.max_seqlen, step.head_dim,
                                                        static_cast<float>(step.constant));
     const int64_t inner = step.heads * step.head_dim;
-    for (int64_t task; (task = call_.team->draw(index - call_.first)) < call_.documents * step.heads;) {
+    for (int64_t task; (task = draw(index, 0)) < call_.documents * step.heads;) {
       const int64_t document = task / step.heads, column = task % step.heads * step.head_dim;
       const int64_t first = call_.cu_seqlens[document], tokens = call_.cu_seqlens[document + 1] - first;
       const AttentionElement* query = qkv_ + first * qkv_row_ + column;
@@ -282,15 +295,15 @@ class Stack {
     };
   }
 
-  void merge(const Step& step) {
+  void merge(int64_t index) {
     keep();
-    const Matrix<E> matrix(step.first, call_.region);
+    const Matrix<E> matrix(call_.steps[index].first, call_.region);
     const Context* from = context_ + row_ * inner_row_;
     Input input{reinterpret_cast<const char*>(from), inner_row_ * static_cast<int64_t>(sizeof(Context))};
     if constexpr (std::is_same_v<E, Int8>) {
       input = prepare(from, inner_row_, call_.inner_size, input_, inner_row_, scales_);
     }
-    product(matrix, input).run(add_to_stream(matrix));
+    share(index, 0, matrix, input, [&](const Product<E>& product) { product.run(add_to_stream(matrix)); });
     latest_ = sums();
     meet();
   }
@@ -319,39 +332,43 @@ class Stack {
     }
   }
 
-  void down(const Matrix<E>& matrix, Input input, int64_t first, int64_t depth) {
-    Product<E> part = product(matrix, input);
-    part.first = first;
-    part.depth = depth;
+  // sums (+)= columns first .. first + depth - 1 of the wide activations, `input`, by the product's columns of `down`.
+  void down(Product<E> product, Input input, int64_t first, int64_t depth) {
+    product.input = input;
+    product.first = first;
+    product.depth = depth;
     if (first == 0) {
-      part.run(add_to_stream(matrix));
+      product.run(add_to_stream(product.matrix));
     } else {
-      part.run([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
+      product.run([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
         float* to = sums() + r * hidden_row_ + c;
         store(to, load(to) + x);
       });
     }
   }
 
-  void feed_forward(const Step& step) {
+  void feed_forward(int64_t index) {
+    const Step& step = call_.steps[index];
     if (latest_ != normed_) keep();
     const Matrix<E> first(step.first, call_.region), second(step.second, call_.region);
     const Input input = prepare_latest();
-    Product<E> part = product(first, input);
+    const int64_t chunks = chunks_of(first.columns);
+    const auto columns_of = [&](int64_t chunk) { return std::min(kChunk, first.columns - chunk * kChunk); };
     if (call_.shares_columns) {
-      up(part, step.activation, 0, wide_row_);
+      share(index, 0, first, input, [&](const Product<E>& product) { up(product, step.activation, 0, wide_row_); });
       meet();
-    }
-    for (int64_t column = 0; column < first.columns; column += kChunk) {
-      const int64_t columns = std::min(kChunk, first.columns - column);
-      if (!call_.shares_columns) {
-        part.first_panel = column / kTileColumns;
-        part.last_panel = panels_of(column + columns);
-        up(part, step.activation, column, kChunk);
+      std::vector<Input> made;
+      for (int64_t i = 0; i < chunks; ++i) made.push_back(chunk(i, columns_of(i), i * kChunk, wide_row_));
+      share(index, 1, second, {}, [&](const Product<E>& product) {
+        for (int64_t i = 0; i < chunks; ++i) down(product, made[i], i * kChunk, columns_of(i));
+      });
+    } else {
+      for (int64_t i = 0; i < chunks; ++i) {
+        const int64_t column = i * kChunk;
+        up({first, input, rows_, column / kTileColumns, panels_of(column + columns_of(i))}, step.activation, column,
+           kChunk);
+        down({second, {}, rows_, 0, second.count()}, chunk(0, columns_of(i), 0, kChunk), column, columns_of(i));
       }
-      const Input made =
-          call_.shares_columns ? chunk(column / kChunk, columns, column, wide_row_) : chunk(0, columns, 0, kChunk);
-      down(second, made, column, columns);
     }
     latest_ = sums();
     meet();

@@ -46,6 +46,8 @@ struct Step {
 
 class Team;
 
+constexpr int64_t kPhases = 2;  // of a step: lists of tasks that are drawn from
+
 struct StackCall {
   Precision precision;
   Storage storage;  // of input and output

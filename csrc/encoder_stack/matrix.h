@@ -19,8 +19,8 @@ constexpr int64_t chunks_of(int64_t depth) { return (depth + kChunk - 1) / kChun
 
 // Rows as they enter a product.
 struct Input {
-  const char* data;
-  int64_t row_bytes;
+  const char* data = nullptr;
+  int64_t row_bytes = 0;
   const float* scales = nullptr;  // Int8: a step of each row
 };
 

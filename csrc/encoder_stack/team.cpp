@@ -11,20 +11,23 @@ namespace spanbert {
 namespace {
 
 constexpr std::chrono::milliseconds kPatience{100};
-constexpr int kSpins = 2000;  // some ten microseconds; after them a thread that waits gives its core to others
+// What a thread may wait for without giving its core to others: less than the system takes to wake it up again.
+constexpr std::chrono::microseconds kSpinning{30};
+constexpr std::chrono::microseconds kLooking{50};
 
-// Waits for `done()` without keeping others from the core for long.
+// Whether `done()` came true while spinning.
 template <class F>
-void wait_for(const F& done) {
-  for (int spin = 0; !done(); ++spin) {
-    if (spin >= kSpins) {
-      std::this_thread::yield();
-      continue;
-    }
+bool spin_for(const F& done) {
+  const auto until = std::chrono::steady_clock::now() + kSpinning;
+  do {
+    for (int i = 0; i < 8; ++i) {
+      if (done()) return true;
 #if defined(__x86_64__)
-    _mm_pause();
+      _mm_pause();
 #endif
-  }
+    }
+  } while (std::chrono::steady_clock::now() < until);
+  return false;
 }
 
 }  // namespace
@@ -43,26 +46,29 @@ int64_t Team::join(int64_t slots) {
     if (slots_ == threads_) closed_ = true;
   }
   const auto until = std::chrono::steady_clock::now() + kPatience;
-  wait_for([&] {
-    if (closed_) return true;
-    if (member != 0 || std::chrono::steady_clock::now() < until) return false;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    closed_ = true;
-    return true;
-  });
+  if (spin_for([&] { return closed_.load(); })) return member;
+  while (!closed_) {
+    std::this_thread::sleep_for(kLooking);
+    if (member == 0 && std::chrono::steady_clock::now() >= until) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      closed_ = true;
+    }
+  }
   return member;
 }
 
 void Team::wait() {
-  const int64_t all = members();
+  const auto all = static_cast<int>(members());
   if (all == 1) return;
-  const int64_t generation = generation_.load(std::memory_order_acquire);
+  const int generation = generation_.load(std::memory_order_acquire);
   if (waiting_.fetch_add(1, std::memory_order_acq_rel) == all - 1) {
     waiting_.store(0, std::memory_order_relaxed);
     generation_.store(generation + 1, std::memory_order_release);
+    generation_.notify_all();
     return;
   }
-  wait_for([&] { return generation_.load(std::memory_order_acquire) != generation; });
+  if (spin_for([&] { return generation_.load(std::memory_order_acquire) != generation; })) return;
+  generation_.wait(generation, std::memory_order_acquire);
 }
 
 }  // namespace spanbert

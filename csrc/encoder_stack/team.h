@@ -42,8 +42,8 @@ class Team {
   int64_t slots_ = 0;
   std::atomic<int64_t> members_{0};
   std::atomic<bool> closed_{false};
-  alignas(64) std::atomic<int64_t> waiting_{0};
-  alignas(64) std::atomic<int64_t> generation_{0};
+  alignas(64) std::atomic<int> waiting_{0};
+  alignas(64) std::atomic<int> generation_{0};  // an int, which the system can wait for as it is
 };
 
 }  // namespace spanbert
