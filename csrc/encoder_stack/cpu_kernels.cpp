@@ -250,8 +250,10 @@ class Stack {
     if (!call_.shares_columns) return f(Product<E>{matrix, input, rows_, 0, count});
     // Several draws a member, so that one that was kept from its core holds up the others with little.
     const int64_t each = std::max<int64_t>(1, count / (8 * call_.team->members()));
-    for (int64_t task; (task = draw(index, phase) * each) < count;) {
-      f(Product<E>{matrix, input, rows_, task, std::min(task + each, count)});
+    int64_t next;
+    for (int64_t task = draw(index, phase) * each; task < count; task = next) {
+      next = draw(index, phase) * each;
+      f(Product<E>{matrix, input, rows_, task, std::min(task + each, count), next});
     }
   }
 

@@ -63,6 +63,7 @@ struct Product {
   Input input;
   int64_t rows;
   int64_t first_panel, last_panel;
+  int64_t next_panel = last_panel;          // what is asked for while the last one is multiplied
   int64_t first = 0, depth = matrix.depth;  // of the depth: whole chunks, or all
 
   // finish(row, column, x): `x` is a vector of the product, at this row and from this column on. `InRegisters` finishes
@@ -82,7 +83,7 @@ struct Product {
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const char* b = matrix.panels + panel * panel_bytes + first / E::kElements * kTileColumns * kStepBytes;
       const int vectors = matrix.vectors(panel);
-      const char* ahead = b + panel_bytes;
+      const char* ahead = b + (panel + 1 < last_panel ? 1 : next_panel - panel) * panel_bytes;
       int64_t asked = 0;
       for (int64_t row = 0; row < rows; row += kTileRows) {
         const auto count = std::min<int64_t>(kTileRows, rows - row);
