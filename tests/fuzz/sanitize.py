@@ -87,7 +87,16 @@ def main() -> int:
         print("\n".join(failures))
         return 1
     print(f"sanitizers found their canaries with {', '.join(isas)}", flush=True)
-    tests = ["tests/ops", "tests/fuzz", "-m", "not slow and not gpu", "-k", "cpu or fuzz or encoder_stack", "-p", "no:cacheprovider"]
+    tests = [
+        "tests/ops",
+        "tests/fuzz",
+        "-m",
+        "not slow and not gpu",
+        "-k",
+        "cpu or fuzz or encoder_stack",
+        "-p",
+        "no:cacheprovider",
+    ]
     commands = [
         [sys.executable, "-m", "pytest", *tests, *options.pytest],
         [sys.executable, "tests/fuzz/run.py", "--seconds", str(options.seconds)],
