@@ -66,7 +66,7 @@ ISAS = {
         **PORTABLE,
         "avx2": ISA(32, 6, 2, ("-mavx2", "-mfma", "-mf16c", "-mbmi2")),
         "avx512": ISA(64, 6, 4, AVX512),
-        "avx512_bf16": ISA(64, 6, 4, (*AVX512, "-mavx512bf16", "-mavx512vnni"), ("encoder_stack",)),
+        "avx512_bf16": ISA(64, 6, 4, (*AVX512, "-mavx512bf16", "-mavx512vnni"), ("encoder_stack", "packed_linear")),
     },
 }
 

@@ -20,6 +20,8 @@ if not torch.cuda.is_available():
 # Nothing is measured, so that every run takes the same ways; the tests of measuring undo it.
 os.environ.setdefault("SPANBERT_KERNELS_PRODUCTS", "torch")
 os.environ.setdefault("SPANBERT_KERNELS_ENCODER", "fused")
+os.environ.setdefault("SPANBERT_KERNELS_LINEARS", "torch")
+os.environ.setdefault("SPANBERT_KERNELS_PACKED_LINEAR", "float32")
 
 # Side by side, threads of one worker only wait for those of another.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -7,6 +7,9 @@ namespace spanbert {
 
 enum class Storage : int { float32, bfloat16, float16, float64 };
 
+// What the products of packed weights multiply. Their sums are float32.
+enum class Precision : int64_t { float32, bfloat16, int8 };
+
 struct bfloat16 {
   uint16_t bits;
 };

@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "encoder_stack/rows.h"
+#include "common/rows.h"
 
 namespace spanbert {
 namespace SPANBERT_ISA {

@@ -3,9 +3,10 @@
 #include <vector>
 
 #include "common/arguments.h"
-#include "common/huge_pages.h"
+#include "common/memory.h"
 #include "encoder_stack/kernels.h"
 #include "encoder_stack/team.h"
+#include "packed_linear/kernels.h"
 
 namespace spanbert {
 namespace {
@@ -59,10 +60,9 @@ struct Program {
   }
 };
 
-bool has(int64_t precision) { return SPANBERT_KERNEL_ALL(encoder_stack_has)(static_cast<Precision>(precision)); }
-
 void check_has(int64_t precision) {
-  STD_TORCH_CHECK(has(precision), "this processor's kernels do not have precision ", precision);
+  STD_TORCH_CHECK(SPANBERT_KERNEL_ALL(packed_linear_has)(static_cast<Precision>(precision)),
+                  "this processor's kernels do not have precision ", precision);
 }
 
 int64_t matrix_bytes(int64_t precision, int64_t out_features, int64_t in_features) {
@@ -127,13 +127,6 @@ int64_t arena_bytes(const Tensor& hidden, const Tensor& cu_seqlens, const Tensor
   return Prepared(hidden, cu_seqlens, region.numel(), rows, constants, precision).arena_bytes();
 }
 
-// Large memory to be written for the first time, uint8.
-Tensor memory(int64_t bytes) {
-  Tensor made = torch::stable::empty({bytes}, ScalarType::Byte);
-  fresh_on_huge_pages(made.mutable_data_ptr(), bytes);
-  return made;
-}
-
 Tensor forward(const Tensor& hidden_any, const Tensor& cu_seqlens, const Tensor& region, const Tensor& rows,
                const Tensor& constants, const OptionalTensor& arena, int64_t precision, int64_t first_step,
                int64_t last_step) {
@@ -170,7 +163,5 @@ STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CPU, library) {
   library.impl("encoder_stack_arena_bytes", TORCH_BOX(&spanbert::arena_bytes));
 }
 STABLE_TORCH_LIBRARY_IMPL(spanbert_kernels, CompositeExplicitAutograd, library) {
-  library.impl("encoder_stack_has", TORCH_BOX(&spanbert::has));
-  library.impl("encoder_stack_memory", TORCH_BOX(&spanbert::memory));
   library.impl("encoder_stack_matrix_bytes", TORCH_BOX(&spanbert::matrix_bytes));
 }

@@ -8,9 +8,9 @@
 
 #include <vector>
 
+#include "common/matrix.h"
 #include "encoder_stack/activations.h"
 #include "encoder_stack/attention.h"
-#include "encoder_stack/matrix.h"
 #include "encoder_stack/team.h"
 
 namespace spanbert {
@@ -240,6 +240,11 @@ class Stack {
     return prepare(latest_, hidden_row_, call_.hidden_size, input_, hidden_row_, scales_);
   }
 
+  Matrix<E> matrix_of(const PackedMatrix& packed) const {
+    return {packed.out_features, packed.in_features, call_.region + packed.panels,
+            reinterpret_cast<const float*>(call_.region + packed.bias)};
+  }
+
   // The next task of a step's phase.
   int64_t draw(int64_t index, int64_t phase) const { return call_.team->draw(kPhases * (index - call_.first) + phase); }
 
@@ -262,7 +267,7 @@ class Stack {
   }
 
   void project(int64_t index) {
-    const Matrix<E> matrix(call_.steps[index].first, call_.region);
+    const Matrix<E> matrix = matrix_of(call_.steps[index].first);
     AttentionElement* to = qkv_ + row_ * qkv_row_;
     share(index, 0, matrix, prepare_latest(), [&](const Product<E>& product) {
       product.run([&](int64_t r, int64_t c, Vector<float> x)
@@ -299,7 +304,7 @@ class Stack {
 
   void merge(int64_t index) {
     keep();
-    const Matrix<E> matrix(call_.steps[index].first, call_.region);
+    const Matrix<E> matrix = matrix_of(call_.steps[index].first);
     const Context* from = context_ + row_ * inner_row_;
     Input input{reinterpret_cast<const char*>(from), inner_row_ * static_cast<int64_t>(sizeof(Context))};
     if constexpr (std::is_same_v<E, Int8>) {
@@ -352,7 +357,7 @@ class Stack {
   void feed_forward(int64_t index) {
     const Step& step = call_.steps[index];
     if (latest_ != normed_) keep();
-    const Matrix<E> first(step.first, call_.region), second(step.second, call_.region);
+    const Matrix<E> first = matrix_of(step.first), second = matrix_of(step.second);
     const Input input = prepare_latest();
     const int64_t chunks = chunks_of(first.columns);
     const auto columns_of = [&](int64_t chunk) { return std::min(kChunk, first.columns - chunk * kChunk); };
@@ -390,24 +395,7 @@ class Stack {
   char* attention_ = nullptr;
 };
 
-template <class F>
-void with_precision(Precision precision, const F& f) {
-  if (precision == Precision::float32) return f(Float32{});
-  if constexpr (BFloat16::kHere) {
-    if (precision == Precision::bfloat16) return f(BFloat16{});
-  }
-  if constexpr (Int8::kHere && BFloat16::kHere) {
-    if (precision == Precision::int8) return f(Int8{});
-  }
-}
-
 }  // namespace
-
-bool encoder_stack_has(Precision precision) {
-  bool has = false;
-  with_precision(precision, [&](auto) { has = true; });
-  return has;
-}
 
 int64_t encoder_stack_matrix_bytes(Precision precision, int64_t out_features, int64_t in_features) {
   int64_t bytes = 0;

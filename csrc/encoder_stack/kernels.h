@@ -8,9 +8,6 @@
 
 namespace spanbert {
 
-// How an encoder multiplies. What is added up between products stays float32.
-enum class Precision : int64_t { float32, bfloat16, int8 };
-
 // ops/encoder_stack/steps.py
 enum class StepKind : int64_t { project, attend, merge, feed_forward, normalize };
 enum class StackActivation : int64_t {
@@ -66,8 +63,6 @@ struct StackCall {
   Team* team;
 };
 
-// Whether the instruction set has this precision.
-SPANBERT_DECLARE_ALL(bool encoder_stack_has(Precision precision))
 // Bytes of a packed matrix, and packing it.
 SPANBERT_DECLARE_ALL(int64_t encoder_stack_matrix_bytes(Precision precision, int64_t out_features, int64_t in_features))
 SPANBERT_DECLARE_ALL(void encoder_stack_pack(Precision precision, Storage storage, const void* weight,

@@ -2,7 +2,7 @@
 
 oneDNN's operators are those that PyTorch's own compiler calls: the weight is repacked once into the layout its kernel
 wants, and the activation or the residual is applied while the result is still in registers. Which way is the fastest
-depends on the processor and on the number of rows; `linears_for` holds what was measured.
+depends on the processor and on the number of rows: it is measured (`ops/measured.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spanbert_kernels import ops
+from spanbert_kernels.ops.measured import Candidate, Choice
 
 _EXACT_GELU = ("transformers.activations", "GELUActivation")
 # Activation modules that oneDNN fuses: where their class is from and its name -> operator, algorithm.
@@ -27,8 +28,11 @@ _FUSED_ACTIVATIONS = {
     ("transformers.activations", "GELUTanh"): ("gelu", "tanh"),
     ("torch.nn.modules.activation", "ReLU"): ("relu", ""),
 }
-# Below this many rows a weight packed once beats MKL with AVX2; above it MKL packs the weight at no visible cost.
-FEW_ROWS = 80
+VARIABLE = "SPANBERT_KERNELS_LINEARS"
+# Below this many rows the way is that of few rows: the time is mostly that of reading the weight.
+FEW_ROWS = 65
+# Of the feed-forward block that is timed: few rows and many; columns of the stream and between the products.
+_MEASURED_ROWS, _MEASURED_SIZES = (24, 128), (512, 2048)
 
 
 @dataclass(frozen=True)
@@ -140,24 +144,61 @@ def _activate(activation: nn.Module, x: Tensor) -> Tensor:
 
 
 def linears_for(dtype: torch.dtype) -> Linears:
-    """The fastest way known on this machine for `dtype`, while oneDNN is enabled; without it plain PyTorch."""
-    return _fastest(dtype) if torch.backends.mkldnn.enabled else PLAIN
+    """The way that was measured to be the fastest on this machine for `dtype`, while oneDNN is enabled; without it, and
+    in dtypes that nobody is quick in, plain PyTorch.
+    """
+    if dtype not in CHOICES or not torch.backends.mkldnn.enabled:
+        return PLAIN
+    few, many = CHOICES[dtype]
+    return _combined(few.found().way, many.found().way)
 
 
 @functools.cache
-def _fastest(dtype: torch.dtype) -> Linears:
-    """With AVX-512 oneDNN throughout. With AVX2 its fused GELU gathers from a table, and MKL is faster on many rows."""
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return PLAIN
-    onednn, compiled = _onednn_works(dtype), ops.backends.refusal("cpu", "cpu", dtype) is None
-    if onednn and "AVX512" in torch.backends.cpu.get_cpu_capability():
-        return ONEDNN_FUSED
-    if dtype == torch.float32:
-        few = PACKED if compiled else ONEDNN if onednn else PLAIN
-        return by_size(few, PLAIN, FEW_ROWS)
-    if onednn:
-        return ONEDNN
-    return PACKED if compiled else PLAIN
+def _combined(few: str, many: str) -> Linears:
+    return WAYS[many] if few == many else by_size(WAYS[few], WAYS[many], FEW_ROWS)
+
+
+# By name; the first one stays where nothing is much faster. With AVX2 oneDNN's fused GELU gathers from a table.
+WAYS = {"onednn": ONEDNN_FUSED, "onednn-apart": ONEDNN, "torch": PLAIN, "packed": PACKED}
+
+
+def _candidate(way: str, dtype: torch.dtype, rows: int) -> Candidate:
+    linears = WAYS[way]
+
+    def prepare() -> Callable[[], Tensor]:
+        size, wide = _MEASURED_SIZES
+        x, first = (torch.linspace(-1, 1, count * size).view(count, size).to(dtype) for count in (rows, wide))
+        up, down = linears.pack(first), linears.pack(first.t().contiguous())
+        bias, activation = first[:, 0].contiguous(), exact_gelu()
+        return lambda: linears.linear_add(linears.linear_activation(x, up, bias, activation), x, down, x[0])
+
+    def refusal() -> str | None:
+        if linears is PACKED:
+            return ops.backends.refusal("cpu", "cpu", dtype)
+        return None if linears is PLAIN or _onednn_works(dtype) else f"oneDNN does not multiply {dtype} here"
+
+    return Candidate(prepare, refusal)
+
+
+def exact_gelu() -> nn.Module:
+    """Transformers' module of the activation that most encoders have."""
+    from transformers.activations import GELUActivation
+
+    return GELUActivation()
+
+
+# Of each dtype for few rows and for many.
+CHOICES = {
+    dtype: tuple(
+        Choice(
+            f"linears {str(dtype).removeprefix('torch.')}, {rows} rows",
+            VARIABLE,
+            {way: _candidate(way, dtype, rows) for way in WAYS},
+        )
+        for rows in _MEASURED_ROWS
+    )
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+}
 
 
 def _onednn_works(dtype: torch.dtype) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.fused import FusedLayers, activation_of
 from spanbert_kernels.acceleration.inference import SeparateLayers
-from spanbert_kernels.acceleration.linears import linears_for
+from spanbert_kernels.acceleration.linears import exact_gelu, linears_for
 from spanbert_kernels.acceleration.structure import LayerParts
 from spanbert_kernels.acceleration.weights import Watch, copyable
 from spanbert_kernels.nn.packing import Packing
@@ -143,17 +143,11 @@ def _measured_layer(dtype: torch.dtype) -> LayerParts:
         attention_norm=nn.LayerNorm(size, dtype=dtype),
         attention_output_dropout=nn.Dropout(0.0),
         up=linear(size, 4 * size),
-        activation=_gelu(),
+        activation=exact_gelu(),
         down=linear(4 * size, size),
         norm=nn.LayerNorm(size, dtype=dtype),
         output_dropout=nn.Dropout(0.0),
     )
-
-
-def _gelu() -> nn.Module:
-    from transformers.activations import GELUActivation
-
-    return GELUActivation()
 
 
 CHOICES = {

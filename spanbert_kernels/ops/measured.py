@@ -147,7 +147,8 @@ class Choice:
 
     def __str__(self) -> str:
         """The way and why, such as "onednn (1.9x torch, measured)"."""
-        found, first = self.found(), next(iter(self.candidates))
+        found = self.found()
+        first = next((way for way, candidate in self.candidates.items() if candidate.refusal() is None), found.way)
         gain = "" if found.gain is None or found.way == first else f"{found.gain:.1f}x {first}, "
         return f"{found.way} ({gain}{found.reason})"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,10 +194,39 @@ def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(before, after)
 
 
-def test_onednn_is_used_where_pytorch_has_it() -> None:
-    plain = not torch.backends.mkldnn.is_available()
-    assert (linears.linears_for(torch.float32) is linears.PLAIN) == plain
+def test_onednn_is_used_where_pytorch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPANBERT_KERNELS_LINEARS", "onednn")
+    if torch.backends.mkldnn.is_available():
+        assert linears.linears_for(torch.float32) is linears.ONEDNN_FUSED
+    else:
+        with pytest.raises(ops.backends.BackendUnavailable, match="oneDNN does not multiply"):
+            linears.linears_for(torch.float32)
     assert linears.linears_for(torch.float64) is linears.PLAIN
+
+
+def test_few_rows_and_many_are_measured_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reason = ops.backends.refusal("cpu", "cpu", torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setenv("SPANBERT_KERNELS_LINEARS", "measure")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def seconds(functions: dict[str, Any]) -> dict[str, float]:
+        for function in functions.values():
+            function()
+        slow = "packed" if len(measured) else "torch"
+        measured.append(sorted(functions))
+        return {way: 2.0 if way != slow else 1.0 for way in functions}
+
+    measured: list[list[str]] = []
+    monkeypatch.setattr("spanbert_kernels.ops.measured.fastest_seconds", seconds)
+    for choice in linears.CHOICES[torch.float32]:
+        monkeypatch.setattr(choice, "_found", {})
+    way = linears.linears_for(torch.float32)
+    assert len(measured) == 2
+    assert "packed" in measured[1]
+    assert way.name == "PyTorch's below 65 rows, packed_linear"
+    assert linears.linears_for(torch.float32) is way
 
 
 def test_attention_runs_once_a_layer_on_the_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,12 +42,10 @@ class Call:
 
     def places(self) -> list[Place]:
         """Where it runs: everything here that the operation has, emulated places where they were drawn."""
-        names = backends._registry[self.operation]
         return [
             place
-            for place in places.PLACES
-            if place.backend in names
-            and self.setting.dtype in backends.DTYPES.get(place.backend, DTYPES)
+            for place in places.places_of(self.operation)
+            if self.setting.dtype in backends.DTYPES.get(place.backend, DTYPES)
             and (self.emulated or not place.emulated)
             and places.unavailable(place, self.operation) is None
         ]

@@ -281,7 +281,8 @@ def packed_linear_row(draw: Draw) -> Case:
     tensors = {"x": draw.numbers(rows, columns), "weight": draw.numbers(out, columns)}
     tensors |= {"bias": draw.numbers(out)} if draw.chance(0.5) else {}
     tensors |= {"residual": draw.numbers(rows, out)} if draw.chance(0.5) else {}
-    return Case("packed", fixed(tensors), without_gradients, linear_by_rows, arguments=with_packed)
+    arguments = partial(with_packed, own=draw.chance(0.5))
+    return Case("packed", fixed(tensors), without_gradients, linear_by_rows, arguments=arguments)
 
 
 def banded_span_scores_row(draw: Draw) -> Case:

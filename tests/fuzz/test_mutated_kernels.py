@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What to look for in an operation's kernel file, and what to put there instead.
 MUTATIONS = {
     "span_gather": ("grads.sources[i] * grads.output_stride", "grads.sources[i] * (grads.output_stride - 1)"),
-    "packed_linear": ("x[r * x_row + k]", "x[r * (x_row - 1) + k]"),
+    "packed_linear": ("row * call.out_features + column", "row * (call.out_features - 1) + column"),
 }
 pytestmark = [
     pytest.mark.slow,

@@ -21,7 +21,7 @@ import places
 import pytest
 import torch
 from layouts import CHANGING, LAYOUTS, fits
-from places import PLACES, Place
+from places import PLACES, Place, places_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -376,7 +376,8 @@ class OpChecks:
         names = backends._registry[metafunc.cls.operation]
         if "backend" in metafunc.fixturenames:
             slow = metafunc.function.__name__ not in EVERYDAY
-            metafunc.parametrize("backend", place_parameters(names, emulated_slow=slow), indirect=True)
+            here = places_of(metafunc.cls.operation)
+            metafunc.parametrize("backend", place_parameters(names, here, emulated_slow=slow), indirect=True)
         if "best_backend" in metafunc.fixturenames:
             best = (Place("cpu"), *(place for place in PLACES if place.backend != "cpu" and place.kind != "fibers"))
             metafunc.parametrize("best_backend", place_parameters(names, best, emulated_slow=True), indirect=True)

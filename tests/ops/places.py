@@ -15,6 +15,14 @@ from spanbert_kernels.ops import backends, library
 ISAS = tuple(library.build_info()["cpu"] or ("portable",))
 
 
+# Instruction sets that only some operations' kernels are compiled for, and which.
+ROOMS: dict[str, list[str]] = library.build_info().get("cpu_rooms", {})
+
+
+def isas_of(operation: str) -> tuple[str, ...]:
+    return (*ISAS, *(isa for isa, rooms in ROOMS.items() if operation in rooms))
+
+
 class Place(NamedTuple):
     """Where a backend runs: CPU kernels with an instruction set; Triton in its interpreter and the CUDA kernels
     as threads of a CPU (`emulated`: slow, and without what only a compiler for GPUs shows), or both on a GPU.
@@ -41,6 +49,13 @@ PLACES = (
     Place("triton", "gpu", "cuda"),
     Place("cuda", "gpu", "cuda"),
 )
+
+
+def places_of(operation: str) -> tuple[Place, ...]:
+    """Those of the operation's backends, with all instruction sets that its kernels are compiled for."""
+    rooms = (Place("cpu", isa) for isa in isas_of(operation)[len(ISAS) :])
+    return (*rooms, *(place for place in PLACES if place.backend in backends._registry[operation]))
+
 
 # Set by `at`: where tensors are made.
 current = Place("eager")
@@ -94,7 +109,7 @@ def unavailable(place: Place, operation: str = "") -> str | None:
 
         return fibers.load()
     reason = backends.refusal(place.backend, place.device, torch.float32, operation)
-    if reason is None and place.kind in ISAS:
+    if reason is None and place.backend == "cpu" and place.kind:
         before = torch.ops.spanbert_kernels.cpu_isa()
         try:
             torch.ops.spanbert_kernels.set_cpu_isa(place.kind)
@@ -111,7 +126,7 @@ def at(place: Place) -> Iterator[str]:
     if place.kind == "interpreter":
         patch_the_language_once()
     before, current = current, place
-    isa = torch.ops.spanbert_kernels.cpu_isa() if place.kind in ISAS else None
+    isa = torch.ops.spanbert_kernels.cpu_isa() if place.backend == "cpu" and place.kind else None
     try:
         if isa is not None:
             torch.ops.spanbert_kernels.set_cpu_isa(place.kind)

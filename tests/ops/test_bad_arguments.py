@@ -173,6 +173,7 @@ KINDS: dict[str, Kind] = {
     "out_weight": ROWS,
     "padded": FLAG,
     "parts": NAMES,
+    "precision": Kind(CHOICE.wrong),
     "q": FLOATING,
     "queries": CHOICE,
     "residual": OPTIONAL,

@@ -14,12 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import ISAS
+from places import isas_of
 from stack_cases import Shape, drawn
 from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.ops import library
+from spanbert_kernels.ops.choices import PRECISIONS
 from spanbert_kernels.ops.encoder_stack import (
     Attend,
     EncoderStack,
@@ -33,13 +34,11 @@ from spanbert_kernels.ops.encoder_stack import (
     reference,
 )
 from spanbert_kernels.ops.encoder_stack.operators import encoder_stack_forward
-from spanbert_kernels.ops.encoder_stack.packing import PRECISIONS
 from spanbert_kernels.ops.encoder_stack.steps import ACTIVATIONS
 from spanbert_kernels.testing import deviation
 
 pytestmark = pytest.mark.skipif(library.cpu_isa() is None, reason="the CPU library is not built")
-ROOMS = tuple(name for name, rooms in library.build_info().get("cpu_rooms", {}).items() if "encoder_stack" in rooms)
-EVERY_ISA = (*ISAS, *ROOMS)
+EVERY_ISA = isas_of("encoder_stack")
 # One rounding of what enters a product.
 EPSILON = {"float32": torch.finfo(torch.float32).eps, "bfloat16": torch.finfo(torch.bfloat16).eps, "int8": 1 / 127}
 

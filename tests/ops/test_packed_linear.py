@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from op_checks import Case, OpChecks, Tensors
 from packed_cases import linear_by_rows, with_packed, without_gradients
+from places import Place, at, isas_of, unavailable
 from torch import Tensor
 
-from spanbert_kernels.ops.packed_linear import PackedWeight, pack_weight, packed_linear
+from spanbert_kernels.ops.choices import PRECISIONS, Precision
+from spanbert_kernels.ops.packed_linear import PackedWeight, pack_weight, packed_linear, products, reference
 
 
 def inputs(
@@ -24,8 +27,9 @@ def inputs(
     return {n: torch.randn(shape, generator=generator, dtype=torch.float64) for n, shape in shapes.items()}
 
 
-def row(name: str, *, large: bool = False, **shapes: Any) -> Case:
-    return Case(name, partial(inputs, **shapes), without_gradients, linear_by_rows, arguments=with_packed, large=large)
+def row(name: str, *, own: bool = False, large: bool = False, **shapes: Any) -> Case:
+    arguments = partial(with_packed, own=own)
+    return Case(name, partial(inputs, **shapes), without_gradients, linear_by_rows, arguments=arguments, large=large)
 
 
 class TestShared(OpChecks):
@@ -38,7 +42,19 @@ class TestShared(OpChecks):
         row("one row", rows=1, residual=False),
         # More rows and columns than one tile of any instruction set, with rests.
         row("large", rows=29, columns=150, out=211, large=True),
+        row("products of its own", own=True),
+        row("of its own, pairs as they are", own=True, columns=6, residual=False),
+        row("of its own, large", own=True, rows=29, columns=151, out=211, large=True),
+        # Deeper than what is summed by itself.
+        row("deep", rows=9, columns=2200, out=20, large=True),
+        row("of its own, deep", own=True, rows=9, columns=2200, out=20, large=True),
     )
+
+
+def skip_if_refused(precision: Precision) -> None:
+    reason = unavailable(Place("cpu")) or products.products_refusal(precision)
+    if reason is not None:
+        pytest.skip(reason)
 
 
 @pytest.mark.parametrize("out", [1, 15, 16, 17, 64, 65])
@@ -50,6 +66,64 @@ def test_a_packed_weight_holds_the_weight(out: int) -> None:
     assert torch.equal(rows[:out], weight)
     assert not rows[out:].any()
     assert packed.out_features == out
+
+
+@pytest.mark.parametrize("out", [1, 16, 65])
+@pytest.mark.parametrize("columns", [1, 4, 6, 9])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_packed_weight_is_read_back_as_it_is_multiplied(precision: Precision, columns: int, out: int) -> None:
+    weight = torch.randn(out, columns)
+    assert torch.equal(pack_weight(weight, precision).unpacked(), reference.rounded(weight, precision))
+
+
+@pytest.mark.parametrize("isa", isas_of("packed_linear"))
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rows", "columns", "out"), [(1, 3, 5), (3, 97, 50), (19, 800, 100), (0, 4, 4), (3, 0, 4)])
+def test_products_of_another_precision(
+    dtype: torch.dtype, precision: Precision, rows: int, columns: int, out: int, isa: str
+) -> None:
+    """Of inputs and weights rounded as the definition says: up to the rounding of sums and, in 8 bits, of inputs in the
+    middle between two steps.
+    """
+    place = Place("cpu", isa)
+    if (reason := unavailable(place)) is not None:
+        pytest.skip(reason)
+    x, weight = torch.randn(rows, columns, dtype=dtype), torch.randn(out, columns, dtype=dtype)
+    bias, residual = torch.randn(out, dtype=dtype), torch.randn(rows, out, dtype=dtype)
+    with at(place):
+        if products.products_refusal(precision) is not None:
+            with pytest.raises(RuntimeError, match="no products of that precision"):
+                packed_linear(x, pack_weight(weight, precision))
+            return
+        packed = pack_weight(weight, precision)
+        result = packed_linear(x, packed, bias, residual)
+    exact = reference.rounded(x.float(), precision).double() @ packed.unpacked().double().T + bias + residual
+    step = float(x.float().abs().max() / 127) if precision == "int8" and x.numel() else 0.0
+    largest = float(weight.float().abs().max()) if weight.numel() else 0.0
+    torch.testing.assert_close(result.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4 + step * largest)
+
+
+def test_int8_keeps_what_is_no_number() -> None:
+    x = torch.tensor([[1.0, 2.0], [float("nan"), 1.0], [float("inf"), 1.0]])
+    skip_if_refused("int8")
+    result = packed_linear(x, pack_weight(torch.eye(2), "int8"), backend="cpu")
+    assert result.isnan().any(1).tolist() == [False, True, True]
+
+
+def test_the_measured_way_of_bfloat16_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weight = torch.randn(3, 5).bfloat16()
+    assert pack_weight(weight).precision == "float32"
+    skip_if_refused("bfloat16")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(products.VARIABLE, "bfloat16")
+    assert pack_weight(weight).precision == "bfloat16"
+    assert pack_weight(weight.float()).precision == pack_weight(weight.half()).precision == "float32"
+    monkeypatch.setenv(products.VARIABLE, "measure")
+    assert pack_weight(weight).precision in ("float32", "bfloat16")
+    with at(Place("cpu", "portable")):
+        monkeypatch.setenv(products.VARIABLE, "bfloat16")
+        assert pack_weight(weight).precision == "float32"
 
 
 def test_it_has_no_gradient_and_says_so() -> None:
@@ -93,3 +167,8 @@ def test_bad_arguments(error: type[Exception], text: str, changes: dict[str, Any
 def test_bad_weights(error: type[Exception], text: str, weight: Tensor) -> None:
     with pytest.raises(error, match=text):
         pack_weight(weight)
+
+
+def test_float64_has_no_other_products() -> None:
+    with pytest.raises(ValueError, match="a weight of float64 is multiplied as it is, not in int8"):
+        pack_weight(torch.zeros(3, 5).double(), "int8")

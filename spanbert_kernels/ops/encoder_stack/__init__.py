@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import backends, checks, library
+from spanbert_kernels.ops import backends, checks
 from spanbert_kernels.ops.attention_plans import AttentionPlan
-from spanbert_kernels.ops.choices import Backend
+from spanbert_kernels.ops.choices import PRECISIONS, Backend, Precision
 from spanbert_kernels.ops.encoder_stack import packing, reference
 from spanbert_kernels.ops.encoder_stack.operators import OPERATION, encoder_stack_forward
 from spanbert_kernels.ops.encoder_stack.steps import (
@@ -23,6 +22,7 @@ from spanbert_kernels.ops.encoder_stack.steps import (
     Step,
     check_steps,
 )
+from spanbert_kernels.ops.packed_linear.products import products_refusal
 
 __all__ = [
     "Activation",
@@ -38,8 +38,6 @@ __all__ = [
     "encoder_stack_refusal",
 ]
 
-Precision = Literal["float32", "bfloat16", "int8"]
-
 
 def encoder_stack_refusal(precision: Precision) -> str | None:
     """Why the compiled kernels cannot compute in a precision here, or None.
@@ -52,9 +50,7 @@ def encoder_stack_refusal(precision: Precision) -> str | None:
     """
     _check_precision(precision)
     reason = backends.refusal("cpu", "cpu", torch.float32, OPERATION.name)
-    if reason is None and not torch.ops.spanbert_kernels.encoder_stack_has(packing.PRECISIONS.index(precision)):
-        reason = f"products of {precision} take an instruction set that {library.cpu_isa()} does not have"
-    return reason
+    return reason or products_refusal(precision)
 
 
 class EncoderStack:
@@ -152,7 +148,7 @@ def encoder_stack(
         with torch.autocast(hidden.device.type, enabled=False):
             return reference.encoder_stack(hidden, offsets, stack.steps[first:last], stack.precision)
     packed = stack.packed()
-    precision = packing.PRECISIONS.index(stack.precision)
+    precision = PRECISIONS.index(stack.precision)
     arena = packed.take_arena(hidden, offsets, precision)
     output: Tensor = encoder_stack_forward(
         "cpu", hidden, offsets, packed.region, packed.rows, packed.constants, arena, precision, first, last
@@ -173,5 +169,5 @@ def _chosen(hidden: Tensor, stack: EncoderStack, backend: Backend | None) -> Bac
 
 
 def _check_precision(precision: str) -> None:
-    if precision not in packing.PRECISIONS:
-        raise ValueError(f"the precision must be one of {list(packing.PRECISIONS)}, got {precision!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"the precision must be one of {list(PRECISIONS)}, got {precision!r}")

@@ -15,7 +15,6 @@ OPERATION = Operation(
     instead=("eager", "it is about the caches of a CPU, and what its threads wait for"),
 )
 
-torch.library.define("spanbert_kernels::encoder_stack_has", "(int precision) -> bool")
 torch.library.define(
     "spanbert_kernels::encoder_stack_matrix_bytes", "(int precision, int out_features, int in_features) -> int"
 )
@@ -24,7 +23,6 @@ torch.library.define(
     "spanbert_kernels::encoder_stack_arena_bytes",
     "(Tensor hidden, Tensor cu_seqlens, Tensor region, Tensor rows, Tensor constants, int precision) -> int",
 )
-torch.library.define("spanbert_kernels::encoder_stack_memory", "(int bytes) -> Tensor")
 
 
 @raw(OPERATION)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from spanbert_kernels.ops.choices import PRECISIONS, Precision
 from spanbert_kernels.ops.encoder_stack.steps import (
     ACTIVATIONS,
     KINDS,
@@ -19,7 +20,6 @@ from spanbert_kernels.ops.encoder_stack.steps import (
     Step,
 )
 
-PRECISIONS = ("float32", "bfloat16", "int8")  # csrc/encoder_stack/kernels.h
 ALIGNMENT = 64
 COLUMNS = 64  # biases have zeros up to a multiple of these: a kernel reads whole panels
 
@@ -50,7 +50,7 @@ class PackedSteps:
             arena = self.arenas.pop()
         except IndexError:  # the first call, or one beside others
             arena = self.region[:0]
-        return arena if arena.numel() >= wanted else torch.ops.spanbert_kernels.encoder_stack_memory(wanted)
+        return arena if arena.numel() >= wanted else torch.ops.spanbert_kernels.packed_linear_memory(wanted)
 
 
 class _Region:
@@ -81,7 +81,7 @@ class _Region:
         return place
 
     def fill(self) -> Tensor:
-        region: Tensor = torch.ops.spanbert_kernels.encoder_stack_memory(self.bytes)
+        region: Tensor = torch.ops.spanbert_kernels.packed_linear_memory(self.bytes)
         for place, count, weight in self.matrices:
             torch.ops.spanbert_kernels.encoder_stack_pack(weight, region[place : place + count], self.precision)
         for place, values in self.vectors:
@@ -92,7 +92,7 @@ class _Region:
         return region
 
 
-def pack(steps: Sequence[Step], hidden_size: int, precision: str) -> PackedSteps:
+def pack(steps: Sequence[Step], hidden_size: int, precision: Precision) -> PackedSteps:
     """Copies of the steps' weights for the kernels of this processor."""
     region = _Region(PRECISIONS.index(precision))
     none = [0, 0, 0, 0]

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spanbert_kernels.ops.choices import Precision
 from spanbert_kernels.ops.encoder_stack.steps import Activation, Attend, FeedForward, Merge, Normalize, Project, Step
+from spanbert_kernels.ops.packed_linear.reference import rounded
 
 INT8_CHUNK = 768  # columns between up and down that are rounded to 8 bits in steps of their own
 
@@ -29,7 +31,7 @@ ACTIVATION_FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-def encoder_stack(hidden: Tensor, cu_seqlens: Tensor, steps: Sequence[Step], precision: str) -> Tensor:
+def encoder_stack(hidden: Tensor, cu_seqlens: Tensor, steps: Sequence[Step], precision: Precision) -> Tensor:
     """`hidden [T, H]`, documents from `cu_seqlens[d]` to `cu_seqlens[d + 1]` -> `[T, H]`."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     stream = hidden.to(wide)
@@ -57,23 +59,7 @@ def encoder_stack(hidden: Tensor, cu_seqlens: Tensor, steps: Sequence[Step], pre
     return stream.to(hidden.dtype)
 
 
-def rounded(x: Tensor, precision: str, chunk: int | None) -> Tensor:
-    """What enters a product in place of `x [rows, columns]`: for int8, steps a row, or a row and chunk of columns."""
-    if precision == "float32":
-        return x
-    if precision == "bfloat16":
-        return x.bfloat16().to(x.dtype)
-    pieces = x.split(chunk or max(1, x.shape[1]), dim=1)
-    return torch.cat([_quantized(piece) for piece in pieces], dim=1)
-
-
-def _quantized(x: Tensor) -> Tensor:
-    largest = x.abs().amax(dim=1, keepdim=True)
-    step = torch.where(largest > 0, largest / 127, 1.0)
-    return (x / step).round() * step
-
-
-def attend(qkv: Tensor, cu_seqlens: Tensor, step: Attend, precision: str) -> Tensor:
+def attend(qkv: Tensor, cu_seqlens: Tensor, step: Attend, precision: Precision) -> Tensor:
     """`qkv [T, 3 * heads * head_dim]` -> `[T, heads * head_dim]`."""
     parts = rounded(qkv, precision, None).unflatten(1, (3, step.heads, step.head_dim))
     documents = []

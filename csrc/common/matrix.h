@@ -1,8 +1,7 @@
 // Packed weights, and products with them.
 #pragma once
 
-#include "encoder_stack/kernels.h"
-#include "encoder_stack/rows.h"
+#include "common/rows.h"
 
 namespace spanbert {
 namespace SPANBERT_ISA {
@@ -24,19 +23,14 @@ struct Input {
   const float* scales = nullptr;  // Int8: a step of each row
 };
 
-// A matrix in the region: its panels; for Int8 then a step a column, and the sums of each column over each chunk of the
-// depth, and over all of it, times 128, which an unsigned input adds.
+// A packed matrix: its panels; for Int8 behind these, or where `by_column` is, a step a column, and the sums of each
+// column over all of the depth, and over each chunk of it, times 128, which an unsigned input adds.
 template <class E>
 struct Matrix {
   int64_t columns, depth;
   const char* panels;
-  const float* bias;
-
-  Matrix(const PackedMatrix& packed, const char* region)
-      : columns(packed.out_features),
-        depth(packed.in_features),
-        panels(region + packed.panels),
-        bias(reinterpret_cast<const float*>(region + packed.bias)) {}
+  const float* bias = nullptr;
+  const void* by_column = panels + panels_of(columns) * panel_bytes(depth);
 
   static int64_t panel_bytes(int64_t depth) { return steps_of<E>(depth) * kTileColumns * kStepBytes; }
   static int64_t padded(int64_t columns) { return panels_of(columns) * kTileColumns; }
@@ -49,11 +43,9 @@ struct Matrix {
   int vectors(int64_t panel) const {
     return static_cast<int>(std::min<int64_t>(kTileVectors, (columns - panel * kTileColumns + kLanes - 1) / kLanes));
   }
-  const float* scales() const { return reinterpret_cast<const float*>(panels + count() * panel_bytes(depth)); }
-  const int32_t* sums(int64_t chunk) const {
-    return reinterpret_cast<const int32_t*>(scales()) + padded(columns) * (1 + chunk);
-  }
-  const int32_t* all_sums() const { return sums(chunks_of(depth)); }
+  const float* scales() const { return static_cast<const float*>(by_column); }
+  const int32_t* all_sums() const { return static_cast<const int32_t*>(by_column) + padded(columns); }
+  const int32_t* sums(int64_t chunk) const { return all_sums() + padded(columns) * (1 + chunk); }
 };
 
 // What is multiplied by what: rows of an input, columns first .. last - 1 of its depth, panels of a matrix.
@@ -145,6 +137,18 @@ struct Product {
   }
 };
 
+// Calls f(E{}) with what a precision multiplies, if the instruction set has it.
+template <class F>
+void with_precision(Precision precision, const F& f) {
+  if (precision == Precision::float32) return f(Float32{});
+  if constexpr (BFloat16::kHere) {
+    if (precision == Precision::bfloat16) return f(BFloat16{});
+  }
+  if constexpr (Int8::kHere && BFloat16::kHere) {
+    if (precision == Precision::int8) return f(Int8{});
+  }
+}
+
 // Packs a weight [columns, depth] as `Matrix` reads it.
 template <class E, class S>
 void pack_matrix(const S* weight, int64_t columns, int64_t depth, char* to) {
@@ -173,8 +177,8 @@ void pack_matrix(const S* weight, int64_t columns, int64_t depth, char* to) {
     for (int64_t k = 0; k < depth; ++k) {
       const auto rounded = static_cast<int8_t>(std::lrint(to_accumulator(from[k]) / scale));
       std::memcpy(place(k), &rounded, sizeof(rounded));
-      sums[k / kChunk * padded + column] += 128 * rounded;
-      sums[chunks_of(depth) * padded + column] += 128 * rounded;
+      sums[column] += 128 * rounded;
+      sums[(1 + k / kChunk) * padded + column] += 128 * rounded;
     }
   }
 }
