@@ -132,13 +132,18 @@ def by_size(few: Linears, many: Linears, rows: int) -> Linears:
     return Linears(name, lambda weight: SizedWeight(weight.detach()), linear, linear_add, activated)
 
 
-def _class_of(activation: nn.Module) -> tuple[str, str]:
+def _class_of(activation: object) -> tuple[str, str]:
     return type(activation).__module__, type(activation).__name__
+
+
+def is_exact_gelu(activation: object) -> bool:
+    """Whether an activation is transformers' module of `F.gelu` without an approximation."""
+    return _class_of(activation) == _EXACT_GELU and getattr(activation, "act", None) is F.gelu
 
 
 def _activate(activation: nn.Module, x: Tensor) -> Tensor:
     """`activation(x)` for an x that nobody else holds: the exact GELU in place, another by its module."""
-    if _class_of(activation) == _EXACT_GELU and activation.act is F.gelu:
+    if is_exact_gelu(activation):
         return torch.ops.aten.gelu_(x)
     return activation(x)
 

@@ -6,6 +6,7 @@ from spanbert_kernels.ops.banded_span_scores import banded_span_scores
 from spanbert_kernels.ops.cross_document_attention import cross_document_attention
 from spanbert_kernels.ops.document_attention import document_attention
 from spanbert_kernels.ops.documents import anchor_indices
+from spanbert_kernels.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from spanbert_kernels.ops.encoder_stack import EncoderStack, encoder_stack
 from spanbert_kernels.ops.packed_linear import PackedWeight, pack_weight, packed_linear
 from spanbert_kernels.ops.plans import SpanPlan, enumerate_spans, plan_spans
@@ -25,6 +26,7 @@ __all__ = [
     "banded_span_scores",
     "cross_document_attention",
     "document_attention",
+    "dropout_add_layer_norm",
     "encoder_stack",
     "enumerate_spans",
     "pack_weight",

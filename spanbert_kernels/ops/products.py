@@ -19,6 +19,7 @@ from spanbert_kernels.ops.measured import Candidate, Choice
 VARIABLE = "SPANBERT_KERNELS_PRODUCTS"
 FEWEST_ROWS = 64  # below it a product reads its weight and little else, and packing of any kind decides
 _MEASURED_SHAPE = (384, 768, 768)  # rows, in, out: a few milliseconds
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 # Of x `[T, in]`, weight `[out, in]` and bias, `x W^T + b`. Weights may be transposed.
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -102,21 +103,17 @@ def product_for(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Produc
     It stays in another dtype or on another device, for few rows, for tensors that are more than they seem, and where
     somebody watches PyTorch's operators: in compiled functions, function transforms and under autocast.
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
-        return None
     tensors = (x, weight) if bias is None else (x, weight, bias)
+    if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in tensors):
+        return None
     if (
-        any(_special(tensor) for tensor in tensors)
+        not ordinary(*tensors)
         or weight.dim() != 2
         or x.dim() == 0
         or x.shape[-1] != weight.shape[1]
         or weight.numel() == 0
         or x.numel() < FEWEST_ROWS * weight.shape[1]
         or (bias is not None and bias.shape != weight.shape[:1])
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
         or not torch.backends.mkldnn.enabled
     ):
         return None
@@ -124,12 +121,15 @@ def product_for(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Produc
     return None if way == "torch" else PRODUCTS[way]
 
 
-def _special(tensor: Tensor) -> bool:
-    return (
-        type(tensor) not in (Tensor, torch.nn.Parameter)
-        or tensor.dtype != torch.float32
-        or tensor.device.type != "cpu"
-        or tensor.layout != torch.strided
+def ordinary(*tensors: Tensor | None) -> bool:
+    """Whether a call on tensors of a CPU is no more than it seems: no subclass, no autocast, transform or tracing."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or any(type(each) not in _PLAIN or each.layout != torch.strided for each in tensors if each is not None)
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
     )
 
 

@@ -64,7 +64,12 @@ def assert_same_gradients(
     report = accelerate(accelerated)
     with context(), ops.backends.record() as ran:
         result = loss(accelerated(**batch), mask)
-    assert [operation for operation, _ in ran] == ["document_attention"] * 2
+    operations = [operation for operation, _ in ran]
+    assert operations.count("document_attention") == 2
+    # Two a layer, or two for each part of one; under autocast PyTorch's own modules.
+    in_one_pass = operations.count("dropout_add_layer_norm")
+    kernels = context is torch.enable_grad and ops.backends.asked() is None
+    assert in_one_pass >= 4 if kernels else in_one_pass == 0
     with context():
         eager = loss(model(**batch), mask)
     double = in_float64(model)
@@ -235,7 +240,7 @@ def test_gradient_checkpointing(use_reentrant: bool, dropout: float, rows: int) 
         torch.manual_seed(3)
         with ops.backends.record() as ran:
             found.append(gradients(model, model(**batch).loss))
-        assert [operation for operation, _ in ran] == ["document_attention"] * calls
+        assert [operation for operation, _ in ran].count("document_attention") == calls
         model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     assert report.calls == {"packed-training": 2}
     assert found[0].keys() == found[1].keys()

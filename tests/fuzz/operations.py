@@ -22,6 +22,7 @@ from attention_loops import (
 )
 from fuzz.draw import Draw
 from gather_cases import gather_by_loop
+from norm_cases import Conditions, norm_by_formula
 from op_checks import Case, Tensors, no_terms
 from packed_cases import linear_by_rows, with_packed, without_gradients
 from pool_cases import enumerated_by_loop, largest_score, pool_by_loop
@@ -30,6 +31,7 @@ from torch import Tensor
 from spanbert_kernels.ops import (
     cross_document_attention,
     document_attention,
+    dropout_add_layer_norm,
     enumerate_spans,
     plan_attention,
     plan_spans,
@@ -285,6 +287,21 @@ def packed_linear_row(draw: Draw) -> Case:
     return Case("packed", fixed(tensors), without_gradients, linear_by_rows, arguments=arguments)
 
 
+def dropout_add_layer_norm_row(draw: Draw) -> Case:
+    rows, columns = draw.size(), draw.size(zero=0.02)
+    tensors = {
+        "x": draw.numbers(rows, columns),
+        "residual": draw.numbers(rows, columns),
+        "weight": draw.numbers(columns),
+    }
+    tensors |= {"bias": draw.numbers(columns)} if draw.chance(0.7) else {}
+    options = {"dropout_p": draw.pick((0.0, 0.1, 0.5)), "eps": draw.pick((1e-12, 1e-5, 0.1))}
+    tensors |= {"seed": torch.tensor([draw.integer(-(2**62), 2**62)])} if options["dropout_p"] else {}
+    call, formula = partial(dropout_add_layer_norm, **options), partial(norm_by_formula, **options)
+    conditions = Conditions(**options)
+    return Case("norm", fixed(tensors), call, formula, terms=conditions.terms, logits=conditions.logits)
+
+
 def banded_span_scores_row(draw: Draw) -> Case:
     offsets, columns = draw.documents().clamp(max=40), (draw.size(17), draw.size(17))
     tokens, weighted = int(offsets[-1]), columns[0] != columns[1] or draw.chance(0.5)
@@ -323,6 +340,7 @@ OPERATIONS: dict[str, Callable[[Draw], Case]] = {
     "document_attention": document_attention_row,
     "cross_document_attention": cross_document_attention_row,
     "packed_linear": packed_linear_row,
+    "dropout_add_layer_norm": dropout_add_layer_norm_row,
 }
 # How often each is drawn: those with kernels more often.
 TURNS = tuple(name for name in OPERATIONS for _ in range(1 if name in ("banded_span_scores", "prune_spans") else 3))

@@ -1,0 +1,105 @@
+"""The feed-forward block: its derivatives, what it keeps for them, and where it leaves all to PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spanbert_kernels.nn.feed_forward import gelu_feed_forward
+from spanbert_kernels.ops import products
+from spanbert_kernels.testing import assert_as_exact_as_eager
+
+NAMES = ("x", "up", "up_bias", "down", "down_bias")
+
+
+def plain(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None) -> Tensor:
+    return F.linear(F.gelu(F.linear(x, up, up_bias)), down, down_bias)
+
+
+def given(dtype: torch.dtype = torch.float32, bias: bool = True, rows: int = 70) -> list[Tensor | None]:
+    torch.manual_seed(3)
+    shapes = ((rows, 12), (40, 12), (40,), (9, 40), (9,))
+    made = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    return [each if bias or each.dim() == 2 else None for each in made]
+
+
+def run(function: Callable[..., Tensor], inputs: list[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
+    leaves = [None if each is None else each.detach().to(dtype).requires_grad_() for each in inputs]
+    output = function(*leaves)
+    grad = torch.linspace(-1, 1, output.numel()).view(output.shape).to(inputs[0].dtype).to(dtype)  # type: ignore[union-attr]
+    return [output.detach(), *torch.autograd.grad(output, [each for each in leaves if each is not None], grad)]
+
+
+@pytest.mark.parametrize("product", ["torch", "onednn"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_and_gradients(product: str, dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if products.CHOICE.candidates[product].refusal() is not None:
+        pytest.skip("oneDNN does not multiply float32 here")
+    monkeypatch.setenv(products.VARIABLE, product)
+    inputs = given(dtype, bias)
+    exact = run(plain, inputs, torch.float64)
+    for found, reference, eager in zip(
+        run(gelu_feed_forward, inputs, dtype), exact, run(plain, inputs, dtype), strict=True
+    ):
+        assert found.dtype == dtype
+        assert_as_exact_as_eager(found, reference, eager)
+
+
+def test_gradcheck_twice() -> None:
+    inputs = given(torch.float64, rows=3)
+    assert torch.autograd.gradcheck(gelu_feed_forward, inputs)
+    assert torch.autograd.gradgradcheck(gelu_feed_forward, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("wanted", [*((name,) for name in NAMES), ("x", "down")])
+def test_only_what_is_wanted(wanted: tuple[str, ...]) -> None:
+    inputs = given()
+    leaves = [
+        each.detach().requires_grad_(name in wanted)
+        for name, each in zip(NAMES, inputs, strict=True)
+        if each is not None
+    ]
+    gelu_feed_forward(*leaves).sum().backward()
+    assert [leaf.grad is not None for leaf in leaves] == [name in wanted for name in NAMES]
+    whole = [each.detach().requires_grad_() for each in inputs if each is not None]
+    plain(*whole).sum().backward()
+    for leaf, other in zip(leaves, whole, strict=True):
+        if leaf.grad is not None:
+            torch.testing.assert_close(leaf.grad, other.grad)
+
+
+def test_what_follows_the_activation_is_not_kept() -> None:
+    inputs = given()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        output = gelu_feed_forward(*inputs)
+    own = {id(each) for each in inputs}
+    assert [each.shape for each in kept if id(each) not in own] == [torch.Size([70, 40])]
+    output.sum().backward()
+    again = given()
+    (first,) = torch.autograd.grad(gelu_feed_forward(*again).sum(), again[:1])
+    assert torch.equal(first, inputs[0].grad)  # type: ignore[union-attr,arg-type]
+
+
+def test_the_backward_runs_twice() -> None:
+    """What is kept is left as it was."""
+    inputs = given()
+    output = gelu_feed_forward(*inputs)
+    first, second = (torch.autograd.grad(output.sum(), inputs, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_autocast_and_transforms_are_pytorch_s() -> None:
+    inputs = given()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gelu_feed_forward(*inputs), plain(*inputs))
+    x, *rest = (None if each is None else each.detach() for each in inputs)
+    assert x is not None
+    found = torch.func.jacrev(lambda row: gelu_feed_forward(row, *rest).sum(1))(x[:2])
+    torch.testing.assert_close(found, torch.func.jacrev(lambda row: plain(row, *rest).sum(1))(x[:2]))
+    assert torch.equal(torch.compile(gelu_feed_forward, backend="eager", fullgraph=True)(*inputs), plain(*inputs))
