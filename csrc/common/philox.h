@@ -40,6 +40,30 @@ constexpr int kPhiloxKeys = 32;
 
 // Words of 32 successive keys, the first a multiple of 4. A 64-bit lane holds a word; what is above it is ignored by
 // the multiplications and cut off at the end.
+#ifdef __AVX512F__
+[[gnu::always_inline]] inline void philox_keys(uint32_t c0, uint32_t c1, uint32_t c2, uint64_t seed, uint32_t* words) {
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  __m512i x0 = _mm512_add_epi64(_mm512_set1_epi64(c0), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+  __m512i x1 = _mm512_set1_epi64(c1), x2 = _mm512_set1_epi64(c2), x3 = _mm512_setzero_si512();
+  constexpr int kExclusiveOr = 0x96;  // of three
+  for (int round = 0; round < 10; ++round) {
+    const __m512i a = _mm512_mul_epu32(x0, _mm512_set1_epi64(0xD2511F53));
+    const __m512i b = _mm512_mul_epu32(x2, _mm512_set1_epi64(0xCD9E8D57));
+    x0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(b, 32), x1, _mm512_set1_epi64(k0), kExclusiveOr);
+    x2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(a, 32), x3, _mm512_set1_epi64(k1), kExclusiveOr);
+    x1 = b;
+    x3 = a;
+    k0 += 0x9E3779B9;
+    k1 += 0xBB67AE85;
+  }
+  // Pairs of a counter's words, 0 1 and 2 3, in turns.
+  const __m512i x01 = _mm512_mask_blend_epi32(0xaaaa, x0, _mm512_slli_epi64(x1, 32));
+  const __m512i x23 = _mm512_mask_blend_epi32(0xaaaa, x2, _mm512_slli_epi64(x3, 32));
+  const __m512i low = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), high = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
+  _mm512_storeu_si512(words, _mm512_permutex2var_epi64(x01, low, x23));
+  _mm512_storeu_si512(words + 16, _mm512_permutex2var_epi64(x01, high, x23));
+}
+#else
 [[gnu::always_inline]] inline void philox_keys(uint32_t c0, uint32_t c1, uint32_t c2, uint64_t seed, uint32_t* words) {
   for (int half = 0; half < 2; ++half, c0 += 4) {
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
@@ -65,6 +89,7 @@ constexpr int kPhiloxKeys = 32;
   }
 }
 #endif
+#endif
 
 struct Dropout {
   bool active = false;
@@ -76,19 +101,22 @@ struct Dropout {
   template <class A>
   [[gnu::always_inline]] void factors(int64_t head, int64_t query, int64_t first, int64_t count, A* factor) const {
     int64_t key = first;
+    // Copies: the compiler does not know that `factor` is not where the members are, and would read them every time.
+    const uint32_t least = threshold;
+    const A kept = A(scale);
 #ifdef __AVX2__
     for (; (key & 3) == 0 && key + kPhiloxKeys <= first + count; key += kPhiloxKeys, factor += kPhiloxKeys) {
       uint32_t words[kPhiloxKeys];
       philox_keys(static_cast<uint32_t>(key >> 2), static_cast<uint32_t>(query), static_cast<uint32_t>(head), seed,
                   words);
-      for (int i = 0; i < kPhiloxKeys; ++i) factor[i] = words[i] >= threshold ? A(scale) : A(0);
+      for (int i = 0; i < kPhiloxKeys; ++i) factor[i] = words[i] >= least ? kept : A(0);
     }
 #endif
     while (key < first + count) {
       const Words words =
           philox(static_cast<uint32_t>(key >> 2), static_cast<uint32_t>(query), static_cast<uint32_t>(head), 0, seed);
       for (int64_t lane = key & 3; lane < 4 && key < first + count; ++lane, ++key) {
-        *factor++ = words.word[lane] >= threshold ? A(scale) : A(0);
+        *factor++ = words.word[lane] >= least ? kept : A(0);
       }
     }
   }
