@@ -345,6 +345,11 @@ def bad(error: type[Exception], text: str, **changes: Any) -> Any:
 STACK = Shape().steps()
 
 
+def good_call() -> dict[str, Any]:
+    stack = EncoderStack(STACK, 24)
+    return {"hidden": Shape().tokens(), "cu_seqlens": Shape().cu_seqlens().long(), "stack": stack}
+
+
 @pytest.mark.parametrize(
     ("error", "text", "changes"),
     [
@@ -355,21 +360,14 @@ STACK = Shape().steps()
         bad(ValueError, "cu_seqlens must end with the number of tokens, 15", cu_seqlens=torch.tensor([0, 14])),
         bad(ValueError, "cu_seqlens must ascend", cu_seqlens=torch.tensor([0, 9, 5, 15])),
         bad(ValueError, "not one of documents of 15 tokens", cu_seqlens=ops.plan_attention(torch.tensor([0, 14]))),
-        bad(ValueError, "steps 3 to 2 are not in a stack of 12", first=3, last=2),
-        bad(ValueError, "steps 0 to 13 are not in a stack of 12", last=13),
+        bad(ValueError, "last must be at least 3, got 2", first=3, last=2),
+        bad(ValueError, "last must be at most 12, got 13", last=13),
         bad(ValueError, "encoder_stack has no backend 'triton'", backend="triton"),
     ],
 )
 def test_bad_arguments(error: type[Exception], text: str, changes: dict[str, Any]) -> None:
-    shape = Shape()
-    arguments: dict[str, Any] = {
-        "hidden": shape.tokens(),
-        "cu_seqlens": shape.cu_seqlens(),
-        "stack": EncoderStack(STACK, 24),
-        **changes,
-    }
     with pytest.raises(error, match=text):
-        encoder_stack(**arguments)
+        encoder_stack(**{**good_call(), **changes})
 
 
 @pytest.mark.parametrize(

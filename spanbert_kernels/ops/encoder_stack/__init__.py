@@ -131,9 +131,9 @@ def encoder_stack(
         raise TypeError(f"stack must be an EncoderStack, got {type(stack).__name__}")
     if hidden.shape[1] != stack.hidden_size:
         raise ValueError(f"hidden must have the stack's {stack.hidden_size} columns, got {list(hidden.shape)}")
-    last = len(stack.steps) if last is None else last
-    if not 0 <= first <= last <= len(stack.steps):
-        raise ValueError(f"steps {first} to {last} are not in a stack of {len(stack.steps)}")
+    count = len(stack.steps)
+    first = checks.check_integer("first", first, 0, count)
+    last = count if last is None else checks.check_integer("last", last, first, count)
     if isinstance(cu_seqlens, AttentionPlan):
         if cu_seqlens.cu_clusters is not None or cu_seqlens.num_tokens != hidden.shape[0]:
             raise ValueError(f"the plan is not one of documents of {hidden.shape[0]} tokens")
