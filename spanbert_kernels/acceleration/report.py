@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from spanbert_kernels.acceleration.attention import missing_kernels
-from spanbert_kernels.acceleration.forward import PackedForward
+from spanbert_kernels.acceleration.forward import TRAINING, PackedForward
+from spanbert_kernels.ops.measured import made
+from spanbert_kernels.ops.products import CHOICE
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,9 @@ class AccelerationReport:
         lines += [f"left as it is: {each}" for each in self.skipped]
         lines += [f"calls: {count} {path}" for path, count in self.calls.items()]
         lines += [f"kept{_at(each.name)}: {kept}" for each in self.replaced if (kept := each.forward.kept) is not None]
+        way = made().get(CHOICE.name)
+        if way is not None and any(path.startswith(TRAINING) for path in self.calls):
+            lines.append(f"products of training: {way}")
         if self.int8_error is not None:
             lines.append(f"int8 changed the hidden states by up to {self.int8_error:.3f} of the largest")
         return "\n".join([*lines, *([] if self.missing is None else [f"missing: {self.missing}"])])

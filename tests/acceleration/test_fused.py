@@ -99,6 +99,16 @@ def test_int8_says_what_it_changes() -> None:
     assert_agrees(last_state(model)[MASK], exact[MASK], last_state(in_float64(copy.deepcopy(model)))[MASK])
 
 
+def test_products_of_training_are_in_the_report() -> None:
+    model = encoder()
+    report = accelerate(model)
+    last_state(model)
+    assert "products of training" not in str(report)
+    long = torch.ones(4, 20, dtype=torch.long)  # enough rows for a choice
+    model.train()(input_ids=long).last_hidden_state.sum().backward()
+    assert "products of training: torch" in str(report)
+
+
 def test_int8_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"weights must be None or one of \['int8'\], got 'int4'"):
         accelerate(encoder(), weights="int4")  # type: ignore[arg-type]
