@@ -120,9 +120,9 @@ def test_it_learns_and_is_loaded_again(tmp_path: Path) -> None:
     tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
     relations = dict(enumerate(sorted({relation for sentence in sentences for relation in sentence.relations})))
     model = start.build(SpanBERTForDependencyParsing, tokenizer, 0, id2label=relations, num_hidden_layers=1)
-    options = TrainingOptions(tmp_path / "model", steps=60, batch_size=12, learning_rate=3e-3, quiet=True)
+    options = TrainingOptions(tmp_path / "model", steps=80, batch_size=12, learning_rate=3e-3, quiet=True)
     training = parsing.train(model, tokenizer, sentences, options, SpanTraining(6, "loss"))
-    assert training.paths["packed-training"] == 60
+    assert training.paths["packed-training"] == 80
     scores = parsing.evaluate(model, tokenizer, sentences)
     assert scores["LAS"] > 0.95
     assert parsing.left_neighbour(sentences, sentences)["UAS"] < 0.3
