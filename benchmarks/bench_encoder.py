@@ -261,6 +261,7 @@ SUITE = register(
         inputs,
         work,
         reference="in float64",
+        yardsticks=("transformers, sdpa",),
     )
 )  # fmt: skip
 

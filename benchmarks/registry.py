@@ -125,6 +125,7 @@ class Suite:
     Attributes:
         inputs: the inputs of a workload in a dtype; the same numbers whatever the dtype.
         reference: the provider that computes the result in float64; one that is not ours.
+        yardsticks: other providers that are plain PyTorch: ours may be off as their error says, too.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Suite:
     inputs: Callable[[Workload, torch.dtype], Inputs]
     work: Callable[[Workload, Inputs], Work]
     reference: str
+    yardsticks: tuple[str, ...] = ()
 
     def workload(self, id: str) -> Workload:
         return next(each for each in self.workloads if each.id == id)
