@@ -104,7 +104,7 @@ def test_products_of_another_precision(
     if precision == "int8" and x.numel():
         step = x.double().abs().amax(1, keepdim=True) / 127
         middle = ((x.double() / step % 1) - 0.5).abs() < 1e-4
-        allowed += (middle * step) @ weight.double().abs().T
+        allowed += (middle * step) @ packed.unpacked().double().abs().T
     assert ((result.double() - exact).abs() <= allowed).all()
 
 
