@@ -26,7 +26,7 @@ from spanbert_kernels.testing import assert_as_exact_as_eager, tolerance
 QUICK = bool(os.environ.get("SPANBERT_KERNELS_BENCH_QUICK"))
 QUICK_SECONDS = 1.0
 MOST_ROUNDS = 101
-SLOW_SECONDS = 2.0  # what takes longer is warm after its gate, which for all but ours counts as a round
+SLOW_SECONDS = 1.0  # what takes longer is warm after its gate, which for all but ours counts as a round
 WAITED = 0.8
 VERY_SLOW_SECONDS = 5.0  # and as the only one
 FAR = 3.0  # times of ours

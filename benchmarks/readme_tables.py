@@ -101,8 +101,6 @@ def machine(results: Results) -> str:
 ENCODER = [
     ("16 documents, 39 % of the padded batch real", "16 documents", FORWARD, F32),
     ("the same, bfloat16", "16 documents", FORWARD, BF16),
-    ("8 of them, bfloat16", "8 documents", FORWARD, BF16),
-    ("8 documents, a training step", "8 documents", BOTH, F32),
     ("8 documents, a training step with dropout", "8 documents, dropout 0.1", BOTH, F32),
     ("one sentence of 24 tokens", "one sentence of 24", FORWARD, F32),
     ("16 x 128 tokens, nothing to remove", "16 x 128", FORWARD, F32),

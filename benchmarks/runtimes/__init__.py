@@ -56,10 +56,14 @@ def folder(name: str) -> Path:
 
 
 def warm(runtime: Runtime, model: Any, precision: torch.dtype, batch: Batch) -> Callable[[], Tensor]:
-    """A runtime's call, made ready and called once; whatever stops it here is a reason that its row gives."""
+    """A runtime's call, made ready and called once; whatever stops it here is a reason that its row gives.
+
+    In the mode in which it is timed: PyTorch's compiler compiles for each, and freezes no weights that want a gradient.
+    """
     try:
-        call = runtime(model, precision, batch)
-        call()
+        with torch.inference_mode():
+            call = runtime(model, precision, batch)
+            call()
     except Unavailable:
         raise
     except Exception as error:
