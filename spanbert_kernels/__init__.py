@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SpanBERTModel,
         SpanBERTTokenizer,
     )
+    from spanbert_kernels.ops import RelativeTerms
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _HOMES = {
     "accelerate": "acceleration",
     "restore": "acceleration",
     "register_attention": "integrations",
+    "RelativeTerms": "ops",
     "SpanBERTConfig": "models",
     "SpanBERTModel": "models",
     "SpanBERTForDependencyParsing": "models",
@@ -50,6 +52,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "RelativeTerms",
     "SpanBERTConfig",
     "SpanBERTForCoreference",
     "SpanBERTForDependencyParsing",

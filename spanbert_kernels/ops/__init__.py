@@ -1,6 +1,7 @@
 """The operations. Each is one name: a function here, a folder of the same name below, a kernel per backend."""
 
 from spanbert_kernels.ops import backends
+from spanbert_kernels.ops.attention.relative import RelativeTerms, bucketed_index, clipped_index, log_bucketed_index
 from spanbert_kernels.ops.attention_plans import AttentionPlan, plan_attention
 from spanbert_kernels.ops.banded_span_scores import banded_span_scores
 from spanbert_kernels.ops.cross_document_attention import cross_document_attention
@@ -20,15 +21,19 @@ __all__ = [
     "AttentionPlan",
     "EncoderStack",
     "PackedWeight",
+    "RelativeTerms",
     "SpanPlan",
     "anchor_indices",
     "backends",
     "banded_span_scores",
+    "bucketed_index",
+    "clipped_index",
     "cross_document_attention",
     "document_attention",
     "dropout_add_layer_norm",
     "encoder_stack",
     "enumerate_spans",
+    "log_bucketed_index",
     "pack_weight",
     "packed_linear",
     "plan_attention",

@@ -31,6 +31,7 @@ DTYPES = {
 
 # Who has kernels of a kind of operation, in the order in which they are preferred.
 Order = tuple[Backend, ...]
+Reasons = tuple[tuple[Backend, str], ...]
 ROWS: Order = ("cuda", "triton", "cpu", "eager")  # rows are moved and added: C++ moves 16 bytes a load
 PROJECTED: Order = ("triton", "cpu", "eager")  # most of the time is a product of PyTorch's
 ATTENTION: Order = ("triton", "cuda", "cpu", "eager")  # CUDA's float32 goes row by row, without tensor cores
@@ -129,8 +130,13 @@ class Operation:
         _operations[self.name] = self
         _own_loaders.update({(self.name, backend): load for backend, load in self.loaders.items()})
 
-    def choose(self, tensor: torch.Tensor, wish: Backend | None) -> Backend:
+    def choose(self, tensor: torch.Tensor, wish: Backend | None, lacking: Reasons = ()) -> Backend:
         """The backend for a call on `tensor`. `wish` (or `use`, or SPANBERT_KERNELS_BACKEND) must be obeyed.
+
+        Args:
+            tensor: one of the call's.
+            wish: the backend that the call names, if any.
+            lacking: backends that have the operation, but cannot take this call, each with the reason.
 
         Raises:
             ValueError: the operation has no backend of that name.
@@ -138,7 +144,7 @@ class Operation:
         """
         # `_forced` and `_log.recording` are read here, where torch.compile sees it and compiles again when they change.
         wish = _forced if wish is None else wish
-        chosen = _choose(self.name, self.backends, tensor.device.type, tensor.dtype, wish)
+        chosen = _choose(self.name, self.backends, tensor.device.type, tensor.dtype, wish, lacking)
         if _log.recording:
             _log.latest = _Entry(_log.latest, self.name, chosen)
             if not torch.compiler.is_compiling():
@@ -147,21 +153,23 @@ class Operation:
 
 
 @_constant_in_graphs
-def _choose(name: str, backends: tuple[Backend, ...], device: str, dtype: torch.dtype, wish: Backend | None) -> Backend:
+def _choose(
+    name: str, backends: Order, device: str, dtype: torch.dtype, wish: Backend | None, lacking: Reasons
+) -> Backend:
     said = ""
     if wish is None and (value := os.environ.get(VARIABLE)):
         wish, said = cast(Backend, value), f"{VARIABLE}={value}: "
     if wish is not None:
         if wish not in backends:
             raise ValueError(f"{said}{name} has no backend {wish!r}; it has {', '.join(backends)}")
-        reason = refusal(wish, device, dtype, name)
+        reason = refusal(wish, device, dtype, name) or dict(lacking).get(wish)
         if reason is not None:
             raise BackendUnavailable(f"{said}{name}: backend {wish!r} cannot take this call: {reason}")
         return _imported(name, wish)
     for backend in backends:
         if DEVICES.get(backend, device) != device:
             continue
-        reason = refusal(backend, device, dtype, name)
+        reason = refusal(backend, device, dtype, name) or dict(lacking).get(backend)
         if reason is None:
             return _imported(name, backend)
         if backend in DEVICES:

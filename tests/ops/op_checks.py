@@ -88,6 +88,7 @@ class Case:
         exponents: tensors that stand in a softmax's exponent.
         logits: the size of those exponents' terms: of so many machine epsilons is a weight.
         drawn: by the fuzzer, which meets every kind of cancellation.
+        lacking: backends that have the operation, but not for this call.
         large: reaches the kernels' blocks and is left out where only the logic around them is checked.
     """
 
@@ -104,6 +105,7 @@ class Case:
     exponents: tuple[str, ...] = ()
     logits: Callable[[Tensors], float] = no_logits
     drawn: bool = False
+    lacking: tuple[str, ...] = ()
     large: bool = False
 
 
@@ -373,7 +375,11 @@ class OpChecks:
             metafunc.parametrize("logic", [c for c in cases if not c.large], ids=lambda c: c.name)
         if "case" in metafunc.fixturenames:
             metafunc.parametrize("case", cases, ids=lambda c: c.name)
-        names = backends._registry[metafunc.cls.operation]
+        names = tuple(
+            name
+            for name in backends._registry[metafunc.cls.operation]
+            if not all(name in case.lacking for case in cases)
+        )
         if "backend" in metafunc.fixturenames:
             slow = metafunc.function.__name__ not in EVERYDAY
             here = places_of(metafunc.cls.operation)

@@ -47,12 +47,15 @@ LINKS = (torch.tensor([0, 1, 2]), torch.tensor([1, 0]))
 # A call of every public operation that works.
 CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "anchor_indices": lambda: {"cu_seqlens": OFFSETS},
+    "bucketed_index": dict,
+    "clipped_index": lambda: {"max_distance": 4},
     "banded_span_scores": lambda: {
         "start": ones(T, H), "end": ones(T, OUT), "weight": ones(H, OUT), "max_width": 3, "cu_seqlens": OFFSETS
     },
     "cross_document_attention": lambda: {**heads(), **SEEDED, "cu_clusters": torch.tensor([0, 2]), "links": LINKS},
     "document_attention": lambda: {**{name: ones(T, 1, H) for name in "qkv"}, "cu_seqlens": OFFSETS, **SEEDED},
     "enumerate_spans": lambda: {"cu_seqlens": OFFSETS, "max_width": 3},
+    "log_bucketed_index": lambda: {"buckets": 4, "max_distance": 9},
     "pack_weight": lambda: {"weight": ones(OUT, H)},
     "packed_linear": lambda: {
         "x": ones(T, H), "weight": ops.pack_weight(ones(OUT, H)), "bias": ones(OUT), "residual": ones(T, OUT)
@@ -152,6 +155,7 @@ KINDS: dict[str, Kind] = {
     "activation": CHOICE,
     "backend": CHOICE,
     "bias": OPTIONAL,
+    "buckets": whole(4),
     "cu_clusters": OFFSET,
     "cu_seqlens": OFFSET,
     "anchor_indices.cu_seqlens": but(OFFSET, "meta", "far outside"),
@@ -169,6 +173,7 @@ KINDS: dict[str, Kind] = {
     "keys": CHOICE,
     "last": whole(0),
     "links": CSR,
+    "max_distance": whole(1),
     "max_seqlen": whole(1),
     "max_width": whole(1),
     "non_crossing": FLAG,
@@ -181,6 +186,7 @@ KINDS: dict[str, Kind] = {
     "precision": Kind(CHOICE.wrong),
     "q": FLOATING,
     "queries": CHOICE,
+    "relative": Kind({**NO_TENSOR, "a tensor": ones(3), "a tuple": (torch.zeros(3).int(), ones(1, 1))}),
     "residual": OPTIONAL,
     "return_lse": FLAG,
     "return_weights": FLAG,
@@ -196,6 +202,7 @@ KINDS: dict[str, Kind] = {
     "pack_weight.weight": ALONE,
     "packed_linear.weight": Kind({**NO_TENSOR, "a tensor": ones(OUT, H)}),
     "which": CHOICE,
+    "window": whole(0),
     "width_embedding": ROWS,
     "width_rows": FUNCTION,
     "x": ALONE,

@@ -137,7 +137,8 @@ def cross_document_attention(
     """Each query attends to the keys of the other documents of its cluster.
 
     A query in document i sees the keys of every document j of its cluster, `j != i` unless `include_self`, and only
-    linked documents where `links` is given. A query that sees no key gives 0, with gradient 0.
+    linked documents where `links` is given. A query that sees no key gives 0, with gradient 0. Tokens of different
+    documents have no distance, so there is no window and there are no relative terms, as `document_attention` has them.
 
     Args:
         q: `[D, heads, head_dim]` for anchor queries (one row per document), `[T, heads, head_dim]` for token queries.

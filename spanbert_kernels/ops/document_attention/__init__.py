@@ -10,7 +10,9 @@ from torch import Tensor
 from spanbert_kernels.ops import attention_plans, checks
 from spanbert_kernels.ops.attention.checks import check_heads, check_scale
 from spanbert_kernels.ops.attention.operators import OPERATION, DocumentAttention
+from spanbert_kernels.ops.attention.relative import RelativeTerms, check_relative
 from spanbert_kernels.ops.attention_plans import AttentionPlan
+from spanbert_kernels.ops.backends import Reasons
 from spanbert_kernels.ops.choices import Backend
 from spanbert_kernels.ops.document_attention import reference
 
@@ -31,9 +33,18 @@ class AttentionOptions(TypedDict, total=False):
 
 class DocumentOptions(AttentionOptions, total=False):
     max_seqlen: int | None
+    window: int | None
+    relative: RelativeTerms | None
 
 
 Documents = Tensor | AttentionPlan
+
+# Who cannot take a window or relative terms.
+WITHOUT_DISTANCES: Reasons = (
+    ("triton", "it has no kernel for a window or relative terms yet"),
+    ("cuda", "it has no kernel for a window or relative terms"),
+    ("cpu", "it has no kernel for a window or relative terms yet"),
+)
 
 
 @overload
@@ -76,6 +87,8 @@ def document_attention(
     seed: Tensor | None = None,
     scale: float | None = None,
     max_seqlen: int | None = None,
+    window: int | None = None,
+    relative: RelativeTerms | None = None,
     return_lse: bool = False,
     backend: Backend | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -91,6 +104,8 @@ def document_attention(
         scale: by default `head_dim ** -0.5`.
         max_seqlen: tokens of the longest document, where the caller knows it; saves a synchronisation on `eager`.
             Compiled kernels on a GPU, where nobody looks at it, go by the offsets; a plan measures it once.
+        window: a query sees the keys up to so many tokens before and behind it alone; by default all of its document.
+        relative: terms of the logits by a key's distance from its query, as in DeBERTa, T5 and MPNet.
         return_lse: also return the log-sum-exp (natural log, `[heads, T]`, float32, not differentiable).
         backend: the backend to use; by default the best one here.
 
@@ -124,12 +139,19 @@ def document_attention(
     dropout = checks.check_dropout(dropout_p, seed, "q", q)
     scale = check_scale(scale, q)
     checks.check_flag("return_lse", return_lse)
-    chosen = OPERATION.choose(q, backend)
+    if window is not None:
+        window = checks.check_integer("window", window, 0)
+    if relative is not None:
+        check_relative(relative, q)
+    by_distance = window is not None or relative is not None
+    chosen = OPERATION.choose(q, backend, WITHOUT_DISTANCES if by_distance else ())
     if chosen == "eager":
         known = (plan.max_seqlen or None) if plan is cu_seqlens else max_seqlen
         # Autocast would take the products out of float32, on this backend alone.
         with torch.autocast(q.device.type, enabled=False):
-            output, lse = reference.document_attention(q, k, v, plan.cu_seqlens, scale, *dropout, known)
+            output, lse = reference.document_attention(
+                q, k, v, plan.cu_seqlens, scale, *dropout, known, window, relative
+            )
     else:
         work = plan.work(chosen != "cpu")
         output, lse = DocumentAttention.apply(q, k, v, OPERATION.name, chosen, work, scale, dropout)
