@@ -16,6 +16,7 @@ from spanbert_kernels.acceleration.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def loaded(name: str) -> ModuleType:
@@ -39,6 +40,7 @@ def test_the_accelerated_classes_are_those_of_the_table() -> None:
     built = loaded("hooks").on_page_markdown((DOCS / "drop-in.md").read_text(encoding="utf-8"))
     for family in FAMILIES:
         assert f"| `{family.model_class}` | `{family.module}` |" in built
+    assert f"<!-- families -->\n{loaded('hooks').family_names()}\n<!-- end -->" in README
 
 
 @pytest.mark.parametrize(

@@ -26,17 +26,26 @@ def families() -> str:
     """The encoders that `accelerate` takes, from its own table."""
     from spanbert_kernels.acceleration.families import FAMILIES
 
-    rules = {"column": "its column in the padded batch", "count": "its count among the real tokens, RoBERTa's rule"}
-    lines = ["| encoder | module in transformers | position of a token |", "| --- | --- | --- |"]
-    lines += [f"| `{each.model_class}` | `{each.module}` | {rules[each.positions]} |" for each in FAMILIES]
+    lines = ["| encoder | module in transformers | position of a token | layers |", "| --- | --- | --- | --- |"]
+    for each in FAMILIES:
+        position, layers = each.description
+        lines.append(f"| `{each.model_class}` | `{each.module}` | {position} | {layers} |")
     return "\n".join(lines)
 
 
-def attention_alone() -> str:
-    """The encoders of another shape whose attention can be replaced."""
-    from spanbert_kernels.acceleration.families import ATTENTION_ALONE
+def family_names() -> str:
+    """The same, without anything about them, for the README."""
+    from spanbert_kernels.acceleration.families import FAMILIES
 
-    return " and ".join(f"`{name}`" for name in ATTENTION_ALONE)
+    return ", ".join(f"`{each.model_class}`" for each in FAMILIES)
+
+
+def unsupported() -> str:
+    """The encoders that `accelerate` refuses by name, and why."""
+    from spanbert_kernels.acceleration.families import UNSUPPORTED
+
+    lines = ["| encoder | why it is not taken |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED.items())])
 
 
 def operations() -> str:
@@ -78,7 +87,7 @@ def _helps(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (families, attention_alone, operations, operation_references, commands)
+    each.__name__: each for each in (families, unsupported, operations, operation_references, commands)
 }
 
 

@@ -1,4 +1,4 @@
-"""accelerate / restore: the padding-free path inside transformers' own BERT-architecture models."""
+"""accelerate / restore: the padding-free path inside transformers' own encoders."""
 
 from spanbert_kernels.acceleration.forward import AccelerationWarning
 from spanbert_kernels.acceleration.install import accelerate, restore

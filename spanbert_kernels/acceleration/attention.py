@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spanbert_kernels import ops
+from spanbert_kernels.acceleration.parts import LayerParts
+from spanbert_kernels.acceleration.rotary import Rotation, rotate
 from spanbert_kernels.nn.packing import Packing
 
 _OPERATION = "document_attention"
 
 
+class Batch(NamedTuple):
+    """What all layers are told of a batch: how it is packed, and by what queries and keys are turned, if they are."""
+
+    packing: Packing
+    rotation: Rotation | None = None
+
+
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, *, scale: float, dropout_p: float = 0.0
+    parts: LayerParts, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, dropout_p: float = 0.0
 ) -> Tensor:
     """`[T, heads, head_dim]` each -> `[T, heads * head_dim]`.
 
     Padding for the attention alone keeps the gain of everything around it; our eager attention, which is written to be
     read, would lose more than that in training.
     """
+    packing, scale = batch.packing, parts.scale
+    if batch.rotation is not None:
+        query, key = rotate(query, batch.rotation), rotate(key, batch.rotation)
+        if parts.turns_values:
+            value = rotate(value, batch.rotation)
     if ops.backends.without_kernels(_OPERATION, query.device.type, query.dtype) is None:
         packed = ops.document_attention(query, key, value, packing.documents, dropout_p=dropout_p, scale=scale)
         return packed.flatten(1)

@@ -1,74 +1,280 @@
-"""The table of encoders that can be accelerated: adding one of the same shape is adding a row.
+"""The table of encoders that can be accelerated: adding one is adding a row.
 
-Classes are named, not imported. A row says what the rest of the package must know about a family: how its position ids
-follow from a padded batch, and which of its heads read a token's place rather than a real token.
+Classes are named, not imported. A row says what the rest of the package must know about a family: which classes it is
+made of, where the parts of its layers are (`layouts`), what its embeddings take, how its position ids follow from a
+padded batch, what it returns, and which of its heads read a token's place rather than a real token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import Tensor, nn
+
+from spanbert_kernels.acceleration import layouts
+from spanbert_kernels.acceleration.layouts import LayerLayout, at
+from spanbert_kernels.acceleration.rotary import RotaryModule, RotaryTable
 
 PositionRule = Literal["column", "count"]
 Reads = Literal["none", "first", "any"]
 
+_INPUTS = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
+
+
+def in_turn(model: Any, layers: nn.ModuleList) -> list[nn.Module]:
+    """Every layer once."""
+    return list(layers)
+
+
+def as_configured(model: Any, layers: nn.ModuleList) -> list[nn.Module]:
+    """As many of the layers as the configuration says."""
+    return list(layers)[: model.config.num_hidden_layers]
+
+
+def in_groups(model: Any, groups: nn.ModuleList) -> list[nn.Module]:
+    """The layers of groups, each of which acts for an equal share of the layers that the encoder is said to have."""
+    count = model.config.num_hidden_layers
+    chosen: Any = (groups[int(index / (count / len(groups)))] for index in range(count))
+    return [layer for group in chosen for layer in group.albert_layers]
+
+
+def pooled_by_module(model: Any, hidden: Tensor) -> Tensor | None:
+    """The pooler's output: it takes hidden states `[B, L, H]` and reads their first column."""
+    pooled: Tensor | None = None if model.pooler is None else model.pooler(hidden)
+    return pooled
+
+
+def pooled_by_linear(model: Any, hidden: Tensor) -> Tensor | None:
+    """The output of a pooler that is a Linear, and of the activation beside it."""
+    pooled: Tensor | None = None if model.pooler is None else model.pooler_activation(model.pooler(hidden[:, 0]))
+    return pooled
+
 
 @dataclass(frozen=True)
 class Family:
-    """One row: encoders whose classes are `module.<prefix>Model`, `module.<prefix>Layer` and so on.
+    """One row: encoders of one class, and of classes that inherit from it.
 
     Attributes:
         module: the Python module that defines the classes.
-        prefix: what their names begin with.
+        model_class: the encoder's class.
+        classes: the classes of its parts: path in the encoder -> name.
+        layer_classes: the classes of a layer's parts: path in the layer, "" for itself -> name.
+        layout: where the parts of a layer are, and in which order they act.
+        layers: the path of the list of layers.
+        order: the layers as they act, of the encoder and that list.
+        group_class: the class of what that list holds, where that is groups of layers.
+        norm: the path of a norm after the last layer.
+        projection: the path of a Linear between embeddings and layers; it may be missing.
+        inputs: what the encoder and its embeddings are given, token by token.
+        zeros: inputs that stand for zeros where a call leaves them out: name -> sizes after `[batch, length]`.
         positions: "column", a token's column in the padded batch; "count", its count among the ids that are not the
             padding id, from `padding_idx + 1` on (RoBERTa's rule).
-        first_token_heads: suffixes of the heads that read token 0 without a pooler.
-        pooled: whether the output has a `pooler_output`.
+        rotary: what turns queries and keys; positions then are for it alone.
+        distances: whether attention looks at how many columns two tokens are apart, whatever their position ids say.
+        first_token_heads: classes of heads that read token 0 without a pooler.
+        output: the class of the output, in `transformers.modeling_outputs`.
+        pool: of the encoder and its last hidden states, what its pooler returns; None if it never has a pooler.
+        captures: whether hidden states are captured by hooks, and may be asked for by index. Older forwards collect
+            them themselves: their tuples keep the place of a missing pooler.
     """
 
     module: str
-    prefix: str
+    model_class: str
+    classes: Mapping[str, str]
+    layer_classes: Mapping[str, str]
+    layout: LayerLayout
+    layers: str = "encoder.layer"
+    order: Callable[[Any, nn.ModuleList], list[nn.Module]] = in_turn
+    group_class: str | None = None
+    norm: str | None = None
+    projection: str | None = None
+    inputs: tuple[str, ...] = _INPUTS
+    zeros: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     positions: PositionRule = "column"
+    rotary: RotaryModule | RotaryTable | None = None
+    distances: bool = False
     first_token_heads: tuple[str, ...] = ()
-    pooled: bool = True
+    output: str = "BaseModelOutputWithPoolingAndCrossAttentions"
+    pool: Callable[[Any, Tensor], Tensor | None] | None = pooled_by_module
+    captures: bool = True
 
     @property
-    def model_class(self) -> str:
-        """The name of the base class."""
-        return f"{self.prefix}Model"
+    def roots(self) -> list[str]:
+        """The attributes of an encoder that its embeddings, layers and norms are held by."""
+        paths = (*self.classes, self.layers, *filter(None, [self.norm]))
+        return list(dict.fromkeys(path.partition(".")[0] for path in paths))
 
-    def is_class(self, module: nn.Module, suffix: str, *, subclass: bool = False) -> bool:
-        """Whether `module` is exactly `<prefix><suffix>`, or with `subclass` a kind of it."""
+    @property
+    def description(self) -> tuple[str, str]:
+        """Where a token's position comes from, and what the layers are like, in words."""
+        position = {"column": "its column in the padded batch", "count": "its count among the real tokens"}
+        layers = {"post": "norms of the sums", "pre": "norms before the products"}[self.layout.norms]
+        layers += ", gated" if len(self.layout.up) == 2 else ""
+        layers += ", shared" if self.group_class is not None else ""
+        return position[self.positions] + (", as a rotation" if self.rotary is not None else ""), layers
+
+    def is_class(self, module: nn.Module, name: str, *, subclass: bool = False) -> bool:
+        """Whether `module` is exactly of the family's class of that name, or with `subclass` of a kind of it."""
         kinds = type(module).__mro__ if subclass else (type(module),)
-        return any(kind.__module__ == self.module and kind.__name__ == self.prefix + suffix for kind in kinds)
+        return any(kind.__module__ == self.module and kind.__name__ == name for kind in kinds)
 
     def patch_refusal(self, kind: type[nn.Module]) -> str | None:
         """Why a class of the family is not transformers' own any more, or None: its forward comes from elsewhere."""
         home = getattr(kind.forward, "__module__", None)
         return None if home == self.module else f"the forward of the class {kind.__name__} was replaced (by {home})"
 
+    def layers_of(self, model: Any) -> list[nn.Module]:
+        """The layers as they act, one that is shared as often as it acts."""
+        return self.order(model, at(model, self.layers))
 
-_FIRST = ("ForSequenceClassification",)
+    def longest(self, model: Any) -> int | None:
+        """How many columns a batch may have whose positions are not given, or None: any number."""
+        if self.rotary is not None:
+            return self.rotary.longest(model)
+        return model.embeddings.position_ids.shape[1] if self.positions == "column" else None
+
+
+def _bert(folder: str, prefix: str, heads: Iterable[str] = (), **differences: Any) -> Family:
+    """A family of BERT's classes, whose names begin with a prefix; `heads` are those that read token 0."""
+    parts = ("", "attention", "attention.self", "attention.output", "intermediate", "output")
+    names = ("Layer", "Attention", "SelfAttention", "SelfOutput", "Intermediate", "Output")
+    shape: dict[str, Any] = {
+        "classes": {"embeddings": f"{prefix}Embeddings", "encoder": f"{prefix}Encoder"},
+        "layer_classes": {path: prefix + name for path, name in zip(parts, names, strict=True)},
+        "layout": layouts.BERT,
+        "first_token_heads": tuple(prefix + head for head in heads),
+    }
+    return Family(f"transformers.models.{folder}", f"{prefix}Model", **{**shape, **differences})
+
+
+def _rotary(folder: str, prefix: str, heads: Iterable[str] = (), **differences: Any) -> Family:
+    """A family of Llama's way of naming, with a module of rotary positions."""
+    shape: dict[str, Any] = {
+        "classes": {"embeddings": f"{prefix}Embeddings", "rotary_emb": f"{prefix}RotaryEmbedding"},
+        "layer_classes": {"": f"{prefix}Layer", "self_attn": f"{prefix}Attention", "mlp": f"{prefix}MLP"},
+        "layers": "layers",
+        "order": as_configured,
+        "rotary": RotaryModule("rotary_emb"),
+        "output": "BaseModelOutputWithPooling",
+    }
+    return _bert(folder, prefix, heads, **{**shape, **differences})
+
+
+_CLASSIFICATION = ("ForSequenceClassification",)
+_CLASSIFICATION_AND_CHOICE = ("ForSequenceClassification", "ForMultipleChoice")
 
 FAMILIES = (
-    Family("transformers.models.bert.modeling_bert", "Bert"),
-    Family("transformers.models.roberta.modeling_roberta", "Roberta", "count", _FIRST),
-    Family("transformers.models.xlm_roberta.modeling_xlm_roberta", "XLMRoberta", "count", _FIRST),
-    Family("transformers.models.camembert.modeling_camembert", "Camembert", "count", _FIRST),
-    Family("transformers.models.data2vec.modeling_data2vec_text", "Data2VecText", "count", _FIRST),
-    Family(
-        "transformers.models.electra.modeling_electra",
+    _bert("bert.modeling_bert", "Bert"),
+    _bert("roberta.modeling_roberta", "Roberta", _CLASSIFICATION, positions="count"),
+    _bert("xlm_roberta.modeling_xlm_roberta", "XLMRoberta", _CLASSIFICATION, positions="count"),
+    _bert("camembert.modeling_camembert", "Camembert", _CLASSIFICATION, positions="count"),
+    _bert("data2vec.modeling_data2vec_text", "Data2VecText", _CLASSIFICATION, positions="count"),
+    _bert(
+        "electra.modeling_electra",
         "Electra",
-        first_token_heads=("ForSequenceClassification", "ForMultipleChoice"),
-        pooled=False,
+        _CLASSIFICATION_AND_CHOICE,
+        projection="embeddings_project",
+        output="BaseModelOutputWithPastAndCrossAttentions",
+        pool=None,
+    ),
+    Family(
+        "transformers.models.distilbert.modeling_distilbert",
+        "DistilBertModel",
+        classes={"embeddings": "Embeddings", "transformer": "Transformer"},
+        layer_classes={"": "TransformerBlock", "attention": "DistilBertSelfAttention", "ffn": "FFN"},
+        layout=layouts.DISTILBERT,
+        layers="transformer.layer",
+        inputs=("input_ids", "position_ids", "inputs_embeds"),
+        first_token_heads=("DistilBertForSequenceClassification", "DistilBertForMultipleChoice"),
+        output="BaseModelOutput",
+        pool=None,
+    ),
+    Family(
+        "transformers.models.albert.modeling_albert",
+        "AlbertModel",
+        classes={"embeddings": "AlbertEmbeddings", "encoder": "AlbertTransformer"},
+        layer_classes={"": "AlbertLayer", "attention": "AlbertAttention"},
+        layout=layouts.ALBERT,
+        layers="encoder.albert_layer_groups",
+        order=in_groups,
+        group_class="AlbertLayerGroup",
+        projection="encoder.embedding_hidden_mapping_in",
+        output="BaseModelOutputWithPooling",
+        pool=pooled_by_linear,
+    ),
+    _bert("ernie.modeling_ernie", "Ernie", inputs=(*_INPUTS, "task_type_ids")),
+    _bert("splinter.modeling_splinter", "Splinter", layout=layouts.BERT_ALIGN, output="BaseModelOutput", pool=None),
+    _bert(
+        "rembert.modeling_rembert",
+        "RemBert",
+        layout=layouts.BERT_EAGER,
+        projection="encoder.embedding_hidden_mapping_in",
+        captures=False,
+    ),
+    _bert(
+        "layoutlm.modeling_layoutlm",
+        "LayoutLM",
+        layout=layouts.BERT_ALIGN,
+        inputs=(*_INPUTS, "bbox"),
+        zeros={"bbox": (4,)},
+        output="BaseModelOutputWithPooling",
+    ),
+    _bert(
+        "roberta_prelayernorm.modeling_roberta_prelayernorm",
+        "RobertaPreLayerNorm",
+        _CLASSIFICATION,
+        layout=layouts.ROBERTA_PRE_LAYER_NORM,
+        norm="LayerNorm",
+        positions="count",
+    ),
+    _bert(
+        "megatron_bert.modeling_megatron_bert",
+        "MegatronBert",
+        layout=layouts.MEGATRON_BERT,
+        norm="encoder.ln",
+        captures=False,
+    ),
+    _bert(
+        "xlm_roberta_xl.modeling_xlm_roberta_xl",
+        "XLMRobertaXL",
+        _CLASSIFICATION,
+        layout=layouts.XLM_ROBERTA_XL,
+        norm="encoder.LayerNorm",
+        positions="count",
+    ),
+    _rotary("nomic_bert.modeling_nomic_bert", "NomicBert", layout=layouts.NOMIC_BERT),
+    _rotary(
+        "jina_embeddings_v3.modeling_jina_embeddings_v3",
+        "JinaEmbeddingsV3",
+        _CLASSIFICATION,
+        layout=layouts.JINA,
+    ),
+    _bert(
+        "roformer.modeling_roformer",
+        "RoFormer",
+        _CLASSIFICATION_AND_CHOICE,
+        layout=layouts.BERT_EAGER,
+        projection="embeddings_project",
+        inputs=("input_ids", "token_type_ids", "inputs_embeds"),
+        rotary=RotaryTable("encoder.embed_positions"),
+        output="BaseModelOutputWithPastAndCrossAttentions",
+        pool=None,
+        captures=False,
     ),
 )
 
-# Encoders of other shapes whose attention alone can be replaced, by transformers' own switch (integrations).
-ATTENTION_ALONE = ("AlbertModel", "DistilBertModel")
+# Encoders that the packed forward does not compute, and what of them it lacks.
+UNSUPPORTED = {
+    "LongformerModel": "some of its tokens see all others, through projections of their own",
+    "BigBirdModel": "its attention is sparse by blocks, and one batch of short rows makes it full for all later calls",
+    "MobileBertModel": "its embeddings join each word with its neighbours, also with the padding behind the last",
+    "LayoutLMv3Model": "its attention adds biases by the distances between boxes on a page",
+    "T5Stack": "it is half of an encoder and decoder, with norms and a bias of attention of its own",
+}
+# Heads of other modules that read token 0 of an encoder that they hold.
+_OTHER_FIRST_TOKEN_HEADS = ("DPREncoder",)
 
 _BY_CLASS = {(family.module, family.model_class): family for family in FAMILIES}
 
@@ -83,13 +289,10 @@ def family_of(module: nn.Module) -> Family | None:
 
 
 def class_refusal(module: nn.Module) -> str | None:
-    """Why an encoder that is in no row is left, and what would work instead; None for what is no encoder."""
+    """Why an encoder that is in no row is left; None for what is no encoder."""
     names = {kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("transformers.")}
-    if not names.isdisjoint(ATTENTION_ALONE):
-        return (
-            'it is built otherwise than BERT; loaded with attn_implementation="spanbert_kernels", after '
-            "spanbert_kernels.register_attention(), its attention runs without padding"
-        )
+    for name in names & UNSUPPORTED.keys():
+        return f"it is not supported: {UNSUPPORTED[name]}"
     if {"embeddings", "encoder"} <= module._modules.keys():
         return f"it is not one of {', '.join(family.model_class for family in FAMILIES)}"
     return None
@@ -125,7 +328,7 @@ def override_refusal(module: nn.Module, family: Family) -> str | None:
 def reads_of(family: Family, heads: Iterable[nn.Module]) -> Reads:
     """Which tokens, perhaps padding, the modules that hold a family's encoder read: none by place, the first, any."""
     reads: Reads = "none"
-    names = {family.prefix + suffix for suffix in family.first_token_heads}
+    names = {*family.first_token_heads, *_OTHER_FIRST_TOKEN_HEADS}
     for head in heads:
         if names.isdisjoint(ancestor.__name__ for ancestor in type(head).__mro__):
             continue

@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from spanbert_kernels.acceleration import training
+from spanbert_kernels.acceleration.attention import Batch
 from spanbert_kernels.acceleration.families import Family, Reads, count_positions, mixes_documents
+from spanbert_kernels.acceleration.layouts import at
 from spanbert_kernels.acceleration.packed import PackedLayers, Weights, way_for
+from spanbert_kernels.acceleration.parts import EncoderParts
 from spanbert_kernels.acceleration.requests import Request, read_request
 from spanbert_kernels.acceleration.structure import Structure
 from spanbert_kernels.nn.packing import Packing
@@ -152,9 +155,13 @@ class PackedForward:
             return request
         mask = request.attention_mask
         read_is_real = None if mask is None else self._read_is_real(mask)
-        packing = Packing.from_mask(mask, request.batch, request.length, request.device)
+        packing = Packing.from_mask(
+            mask, request.batch, request.length, request.device, look_for_holes=self.family.distances
+        )
         if read_is_real is not None and not read_is_real.item():
             return "the token that the pooler or the head reads is padding in some row"
+        if not packing.contiguous:
+            return "padding between real tokens, which counts in the distances that attention looks at"
         if self.reads == "any" and packing.indices is not None:
             return "the head reads padding"
         return self._structure, request, packing
@@ -174,32 +181,37 @@ class PackedForward:
         return real.all().to("cpu", non_blocking=True)
 
     def _packed(self, structure: Structure, request: Request, packing: Packing) -> Any:
-        model = self.model
-        hidden = self._embed(request, packing)  # [T, H]
-        packed = self._packed_layers_for(structure, hidden)
+        model, encoder = self.model, structure.parts
+        count, hidden = len(encoder.layers), self._embed(request, packing)  # [T, H]
+        rotary = self.family.rotary
+        rotation = None if rotary is None else rotary.rotation(model, hidden, self._positions(request, packing))
+        batch = Batch(packing, rotation)
+        packed = self._packed_layers_for(encoder, hidden)
         context = model.cross_document_context(request.cluster_ids, packing) if mixes_documents(model) else None
         mixes = context is not None
-        states = [packing.pad(hidden)] if request.output_hidden_states else []
-        count = len(structure.layers)
+        wanted = set(range(count + 1)) if request.hidden_states is True else request.hidden_states or set()
+        states = {0: packing.pad(hidden)} if 0 in wanted else {}
         # All at once, unless somebody looks in between.
-        step = 1 if packed is None or mixes or request.output_hidden_states else max(1, count)
+        every = range(1, count + 1)
+        stops = list(every) if mixes else sorted({*wanted, count}.intersection(every)) or [0]
         embedded, dtype = hidden, hidden.dtype
-        if packed is not None and step < count and not mixes:
+        if packed is not None and len(stops) > 1 and not mixes:
             hidden = hidden.to(packed.layers.stream_dtype or dtype)
-        for index in range(0, count, step):
+        for first, last in itertools.pairwise([0, *stops]):
             if packed is None:
-                hidden = training.run_layer(structure.layers[index], hidden, packing)
+                hidden = training.run_layers(encoder, first, last, hidden, batch)
             else:
-                hidden = packed.layers.run(index, index + step, hidden, packing)
+                hidden = packed.layers.run(first, last, hidden, batch)
             if mixes:
-                hidden = model.mix_documents(index, hidden, packing, context)
-            if request.output_hidden_states:
-                states.append(packing.pad(hidden.to(dtype)))
+                hidden = model.mix_documents(first, hidden, packing, context)
+            if last in wanted:
+                states[last] = packing.pad(hidden.to(dtype))
         if self.weights == "int8" and packed is not None and self.int8_error is None and not mixes:
-            self.int8_error = _difference(structure, embedded, packing, hidden)
+            self.int8_error = _difference(encoder, embedded, batch, hidden)
         self._note(self._path(packed, request))
-        last = states[-1] if states else packing.pad(hidden)
-        return self._output(request, packing, last, tuple(states) if request.output_hidden_states else None)
+        final = states[count] if count in states else packing.pad(hidden if packed is None else hidden.to(dtype))
+        asked = None if request.hidden_states is None else tuple(states.get(index) for index in range(count + 1))
+        return self._output(request, packing, final, asked)
 
     def _path(self, packed: PackedLayers | None, request: Request) -> str:
         if packed is not None:
@@ -207,40 +219,36 @@ class PackedForward:
         if self.model.training:
             return TRAINING
         if torch.is_grad_enabled():
-            asked = request.inputs_embeds is not None and request.inputs_embeds.requires_grad
-            return TRAINING if asked else BY_OVERSIGHT
+            embeds = request.inputs["inputs_embeds"]
+            return TRAINING if embeds is not None and embeds.requires_grad else BY_OVERSIGHT
         return TRAINING if self.repack else NOT_REPACKED
 
     def _embed(self, request: Request, packing: Packing) -> Tensor:
         """The embeddings of the real tokens, `[T, H]`, at the positions transformers gives them."""
-        embeddings, shape = self.model.embeddings, (request.batch, request.length)
+        model, family, inputs = self.model, self.family, request.inputs
         if packing.indices is None:
-            hidden = embeddings(
-                input_ids=request.input_ids,
-                token_type_ids=request.token_type_ids,
-                position_ids=request.position_ids,
-                inputs_embeds=request.inputs_embeds,
-            ).flatten(0, 1)
+            hidden = model.embeddings(**inputs).flatten(0, 1)
         else:
-            if request.position_ids is not None:
-                positions = packing.pack(request.position_ids.expand(shape))
-            elif self.family.positions == "column":
-                positions = packing.positions()
-            elif request.input_ids is not None:
-                positions = packing.pack(count_positions(request.input_ids, embeddings.padding_idx))
-            else:
-                positions = packing.positions() + embeddings.padding_idx + 1
-            types = request.token_type_ids
-            hidden = embeddings(
-                input_ids=None if request.input_ids is None else packing.pack(request.input_ids)[None],
-                token_type_ids=None if types is None else packing.pack(types.expand(shape))[None],
-                position_ids=positions[None],
-                inputs_embeds=None if request.inputs_embeds is None else packing.pack(request.inputs_embeds)[None],
-            )[0]
-        project = getattr(self.model, "embeddings_project", None)
+            given = {name: None if each is None else _pack(packing, each)[None] for name, each in inputs.items()}
+            if "position_ids" in family.inputs:
+                given["position_ids"] = self._positions(request, packing)[None]
+            hidden = model.embeddings(**given)[0]
+        project = None if family.projection is None else at(model, family.projection)
         return hidden if project is None else project(hidden)
 
-    def _packed_layers_for(self, structure: Structure, hidden: Tensor) -> PackedLayers | None:
+    def _positions(self, request: Request, packing: Packing) -> Tensor:
+        """The position ids of the real tokens, `[T]`."""
+        given, input_ids = request.inputs.get("position_ids"), request.inputs["input_ids"]
+        if given is not None:
+            return _pack(packing, given)
+        if self.family.positions == "column":
+            return packing.positions()
+        padding_index = self.model.embeddings.padding_idx
+        if input_ids is None:
+            return packing.positions() + padding_index + 1
+        return packing.pack(count_positions(input_ids, padding_index))
+
+    def _packed_layers_for(self, encoder: EncoderParts, hidden: Tensor) -> PackedLayers | None:
         """The layers with copied weights, if the inference path can take this call, else None."""
         trains = torch.is_grad_enabled() and (
             hidden.requires_grad or any(p.requires_grad for p in self.model.parameters())
@@ -249,33 +257,34 @@ class PackedForward:
             # The weights are about to change or have moved, and the memory is better spent on activations.
             self._forget()
             return None
-        if not self.repack or any(parts.drops() for parts in structure.layers):
+        if not self.repack or any(parts.drops() for parts in encoder.distinct):
             return None
         way = way_for(hidden.dtype, self.weights)
         packed = self._packed_layers
-        if way is not None and (packed is None or not packed.follow(structure.layers, way)):
-            packed = self._packed_layers = PackedLayers.of(structure.layers, way)
+        if way is not None and (packed is None or not packed.follow(encoder, way)):
+            packed = self._packed_layers = PackedLayers.of(encoder, way)
         return None if way is None else packed
 
-    def _output(self, request: Request, packing: Packing, last: Tensor, states: tuple[Tensor, ...] | None) -> Any:
+    def _output(
+        self, request: Request, packing: Packing, last: Tensor, states: tuple[Tensor | None, ...] | None
+    ) -> Any:
         from transformers import modeling_outputs
 
-        model = self.model
-        if not self.family.pooled:
-            output = modeling_outputs.BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last)
-        else:
-            pooled = None
-            if model.pooler is not None:
-                read = last
-                if hasattr(model, "pooled_positions"):
-                    read = last.flatten(0, 1).index_select(0, model.pooled_positions(packing))[:, None]  # [B, 1, H]
-                pooled = model.pooler(read)
-            output = modeling_outputs.BaseModelOutputWithPoolingAndCrossAttentions(
-                last_hidden_state=last, pooler_output=pooled
-            )
+        model, family = self.model, self.family
+        values: dict[str, Tensor | None] = {"last_hidden_state": last}
+        read = last
+        if hasattr(model, "pooled_positions"):
+            read = last.flatten(0, 1).index_select(0, model.pooled_positions(packing))[:, None]  # [B, 1, H]
+        if family.pool is not None:
+            values["pooler_output"] = family.pool(model, read)
+        output = getattr(modeling_outputs, family.output)(**values)
         if states is not None:
             output["hidden_states"] = states
-        return output if request.return_dict else output.to_tuple()
+        if request.return_dict:
+            return output
+        found = output.to_tuple()
+        missing = not family.captures and values.get("pooler_output", last) is None
+        return (found[0], None, *found[1:]) if missing else found
 
     def _note(self, path: str) -> None:
         self.calls[path] += 1
@@ -289,12 +298,14 @@ class PackedForward:
             warnings.warn(f"{name}: transformers' own path ran: {reason}", AccelerationWarning, stacklevel=2)
 
 
-def _difference(structure: Structure, embedded: Tensor, packing: Packing, hidden: Tensor) -> float:
+def _pack(packing: Packing, given: Tensor) -> Tensor:
+    """Of an input `[B, L, ...]`, or one that all rows share, the real tokens: `[T, ...]`."""
+    return packing.pack(given.expand(packing.batch, packing.length, *given.shape[2:]))
+
+
+def _difference(encoder: EncoderParts, embedded: Tensor, batch: Batch, hidden: Tensor) -> float:
     """Of hidden states from those that the layers' own modules compute, as a share of the largest of these."""
-    expected = embedded
-    for parts in structure.layers:
-        expected = training.run_layer(parts, expected, packing)
-    expected = expected.float()
+    expected = training.run_layers(encoder, 0, len(encoder.layers), embedded, batch).float()
     if expected.numel() == 0:
         return 0.0
     return ((hidden.float() - expected).abs().max() / expected.abs().max()).item()

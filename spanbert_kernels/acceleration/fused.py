@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spanbert_kernels import ops
-from spanbert_kernels.acceleration.structure import LayerParts
-from spanbert_kernels.nn.packing import Packing
+from spanbert_kernels.acceleration.attention import Batch
+from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, parameters_of
 from spanbert_kernels.ops.encoder_stack import (
     Activation,
     Attend,
@@ -44,8 +43,6 @@ _ACTIVATIONS: dict[tuple[str, str], Activation] = {
 # Settings that a class may have and that the steps have as constants.
 _SETTINGS: dict[str, tuple[str, Any]] = {"clipped_gelu": ("max", 10), "leaky_relu": ("negative_slope", 0.01)}
 
-STEPS_PER_LAYER = 6
-
 
 def activation_of(module: Any) -> Activation | None:
     """What the steps call an activation, or None if they do not have it.
@@ -59,81 +56,96 @@ def activation_of(module: Any) -> Activation | None:
     return activation if not name or getattr(module, name) == value else None
 
 
-def steps_of(parts: LayerParts) -> list[Step] | None:
-    """The steps of a layer, or None where it has an activation or a scale that they do not have."""
-    activation, attention = activation_of(parts.activation), parts.attention
-    if activation is None or not attention.scaling > 0:
-        return None
-    return [
-        Project(_joined([each.weight for each in parts.projections()]), _joined_biases(parts)),
-        Attend(attention.num_attention_heads, attention.attention_head_size, attention.scaling),
-        Merge(parts.attention_dense.weight, parts.attention_dense.bias),
-        Normalize(parts.attention_norm.weight, parts.attention_norm.bias, parts.attention_norm.eps),
-        FeedForward(parts.up.weight, parts.up.bias, parts.down.weight, parts.down.bias, activation),
-        Normalize(parts.norm.weight, parts.norm.bias, parts.norm.eps),
+def steps_refusal(parts: LayerParts) -> str | None:
+    """What a layer has that the steps do not, or None."""
+    if activation_of(parts.activation) is None:
+        return f"the activation {type(parts.activation).__name__} is none of those of encoder_stack"
+    if not parts.scale > 0:
+        return f"attention has the scale {parts.scale}"
+    if parts.gated:
+        return "its activation has a gate"
+    return "its positions are rotary" if parts.rotary else None
+
+
+def steps_of(parts: LayerParts) -> list[Step]:
+    """The steps of a layer without a `steps_refusal`."""
+    activation, down = activation_of(parts.activation), parts.down
+    assert activation is not None
+    up, up_bias = parts.up.weight(), parts.up.bias()
+    steps = [
+        _norm(parts.norm_before(parts.attention_norm), keeps=True),
+        Project(parts.projections.weight().detach(), parts.projections.bias()),
+        Attend(parts.heads, parts.head_dim, parts.scale),
+        Merge(parts.dense.weight, parts.dense.bias),
+        _norm(parts.norm_after(parts.attention_norm)),
+        _norm(parts.norm_before(parts.norm), keeps=True),
+        FeedForward(up, up_bias, down.weight, down.bias, activation),
+        _norm(parts.norm_after(parts.norm)),
     ]
+    return [step for step in steps if step is not None]
 
 
-def settings_of(layers: Sequence[LayerParts]) -> list[tuple[Any, ...]]:
+def _norm(norm: nn.LayerNorm | None, *, keeps: bool = False) -> Normalize | None:
+    return None if norm is None else Normalize(norm.weight, norm.bias, norm.eps, keeps)
+
+
+def settings_of(encoder: EncoderParts) -> list[tuple[Any, ...]]:
     """What goes into the steps of layers beside their parameters."""
-    return [
+    norms = [] if encoder.norm is None else [(encoder.norm.eps,)]
+    return norms + [
         (
-            parts.attention.num_attention_heads,
-            parts.attention.scaling,
+            parts.heads,
+            parts.head_dim,
+            parts.scale,
             activation_of(parts.activation),
-            parts.attention_norm.eps,
+            None if parts.attention_norm is None else parts.attention_norm.eps,
             parts.norm.eps,
         )
-        for parts in layers
+        for parts in encoder.distinct
     ]
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach() for tensor in tensors])
-
-
-def _joined_biases(parts: LayerParts) -> Tensor | None:
-    linears: tuple[nn.Linear, ...] = parts.projections()
-    if all(linear.bias is None for linear in linears):
-        return None
-    return _joined([each.weight.new_zeros(each.out_features) if each.bias is None else each.bias for each in linears])
 
 
 class FusedLayers:
-    """The layers of an encoder as one stack.
+    """The layers of an encoder as one stack, each once.
 
     Attributes:
         precision: of its products.
-        settings: what the steps took over from the layers beside their parameters.
         stream_dtype: of hidden states that go from one call to the next, so that they are those of a single call.
     """
 
     stream_dtype: torch.dtype | None = torch.float32
 
-    def __init__(self, stack: ops.EncoderStack, settings: list[tuple[Any, ...]]) -> None:
-        self.stack = stack
-        self.precision: Precision = stack.precision
-        self.settings = settings
+    def __init__(self, encoder: EncoderParts, precision: Precision) -> None:
+        steps: list[Step] = []
+        # Where the steps of each layer begin, and where the last ones end.
+        self.starts = [0]
+        with torch.no_grad():
+            for parts in encoder.distinct:
+                steps += steps_of(parts)
+                self.starts.append(len(steps))
+            if encoder.norm is not None:
+                steps.append(Normalize(encoder.norm.weight, encoder.norm.bias, encoder.norm.eps))
+        self.encoder = encoder
+        self.precision: Precision = precision
+        self.settings = settings_of(encoder)
+        self.stack = ops.EncoderStack(steps, encoder.layers[0].dense.out_features, precision)
         self.stack.packed()
 
     @classmethod
-    def of(cls, layers: Sequence[LayerParts], precision: Precision) -> FusedLayers | None:
+    def of(cls, encoder: EncoderParts, precision: Precision) -> FusedLayers | None:
         """The stack of the layers, or None where a layer has something that its steps do not have."""
-        steps = [steps_of(parts) for parts in layers]
-        if not layers or any(each is None for each in steps):
+        if not encoder.layers or any(steps_refusal(parts) is not None for parts in encoder.distinct):
             return None
-        hidden_size = layers[0].query.in_features
-        stack = ops.EncoderStack([step for each in steps if each for step in each], hidden_size, precision)
-        return cls(stack, settings_of(layers))
+        return cls(encoder, precision)
 
-    def hold(self, layers: Sequence[LayerParts]) -> bool:
-        """Whether the layers have the settings that went into the steps."""
-        return self.settings == settings_of(layers)
+    def hold(self, encoder: EncoderParts) -> bool:
+        """Whether the layers are in the order and have the settings that went into the steps."""
+        return self.encoder.places == encoder.places and self.settings == settings_of(encoder)
 
     @staticmethod
-    def sources(layers: Sequence[LayerParts]) -> list[Tensor]:
+    def sources(encoder: EncoderParts) -> list[Tensor]:
         """What was copied: all parameters of the layers."""
-        return [tensor for parts in layers for tensor in parts.parameters()]
+        return [tensor for parts in encoder.distinct for tensor in parts.parameters()] + parameters_of([encoder.norm])
 
     @property
     def products(self) -> str:
@@ -146,8 +158,19 @@ class FusedLayers:
         packed = self.stack.packed()
         return packed.region.numel() + sum(arena.numel() for arena in packed.arenas)
 
-    def run(self, first: int, last: int, hidden: Tensor, packing: Packing) -> Tensor:
-        """Layers first .. last - 1: `hidden [T, H]` -> `[T, H]`."""
-        return ops.encoder_stack(
-            hidden, packing.documents, self.stack, first=first * STEPS_PER_LAYER, last=last * STEPS_PER_LAYER
-        )
+    def run(self, first: int, last: int, hidden: Tensor, batch: Batch) -> Tensor:
+        """Layers first .. last - 1, and the norm after the last of all: `hidden [T, H]` -> `[T, H]`."""
+        calls = [(self.starts[start], self.starts[end]) for start, end in self.encoder.runs(first, last)]
+        if self.encoder.norm_after(last) is not None:
+            calls.append((self.starts[-1], len(self.stack.steps)))
+        joined: list[tuple[int, int]] = []
+        for start, end in calls:
+            if joined and joined[-1][1] == start:
+                start = joined.pop()[0]
+            joined.append((start, end))
+        dtype = hidden.dtype
+        if len(joined) > 1:
+            hidden = hidden.to(self.stream_dtype)
+        for start, end in joined:
+            hidden = ops.encoder_stack(hidden, batch.packing.documents, self.stack, first=start, last=end)
+        return hidden.to(dtype)

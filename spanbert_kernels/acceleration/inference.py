@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spanbert_kernels.acceleration.attention import attend
+from spanbert_kernels.acceleration.attention import Batch, attend
 from spanbert_kernels.acceleration.linears import Linears, linears_for
-from spanbert_kernels.acceleration.structure import LayerParts
-from spanbert_kernels.nn.packing import Packing
+from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts
 
 # Rows that go through the feed-forward block together: its wide intermediate then is memory that is used again, not
 # fresh from the system. Fewer would cost the products speed.
@@ -20,11 +18,11 @@ FEED_FORWARD_ROWS = 2048
 
 
 class LayerWeights(NamedTuple):
-    """The four products of a layer: fused query, key and value; attention output; up; down."""
+    """The products of a layer: fused query, key and value; attention output; up, and the gate's; down."""
 
     qkv: Any
     dense: Any
-    up: Any
+    up: list[Any]
     down: Any
 
 
@@ -37,23 +35,23 @@ class SeparateLayers:
 
     stream_dtype: torch.dtype | None = None
 
-    def __init__(self, layers: Sequence[LayerParts], linears: Linears) -> None:
-        self.layers = layers
+    def __init__(self, encoder: EncoderParts, linears: Linears) -> None:
+        self.encoder = encoder
         self.linears = linears
-        self.weights = [_pack(parts, linears) for parts in layers]
+        self.weights = [_pack(parts, linears) for parts in encoder.distinct]
 
     @staticmethod
-    def sources(layers: Sequence[LayerParts]) -> list[Tensor]:
+    def sources(encoder: EncoderParts) -> list[Tensor]:
         """What was copied: the weights of the products."""
         return [
             module.weight if (weight := module._parameters.get("weight")) is None else weight
-            for parts in layers
-            for module in parts.products()
+            for parts in encoder.distinct
+            for module in parts.linears()
         ]
 
-    def hold(self, layers: Sequence[LayerParts]) -> bool:
+    def hold(self, encoder: EncoderParts) -> bool:
         """Whether these are the layers, and the products still those to be taken."""
-        return self.layers is layers and self.linears is linears_for(layers[0].query.weight.dtype)
+        return self.encoder is encoder and self.linears is linears_for(encoder.layers[0].dense.weight.dtype)
 
     @property
     def products(self) -> str:
@@ -63,33 +61,34 @@ class SeparateLayers:
     @property
     def num_bytes(self) -> int:
         """Memory kept: repacked weights."""
-        return sum(weight.numel() * weight.element_size() for weight in self.sources(self.layers))
+        return sum(weight.numel() * weight.element_size() for weight in self.sources(self.encoder))
 
-    def run(self, first: int, last: int, hidden: Tensor, packing: Packing) -> Tensor:
-        """Layers first .. last - 1: `hidden [T, H]` -> `[T, H]`."""
-        for parts, weights in zip(self.layers[first:last], self.weights[first:last], strict=True):
-            hidden = run_layer(parts, weights, self.linears, hidden, packing)
-        return hidden
+    def run(self, first: int, last: int, hidden: Tensor, batch: Batch) -> Tensor:
+        """Layers first .. last - 1, and the norm after the last of all: `hidden [T, H]` -> `[T, H]`."""
+        for place in self.encoder.places[first:last]:
+            hidden = run_layer(self.encoder.distinct[place], self.weights[place], self.linears, hidden, batch)
+        return _normalized(self.encoder.norm_after(last), hidden)
 
 
 def _pack(parts: LayerParts, linears: Linears) -> LayerWeights:
     with torch.no_grad():
         return LayerWeights(
-            linears.pack(torch.cat([each.weight for each in parts.projections()])),
-            linears.pack(parts.attention_dense.weight),
-            linears.pack(parts.up.weight),
+            linears.pack(parts.projections.weight()),
+            linears.pack(parts.dense.weight),
+            [linears.pack(weight) for weight in parts.up.weights()],
             linears.pack(parts.down.weight),
         )
 
 
-def run_layer(parts: LayerParts, weights: LayerWeights, linears: Linears, hidden: Tensor, packing: Packing) -> Tensor:
+def run_layer(parts: LayerParts, weights: LayerWeights, linears: Linears, hidden: Tensor, batch: Batch) -> Tensor:
     """`hidden [T, H]` -> `[T, H]`."""
-    attention = parts.attention
-    fused = linears.linear(hidden, weights.qkv, _fused_bias(parts))
-    query, key, value = fused.view(-1, 3, attention.num_attention_heads, attention.attention_head_size).unbind(1)
-    context = attend(query, key, value, packing, scale=attention.scaling)
-    attended = linears.linear_add(context, hidden, weights.dense, parts.attention_dense.bias)
-    attended = _layer_norm(parts.attention_norm, attended)
+    given = _normalized(parts.norm_before(parts.attention_norm), hidden)
+    # Joined on every call: three small vectors are cheaper to copy than to watch.
+    fused = linears.linear(given, weights.qkv, parts.projections.bias())
+    query, key, value = fused.view(-1, 3, parts.heads, parts.head_dim).unbind(1)
+    context = attend(parts, query, key, value, batch)
+    attended = linears.linear_add(context, hidden, weights.dense, parts.dense.bias)
+    attended = _normalized(parts.norm_after(parts.attention_norm), attended)
     rows = attended.shape[0]
     if rows <= FEED_FORWARD_ROWS:
         return _feed_forward(parts, weights, linears, attended)
@@ -103,18 +102,14 @@ def run_layer(parts: LayerParts, weights: LayerWeights, linears: Linears, hidden
 
 
 def _feed_forward(parts: LayerParts, weights: LayerWeights, linears: Linears, attended: Tensor) -> Tensor:
-    wide = linears.linear_activation(attended, weights.up, parts.up.bias, parts.activation)
-    return _layer_norm(parts.norm, linears.linear_add(wide, attended, weights.down, parts.down.bias))
+    given = _normalized(parts.norm_before(parts.norm), attended)
+    biases = parts.up.biases()
+    wide = linears.linear_activation(given, weights.up[0], biases[0], parts.activation)
+    if parts.gated:
+        wide = wide * linears.linear(given, weights.up[1], biases[1])
+    narrow = linears.linear_add(wide, attended, weights.down, parts.down.bias)
+    return _normalized(parts.norm_after(parts.norm), narrow)
 
 
-def _fused_bias(parts: LayerParts) -> Tensor | None:
-    """Joined on every call: three small vectors are cheaper to copy than to watch."""
-    biases = [linear.bias for linear in (parts.query, parts.key, parts.value)]
-    if all(bias is None for bias in biases):
-        return None
-    weight = parts.query.weight
-    return torch.cat([weight.new_zeros(weight.shape[0]) if bias is None else bias for bias in biases])
-
-
-def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+def _normalized(norm: nn.LayerNorm | None, x: Tensor) -> Tensor:
+    return x if norm is None else F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

@@ -21,7 +21,7 @@ from spanbert_kernels.acceleration.structure import Structure
 
 
 def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool = True) -> AccelerationReport:
-    """Lets every BERT-architecture encoder in `model` run without padding, in place.
+    """Lets every encoder in `model` that is of a family in the table run without padding, in place.
 
     Parameters, `state_dict`, `save_pretrained` and the outputs at real tokens stay as they are; padded positions are 0.
     What the packed path cannot do (attention matrices, masks that are not `[batch, length]`, a pooler in front of a
@@ -81,19 +81,19 @@ def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool
         if installed is not None:
             installed.reads = reads
             installed.configure(weights, repack)
-            replaced.append(Replaced(name, class_name, len(module.encoder.layer), installed))
+            replaced.append(Replaced(name, class_name, len(family.layers_of(module)), installed))
             continue
         structure = _inspect(module, family)
         if isinstance(structure, str):
             skipped.append(Skipped(name, class_name, structure))
             continue
-        refused = int8_refusal(structure.layers) if weights == "int8" else None
+        refused = int8_refusal(structure.parts) if weights == "int8" else None
         if refused is not None:
             raise ValueError(f"{class_name} cannot run with weights of 8 bits: {refused}")
         forward = PackedForward(module, family, reads, weights, repack)
         module.forward = forward
         fresh = True
-        replaced.append(Replaced(name, class_name, len(structure.layers), forward))
+        replaced.append(Replaced(name, class_name, len(structure.parts.layers), forward))
     if not replaced:
         known = ", ".join(family.model_class for family in FAMILIES)
         itself = [each.reason for each in skipped if each.name == ""]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from spanbert_kernels import ops
-from spanbert_kernels.acceleration.fused import FusedLayers, activation_of
+from spanbert_kernels.acceleration import layouts
+from spanbert_kernels.acceleration.attention import Batch
+from spanbert_kernels.acceleration.fused import FusedLayers, steps_refusal
 from spanbert_kernels.acceleration.inference import SeparateLayers
 from spanbert_kernels.acceleration.linears import exact_gelu, linears_for
-from spanbert_kernels.acceleration.structure import LayerParts
+from spanbert_kernels.acceleration.parts import EncoderParts, Joint, LayerParts
 from spanbert_kernels.acceleration.weights import Watch, copyable
 from spanbert_kernels.nn.packing import Packing
 from spanbert_kernels.ops.encoder_stack import Precision, encoder_stack_refusal
@@ -72,12 +74,10 @@ def _fused_refusal(dtype: torch.dtype) -> str | None:
     return ops.backends.refusal("cpu", "cpu", dtype, "encoder_stack")
 
 
-def int8_refusal(layers: Sequence[LayerParts]) -> str | None:
+def int8_refusal(encoder: EncoderParts) -> str | None:
     """Why the layers cannot run with weights in 8 bits here, or None."""
-    unknown = sorted({type(parts.activation).__name__ for parts in layers if activation_of(parts.activation) is None})
-    if unknown:
-        return f"the activation {', '.join(unknown)} is none of those of encoder_stack"
-    return _fused_refusal(torch.float32) or encoder_stack_refusal("int8")
+    unknown = filter(None, (steps_refusal(parts) for parts in encoder.distinct))
+    return next(unknown, None) or _fused_refusal(torch.float32) or encoder_stack_refusal("int8")
 
 
 @dataclass
@@ -89,32 +89,32 @@ class PackedLayers:
     watch: Watch
 
     @classmethod
-    def of(cls, parts: Sequence[LayerParts], way: Way) -> PackedLayers | None:
+    def of(cls, encoder: EncoderParts, way: Way) -> PackedLayers | None:
         """Copies the weights, or None where they are such that nobody could follow them."""
-        weights = SeparateLayers.sources(parts)
+        weights = SeparateLayers.sources(encoder)
         if not copyable(weights, way.dtype):
             return None
-        if way.precision is not None and copyable(FusedLayers.sources(parts)):
-            fused = FusedLayers.of(parts, way.precision)
+        if way.precision is not None and copyable(FusedLayers.sources(encoder)):
+            fused = FusedLayers.of(encoder, way.precision)
             if fused is not None:
-                return cls(way, fused, Watch.of(fused.sources(parts)))
+                return cls(way, fused, Watch.of(fused.sources(encoder)))
         if way.precision == "int8" or torch.is_autocast_enabled("cpu"):
             return None
-        return cls(way, SeparateLayers(parts, linears_for(way.dtype)), Watch.of(weights))
+        return cls(way, SeparateLayers(encoder, linears_for(way.dtype)), Watch.of(weights))
 
-    def follow(self, parts: Sequence[LayerParts], way: Way) -> bool:
+    def follow(self, encoder: EncoderParts, way: Way) -> bool:
         """Whether these are still the layers on this way. About 0.2 ms for 12 layers."""
-        return self.way == way and self.layers.hold(parts) and self.watch.holds(self.layers.sources(parts))
+        return self.way == way and self.layers.hold(encoder) and self.watch.holds(self.layers.sources(encoder))
 
 
 def _candidate(way: str, dtype: torch.dtype) -> Candidate:
     def prepare() -> Callable[[], Tensor]:
-        parts, precision = [_measured_layer(dtype)], precision_of(way, dtype)
-        fused = None if precision is None else FusedLayers.of(parts, precision)
-        layers = SeparateLayers(parts, linears_for(dtype)) if fused is None else fused
+        encoder, precision = EncoderParts([_measured_layer(dtype)]), precision_of(way, dtype)
+        fused = None if precision is None else FusedLayers.of(encoder, precision)
+        layers = SeparateLayers(encoder, linears_for(dtype)) if fused is None else fused
         hidden = torch.linspace(-1, 1, _MEASURED_TOKENS * _MEASURED_SIZE).view(-1, _MEASURED_SIZE).to(dtype)
-        packing = Packing.from_mask(None, 2, _MEASURED_TOKENS // 2, "cpu")
-        return lambda: layers.run(0, 1, hidden, packing)
+        batch = Batch(Packing.from_mask(None, 2, _MEASURED_TOKENS // 2, "cpu"))
+        return lambda: layers.run(0, 1, hidden, batch)
 
     return Candidate(prepare)
 
@@ -128,25 +128,22 @@ def _measured_layer(dtype: torch.dtype) -> LayerParts:
         nn.init.zeros_(made.bias)
         return made
 
-    head_size = size // _MEASURED_HEADS
-    attention = SimpleNamespace(
-        num_attention_heads=_MEASURED_HEADS, attention_head_size=head_size, scaling=head_size**-0.5
-    )
+    dropout = nn.Dropout(0.0)
     return LayerParts(
+        layout=layouts.BERT,
         layer=None,
-        attention=attention,
-        query=linear(size, size),
-        key=linear(size, size),
-        value=linear(size, size),
-        attention_dropout=nn.Dropout(0.0),
-        attention_dense=linear(size, size),
+        attention=SimpleNamespace(attention_head_size=size // _MEASURED_HEADS, training=False),
+        projections=Joint((linear(size, size), linear(size, size), linear(size, size)), 3),
+        attention_dropout=dropout,
+        dense=linear(size, size),
+        attention_output_dropout=dropout,
         attention_norm=nn.LayerNorm(size, dtype=dtype),
-        attention_output_dropout=nn.Dropout(0.0),
-        up=linear(size, 4 * size),
+        up=Joint((linear(size, 4 * size),), 1),
         activation=exact_gelu(),
         down=linear(4 * size, size),
+        output_dropout=dropout,
         norm=nn.LayerNorm(size, dtype=dtype),
-        output_dropout=nn.Dropout(0.0),
+        feed_forward=None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,12 +21,9 @@ _SAME_ATTENTION = {
     "flex_attention",
     "spanbert_kernels",  # integrations/transformers_attention.py
 }
+# Beside what the family's embeddings take.
 _UNDERSTOOD = {
-    "input_ids",
     "attention_mask",
-    "token_type_ids",
-    "position_ids",
-    "inputs_embeds",
     "cluster_ids",
     "return_dict",
     "output_hidden_states",
@@ -35,21 +32,30 @@ _UNDERSTOOD = {
     "is_causal",
     "use_cache",
 }
-# What heads and trainers hand down and no encoder reads.
-_IGNORED = {"num_items_in_batch", "output_router_logits"}
+# What heads, trainers and tokenizers hand down and no encoder reads, unless its embeddings take it.
+_IGNORED = {"num_items_in_batch", "output_router_logits", "shift_labels", "token_type_ids"}
+_DECODING = {"past_key_values", "cache", "encoder_hidden_states", "encoder_attention_mask"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the packed forward needs to know of a call. `B` rows of `L` tokens."""
+    """What the packed forward needs to know of a call. `B` rows of `L` tokens.
 
-    input_ids: Tensor | None
+    Attributes:
+        inputs: what the embeddings are given, by name: `[B, L, ...]`, sizes of 1 for what all rows share.
+        attention_mask: `[B, L]`.
+        cluster_ids: which documents see each other.
+        hidden_states: which were asked for, by index, or True for all; None if they are not.
+        return_dict: whether the output has names.
+        batch: B.
+        length: L.
+        device: of the inputs.
+    """
+
+    inputs: dict[str, Tensor | None]
     attention_mask: Tensor | None
-    token_type_ids: Tensor | None
-    position_ids: Tensor | None
-    inputs_embeds: Tensor | None
     cluster_ids: Tensor | None
-    output_hidden_states: bool
+    hidden_states: set[int] | Literal[True] | None
     return_dict: bool
     batch: int
     length: int
@@ -63,7 +69,7 @@ def read_request(
     if len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
         return "arguments that the forward does not take"
     given = {**kwargs, **dict(zip(names, args, strict=False))}
-    reason = _argument_refusal(model, given)
+    reason = _argument_refusal(model, family, given)
     if reason is not None:
         return reason
     input_ids, inputs_embeds = given.get("input_ids"), given.get("inputs_embeds")
@@ -75,25 +81,27 @@ def read_request(
     if source.device.type == "meta":
         return "tensors without data (on the meta device)"
     batch, length = source.shape[:2]
-    mask, position_ids = given.get("attention_mask"), given.get("position_ids")
+    mask = given.get("attention_mask")
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != (batch, length)):
         return "an attention mask that is not [batch, length]"
-    if position_ids is None and family.positions == "column" and length > model.embeddings.position_ids.shape[1]:
+    inputs = {name: given.get(name) for name in family.inputs}
+    for name, sizes in family.zeros.items():
+        if inputs[name] is None:
+            inputs[name] = torch.zeros(batch, length, *sizes, dtype=torch.long, device=source.device)
+    longest = family.longest(model)
+    if inputs.get("position_ids") is None and longest is not None and length > longest:
         return "sequences longer than the model's positions"
-    hidden_states = given.get("output_hidden_states", getattr(model.config, "output_hidden_states", False))
-    if not isinstance(hidden_states, bool | None):
-        return "hidden states chosen by index"
+    hidden_states = _hidden_states(model, family, given.get("output_hidden_states"))
+    if isinstance(hidden_states, str):
+        return hidden_states
     return_dict = given.get("return_dict")
     if return_dict is None:
         return_dict = getattr(model.config, "return_dict", True)
     return Request(
-        input_ids,
+        inputs,
         mask,
-        given.get("token_type_ids"),
-        position_ids,
-        inputs_embeds,
         given.get("cluster_ids"),
-        bool(hidden_states),
+        hidden_states,
         return_dict is not False,
         batch,
         length,
@@ -101,9 +109,24 @@ def read_request(
     )
 
 
-def _argument_refusal(model: Any, given: dict[str, Any]) -> str | None:
+def _hidden_states(model: Any, family: Family, asked: Any) -> set[int] | Literal[True] | str | None:
+    """Which hidden states a call wants, or why they cannot be given."""
+    asked = getattr(model.config, "output_hidden_states", False) if asked is None else asked
+    if not asked:
+        return None
+    if asked is True or not family.captures:
+        return True
+    from transformers.utils import output_capturing
+
+    if not hasattr(output_capturing, "resolve_hidden_states_indices"):
+        return "hidden states chosen by index, which this version of transformers does not know"
+    selected = output_capturing.selected_hidden_states(asked)
+    return set(output_capturing.resolve_hidden_states_indices(model, selected))
+
+
+def _argument_refusal(model: Any, family: Family, given: dict[str, Any]) -> str | None:
     config = model.config
-    if config.is_decoder or given.get("is_causal", getattr(config, "is_causal", None)):
+    if getattr(config, "is_decoder", False) or given.get("is_causal", getattr(config, "is_causal", None)):
         return "causal attention"
     for name in ("output_attentions", "output_cross_attentions"):
         if given.get(name, getattr(config, name, False)):
@@ -112,9 +135,9 @@ def _argument_refusal(model: Any, given: dict[str, Any]) -> str | None:
     if attention not in _SAME_ATTENTION and attention is not None:
         return f"the attention implementation {attention!r} is not one of transformers' own"
     for name, value in given.items():
-        if value is None or name in _IGNORED or name in _UNDERSTOOD:
+        if value is None or name in _IGNORED or name in _UNDERSTOOD or name in family.inputs:
             continue
-        if name in ("past_key_values", "encoder_hidden_states", "encoder_attention_mask"):
+        if name in _DECODING:
             return f"{name} was given, which belongs to a decoder"
         return f"the argument {name} goes to transformers' attention functions"
     if given.get("cluster_ids") is not None and not mixes_documents(model):

@@ -8,43 +8,52 @@ import torch
 from torch import Tensor, nn
 
 from spanbert_kernels import ops
-from spanbert_kernels.acceleration.attention import attend
+from spanbert_kernels.acceleration.attention import Batch, attend
 from spanbert_kernels.acceleration.linears import is_exact_gelu
-from spanbert_kernels.acceleration.structure import LayerParts
+from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts
 from spanbert_kernels.nn.feed_forward import gelu_feed_forward
-from spanbert_kernels.nn.packing import Packing
 from spanbert_kernels.ops import products
 
 
-def run_layer(parts: LayerParts, hidden: Tensor, packing: Packing) -> Tensor:
+def run_layers(encoder: EncoderParts, first: int, last: int, hidden: Tensor, batch: Batch) -> Tensor:
+    """Layers first .. last - 1, and the norm after the last of all: `hidden [T, H]` -> `[T, H]`."""
+    for parts in encoder.layers[first:last]:
+        hidden = run_layer(parts, hidden, batch)
+    return _normalized(encoder.norm_after(last), hidden)
+
+
+def run_layer(parts: LayerParts, hidden: Tensor, batch: Batch) -> Tensor:
     """`hidden [T, H]` -> `[T, H]`, recomputed in the backward where gradient checkpointing is on."""
     layer = parts.layer
     if layer.training and getattr(layer, "gradient_checkpointing", False):
-        return layer._gradient_checkpointing_func(partial(_compute, parts, packing), hidden)
-    return _compute(parts, packing, hidden)
+        return layer._gradient_checkpointing_func(partial(_compute, parts, batch), hidden)
+    return _compute(parts, batch, hidden)
 
 
-def _compute(parts: LayerParts, packing: Packing, hidden: Tensor) -> Tensor:
-    attention, layer = parts.attention, parts.layer
-    heads = (-1, attention.num_attention_heads, attention.attention_head_size)
-    query, key, value = (_linear(part, hidden).view(heads) for part in (parts.query, parts.key, parts.value))
-    dropout_p = parts.attention_dropout.p if attention.training else 0.0
-    context = attend(query, key, value, packing, scale=attention.scaling, dropout_p=dropout_p)
-    dense = _linear(parts.attention_dense, context)
-    attended = _finish(parts.attention_output_dropout, parts.attention_norm, dense, hidden)
-    if layer.chunk_size_feed_forward == 0:
+def _compute(parts: LayerParts, batch: Batch, hidden: Tensor) -> Tensor:
+    given = _normalized(parts.norm_before(parts.attention_norm), hidden)
+    heads = (-1, parts.heads, parts.head_dim)
+    query, key, value = (each.view(heads) for each in parts.projections(_linear, given))
+    context = attend(parts, query, key, value, batch, dropout_p=parts.attention_dropout_p)
+    dense = _linear(parts.dense, context)
+    attended = _finish(parts.attention_output_dropout, parts.norm_after(parts.attention_norm), dense, hidden)
+    if parts.chunk_size == 0:
         return _feed_forward(parts, attended)
-    rows = layer.chunk_size_feed_forward * packing.batch
+    rows = parts.chunk_size * batch.packing.batch
     return torch.cat([_feed_forward(parts, part) for part in attended.split(rows)])
 
 
 def _feed_forward(parts: LayerParts, attended: Tensor) -> Tensor:
+    given = _normalized(parts.norm_before(parts.norm), attended)
     up, down = parts.up, parts.down
-    if is_exact_gelu(parts.activation):
-        wide = gelu_feed_forward(attended, up.weight, up.bias, down.weight, down.bias)
+    if is_exact_gelu(parts.activation) and not parts.gated:
+        (weight,), (bias,) = up.weights(), up.biases()
+        narrow = gelu_feed_forward(given, weight, bias, down.weight, down.bias)
     else:
-        wide = _linear(down, parts.activation(_linear(up, attended)))
-    return _finish(parts.output_dropout, parts.norm, wide, attended)
+        wide, *gate = up(_linear, given)
+        wide = parts.activation(wide)
+        narrow = _linear(down, wide * gate[0] if gate else wide)
+    return _finish(parts.output_dropout, parts.norm_after(parts.norm), narrow, attended)
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
@@ -52,9 +61,15 @@ def _linear(module: nn.Linear, x: Tensor) -> Tensor:
     return products.linear(x, module.weight, module.bias)
 
 
-def _finish(dropout: nn.Dropout, norm: nn.LayerNorm, x: Tensor, residual: Tensor) -> Tensor:
-    """`norm(dropout(x) + residual)`, in one pass where there is a kernel that takes it."""
-    dropout_p = dropout.p if dropout.training else 0.0
+def _normalized(norm: nn.LayerNorm | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)
+
+
+def _finish(dropout: nn.Dropout | None, norm: nn.LayerNorm | None, x: Tensor, residual: Tensor) -> Tensor:
+    """`norm(dropout(x) + residual)`, in one pass where there is a kernel that takes it; without a norm, the sum."""
+    if norm is None:
+        return (x if dropout is None else dropout(x)) + residual
+    dropout_p = dropout.p if dropout is not None and dropout.training else 0.0
     given = (x, residual, norm.weight, norm.bias)
     one_pass = (
         ops.backends.asked() in (None, "cpu")
@@ -65,6 +80,6 @@ def _finish(dropout: nn.Dropout, norm: nn.LayerNorm, x: Tensor, residual: Tensor
         and dropout_p < 1
     )
     if not one_pass:
-        normalized: Tensor = norm(dropout(x) + residual)
+        normalized: Tensor = norm((x if dropout is None else dropout(x)) + residual)
         return normalized
     return ops.dropout_add_layer_norm(x, residual, norm.weight, norm.bias, dropout_p=dropout_p, eps=norm.eps)

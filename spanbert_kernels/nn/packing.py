@@ -21,6 +21,7 @@ class Packing:
         max_seqlen: number of tokens of the longest document.
         batch: B.
         length: L.
+        contiguous: whether each document's tokens stand side by side in their row; looked at only on request.
 
     Example:
         >>> mask = torch.tensor([[1, 1, 0], [0, 1, 0]])
@@ -36,13 +37,32 @@ class Packing:
     max_seqlen: int
     batch: int
     length: int
+    contiguous: bool = True
 
     @classmethod
-    def from_mask(cls, attention_mask: Tensor | None, batch: int, length: int, device: torch.device | str) -> Packing:
+    def from_mask(
+        cls,
+        attention_mask: Tensor | None,
+        batch: int,
+        length: int,
+        device: torch.device | str,
+        *,
+        look_for_holes: bool = False,
+    ) -> Packing:
         """Reads a padding mask `[B, L]` of any dtype: non-zero is a real token. None: every token is real.
 
         Padding may stand anywhere, and a row may hold no real token. With a mask the host waits for the device once,
         without one never.
+
+        Args:
+            attention_mask: `[batch, length]`, or None.
+            batch: B.
+            length: L.
+            device: where the tokens are.
+            look_for_holes: whether to find out if padding stands between real tokens (`contiguous`).
+
+        Returns:
+            The packing.
 
         Raises:
             ValueError: the mask is not `[batch, length]`.
@@ -56,12 +76,17 @@ class Packing:
         real = attention_mask.to(device) != 0
         lengths = real.sum(1, dtype=torch.int32)
         cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        total, longest = torch.stack((cu_seqlens[-1], lengths.max())).tolist()
+        found = [cu_seqlens[-1], lengths.max()]
+        if look_for_holes:
+            begins = real.clone()
+            begins[:, 1:] &= ~real[:, :-1]
+            found.append(begins.sum(1, dtype=torch.int32).max())
+        total, longest, *runs = torch.stack(found).tolist()
         if total == batch * length:
             return cls(None, cu_seqlens, longest, batch, length)
         # nonzero alone would make the host wait a second time
         indices = torch.nonzero_static(real.flatten(), size=total).squeeze(1)
-        return cls(indices, cu_seqlens, longest, batch, length)
+        return cls(indices, cu_seqlens, longest, batch, length, max(runs, default=1) <= 1)
 
     @property
     def num_tokens(self) -> int:

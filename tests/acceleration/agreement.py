@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,12 +16,13 @@ from transformers import PreTrainedModel
 
 from spanbert_kernels import accelerate
 from spanbert_kernels.acceleration import AccelerationWarning
-from spanbert_kernels.acceleration.families import FAMILIES
+from spanbert_kernels.acceleration.families import FAMILIES, Family
 from spanbert_kernels.testing import assert_as_exact_as_eager
 
 TINY: dict[str, Any] = {
     "vocab_size": 60,
-    "embedding_size": 16,  # ELECTRA's alone
+    "embedding_size": 16,
+    "input_embedding_size": 16,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -28,15 +31,31 @@ TINY: dict[str, Any] = {
     "type_vocab_size": 2,
     "pad_token_id": 1,
     "num_labels": 3,
+    "use_task_id": True,
     # Ten times BERT's: attention that is nearly uniform would hide mistakes.
     "initializer_range": 0.2,
 }
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-# Every row of the table, by the name of its folder in transformers.
-ENCODERS: dict[str, type[PreTrainedModel]] = {
-    family.module.split(".")[2].replace("_", "-"): getattr(import_module(family.module), family.model_class)
-    for family in FAMILIES
+# What some configurations call these: by the module of their model.
+OTHER_NAMES = {
+    "distilbert": {
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+        "hidden_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+    }
 }
+# Every row of the table that this version of transformers has, by the name of its folder there.
+ROWS: dict[str, Family] = {
+    family.module.split(".")[2].replace("_", "-"): family
+    for family in FAMILIES
+    if find_spec(family.module.rpartition(".")[0]) is not None
+}
+ENCODERS: dict[str, type[PreTrainedModel]] = {
+    name: getattr(import_module(family.module), family.model_class) for name, family in ROWS.items()
+}
+# Those that are BERT in all but their positions, heads and outputs.
+LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "data2vec", "electra")
 BATCH, LENGTH = 4, 11
 # Which tokens of each row are real: lengths, or a mask of its own for padding inside.
 PADDING: dict[str, Tensor] = {
@@ -66,7 +85,9 @@ def encoder(name: str = "bert", **options: Any) -> Any:
 
 def head(model_class: type[PreTrainedModel], **options: Any) -> Any:
     """A tiny model of a class, in eval mode."""
-    return seeded(lambda: model_class(model_class.config_class(**{**TINY, **options}))).eval()  # type: ignore[misc]
+    names = OTHER_NAMES.get(model_class.__module__.split(".")[2], {})
+    renamed = {names.get(name, name): value for name, value in {**TINY, **options}.items()}
+    return seeded(lambda: model_class(model_class.config_class(**renamed))).eval()  # type: ignore[misc]
 
 
 def inputs(mask: Tensor, seed: int = 1) -> dict[str, Tensor]:
@@ -78,6 +99,18 @@ def inputs(mask: Tensor, seed: int = 1) -> dict[str, Tensor]:
         "attention_mask": mask.long(),
         "token_type_ids": torch.randint(0, 2, mask.shape, generator=generator),
     }
+
+
+def inputs_of(model: nn.Module, mask: Tensor, seed: int = 1) -> dict[str, Tensor]:
+    """The inputs that a model's forward names: `inputs`, task types and boxes among them."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.randint(0, 50, (*mask.shape, 2, 2), generator=generator).sort(2).values
+    given = {
+        **inputs(mask, seed),
+        "task_type_ids": torch.randint(0, 3, mask.shape, generator=generator),
+        "bbox": corners.flatten(2),
+    }
+    return {name: given[name] for name in inspect.signature(model.forward).parameters if name in given}
 
 
 def in_float64(model: nn.Module) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import ENCODERS, PADDING, assert_agrees, encoder, head, in_float64, inputs
+from agreement import LIKE_BERT, PADDING, assert_agrees, encoder, head, in_float64, inputs
 from torch import nn
 from transformers import (
     BertForMaskedLM,
@@ -39,7 +39,7 @@ def three_ways(model: Any, batch: dict[str, Any], expected_path: str = "packed-i
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("padding", PADDING)
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("family", LIKE_BERT)
 def test_encoders(family: str, padding: str, dtype: torch.dtype) -> None:
     model, mask = encoder(family).to(dtype), PADDING[padding]
     model.pooler = None

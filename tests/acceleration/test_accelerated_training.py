@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from agreement import (
-    ENCODERS,
+    LIKE_BERT,
     NO_DROPOUT,
     PADDING,
     assert_agrees,
@@ -81,7 +81,7 @@ def assert_same_gradients(
 
 
 @pytest.mark.parametrize("padding", ["right", "left", "middle", "none"])
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("family", LIKE_BERT)
 def test_encoders(family: str, padding: str) -> None:
     model, mask = encoder(family, **NO_DROPOUT), PADDING[padding]
     model.pooler = None

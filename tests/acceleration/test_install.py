@@ -7,6 +7,7 @@ import inspect
 import io
 import pickle
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers import (
 
 from spanbert_kernels import accelerate, restore
 from spanbert_kernels.acceleration import AccelerationReport, AccelerationWarning
-from spanbert_kernels.acceleration.families import FAMILIES
+from spanbert_kernels.acceleration.families import FAMILIES, UNSUPPORTED
 from spanbert_kernels.acceleration.forward import PackedForward
 
 NAMES = ", ".join(family.model_class for family in FAMILIES)
@@ -238,6 +239,16 @@ def test_nothing_to_accelerate_is_an_error_that_says_why(build: Callable[[], Any
     with pytest.raises(ValueError, match=message):
         accelerate(model)
     assert model.__dict__.get("forward") is before
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_encoders_that_are_not_supported_are_refused_in_a_sentence(name: str) -> None:
+    folder = name.removesuffix("Model").removesuffix("Stack").lower().replace("bigbird", "big_bird")
+    kind = getattr(import_module(f"transformers.models.{folder}.modeling_{folder}"), name)
+    model = kind.__new__(kind)
+    nn.Module.__init__(model)
+    with pytest.raises(ValueError, match=f"{name} has nothing to accelerate: it is not supported: {UNSUPPORTED[name]}"):
+        accelerate(model)
 
 
 @pytest.mark.parametrize("name", ["BertModel", "BertEmbeddings", "BertEncoder", "BertLayer", "BertSelfAttention"])

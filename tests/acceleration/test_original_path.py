@@ -17,6 +17,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    DynamicCache,
     ElectraForMultipleChoice,
     ElectraForSequenceClassification,
     PreTrainedModel,
@@ -49,7 +50,6 @@ CALLS = {
     "mask of another length": Call(
         "an attention mask that is not [batch, length]", {"attention_mask": torch.ones(4, 13, dtype=torch.long)}
     ),
-    "hidden states by index": Call("hidden states chosen by index", {"output_hidden_states": [0, -1]}),
     "is_causal": Call("causal attention", {"is_causal": True}),
     "head_mask": Call(
         "the argument head_mask goes to transformers' attention functions", {"head_mask": torch.ones(2, 4)}
@@ -79,12 +79,23 @@ def test_arguments_that_are_none_or_false_mean_nothing() -> None:
         "use_cache": False,
         "is_causal": False,
         "num_items_in_batch": torch.tensor(3),
+        "shift_labels": torch.zeros(4, 11),
         "anything": None,
     }
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         model(**inputs(MASK), **nothing)
     assert report.calls == {"packed-inference": 1}
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+@pytest.mark.filterwarnings("ignore:.*past_key_values")
+def test_a_cache_belongs_to_a_decoder(name: str) -> None:
+    model = encoder()
+    report = accelerate(model)
+    with torch.no_grad(), pytest.warns(AccelerationWarning, match=f"{name} was given, which belongs to a decoder"):
+        model(**inputs(MASK), **{name: DynamicCache()})
+    assert report.last_path == f"original: {name} was given, which belongs to a decoder"
 
 
 POOLED = [
@@ -136,7 +147,7 @@ def test_every_reason_is_said_once() -> None:
         warnings.simplefilter("always")
         for _ in range(2):
             model(**inputs(PADDING["left"]))
-            model(**inputs(MASK), output_hidden_states=[0])
+            model(**inputs(MASK), head_mask=torch.ones(2, 4))
     messages = [str(each.message) for each in caught if each.category is AccelerationWarning]
     assert len(messages) == len(set(messages)) == 2
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from agreement import (
     NO_DROPOUT,
     PADDING,
@@ -19,12 +17,12 @@ from agreement import (
     head,
     in_float64,
     inputs,
+    inputs_of,
 )
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertForTokenClassification
 
 from spanbert_kernels import accelerate, ops, register_attention
-from spanbert_kernels.acceleration.families import ATTENTION_ALONE
 
 REASON = "the compiled extension was not built: no compiler found"
 WANTED = ["document_attention"] * 2
@@ -116,24 +114,11 @@ def test_who_asks_for_eager_gets_it(by: str, monkeypatch: pytest.MonkeyPatch) ->
     assert ran == [(name, "eager") for name in WANTED]
 
 
-@pytest.mark.parametrize("name", ATTENTION_ALONE)
-def test_a_refusal_says_what_works_instead(name: str) -> None:
-    """And it does: attention without padding, equal at the real tokens."""
-    kind: Callable[[Any], Any] = getattr(transformers, name)
-    sizes = {"hidden_size": 32, "embedding_size": 16, "intermediate_size": 64, "num_hidden_layers": 2}
-    if name == "DistilBertModel":
-        sizes = {"dim": 32, "hidden_dim": 64, "n_layers": 2}
-    heads = {"n_heads" if "dim" in sizes else "num_attention_heads": 4}
-    model = kind(getattr(transformers, name.replace("Model", "Config"))(vocab_size=60, **sizes, **heads)).eval()
-    text = (
-        f"^{name} has nothing to accelerate: it is built otherwise than BERT; loaded with "
-        r'attn_implementation="spanbert_kernels", after spanbert_kernels.register_attention\(\), its attention runs'
-    )
-    with pytest.raises(ValueError, match=text):
-        accelerate(model)
-    mask = PADDING["right"]
-    batch = {key: value for key, value in inputs(mask).items() if key != "token_type_ids"}
-    double = in_float64(model)
+@pytest.mark.parametrize("name", ["albert", "distilbert"])
+def test_attention_alone_of_other_encoders(name: str) -> None:
+    """By transformers' own switch: attention without padding, equal at the real tokens."""
+    model, mask = encoder(name), PADDING["right"]
+    batch, double = inputs_of(model, mask), in_float64(model)
     register_attention()
     with torch.no_grad():
         expected, reference = (each(**batch).last_hidden_state[mask] for each in (model, double))

@@ -34,6 +34,13 @@ def test_offsets_and_positions(mask: torch.Tensor) -> None:
     assert (packing.indices is None) == bool(mask.all())
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_holes_are_found_on_request(name: str) -> None:
+    assert Packing.from_mask(torch.tensor(MASKS[name]), 3, 4, "cpu").contiguous
+    packing = Packing.from_mask(torch.tensor(MASKS[name]), 3, 4, "cpu", look_for_holes=True)
+    assert packing.contiguous == (name != "middle")
+
+
 def test_pad_restores_and_puts_zeros_at_padding(mask: torch.Tensor) -> None:
     packing = Packing.from_mask(mask, 3, 4, "cpu")
     padded = torch.randn(3, 4, 5)

@@ -1,0 +1,236 @@
+"""The modules of an encoder that the three ways through its layers read: `training`, `inference` and `fused`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spanbert_kernels.acceleration.layouts import LayerLayout, at
+
+
+class Joint(NamedTuple):
+    """Products of one input: Linears beside each other, or one Linear that holds them all.
+
+    Attributes:
+        linears: one for each output, or one for all outputs.
+        outputs: how many there are.
+        groups: of one Linear's rows: each group has its part of the first output, then of the second, and so on.
+
+    Example:
+        >>> linear = nn.Linear(2, 4, bias=False)
+        >>> by_head = Joint((linear,), outputs=2, groups=2)
+        >>> [torch.equal(ours, linear.weight[rows]) for ours, rows in zip(by_head.weights(), ([0, 2], [1, 3]))]
+        [True, True]
+    """
+
+    linears: tuple[nn.Linear, ...]
+    outputs: int
+    groups: int = 1
+
+    def __call__(self, product: Callable[[nn.Linear, Tensor], Tensor], x: Tensor) -> tuple[Tensor, ...]:
+        """`x [T, H]` -> one `[T, columns]` for each output, by `product(linear, x)`."""
+        products = [product(linear, x) for linear in self.linears]
+        if len(products) == self.outputs:
+            return tuple(products)
+        joined = products[0].view(x.shape[0], self.groups, self.outputs, -1)
+        return tuple(each.flatten(1) for each in joined.unbind(2))
+
+    def weights(self) -> list[Tensor]:
+        """The weight of each output, `[columns, H]`."""
+        return self._split([linear.weight for linear in self.linears])
+
+    def biases(self) -> list[Tensor | None]:
+        """The bias of each output, `[columns]`, or None."""
+        found = [linear.bias for linear in self.linears]
+        return [None] * self.outputs if len(found) < self.outputs and found[0] is None else self._split(found)
+
+    def weight(self) -> Tensor:
+        """All weights, one output after the other."""
+        weights = self.weights()
+        return weights[0] if self.outputs == 1 else torch.cat(weights)
+
+    def bias(self) -> Tensor | None:
+        """All biases, one output after the other, zeros where only some outputs have one."""
+        biases = self.biases()
+        if all(bias is None for bias in biases):
+            return None
+        pairs = zip(self.weights(), biases, strict=True)
+        return torch.cat([weight.new_zeros(weight.shape[0]) if bias is None else bias for weight, bias in pairs])
+
+    def _split(self, found: list[Any]) -> list[Any]:
+        if len(found) == self.outputs:
+            return found
+        rows = found[0].unflatten(0, (self.groups, self.outputs, -1))
+        return [each.flatten(0, 1) for each in rows.unbind(1)]
+
+
+class LayerParts(NamedTuple):
+    """The modules of one layer, looked up once. What is None the layer does not have."""
+
+    layout: LayerLayout
+    layer: Any
+    attention: Any
+    projections: Joint
+    attention_dropout: nn.Dropout | None
+    dense: nn.Linear
+    attention_output_dropout: nn.Dropout | None
+    attention_norm: nn.LayerNorm | None
+    up: Joint
+    activation: Any
+    down: nn.Linear
+    output_dropout: nn.Dropout | None
+    norm: nn.LayerNorm
+    feed_forward: Any
+    rotary: bool = False
+
+    @classmethod
+    def of(cls, layer: Any, layout: LayerLayout, *, rotary: bool = False) -> LayerParts:
+        """The parts of a layer that `structure.layer_refusal` accepts; `rotary`: queries and keys are turned."""
+
+        def part(path: str | None) -> Any:
+            return None if path is None else at(layer, path)
+
+        attention, attention_norm = part(layout.attention), part(layout.attention_norm)
+        projections = tuple(map(part, layout.projections))
+        groups = 1
+        if layout.per_head:
+            groups = projections[0].out_features // (3 * getattr(attention, layout.head_dim))
+        up = tuple(map(part, layout.up))
+        return cls(
+            layout,
+            layer,
+            attention,
+            Joint(projections, 3, groups),
+            part(layout.attention_dropout),
+            part(layout.dense),
+            part(layout.attention_output_dropout),
+            attention_norm if isinstance(attention_norm, nn.LayerNorm) else None,
+            Joint(up, len(up)),
+            part(layout.activation),
+            part(layout.down),
+            part(layout.output_dropout),
+            part(layout.norm),
+            part(layout.feed_forward),
+            rotary,
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Columns of a head."""
+        size: int = getattr(self.attention, self.layout.head_dim)
+        return size
+
+    @property
+    def heads(self) -> int:
+        """How many heads attention has."""
+        return self.dense.in_features // self.head_dim
+
+    @property
+    def scale(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        scale: float = getattr(self.attention, "scaling", self.head_dim**-0.5)
+        return scale
+
+    @property
+    def turns_values(self) -> bool:
+        """Whether rotary positions turn values too."""
+        return bool(getattr(self.attention, "rotary_value", False))
+
+    @property
+    def gated(self) -> bool:
+        """Whether the activation is multiplied by a gate."""
+        return self.up.outputs == 2
+
+    def norm_before(self, norm: nn.LayerNorm | None) -> nn.LayerNorm | None:
+        """The norm of what a block's products take, if it stands there."""
+        return norm if self.layout.norms == "pre" else None
+
+    def norm_after(self, norm: nn.LayerNorm | None) -> nn.LayerNorm | None:
+        """The norm of a block's sum, if it stands there."""
+        return norm if self.layout.norms == "post" else None
+
+    @property
+    def attention_dropout_p(self) -> float:
+        """With which probability attention's weights are dropped now."""
+        layout, dropout = self.layout, self.attention_dropout
+        switch = dropout if layout.dropout_switch == "dropout" and dropout is not None else self.attention
+        if not switch.training:
+            return 0.0
+        p: float = getattr(self.attention, layout.attention_dropout_p or "") if dropout is None else dropout.p
+        return p
+
+    @property
+    def chunk_size(self) -> int:
+        """Of how many columns of a batch the feed-forward block takes the rows together; 0 for all."""
+        return getattr(self.feed_forward, "chunk_size_feed_forward", 0)
+
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """All Linears."""
+        return (*self.projections.linears, self.dense, *self.up.linears, self.down)
+
+    def parameters(self) -> list[Tensor]:
+        """The weights and biases that there are: of the Linears, then of the norms."""
+        return parameters_of((*self.linears(), self.attention_norm, self.norm))
+
+    def drops(self) -> bool:
+        """Whether any dropout of the layer is at work."""
+        dropouts = (self.attention_output_dropout, self.output_dropout)
+        return self.attention_dropout_p > 0.0 or any(
+            each is not None and each.training and each.p > 0.0 for each in dropouts
+        )
+
+
+def parameters_of(modules: Iterable[nn.Module | None]) -> list[Tensor]:
+    """The weights and biases that these Linears and norms have."""
+    found = []
+    for module in modules:
+        if module is None:
+            continue
+        # Parameters are quicker to get at as such; a parametrisation or a deleted parameter is an attribute.
+        held = module._parameters
+        for name in ("weight", "bias"):
+            tensor = held[name] if name in held else getattr(module, name)
+            if tensor is not None:
+                found.append(tensor)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderParts:
+    """The layers of an encoder in the order in which they act, and the norm after the last.
+
+    Attributes:
+        layers: a layer that acts several times stands here as often, as the same object.
+        norm: the norm after the last layer, if there is one.
+    """
+
+    layers: Sequence[LayerParts]
+    norm: nn.LayerNorm | None = None
+
+    @cached_property
+    def distinct(self) -> list[LayerParts]:
+        """The layers, each once."""
+        return list({id(each): each for each in self.layers}.values())
+
+    @cached_property
+    def places(self) -> list[int]:
+        """Of each layer: where it stands in `distinct`."""
+        places = {id(each): place for place, each in enumerate(self.distinct)}
+        return [places[id(each)] for each in self.layers]
+
+    def runs(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """The layers first .. last - 1 as ranges of `distinct`, as long as can be."""
+        start = first
+        for index in range(first + 1, last + 1):
+            if index == last or self.places[index] != self.places[index - 1] + 1:
+                yield self.places[start], self.places[index - 1] + 1
+                start = index
+
+    def norm_after(self, last: int) -> nn.LayerNorm | None:
+        """The norm after the layers .. last - 1: that after the last layer, or None."""
+        return self.norm if last == len(self.layers) else None

@@ -1,0 +1,97 @@
+"""Rotary positions: queries and keys are turned, by angles that grow with a token's position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spanbert_kernels.acceleration.layouts import at
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of the angles of packed tokens, `[T, head_dim]`.
+
+    Attributes:
+        cos: cosines.
+        sin: sines.
+        interleaved: whether columns 2i and 2i + 1 are turned together, not i and i + head_dim / 2.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """`x [T, heads, head_dim]`, turned.
+
+    Example:
+        >>> quarter = Rotation(torch.zeros(1, 4), torch.ones(1, 4), interleaved=False)
+        >>> rotate(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), quarter).tolist()
+        [[[-3.0, -4.0, 1.0, 2.0]]]
+        >>> rotate(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), quarter._replace(interleaved=True)).tolist()
+        [[[-2.0, 1.0, -4.0, 3.0]]]
+    """
+    if rotation.interleaved:
+        turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+    else:
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat((-second, first), dim=-1)
+    return (x * rotation.cos[:, None] + turned * rotation.sin[:, None]).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class RotaryModule:
+    """A module of transformers' that makes the angles: `cos, sin = module(hidden, position_ids)`.
+
+    Attributes:
+        path: of the module in the encoder.
+    """
+
+    path: str
+
+    def refusal(self, model: Any) -> str | None:
+        """Why the angles of a model depend on more than positions, or None."""
+        kind = at(model, self.path).rope_type
+        if "dynamic" in kind or kind == "longrope":
+            return f"its rotary positions are of the type {kind!r}, whose frequencies follow the longest row of a batch"
+        return None
+
+    def longest(self, model: Any) -> int | None:
+        """How many columns a batch may have: any number."""
+        return None
+
+    def rotation(self, model: Any, hidden: Tensor, positions: Tensor) -> Rotation:
+        """Of tokens `hidden [T, H]` at `positions [T]`."""
+        cos, sin = at(model, self.path)(hidden[None], positions[None])
+        return Rotation(cos[0], sin[0], interleaved=False)
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """A frozen embedding of positions: the sines of a head's pairs of columns, then the cosines.
+
+    Attributes:
+        path: of the embedding in the encoder.
+    """
+
+    path: str
+
+    def refusal(self, model: Any) -> str | None:
+        """Why the angles of a model depend on more than positions: never."""
+        return None
+
+    def longest(self, model: Any) -> int | None:
+        """How many columns a batch may have: the rows of the table."""
+        rows: int = at(model, self.path).num_embeddings
+        return rows
+
+    def rotation(self, model: Any, hidden: Tensor, positions: Tensor) -> Rotation:
+        """Of tokens `hidden [T, H]` at `positions [T]`."""
+        table = F.embedding(positions, at(model, self.path).weight)
+        sin, cos = (half.repeat_interleave(2, dim=-1) for half in table.chunk(2, dim=-1))
+        return Rotation(cos, sin, interleaved=True)

@@ -1,0 +1,303 @@
+"""Every row of the table of families: accelerated equals transformers' own at real tokens, values and gradients."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from agreement import (
+    ENCODERS,
+    NO_DROPOUT,
+    PADDING,
+    ROWS,
+    assert_agrees,
+    encoder,
+    gradients,
+    head,
+    in_float64,
+    inputs_of,
+)
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import DPRReader
+
+from spanbert_kernels import accelerate
+
+pytestmark = pytest.mark.filterwarnings("ignore::spanbert_kernels.acceleration.AccelerationWarning")
+SMALL = {"num_hidden_layers": 3}
+
+
+def exact(model: Any, path: str, **batch: Any) -> tuple[Any, Any]:
+    """What the accelerated model and a copy of it return, in double precision; `path` is the one taken."""
+    own = copy.deepcopy(model)
+    for module in own.modules():
+        module.__dict__.pop("forward", None)
+    report = accelerate(model)
+    result, expected = model(**batch), own(**batch)
+    assert report.last_path is not None
+    assert report.last_path.startswith(path)
+    assert list(result) == list(expected)
+    return (result, model), (expected, own)
+
+
+def assert_equal(result: Tensor, expected: Tensor) -> None:
+    """Up to rounding in double precision, beside what transformers computes in single precision."""
+    assert result.dtype == expected.dtype == torch.float64
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-10 * max(1.0, expected.abs().max().item()))
+
+
+def assert_same_training(model: Any, batch: dict[str, Tensor], mask: Tensor) -> None:
+    """Values at real tokens, the pooler's output, and the gradient of every parameter."""
+    (result, ours), (expected, own) = exact(model, "packed-training", **batch)
+    weights = torch.randn(mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    losses = []
+    for output in (result, expected):
+        hidden = output.last_hidden_state
+        loss = (hidden.sin().sum(-1) * weights)[mask].sum()
+        pooled = output.get("pooler_output")
+        losses.append(loss if pooled is None else loss + pooled.sin().sum())
+    assert_equal(result.last_hidden_state[mask], expected.last_hidden_state[mask])
+    assert not result.last_hidden_state[~mask].any()
+    found, wanted = gradients(ours, losses[0]), gradients(own, losses[1])
+    assert found.keys() == wanted.keys()
+    largest = max(each.abs().max().item() for each in wanted.values())
+    for name, gradient in wanted.items():
+        off = (found[name] - gradient).abs().max().item()
+        assert off <= 1e-9 * largest, f"{name}: off by {off:.3g} of {largest:.3g}"
+
+
+def in_double_precision(name: str, **options: Any) -> Any:
+    """A model in training, without dropout."""
+    model = encoder(name, **NO_DROPOUT, **options).double().train()
+    if name == "splinter":
+        model.config._attn_implementation = "sdpa"  # its own has a softmax in single precision
+    return model
+
+
+def without_pooler(model: Any) -> Any:
+    """Where its pooler reads padding, an encoder takes transformers' own path."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_training_in_double_precision(name: str) -> None:
+    model = in_double_precision(name, **SMALL)
+    for padding in ("right", "left", "empty row"):
+        mask = PADDING[padding]
+        batch = inputs_of(model, mask)
+        if padding != "right" and not can_do_without_pooler(name):
+            with torch.no_grad():
+                exact(model, "original: the token that the pooler", **batch)
+            continue
+        given = copy.deepcopy(model)
+        assert_same_training(given if padding == "right" else without_pooler(given), batch, mask)
+
+
+def can_do_without_pooler(name: str) -> bool:
+    return name != "layoutlm"  # calls it without asking
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_inference_and_hidden_states(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, mask = encoder(name, **SMALL), PADDING["right"]
+    batch = inputs_of(model, mask)
+    asked = {**batch, "output_hidden_states": True}
+    with torch.no_grad():
+        eager, reference = model(**asked), in_float64(model)(**asked)
+        for way in ("fused", "separate"):
+            monkeypatch.setenv("SPANBERT_KERNELS_ENCODER", way)
+            ours = copy.deepcopy(model)
+            report = accelerate(ours)
+            result = ours(**asked)
+            assert report.last_path == "packed-inference"
+            assert type(result) is type(eager)
+            assert list(result) == list(eager)
+            assert len(result.hidden_states) == len(eager.hidden_states)
+            given = [each.last_hidden_state for each in (result, eager, reference)]
+            for states in (given, *zip(*(each.hidden_states for each in (result, eager, reference)), strict=True)):
+                assert_agrees(*(each[mask] for each in states))
+            if result.get("pooler_output") is not None:
+                assert_agrees(result.pooler_output, eager.pooler_output, reference.pooler_output)
+            assert_same_form(ours(**asked, return_dict=False), model(**asked, return_dict=False))
+            # All layers in one call.
+            assert_agrees(ours(**batch).last_hidden_state[mask], *(each[mask] for each in given[1:]))
+            if ROWS[name].captures:
+                chosen, own = (each(**batch, output_hidden_states=[0, -1]) for each in (ours, model))
+                assert_same_form(chosen.hidden_states, own.hidden_states)
+                first = [each.hidden_states[0][mask] for each in (chosen, own, reference)]
+                assert_agrees(*first)
+        if can_do_without_pooler(name):
+            assert_same_form(*(without_pooler(each)(**asked, return_dict=False) for each in (ours, model)))
+
+
+def assert_same_form(result: Any, expected: Any) -> None:
+    if isinstance(expected, tuple):
+        assert len(result) == len(expected)
+        for ours, own in zip(result, expected, strict=True):
+            assert_same_form(ours, own)
+    else:
+        assert type(result) is type(expected)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.first_token_heads])
+def test_heads_that_read_the_first_token(name: str) -> None:
+    row = ROWS[name]
+    for each in row.first_token_heads:
+        model = head(getattr(import_module(row.module), each), **NO_DROPOUT, summary_type="first").double()
+        for padding, path in (("right", "packed"), ("left", "original: the token that the pooler or the head reads")):
+            batch = inputs_of(model, PADDING[padding])
+            if each.endswith("MultipleChoice"):
+                batch = {key: value[None] for key, value in batch.items()}
+            with torch.no_grad():
+                (result, _), (expected, _) = exact(copy.deepcopy(model), path, **batch)
+            assert_equal(result.logits, expected.logits)
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    """A family and sizes that it may have."""
+    heads = draw(st.integers(1, 4))
+    size = heads * draw(st.sampled_from([4, 6, 8]))
+    groups = draw(st.integers(1, 2))
+    return draw(st.sampled_from(sorted(filter(can_do_without_pooler, ENCODERS)))), {
+        "num_attention_heads": heads,
+        "hidden_size": size,
+        "intermediate_size": draw(st.integers(3, 20)),
+        "num_hidden_layers": groups * draw(st.integers(1, 2)),
+        "embedding_size": draw(st.sampled_from([size, 10])),
+        "input_embedding_size": draw(st.sampled_from([size, 10])),
+        "num_hidden_groups": groups,
+        "inner_group_num": draw(st.integers(1, 2)),
+        "hidden_act": draw(st.sampled_from(["gelu", "gelu_new", "relu", "silu"])),
+        "chunk_size_feed_forward": draw(st.integers(0, 1)),
+        "type_vocab_size": draw(st.integers(2, 3)),
+        "use_task_id": draw(st.booleans()),
+    }
+
+
+def check_a_configuration(drawn: tuple[str, dict[str, Any]], rows: list[list[bool]]) -> None:
+    name, options = drawn
+    model, mask = in_double_precision(name, **options), torch.tensor(rows)
+    assert_same_training(without_pooler(model), inputs_of(model, mask), mask)
+
+
+# Runs of real tokens anywhere in a row, some rows empty.
+MASKS = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 5)).map(lambda ends: [min(ends) <= c < max(ends) for c in range(5)]),
+    min_size=1,
+    max_size=4,
+).filter(lambda rows: any(map(any, rows)))
+
+
+@hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
+@hypothesis.given(configurations(), MASKS)
+def test_drawn_configurations(drawn: tuple[str, dict[str, Any]], rows: list[list[bool]]) -> None:
+    check_a_configuration(drawn, rows)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(configurations(), MASKS)
+def test_many_drawn_configurations(drawn: tuple[str, dict[str, Any]], rows: list[list[bool]]) -> None:
+    check_a_configuration(drawn, rows)
+
+
+@pytest.mark.parametrize(("padding", "path"), [("right", "packed-inference"), ("left", "original: the token that")])
+def test_an_encoder_inside_a_wrapper(padding: str, path: str) -> None:
+    """DPR's encoders hold BERT without a pooler, and read its first token."""
+    model, mask = head(DPRReader), PADDING[padding]
+    batch = {name: value for name, value in inputs_of(model, mask).items() if name != "token_type_ids"}
+    with torch.no_grad():
+        expected, reference = model(**batch), in_float64(model)(**batch)
+        report = accelerate(model)
+        result = model(**batch)
+    assert str(report.replaced[0]) == "BertModel at 'span_predictor.encoder.bert_model', 2 layers"
+    assert report.last_path is not None
+    assert report.last_path.startswith(path)
+    assert_agrees(*(each.relevance_logits for each in (result, expected, reference)))
+    assert_agrees(*(each.start_logits[mask] for each in (result, expected, reference)))
+
+
+def test_holes_where_distances_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packing would bring tokens together that stand apart."""
+    model = encoder()
+    model.pooler = None
+    report = accelerate(model)
+    monkeypatch.setattr(model.forward, "family", replace(ROWS["bert"], distances=True))
+    reason = "padding between real tokens, which counts in the distances that attention looks at"
+    for padding, path in (
+        ("right", "packed-inference"),
+        ("left", "packed-inference"),
+        ("middle", f"original: {reason}"),
+    ):
+        with torch.no_grad():
+            model(**inputs_of(model, PADDING[padding]))
+        assert report.last_path == path
+
+
+def test_layers_that_are_shared_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {}
+    for way in ("fused", "separate"):
+        monkeypatch.setenv("SPANBERT_KERNELS_ENCODER", way)
+        for count in (2, 6):
+            model = encoder("albert", num_hidden_layers=count)
+            accelerate(model)
+            with torch.no_grad():
+                model(**inputs_of(model, PADDING["right"]))
+            sizes[way, count] = model.forward._packed_layers.layers.num_bytes
+    assert sizes["fused", 2] == sizes["fused", 6]
+    assert sizes["separate", 2] == sizes["separate", 6]
+
+
+def test_a_changed_number_of_layers_is_followed() -> None:
+    model, mask = encoder("albert", num_hidden_layers=4), PADDING["right"]
+    accelerate(model)
+    with torch.no_grad():
+        model(**inputs_of(model, mask))
+        model.config.num_hidden_layers = 2
+        result = model(**inputs_of(model, mask)).last_hidden_state
+        expected = encoder("albert", num_hidden_layers=2)
+        reference = in_float64(expected)
+        eager, exact_states = (each(**inputs_of(each, mask)).last_hidden_state for each in (expected, reference))
+    assert_agrees(result[mask], eager[mask], exact_states[mask])
+
+
+def test_hidden_states_by_one_index() -> None:
+    model, mask = encoder(), PADDING["right"]
+    own = copy.deepcopy(model)
+    accelerate(model)
+    for asked in (0, 1, -1, -2, [1, 7], []):
+        with torch.no_grad():
+            result, expected = (each(**inputs_of(own, mask), output_hidden_states=asked) for each in (model, own))
+        assert_same_form(result.get("hidden_states"), expected.get("hidden_states"))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_positions_that_follow_the_length_are_refused(kind: str) -> None:
+    model = encoder("nomic-bert")
+    model.rotary_emb.rope_type = kind
+    with pytest.raises(ValueError, match=f"its rotary positions are of the type '{kind}', whose frequencies follow"):
+        accelerate(model)
+
+
+@pytest.mark.parametrize("name", ["nomic-bert", "jina-embeddings-v3"])
+def test_positions_of_ones_own_turn_queries_and_keys(name: str) -> None:
+    model, mask = without_pooler(encoder(name)).double(), PADDING["middle"]
+    positions = torch.arange(mask.shape[1]).flip(0)[None] * 3
+    with torch.no_grad():
+        (result, _), (expected, _) = exact(model, "packed-training", **inputs_of(model, mask), position_ids=positions)
+    assert_equal(result.last_hidden_state[mask], expected.last_hidden_state[mask])
+
+
+def test_values_that_are_turned_too() -> None:
+    model, mask = encoder("roformer", rotary_value=True).double(), PADDING["left"]
+    with torch.no_grad():
+        (result, _), (expected, _) = exact(model, "packed-training", **inputs_of(model, mask))
+    assert_equal(result.last_hidden_state[mask], expected.last_hidden_state[mask])
