@@ -10,6 +10,9 @@ SIDE_BY_SIDE ?= -n auto --maxprocesses 4
 SECONDS ?= 120
 # Where bench writes its record, and its report beside it.
 RESULTS ?= spanbert-benchmarks.json
+# For test-peers: a folder of transformers' sources, and the families to test; empty: all.
+PEERS ?=
+FAMILIES ?=
 # Where gpu-check writes its JSON.
 OUT ?= benchmarks/results
 
@@ -19,7 +22,7 @@ CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o
 BUILD_TOOLS := "setuptools>=77" ninja "pybind11>=2.12"
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all check docs wheel aarch64 fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
+.PHONY: demo test test-all test-peers check docs wheel aarch64 fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -30,6 +33,12 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest -m "not gpu" $(SIDE_BY_SIDE)
+
+# Transformers' own model tests, with models as they are and with accelerated ones: no test may fail in the second run
+# alone. Its wheel has no tests; PEERS names a checkout of the installed version, or of one near it.
+test-peers: $(VENV)/.test-installed
+	@[ -z "$(PEERS)" ] || $(PIP) install -q parameterized httpx
+	$(BIN)/python tests/peers/run.py "$(PEERS)" $(FAMILIES)
 
 check: $(VENV)/.test-installed
 	$(BIN)/ruff check .

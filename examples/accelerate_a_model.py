@@ -5,7 +5,7 @@ import time
 import torch
 from transformers import BertConfig, BertModel
 
-from spanbert_kernels import accelerate, restore
+import spanbert_kernels as sk
 
 torch.manual_seed(0)
 config = BertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512)
@@ -27,10 +27,10 @@ def run() -> torch.Tensor:
 
 
 before = run()
-report = accelerate(model)
+report = sk.accelerate(model)
 after = run()
 print(report)
 print("path taken:", report.last_path)
 print("largest difference at a real token:", (after - before)[mask.bool()].abs().max().item())
 print("padding is 0:", not after[~mask.bool()].any())
-restore(model)
+sk.restore(model)

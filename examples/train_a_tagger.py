@@ -2,7 +2,7 @@
 
 import torch
 
-from spanbert_kernels import SpanBERTForTokenClassification, accelerate
+import spanbert_kernels as sk
 from spanbert_kernels.tasks.start import Start
 
 LABELS = ["O", "PERSON", "PLACE"]
@@ -10,8 +10,8 @@ EXAMPLES = [("Anna lives in Oslo", [1, 0, 0, 2]), ("Boris went home", [1, 0, 0])
 
 start = Start(size="tiny", vocabulary_size=80)  # or Start(model="spanbert-base")
 tokenizer = start.tokenizer(text for text, _ in EXAMPLES)
-model = start.build(SpanBERTForTokenClassification, tokenizer, seed=0, num_labels=len(LABELS))
-report = accelerate(model)
+model = start.build(sk.SpanBERTForTokenClassification, tokenizer, seed=0, num_labels=len(LABELS))
+report = sk.accelerate(model)
 
 batch = tokenizer([text.split() for text, _ in EXAMPLES], is_split_into_words=True, padding=True, return_tensors="pt")
 labels = torch.full(batch["input_ids"].shape, -100)  # special tokens and padding carry no loss

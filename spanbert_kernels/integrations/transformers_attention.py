@@ -119,7 +119,7 @@ def packed_attention(
     Raises:
         ValueError: what is asked for is not bidirectional self-attention under a padding mask; the text names it.
     """
-    _check_call(module, query, key, kwargs)
+    _check_call(module, query, key, attention_mask, kwargs)
     packing = _packing_of(query, attention_mask, kwargs)
     if _without_kernels(query, packing):
         real = packing.keys_mask
@@ -143,12 +143,13 @@ def _without_kernels(query: Tensor, packing: Packing) -> bool:
     return ops.backends.without_kernels("document_attention", query.device.type, query.dtype) is not None
 
 
-def _check_call(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
+def _check_call(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
     if torch.jit.is_tracing():
         raise _cannot("torch.jit.trace, which would keep the padding of this batch for all others,")
-    is_causal = kwargs.get("is_causal")
-    # As in transformers: the argument goes before the layer, and a layer that says nothing is causal.
-    if getattr(module, "is_causal", True) if is_causal is None else is_causal:
+    # As in transformers: the argument goes before the layer, and a layer that says nothing is causal where there is no
+    # mask. One of padding was made for attention in both directions.
+    said = (kwargs.get("is_causal"), getattr(module, "is_causal", None), mask is None)
+    if next(each for each in said if each is not None):
         raise _cannot("causal attention (is_causal)")
     for name, what in _REFUSED.items():
         if kwargs.get(name) is not None:
@@ -165,9 +166,7 @@ def _check_call(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str,
 def _packing_of(query: Tensor, mask: PaddingMask | Tensor | None, kwargs: dict[str, Any]) -> Packing:
     batch, _, length, _ = query.shape
     if isinstance(mask, Tensor) and mask.dim() != 2:
-        raise _cannot(
-            f"a mask of {mask.dim()} dimensions ({list(mask.shape)}), not one of padding [{batch}, {length}],"
-        )
+        mask = _real_keys(mask, batch, length)
     compiling = torch.compiler.is_compiling()
     if not isinstance(mask, PaddingMask) and not compiling:
         # A layer was called by itself, or behind a graph that was compiled.
@@ -183,6 +182,23 @@ def _packing_of(query: Tensor, mask: PaddingMask | Tensor | None, kwargs: dict[s
     if mask is None:
         return Packing.from_mask(None, batch, length, query.device)
     return packing_in_graph(mask.bool())
+
+
+def _real_keys(mask: Tensor, batch: int, length: int) -> Tensor:
+    """`[B, L]` of a mask `[B, 1, 1, L]`, the same for all queries: bool, or what is added to the scores."""
+    if mask.dim() != 4 or mask.shape[1:] != (1, 1, length):
+        raise _cannot(
+            f"a mask of {mask.dim()} dimensions ({list(mask.shape)}), not one of padding [{batch}, {length}],"
+        )
+    row = mask[:, 0, 0]
+    if row.dtype == torch.bool:
+        return row.expand(batch, length)
+    if torch.compiler.is_compiling():
+        raise _cannot("a mask of numbers in a compiled function, where nothing can be read,")
+    real, least = row == 0, torch.finfo(row.dtype).min
+    if not (real | (row <= least)).all():
+        raise _cannot(f"a mask that adds other numbers to the scores than 0 and {least:.3g}")
+    return real.expand(batch, length)
 
 
 def _offsets(batch: int, kwargs: dict[str, Any]) -> Tensor | None:

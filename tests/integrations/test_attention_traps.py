@@ -174,6 +174,21 @@ class TestSettingsThatChangeAttention:
         with pytest.raises(ValueError, match=r"attention_mask must be \[4, 11\], got \[3, 11\]"):
             model(**batch)
 
+    def test_a_mask_that_is_the_same_for_all_queries(self) -> None:
+        """As LayoutLM makes it: what is added to the scores is 0 or the least number there is, or it is refused."""
+        layer, query = encoder().encoder.layer[0].attention.self, torch.randn(4, 4, LENGTH, 8)
+        del layer.is_causal  # as LayoutLM's
+        least = torch.finfo(torch.float32).min
+        added = torch.zeros(4, LENGTH).masked_fill(~MASK, least)[:, None, None]
+        expected, _ = packed_attention(layer, query, query, query, MASK)
+        for mask in (added, MASK[:, None, None]):
+            assert torch.equal(packed_attention(layer, query, query, query, mask)[0], expected)
+        added[0, 0, 0, 1] = -1.0
+        with pytest.raises(ValueError, match="adds other numbers to the scores than 0"):
+            packed_attention(layer, query, query, query, added)
+        with pytest.raises(ValueError, match="cannot do causal attention"):
+            packed_attention(layer, query, query, query, None)
+
     @pytest.mark.parametrize(
         ("mask_function", "text"),
         [(causal_mask_function, "causal attention"), (lambda b, h, q, k: q == k, "a mask_function of your own")],

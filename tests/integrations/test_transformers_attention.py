@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from acceleration.agreement import (
     LENGTH,
     NO_DROPOUT,
@@ -20,6 +21,7 @@ from acceleration.agreement import (
     gradients,
     in_float64,
     inputs,
+    seeded,
 )
 from torch import Tensor
 from transformers import AutoModel, BertForTokenClassification
@@ -103,6 +105,29 @@ def test_gradients_equal_eagers(family: str) -> None:
     assert results.keys() == reference.keys()
     used = {name for name, gradient in reference.items() if gradient.abs().max() > 0}
     assert_all_agree(*({n: way[n] for n in used} for way in (results, of(eager), reference)))
+
+
+# Models whose attention layers do not say that they are not causal; LayoutLM makes its mask itself.
+SAY_NOTHING = {
+    "splinter": ("SplinterConfig", "SplinterModel"),
+    "layoutlm": ("LayoutLMConfig", "LayoutLMModel"),
+    "align": ("AlignTextConfig", "AlignTextModel"),
+    "clap": ("ClapTextConfig", "ClapTextModel"),
+}
+
+
+@pytest.mark.parametrize("names", SAY_NOTHING.values(), ids=SAY_NOTHING)
+def test_layers_that_do_not_say_that_they_are_not_causal(names: tuple[str, str]) -> None:
+    config_class, model_class = (getattr(transformers, name) for name in names)
+    ours, eager = two_ways(seeded(lambda: model_class(config_class(**TINY))).eval())
+    for mask in (MASK, PADDING["none"]):
+        batch = inputs(mask)
+        if mask is not MASK:
+            del batch["attention_mask"]
+        with ops.backends.record() as calls:
+            result = states(ours, batch)
+        assert [operation for operation, _ in calls] == ["document_attention"] * 2
+        assert_agrees(result[mask], states(eager, batch)[mask], states(in_float64(eager), batch)[mask])
 
 
 def layer_of(model: Any) -> Any:
