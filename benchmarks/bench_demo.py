@@ -28,7 +28,10 @@ def row_of(stage: StageResult, about: dict[str, str]) -> dict[str, Any]:
     ways = (("ours", "ours", timing.accelerated_seconds), (TODAY, "eager", timing.baseline_seconds))
     for name, kind, seconds in ways:
         providers[name] = {"kind": kind, "milliseconds": 1e3 * seconds, "quartiles": [1e3 * seconds] * 2}
-        providers[name] |= {"rounds": timing.fewest, "error": stage.agreement.largest_difference}
+        providers[name]["rounds"] = timing.fewest
+    agreement = stage.agreement
+    providers["ours"] |= {"error": agreement.accelerated_error, "allowed": agreement.allowed}
+    providers[TODAY]["error"] = agreement.baseline_error
     ran = ", ".join(sorted({f"{operation}: {backend}" for operation, backend in stage.backends} | set(stage.paths)))
     providers["ours"]["ran"], providers[TODAY]["ran"] = ran, stage.baseline
     return {
@@ -43,6 +46,7 @@ def row_of(stage: StageResult, about: dict[str, str]) -> dict[str, Any]:
         "bytes": 0,
         "operations": 0,
         "floor": 0.0,
+        "largest": agreement.largest_value,
         "providers": providers,
         "goals": [judge(goal, providers, about) for word, goal in GOALS.items() if stage.title.startswith(word)],
     }

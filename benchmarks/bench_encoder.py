@@ -8,115 +8,23 @@ timed has dropout. A runtime that is not installed, or fails, is named in the ro
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable
-from functools import cache, lru_cache
 from typing import Any
 
+import encoders
 import torch
-from batches import VOCABULARY, document_lengths, padded_batch, padding_share, real_lengths
+from encoders import BF16, EAGER, F32, INT8, SDPA, TRANSFORMERS, initial, inputs, model_of, one_by_one, prepared, work
 from goals import AVX2, ZEN, Goal, PeakGoal
-from registry import BOTH, FORWARD, Inputs, Prepared, Provider, Suite, Unavailable, Work, Workload, register
+from registry import BOTH, Inputs, Prepared, Provider, Suite, Workload, register
 from runtimes import Runtime, warm
 from runtimes.ctranslate2_encoder import ctranslate2
 from runtimes.onnx_runtime import onnx_runtime
 from runtimes.openvino import openvino
 from runtimes.pytorch import bare_products, dynamic_int8, frozen
-from torch import Tensor, nn
-from transformers import BertConfig, BertModel
 
-from spanbert_kernels import accelerate
-
-EAGER, SDPA, FROZEN = "transformers, eager", "transformers, sdpa", "torch.compile, frozen"
+FROZEN = "torch.compile, frozen"
 OPENVINO, ONNX, CTRANSLATE2 = "OpenVINO", "ONNX Runtime", "CTranslate2"
 DYNAMIC, FLOOR = "PyTorch, dynamic int8", "oneDNN's products alone"
-TRANSFORMERS = (EAGER, SDPA)
-F32, BF16, INT8 = torch.float32, torch.bfloat16, torch.int8
-CONFIG = {"vocab_size": VOCABULARY, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
-COMPARED = 61
-
-
-@cache
-def initial() -> BertModel:
-    torch.manual_seed(0)
-    return BertModel(BertConfig(**CONFIG), add_pooling_layer=False).eval()
-
-
-@lru_cache(maxsize=1)
-def rounded(dtype: torch.dtype) -> BertModel:
-    return copy.deepcopy(initial()).to(dtype)
-
-
-def model_of(dtype: torch.dtype, attention: str) -> Any:
-    """A model of its own that shares its weights; those of int8 are made of float32."""
-    source = initial() if dtype in (F32, INT8) else rounded(dtype)
-    model = copy.deepcopy(source, {id(each): each for each in (*source.parameters(), *source.buffers())})
-    model.set_attn_implementation(attention)
-    return model
-
-
-def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
-    options = workload.options
-    if "real" in options:
-        lengths = real_lengths(options["real"], options["per_cluster"])[0].clamp(max=512)
-    elif "lengths" in options:
-        lengths = torch.tensor(options["lengths"])
-    else:
-        lengths = document_lengths(options.get("documents", 16), options.get("sigma", 0.7))
-    return Inputs((), {"lengths": lengths, "batch": padded_batch(lengths), "dtype": dtype})
-
-
-def work(workload: Workload, inputs: Inputs) -> Work:
-    """Products with the weights for real tokens alone, attention inside documents; weights and states once."""
-    lengths: Tensor = inputs.given["lengths"]
-    config, tokens, passes = BertConfig(**CONFIG), int(lengths.sum()), 3 if workload.direction == BOTH else 1
-    size = config.hidden_size
-    per_layer = 4 * size * size + 2 * size * config.intermediate_size
-    pairs = 4 * int(lengths.square().sum()) * size
-    axes = {"tokens": tokens, "documents": len(lengths), "padding": padding_share(lengths)}
-    products = config.num_hidden_layers * (2 * tokens * per_layer + pairs)
-    moved = config.num_hidden_layers * per_layer + 2 * tokens * size
-    return Work(axes, passes * moved * workload.dtype.itemsize, passes * products)
-
-
-def prepared(workload: Workload, inputs: Inputs, model: Any, way: Callable[..., Any] | None = None) -> Prepared:
-    """A model as it is called, or as `way` calls it; a step's dropout is what its options say while it is timed."""
-    model.train(workload.direction == BOTH)
-    batch, dropout = inputs.given["batch"], workload.options.get("dropout", 0.0)
-    mask, layers = batch["attention_mask"].bool(), [each for each in model.modules() if isinstance(each, nn.Dropout)]
-
-    def compared(tensor: Tensor) -> Tensor:
-        return tensor[mask] if tensor.shape[:2] == mask.shape else tensor.flatten()[::COMPARED]
-
-    def step(p: float) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            for layer in layers:
-                layer.p = p
-            states: Tensor = (way or model)(**batch).last_hidden_state
-            return states
-
-        return run
-
-    timed = step(dropout) if dropout else None
-    return Prepared(step(0.0), tuple(model.parameters()), compared, parameters=True, timed=timed)
-
-
-def ours(workload: Workload, inputs: Inputs) -> Prepared:
-    model, options = model_of(inputs.given["dtype"], "sdpa"), {}
-    if workload.dtype == INT8:
-        if "weights" not in inspect.signature(accelerate).parameters:  # the package of another commit
-            raise Unavailable("accelerate has no int8")
-        options["weights"] = "int8"
-    try:
-        accelerate(model, **options)
-    except ValueError as refused:
-        raise Unavailable(str(refused)) from None
-    return prepared(workload, inputs, model)
-
-
-def theirs(attention: str) -> Callable[[Workload, Inputs], Prepared]:
-    return lambda workload, inputs: prepared(workload, inputs, model_of(inputs.given["dtype"], attention))
 
 
 def their_int8(workload: Workload, inputs: Inputs) -> Prepared:
@@ -138,37 +46,6 @@ def runtime(run: Runtime, library: str) -> Provider:
 def floor(workload: Workload, inputs: Inputs) -> Prepared:
     products = bare_products(initial(), workload.dtype, int(inputs.given["lengths"].sum()))
     return Prepared(products, (), parameters=True)
-
-
-def one_by_one(workload: Workload, inputs: Inputs) -> Prepared:
-    """Every document alone, which needs no padding; for the reference, which has time for nothing else."""
-    if workload.direction == FORWARD:
-        states = exact_states(tuple(inputs.given["lengths"].tolist()))
-        return Prepared(lambda: states, (), parameters=True)
-    model = model_of(torch.float64, "eager").train()
-    documents = documents_of(inputs.given["batch"])
-
-    def way() -> Tensor:
-        return torch.cat([model(ids).last_hidden_state[0] for ids in documents])
-
-    states_shape = len(torch.cat(documents, 1)[0]), model.config.hidden_size
-
-    def compared(tensor: Tensor) -> Tensor:
-        return tensor if tensor.shape == states_shape else tensor.flatten()[::COMPARED]
-
-    return Prepared(way, tuple(model.parameters()), compared, parameters=True)
-
-
-def documents_of(batch: dict[str, Tensor]) -> list[Tensor]:
-    return [row[mask.bool()][None] for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-
-
-@cache
-def exact_states(lengths: tuple[int, ...]) -> Tensor:
-    """The same for every precision."""
-    model = copy.deepcopy(initial()).double()
-    with torch.inference_mode():
-        return torch.cat([model(ids).last_hidden_state[0] for ids in documents_of(padded_batch(torch.tensor(lengths)))])
 
 
 SENTENCES = {f"one sentence of {tokens}": {"lengths": [tokens]} for tokens in (8, 24, 64, 128)}
@@ -247,10 +124,10 @@ SUITE = register(
             STEP,
         ),
         {
-            "ours": Provider(ours, "ours"),
-            EAGER: Provider(theirs("eager"), "eager"),
+            "ours": Provider(encoders.ours, "ours"),
+            EAGER: Provider(encoders.theirs("eager"), "eager"),
             DYNAMIC: Provider(their_int8, "eager"),
-            SDPA: Provider(theirs("sdpa")),
+            SDPA: Provider(encoders.theirs("sdpa")),
             OPENVINO: runtime(openvino, "openvino"),
             ONNX: runtime(onnx_runtime, "onnxruntime"),
             CTRANSLATE2: runtime(ctranslate2, "ctranslate2"),
@@ -261,7 +138,7 @@ SUITE = register(
         inputs,
         work,
         reference="in float64",
-        yardsticks=("transformers, sdpa",),
+        yardsticks=(SDPA,),
     )
 )  # fmt: skip
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import bench_encoder
-from bench_encoder import TRANSFORMERS
+import encoders
+from encoders import TRANSFORMERS
 from registry import Suite, Workload, register
 
 
@@ -26,8 +27,8 @@ SUITE = register(
             ),
         ),
         bench_encoder.SUITE.providers,
-        bench_encoder.inputs,
-        bench_encoder.work,
+        encoders.inputs,
+        encoders.work,
         reference=bench_encoder.SUITE.reference,
     )
 )  # fmt: skip

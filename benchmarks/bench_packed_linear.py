@@ -71,6 +71,7 @@ SUITE = register(
         inputs,
         work,
         reference="F.linear",
+        yardsticks=("oneDNN, repacked",),
     )
 )  # fmt: skip
 

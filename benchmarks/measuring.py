@@ -150,9 +150,8 @@ def least_rounds(once: float, ours: float) -> int:
     """Of a way that takes so many seconds: fewer where a ratio to ours needs no exact figure."""
     if once > VERY_SLOW_SECONDS:
         return 0
-    if once > FAR * ours:
-        return 1 if once > SLOW_SECONDS else 2
-    return 3
+    slow, far = once > SLOW_SECONDS, once > FAR * ours
+    return 3 - slow - far
 
 
 def time_in_turns(found: Mapping[str, Measured], seconds: float, benchmark: Any) -> None:

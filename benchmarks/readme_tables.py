@@ -1,4 +1,4 @@
-"""The tables of README.md, docs/ and SCALING.md, made from the newest full record in `results/`; nobody types them.
+"""The tables of README.md, docs/ and SCALING.md, made from the newest records in `results/`; nobody types them.
 
     python benchmarks/readme_tables.py [--check]
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,30 +27,47 @@ FORWARD, BOTH = "forward", "forward and backward"
 F32, BF16 = "float32", "bfloat16"
 
 
+# A record that has these is one of all suites; another is of some suites, measured again later.
+WHOLE = {"encoder", "document_attention", "cross_document_attention", "cross_document_mixer", "span_pool", "span_score"}
+
+
 @dataclass(frozen=True)
 class Results:
-    """A record, and its file's name."""
+    """A record, its file's name, and later ones of single suites, the newest first."""
 
     record: Record
     name: str
+    later: tuple[Results, ...] = ()
+
+    @property
+    def suites(self) -> set[str]:
+        return {row.suite for row in self.record.rows}
+
+    def of(self, suite: str) -> Results:
+        """The newest results of a suite."""
+        return next((each for each in self.later if suite in each.suites), self)
+
+    def rows(self, *suites: str) -> Iterator[Row]:
+        """The newest of some suites."""
+        for suite in suites:
+            yield from (row for row in self.of(suite).record.rows if row.suite == suite)
 
     def find(self, suite: str, workload: str, direction: str = FORWARD, dtype: str = F32) -> Row | None:
         """The row of a suite, or of the one beside it."""
-        for row in self.record.rows:
-            of_suite = row.suite in (suite, BESIDE.get(suite))
-            if of_suite and (row.workload, row.direction, row.dtype) == (workload, direction, dtype):
+        for row in self.rows(suite, *([BESIDE[suite]] if suite in BESIDE else [])):
+            if (row.workload, row.direction, row.dtype) == (workload, direction, dtype):
                 return row
         return None
 
     def row(self, suite: str, workload: str, direction: str = FORWARD, dtype: str = F32) -> Row:
         row = self.find(suite, workload, direction, dtype)
         if row is None:
-            raise click.ClickException(f"{self.name} has no row {suite}: {workload}, {direction}, {dtype}")
+            raise click.ClickException(f"{self.of(suite).name} has no row {suite}: {workload}, {direction}, {dtype}")
         return row
 
 
-def newest(device: str) -> Results | None:
-    """The newest full record of a kind of device."""
+def newest(device: str, whole: Collection[str] = ()) -> Results | None:
+    """The newest record of a kind of device that has some suites at least, and what was measured again since."""
     found = []
     for path in sorted((FOLDER / "results").glob("*.json")):
         try:
@@ -58,11 +75,12 @@ def newest(device: str) -> Results | None:
         except NotARecord:
             continue
         if not record.quick and record.rows and all(row.device == device for row in record.rows):
-            found.append((record.date, path.name, record))
-    if not found:
-        return None
-    _, name, record = max(found, key=lambda each: each[:2])
-    return Results(record, name)
+            found.append(Results(record, path.name))
+    found.sort(key=lambda each: (each.record.date, each.name), reverse=True)
+    for place, each in enumerate(found):
+        if each.suites.issuperset(whole):
+            return Results(each.record, each.name, tuple(found[:place]))
+    return None
 
 
 def number(value: float | None) -> str:
@@ -90,11 +108,19 @@ def table(columns: Sequence[str], lines: Iterator[list[str]]) -> str:
 
 def machine(results: Results) -> str:
     about = results.record.machine
-    details = ", ".join(about[name] for name in ("vendor", "cores", "vector instructions"))
-    return (
-        f"Measured on {about['processor']} ({details}) with torch {results.record.versions['torch']}; every figure is "
-        f"from `benchmarks/results/{results.name}`, taken in processes {about['processes']}.\n"
+    told = (
+        f"Measured on {_processor(results)} with torch {results.record.versions['torch']}; figures are from "
+        f"`benchmarks/results/{results.name}`, taken in processes {about['processes']}."
     )
+    for each in results.later:
+        told += f" Of {', '.join(sorted(each.suites))}: `benchmarks/results/{each.name}`, on {_processor(each)}."
+    return f"{told}\n"
+
+
+def _processor(results: Results) -> str:
+    about = results.record.machine
+    details = ", ".join(about[name] for name in ("vendor", "cores", "vector instructions"))
+    return f"{about['processor']} ({details})"
 
 
 # A record holds those that its commit's suites had.
@@ -125,6 +151,19 @@ def encoder(results: Results) -> str:
             ]
 
     return table(["", "speed-up", "ours, ms", "the fastest of transformers', ms", "against its eager"], lines())
+
+
+def families(results: Results) -> str:
+    def lines() -> Iterator[list[str]]:
+        for row in results.rows("encoder_families"):
+            rival = next(name for name in row.rivals if name.startswith("transformers, "))
+            name = f"{row.workload}{'' if row.direction == FORWARD else ', a training step'}, {row.dtype}"
+            theirs = f"{time_of(row, rival)} ({rival.removeprefix('transformers, ')})"
+            yield [name, f"{row.speed_up(rival):.2f}", time_of(row, "ours"), theirs]
+
+    found = list(lines())
+    columns = ["", "speed-up", "ours, ms", "the fastest of transformers', ms"]
+    return table(columns, iter(found)) if found else "Not measured yet.\n"
 
 
 ACROSS = "8 clusters x 10 documents x 64 tokens"
@@ -205,7 +244,7 @@ LIBRARIES = ("openvino", "nncf", "onnxruntime", "ctranslate2", "torch", "transfo
 
 def runtimes(results: Results) -> str:
     """How many times faster than each other way, with the quartiles over rounds, and everyone's error."""
-    rows = [row for row in results.record.rows if row.suite == "encoder" and "OpenVINO" in row.providers]
+    rows = [row for row in results.rows("encoder") if "OpenVINO" in row.providers]
     if not rows:
         return "Not measured yet.\n"
     ways = [name for name in WAYS if any(name in row.providers for row in rows)]
@@ -222,7 +261,7 @@ def runtimes(results: Results) -> str:
             ]
             yield [f"{row.workload}, {row.dtype}", *shares]
 
-    about = results.record
+    about = results.of("encoder").record
     versions = ", ".join(f"{name} {about.versions[name]}" for name in LIBRARIES if name in about.versions)
     missing = {f"{n} {e.unavailable}" for row in rows for n, e in row.providers.items() if e.unavailable}
     return (
@@ -246,9 +285,9 @@ def goals(results: Results) -> str:
     """What was asked of encoders, of pooling all spans and of the demo, and what came out."""
 
     def lines() -> Iterator[list[str]]:
-        for row in results.record.rows:
-            pooling = row.suite == "span_pool" and row.direction == FORWARD and row.workload.endswith(ALL)
-            for goal in row.goals if pooling or row.suite in ("encoder", "demo") else ():
+        for row in results.rows("demo", "encoder", "encoder_families", "span_pool"):
+            pooling = row.direction == FORWARD and row.workload.endswith(ALL)
+            for goal in row.goals if pooling or row.suite != "span_pool" else ():
                 word, _, text = goal.partition(": ")
                 yield [f"{row.suite}: {row.title}", word, text]
 
@@ -258,6 +297,7 @@ def goals(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "machine": machine,
     "encoder": encoder,
+    "families": families,
     "runtimes": runtimes,
     "goals": goals,
     "attention": attention,
@@ -289,7 +329,7 @@ def gpu() -> str:
 
 def filled(text: str) -> str:
     """A page with its tables made anew."""
-    results = newest("cpu")
+    results = newest("cpu", WHOLE)
     if results is None:
         raise click.ClickException("benchmarks/results holds no full record of a CPU")
 

@@ -20,12 +20,13 @@ SMALL |= {"intermediate_size": 64, "attention_probs_dropout_prob": 0.0, "hidden_
 def suite(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setattr(spanbert_kernels, "__path__", list(spanbert_kernels.__path__))  # to which suites add theirs
     import bench_encoder
+    import encoders
 
     def forget() -> None:
-        for made in (bench_encoder.initial, bench_encoder.rounded, bench_encoder.exact_states):
+        for made in (encoders.initial, encoders.rounded, encoders.exact_states):
             made.cache_clear()
 
-    monkeypatch.setattr(bench_encoder, "CONFIG", SMALL)
+    monkeypatch.setitem(encoders.MODELS, encoders.BERT, ("BertModel", SMALL))
     forget()
     yield bench_encoder
     forget()
