@@ -92,7 +92,8 @@ class PackedLayers:
     def of(cls, encoder: EncoderParts, way: Way) -> PackedLayers | None:
         """Copies the weights, or None where they are such that nobody could follow them."""
         weights = SeparateLayers.sources(encoder)
-        if not copyable(weights, way.dtype):
+        # Under autocast hidden states come in another dtype than the weights' where a Linear follows the embeddings.
+        if not copyable(weights, None if torch.is_autocast_enabled("cpu") else way.dtype):
             return None
         if way.precision is not None and copyable(FusedLayers.sources(encoder)):
             fused = FusedLayers.of(encoder, way.precision)

@@ -70,6 +70,19 @@ def test_hidden_states_asked_for_change_no_bit_of_the_last(dtype: torch.dtype) -
     assert {state.dtype for state in output.hidden_states} == {dtype}
 
 
+@pytest.mark.parametrize("name", ["electra", "albert"])
+def test_autocast_where_a_linear_follows_the_embeddings(name: str) -> None:
+    """Its output has autocast's dtype, and the weights of the layers their own."""
+    model = encoder(name)
+    exact = last_state(in_float64(model))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = last_state(model)
+        report = accelerate(model)
+        found = last_state(model)
+    assert report.last_path == "packed-inference"
+    assert_agrees(found[MASK], expected[MASK], exact[MASK])
+
+
 @pytest.mark.skipif(encoder_stack_refusal("bfloat16") is not None, reason=str(encoder_stack_refusal("bfloat16")))
 def test_autocast_takes_products_of_its_dtype() -> None:
     model = encoder()
