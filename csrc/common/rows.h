@@ -56,13 +56,14 @@ inline float quantize_row(const float* from, int64_t columns, uint8_t* to) {
   return step;
 }
 
-// LayerNorm of a row: to = (x - mean) / sqrt(variance + epsilon) * weight + bias.
+// LayerNorm of a row: to = (x - mean) / sqrt(variance + epsilon) * weight + bias; where it is not `centred`, with 0 for
+// the mean.
 inline void normalize_row(const float* x, int64_t columns, const float* weight, const float* bias, float epsilon,
-                          float* to) {
+                          bool centred, float* to) {
   const int64_t padded = whole(columns);
   Vector<float> sum{}, squares{};
   for (int64_t c = 0; c < padded; c += kLanes) sum += load(x + c);
-  const Vector<float> mean = broadcast(sum_of<float>(sum) / static_cast<float>(columns));
+  const Vector<float> mean = broadcast(centred ? sum_of<float>(sum) / static_cast<float>(columns) : 0.0f);
   for (int64_t c = 0; c < columns; c += kLanes) {
     Vector<float> apart = load(x + c) - mean;
     if (c + kLanes > columns) {

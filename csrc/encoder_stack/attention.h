@@ -8,71 +8,80 @@
 #include <algorithm>
 
 #include "common/rows.h"
+#include "encoder_stack/bump.h"
+#include "encoder_stack/distances.h"
+#include "encoder_stack/kernels.h"
 
 namespace spanbert {
 namespace SPANBERT_ISA {
 
-constexpr int64_t kQueries = 3 * kTileRows;  // of a block: whole tiles of the scores and of the results
-constexpr int64_t kAttentionDepth = 256;     // keys that are summed up by themselves
-
-constexpr int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+constexpr int64_t kAttentionDepth = 256;  // keys that are summed up by themselves
 
 template <class E>
 class Attention {
   using T = typename E::Element;
 
  public:
-  // Bytes of scratch for documents of up to so many tokens.
-  static int64_t scratch_bytes(int64_t max_seqlen, int64_t head_dim) {
-    const int64_t keys = panels(max_seqlen) * kTileColumns;
-    return aligned(panels(max_seqlen) * panel_bytes(head_dim)) + aligned((keys + 2) * whole(head_dim) * sizeof(T)) +
-           aligned(kQueries * keys * sizeof(float)) + aligned(kQueries * keys * sizeof(T)) +
-           aligned(kTileRows * kMostVectors * kLanes * sizeof(float));
+  // For documents of up to so many tokens. Without `scratch` it only says how much of it there must be.
+  Attention(char* scratch, int64_t max_seqlen, const char* region, const Step& step)
+      : head_dim_(step.head_dim),
+        window_(step.window < 0 ? max_seqlen : std::min(step.window, max_seqlen)),
+        scale_(static_cast<float>(step.constant)),
+        bump_{scratch},
+        room_(most_keys(max_seqlen, kQueries)),
+        distances_(bump_, region, step, room_, most_keys(max_seqlen, kManyQueries)) {
+    keys_ = bump_.take<char>(whole_panels(max_seqlen) / kTileColumns * panel_bytes());
+    if (E::kElements > 1) values_ = bump_.take<T>((whole_panels(max_seqlen) + 2) * whole(head_dim_));
+    scores_ = bump_.take<float>(kQueries * room_);
+    weights_ = E::kElements == 1 ? reinterpret_cast<T*>(scores_)  // in place
+                                 : bump_.take<T>(kQueries * room_);
+    result_ = bump_.take<float>(kTileRows * kMostVectors * kLanes);
   }
 
-  Attention(char* scratch, int64_t max_seqlen, int64_t head_dim, float scale)
-      : head_dim_(head_dim), scale_(scale), room_(panels(max_seqlen) * kTileColumns) {
-    const auto take = [&](int64_t bytes) {
-      char* taken = scratch;
-      scratch += aligned(bytes);
-      return taken;
-    };
-    keys_ = take(panels(max_seqlen) * panel_bytes(head_dim));
-    values_ = reinterpret_cast<T*>(take((room_ + 2) * whole(head_dim) * sizeof(T)));
-    scores_ = reinterpret_cast<float*>(take(kQueries * room_ * sizeof(float)));
-    weights_ = E::kElements == 1 ? reinterpret_cast<T*>(scores_)  // in place
-                                 : reinterpret_cast<T*>(take(kQueries * room_ * sizeof(T)));
-    result_ = reinterpret_cast<float*>(take(kTileRows * kMostVectors * kLanes * sizeof(float)));
-  }
+  int64_t bytes() const { return bump_.used; }
 
   // `query`, `key`, `value`: the head's columns in the document's first row; rows are `row` elements apart. `context`
   // gets the head's columns.
   template <class To>
-  void run(const T* query, const T* key, const T* value, int64_t row, int64_t tokens, To* context,
+  void run(int64_t head, const T* query, const T* key, const T* value, int64_t row, int64_t tokens, To* context,
            int64_t context_row) {
     tokens_ = tokens;
     pack_keys(key, row);
     const char* b = pack_values(value, row);
+    const int64_t b_step = E::kElements == 1 ? row * sizeof(T) : whole(head_dim_) * kStepBytes;
+    distances_.take_head(head);
     for (int64_t first = 0; first < tokens; first += kQueries) {
+      if (first % kManyQueries == 0) {
+        const int64_t many = std::min(kManyQueries, tokens - first);
+        distances_.multiply_keys(key, row, tokens, first, many, seen_by(first, many));
+      }
       const int64_t queries = std::min(kQueries, tokens - first);
-      score(query + first * row, row, queries);
+      const Keys keys = seen_by(first, queries);
+      if (distances_.any()) distances_.start(query + first * row, row, first, queries, keys, scores_, room_);
+      score(query + first * row, row, queries, keys);
       float inverse[kQueries];
-      for (int64_t q = 0; q < queries; ++q) inverse[q] = weigh(q);
-      gather(b, E::kElements == 1 ? row * sizeof(T) : whole(head_dim_) * kStepBytes, queries, inverse,
-             context + first * context_row, context_row);
+      for (int64_t q = 0; q < queries; ++q) inverse[q] = weigh(q, first + q, keys);
+      gather(b, b_step, queries, keys, inverse, context + first * context_row, context_row);
     }
   }
 
  private:
-  static int64_t panels(int64_t tokens) { return (tokens + kTileColumns - 1) / kTileColumns; }
-  static int64_t panel_bytes(int64_t head_dim) { return steps_of<E>(head_dim) * kTileColumns * kStepBytes; }
+  Keys seen_by(int64_t query, int64_t queries) const {
+    return {std::max<int64_t>(0, query - window_), std::min(tokens_, query + queries + window_)};
+  }
+  // In whole panels.
+  int64_t most_keys(int64_t max_seqlen, int64_t queries) const {
+    return whole_panels(std::min(max_seqlen, queries + 2 * window_ + kTileColumns));
+  }
+
+  int64_t panel_bytes() const { return steps_of<E>(head_dim_) * kTileColumns * kStepBytes; }
 
   void pack_keys(const T* key, int64_t row) {
     const int64_t steps = steps_of<E>(head_dim_);
-    for (int64_t panel = 0; panel < panels(tokens_); ++panel) {
-      float* to = reinterpret_cast<float*>(keys_ + panel * panel_bytes(head_dim_));
+    for (int64_t begin = 0; begin < tokens_; begin += kTileColumns) {
+      float* to = reinterpret_cast<float*>(keys_ + begin / kTileColumns * panel_bytes());
       for (int v = 0; v < kTileVectors; ++v) {
-        const int64_t first = panel * kTileColumns + v * kLanes;
+        const int64_t first = begin + v * kLanes;
         for (int64_t step = 0; step < steps; step += kLanes) {
           Vector<float> block[kLanes];
           for (int r = 0; r < kLanes; ++r) block[r] = words(key, row, first + r, step);
@@ -117,29 +126,32 @@ class Attention {
     std::memcpy(to, &both, sizeof(both));
   }
 
-  void score(const T* query, int64_t row, int64_t queries) const {
+  void score(const T* query, int64_t row, int64_t queries, const Keys& keys) const {
     const int64_t a_row = row * sizeof(T), steps = steps_of<E>(head_dim_);
-    for (int64_t panel = 0; panel < panels(tokens_); ++panel) {
-      const char* b = keys_ + panel * panel_bytes(head_dim_);
+    for (int64_t begin = keys.begin(); begin < keys.end(); begin += kTileColumns) {
+      const char* b = keys_ + begin / kTileColumns * panel_bytes();
+      float* to = scores_ + begin - keys.begin();
       for (int64_t q = 0; q < queries; q += kTileRows) {
         const auto rows = std::min<int64_t>(kTileRows, queries - q);
         kTiles<E>[kTileVectors - 1][rows](reinterpret_cast<const char*>(query + q* row), a_row, b,
-                                          kTileColumns* kStepBytes, steps, scores_ + q* room_ + panel* kTileColumns,
-                                          room_, false, {});
+                                          kTileColumns* kStepBytes, steps, to + q* room_, room_, distances_.any(), {});
       }
     }
   }
 
-  // Scores of a query become weights; returns 1 / their sum.
-  float weigh(int64_t q) const {
+  // Scores of a block's query `q`, which stands at `place`, become weights; returns 1 / their sum.
+  float weigh(int64_t q, int64_t place, const Keys& keys) const {
     float* scores = scores_ + q * room_;
-    const int64_t keys = panels(tokens_) * kTileColumns;
-    for (int64_t k = tokens_; k < keys; ++k) scores[k] = -INFINITY;
+    const int64_t count = keys.count();
+    const int64_t first = std::max<int64_t>(0, place - window_) - keys.begin();
+    const int64_t last = std::min(tokens_, place + window_ + 1) - keys.begin();
+    std::fill(scores, scores + first, -INFINITY);
+    std::fill(scores + last, scores + count, -INFINITY);
     Vector<float> most = broadcast(-INFINITY);
-    for (int64_t k = 0; k < keys; k += kLanes) most = larger(most, load(scores + k));
+    for (int64_t k = 0; k < count; k += kLanes) most = larger(most, load(scores + k));
     const Vector<float> largest = broadcast(largest_of<float>(most) * scale_);
     Vector<float> sum{};
-    for (int64_t k = 0; k < keys; k += kLanes) {
+    for (int64_t k = 0; k < count; k += kLanes) {
       const Vector<float> weight = exponential(load(scores + k) * scale_ - largest);
       sum += weight;
       round_to(weights_ + q * room_ + k, weight);
@@ -148,9 +160,12 @@ class Attention {
   }
 
   template <class To>
-  void gather(const char* values, int64_t b_step, int64_t queries, const float* inverse, To* context,
+  void gather(const char* values, int64_t b_step, int64_t queries, const Keys& keys, const float* inverse, To* context,
               int64_t context_row) const {
-    const int64_t steps = steps_of<E>(tokens_), a_row = room_ * sizeof(T);
+    const int64_t skipped = (keys.first - keys.begin()) / E::kElements, a_row = room_ * sizeof(T);
+    const int64_t steps = steps_of<E>(keys.last - keys.begin()) - skipped;
+    const char* weights = reinterpret_cast<const char*>(weights_) + skipped * kStepBytes;
+    values += (keys.begin() / E::kElements + skipped) * b_step;
     for (int64_t column = 0; column < head_dim_; column += kMostVectors * kLanes) {
       const auto vectors =
           static_cast<int>(std::min<int64_t>(kMostVectors, (head_dim_ - column + kLanes - 1) / kLanes));
@@ -158,10 +173,9 @@ class Attention {
       for (int64_t q = 0; q < queries; q += most_rows) {
         const int64_t rows = std::min(most_rows, queries - q);
         for (int64_t step = 0; step < steps; step += kAttentionDepth) {
-          kTiles<E>[vectors - 1][rows](reinterpret_cast<const char*>(weights_ + q* room_) + step* kStepBytes, a_row,
-                                       values + step* b_step + column* kStepBytes, b_step,
-                                       std::min(kAttentionDepth, steps - step), result_, kMostVectors* kLanes, step > 0,
-                                       {});
+          kTiles<E>[vectors - 1][rows](
+              weights + q* a_row + step* kStepBytes, a_row, values + step* b_step + column* kStepBytes, b_step,
+              std::min(kAttentionDepth, steps - step), result_, kMostVectors* kLanes, step > 0, {});
         }
         for (int64_t r = 0; r < rows; ++r) {
           for (int v = 0; v < vectors; ++v) {
@@ -178,11 +192,14 @@ class Attention {
     }
   }
 
-  int64_t head_dim_;
-  float scale_;
-  int64_t room_, tokens_ = 0;
+  const int64_t head_dim_, window_;
+  const float scale_;
+  Bump bump_;
+  const int64_t room_;  // of the scores of a query
+  Distances<E> distances_;
+  int64_t tokens_ = 0;
   char* keys_;
-  T* values_;
+  T* values_ = nullptr;
   float* scores_;
   T* weights_;
   float* result_;

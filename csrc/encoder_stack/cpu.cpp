@@ -1,5 +1,6 @@
 // The CPU binding of encoder_stack.
 
+#include <limits>
 #include <vector>
 
 #include "common/arguments.h"
@@ -18,16 +19,54 @@ constexpr int64_t kWorthAThread = 1 << 18;
 // Rows of a block: its intermediate results and a panel of the weights fit into a second-level cache of 1 MiB.
 constexpr int64_t kBlockRows = 96;
 
-// ops/encoder_stack/steps.py: a row of the program, in the order of its fields.
-enum Field : int { kind, first, second = first + 4, activation = second + 4, heads, head_dim, keeps, kFields };
+// ops/encoder_stack/packing.py: a row of the program, in the order of its fields.
+enum Field : int {
+  kind,
+  first,
+  second = first + 4,
+  activation = second + 4,
+  gated,
+  keeps,
+  centred,
+  heads,
+  key_heads,
+  head_dim,
+  window,
+  rotary,
+  positions,
+  reach,
+  bias,
+  keys,
+  queries,
+  kFields
+};
+
+void check_has(int64_t precision) {
+  STD_TORCH_CHECK(SPANBERT_KERNEL_ALL(packed_linear_has)(static_cast<Precision>(precision)),
+                  "this processor's kernels do not have precision ", precision);
+}
+
+int64_t matrix_bytes(int64_t precision, int64_t out_features, int64_t in_features) {
+  check_has(precision);
+  return SPANBERT_KERNEL_ALL(encoder_stack_matrix_bytes)(static_cast<Precision>(precision), out_features, in_features);
+}
+
+// Of what queries or keys are multiplied by, in attention's precision.
+int64_t table_bytes(int64_t precision, int64_t rows, int64_t head_dim) {
+  const auto in_float32 = static_cast<int64_t>(Precision::float32);
+  return matrix_bytes(precision == in_float32 ? in_float32 : static_cast<int64_t>(Precision::bfloat16), rows, head_dim);
+}
 
 // A program, and what it says about the memory that it needs.
 struct Program {
   std::vector<Step> steps;
-  int64_t inner_size = 0, wide_size = 0;
+  int64_t qkv_size = 0, inner_size = 0, wide_size = 0;
   int64_t weights = 0;
+  int64_t longest = kAnyLength;  // tokens that a document may have
 
-  Program(const Tensor& rows, const Tensor& constants, int64_t region_bytes) {
+  static constexpr int64_t kAnyLength = std::numeric_limits<int64_t>::max();
+
+  Program(const Tensor& rows, const Tensor& constants, int64_t region_bytes, int64_t precision) {
     STD_TORCH_CHECK(
         rows.dim() == 2 && rows.size(1) == kFields && rows.scalar_type() == ScalarType::Long && rows.is_contiguous(),
         "the program must be int64 [steps, ", int64_t{kFields}, "]");
@@ -40,17 +79,40 @@ struct Program {
                 {row[first], row[first + 1], row[first + 2], row[first + 3]},
                 {row[second], row[second + 1], row[second + 2], row[second + 3]},
                 static_cast<StackActivation>(row[activation]),
-                row[heads],
-                row[head_dim],
+                row[gated] != 0,
                 row[keeps] != 0,
+                row[centred] != 0,
+                row[heads],
+                row[key_heads],
+                row[head_dim],
+                row[window],
+                {row[rotary], row[positions]},
+                {row[reach], row[bias], row[keys], row[queries]},
                 constants.const_data_ptr<double>()[index]};
       for (const PackedMatrix* matrix : {&step.first, &step.second}) {
         STD_TORCH_CHECK(
             matrix->panels >= 0 && matrix->panels <= region_bytes && matrix->bias >= 0 && matrix->bias <= region_bytes,
             "step ", index, " reads outside of the packed weights");
       }
-      inner_size = std::max(inner_size, step.heads * step.head_dim);
-      if (step.kind == StepKind::feed_forward) wide_size = std::max(wide_size, step.first.out_features);
+      const auto check_table = [&](int64_t place, int64_t bytes) {
+        STD_TORCH_CHECK(place >= 0 && place + bytes <= region_bytes, "step ", index, " reads outside of the tables");
+      };
+      if (step.rotary.positions > 0) {
+        check_table(step.rotary.table, step.rotary.positions * 2 * Rotary::row(step.head_dim) * int64_t{sizeof(float)});
+        longest = std::min(longest, step.rotary.positions);
+      }
+      if (step.kind == StepKind::attend) {
+        const Relative& relative = step.relative;
+        if (relative.bias >= 0) check_table(relative.bias, step.heads * relative.rows() * int64_t{sizeof(float)});
+        for (const int64_t table : {relative.keys, relative.queries}) {
+          if (table >= 0)
+            check_table(table, step.heads * aligned(table_bytes(precision, relative.rows(), step.head_dim)));
+        }
+        inner_size = std::max(inner_size, step.queries_size());
+        qkv_size = std::max(qkv_size, step.queries_size() + 2 * step.keys_size());
+      }
+      if (step.kind == StepKind::project) qkv_size = std::max(qkv_size, step.first.out_features);
+      if (step.kind == StepKind::feed_forward) wide_size = std::max(wide_size, step.second.in_features);
       if (step.kind != StepKind::normalize) {
         weights +=
             step.first.in_features * step.first.out_features + step.second.in_features * step.second.out_features;
@@ -59,16 +121,6 @@ struct Program {
     }
   }
 };
-
-void check_has(int64_t precision) {
-  STD_TORCH_CHECK(SPANBERT_KERNEL_ALL(packed_linear_has)(static_cast<Precision>(precision)),
-                  "this processor's kernels do not have precision ", precision);
-}
-
-int64_t matrix_bytes(int64_t precision, int64_t out_features, int64_t in_features) {
-  check_has(precision);
-  return SPANBERT_KERNEL_ALL(encoder_stack_matrix_bytes)(static_cast<Precision>(precision), out_features, in_features);
-}
 
 void pack(const Tensor& weight_any, const Tensor& to, int64_t precision) {
   const Tensor weight = torch::stable::contiguous(weight_any);
@@ -91,7 +143,7 @@ struct Prepared {
 
   Prepared(const Tensor& hidden, const Tensor& cu_seqlens_any, int64_t region_bytes, const Tensor& rows,
            const Tensor& constants, int64_t precision)
-      : program(rows, constants, region_bytes), cu_seqlens(as_int64(cu_seqlens_any)) {
+      : program(rows, constants, region_bytes, precision), cu_seqlens(as_int64(cu_seqlens_any)) {
     check_has(precision);
     STD_TORCH_CHECK(hidden.dim() == 2, "hidden must be [T, H]");
     STD_TORCH_CHECK(hidden.scalar_type() != ScalarType::Double, "hidden must be float32, bfloat16 or float16");
@@ -101,6 +153,7 @@ struct Prepared {
     call.last = static_cast<int64_t>(program.steps.size());
     call.tokens = hidden.size(0);
     call.hidden_size = hidden.size(1);
+    call.qkv_size = program.qkv_size;
     call.inner_size = program.inner_size;
     call.wide_size = program.wide_size;
     call.cu_seqlens = cu_seqlens.const_data_ptr<int64_t>();
@@ -112,6 +165,8 @@ struct Prepared {
       STD_TORCH_CHECK(length >= 0, "cu_seqlens must ascend");
       call.max_seqlen = std::max(call.max_seqlen, length);
     }
+    STD_TORCH_CHECK(call.max_seqlen <= program.longest, "a document has ", call.max_seqlen,
+                    " tokens, and the rotary tables end at ", program.longest);
     const int64_t each = call.tokens * program.weights / std::max<int64_t>(1, call.last);
     threads = std::clamp<int64_t>(each / kWorthAThread, 1, threads);
     call.shares_columns = call.tokens <= kFewRows * threads;

@@ -11,6 +11,7 @@
 #include "common/matrix.h"
 #include "encoder_stack/activations.h"
 #include "encoder_stack/attention.h"
+#include "encoder_stack/bump.h"
 #include "encoder_stack/team.h"
 
 namespace spanbert {
@@ -29,16 +30,23 @@ struct Around<Float32> {
   using Context = float;
 };
 
-// Pieces of memory one behind the other, each on a cache line. Without a beginning it only counts.
-struct Bump {
-  char* begin;
-  int64_t used = 0;
+// Turns the columns before `end` of what is projected: each head's, by the place of the row's token.
+struct Turn {
+  const float* table;
+  int64_t row, head_dim, end;
+  const int64_t* places;
 
-  template <class T>
-  T* take(int64_t count) {
-    char* taken = begin ? begin + used : nullptr;
-    used += aligned(count * static_cast<int64_t>(sizeof(T)));
-    return reinterpret_cast<T*>(taken);
+  Vector<float> operator()(int64_t r, int64_t c, Vector<float> x) const {
+    if (c >= end) return x;
+    const auto column = static_cast<uint32_t>(c) % static_cast<uint32_t>(head_dim);
+    const float* cosines = table + places[r] * 2 * row + column;
+    const auto neighbours = swap_lanes<float, 1>(x, std::make_index_sequence<kLanes>());
+    const Vector<float> across = neighbours * load(cosines + row);
+    Vector<float> turned = x * load(cosines) + across;
+    if (c + kLanes > end) {
+      for (int64_t lane = end - c; lane < kLanes; ++lane) turned[lane] = x[lane];
+    }
+    return turned;
   }
 };
 
@@ -52,8 +60,8 @@ class Stack {
   Stack(const StackCall& call, char* arena, int64_t member) : call_(call), member_(member) {
     hidden_row_ = whole(call.hidden_size);
     inner_row_ = whole(call.inner_size);
-    qkv_row_ = whole(3 * call.inner_size);
-    wide_row_ = whole(call.wide_size);
+    qkv_row_ = whole(call.qkv_size);
+    wide_row_ = panels_of(call.wide_size) * kTileColumns;
     Bump bump{arena};
     if (!call.shares_columns) stream_ = bump.take<float>(call.tokens * hidden_row_);
     qkv_ = bump.take<AttentionElement>(call.tokens * qkv_row_ + kLanes * kMostVectors);
@@ -107,11 +115,12 @@ class Stack {
   // What a member has of its own.
   void take_own(Bump& own) {
     const int64_t rows = block_rows();
-    attention_ =
-        own.take<char>(Attention<typename Around<E>::Attention>::scratch_bytes(call_.max_seqlen, most_head_dim()));
+    attention_ = own.take<char>(attention_bytes());
     normed_ = own.take<float>(rows * hidden_row_);
     input_ = own.take<T>(rows * std::max(hidden_row_, inner_row_));
     scales_ = own.take<float>(rows);
+    places_ = own.take<int64_t>(rows);
+    activated_ = own.take<float>(rows * kTileColumns);
     if (call_.shares_columns) {
       stream_ = own.take<float>(rows * hidden_row_);
       chunk_ = own.take<T>(rows * wide_row_);
@@ -135,10 +144,14 @@ class Stack {
       most = std::max(most, first_row(block + 1) - first_row(block));
     return most;
   }
-  int64_t most_head_dim() const {
+  int64_t attention_bytes() const {
     int64_t most = 0;
-    for (int64_t step = call_.first; step < call_.last; ++step) {
-      if (call_.steps[step].kind == StepKind::attend) most = std::max(most, call_.steps[step].head_dim);
+    for (int64_t index = call_.first; index < call_.last; ++index) {
+      const Step& step = call_.steps[index];
+      if (step.kind == StepKind::attend) {
+        most =
+            std::max(most, Attention<typename Around<E>::Attention>(nullptr, call_.max_seqlen, nullptr, step).bytes());
+      }
     }
     return most;
   }
@@ -216,7 +229,7 @@ class Stack {
     const float* from = step.keeps ? stream() : latest_;
     for (int64_t r = 0; r < rows_; ++r) {
       normalize_row(from + r * hidden_row_, call_.hidden_size, weight, bias, static_cast<float>(step.constant),
-                    to + r * hidden_row_);
+                    step.centred, to + r * hidden_row_);
     }
     latest_ = to;
   }
@@ -248,17 +261,19 @@ class Stack {
   // The next task of a step's phase.
   int64_t draw(int64_t index, int64_t phase) const { return call_.team->draw(kPhases * (index - call_.first) + phase); }
 
-  // f(product) of all columns of a matrix, or, some at a time, of those that this member draws.
+  // f(product) of all columns of a matrix, or, some at a time, of those that this member draws. So many panels are
+  // drawn `together`.
   template <class F>
-  void share(int64_t index, int64_t phase, const Matrix<E>& matrix, Input input, const F& f) const {
-    const int64_t count = matrix.count();
-    if (!call_.shares_columns) return f(Product<E>{matrix, input, rows_, 0, count});
+  void share(int64_t index, int64_t phase, const Matrix<E>& matrix, Input input, const F& f,
+             int64_t together = 1) const {
+    if (!call_.shares_columns) return f(Product<E>{matrix, input, rows_, 0, matrix.count()});
+    const int64_t count = matrix.count() / together;
     // Several draws a member, so that one that was kept from its core holds up the others with little.
     const int64_t each = std::max<int64_t>(1, count / (8 * call_.team->members()));
     int64_t next;
     for (int64_t task = draw(index, phase) * each; task < count; task = next) {
       next = draw(index, phase) * each;
-      f(Product<E>{matrix, input, rows_, task, std::min(task + each, count), next});
+      f(Product<E>{matrix, input, rows_, task * together, std::min(task + each, count) * together, next * together});
     }
   }
 
@@ -266,31 +281,51 @@ class Stack {
     if (call_.shares_columns) call_.team->wait();
   }
 
+  // Of the block's rows, in their documents.
+  void find_places() const {
+    const int64_t* offsets = call_.cu_seqlens;
+    int64_t document = std::upper_bound(offsets, offsets + call_.documents, row_) - offsets - 1;
+    for (int64_t r = 0; r < rows_; ++r) {
+      while (offsets[document + 1] <= row_ + r) ++document;
+      places_[r] = row_ + r - offsets[document];
+    }
+  }
+
   void project(int64_t index) {
-    const Matrix<E> matrix = matrix_of(call_.steps[index].first);
+    const Step& step = call_.steps[index];
+    const Matrix<E> matrix = matrix_of(step.first);
     AttentionElement* to = qkv_ + row_ * qkv_row_;
+    if (step.rotary.positions > 0) find_places();
+    const Turn turn{reinterpret_cast<const float*>(call_.region + step.rotary.table), Rotary::row(step.head_dim),
+                    step.head_dim, step.queries_size() + step.keys_size(), places_};
     share(index, 0, matrix, prepare_latest(), [&](const Product<E>& product) {
-      product.run([&](int64_t r, int64_t c, Vector<float> x)
-                      __attribute__((always_inline)) { round_to(to + r * qkv_row_ + c, x + load(matrix.bias + c)); });
+      if (step.rotary.positions > 0) {
+        product.run([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
+          round_to(to + r * qkv_row_ + c, turn(r, c, x + load(matrix.bias + c)));
+        });
+      } else {
+        product.run([&](int64_t r, int64_t c, Vector<float> x)
+                        __attribute__((always_inline)) { round_to(to + r * qkv_row_ + c, x + load(matrix.bias + c)); });
+      }
     });
     meet();
   }
 
   void attend(int64_t index) {
     const Step& step = call_.steps[index];
-    Attention<typename Around<E>::Attention> attention(attention_, call_.max_seqlen, step.head_dim,
-                                                       static_cast<float>(step.constant));
-    const int64_t inner = step.heads * step.head_dim;
+    Attention<typename Around<E>::Attention> attention(attention_, call_.max_seqlen, call_.region, step);
+    const int64_t inner = step.queries_size(), shared = step.heads / step.key_heads;
     for (int64_t task; (task = draw(index, 0)) < call_.documents * step.heads;) {
-      const int64_t document = task / step.heads, column = task % step.heads * step.head_dim;
+      const int64_t document = task / step.heads, head = task % step.heads, column = head * step.head_dim;
       const int64_t first = call_.cu_seqlens[document], tokens = call_.cu_seqlens[document + 1] - first;
-      const AttentionElement* query = qkv_ + first * qkv_row_ + column;
+      const AttentionElement* query = qkv_ + first * qkv_row_;
+      const AttentionElement* key = query + inner + head / shared * step.head_dim;
       Context* to = context_ + first * inner_row_;
-      if (column + step.head_dim == inner) {
+      if (head + 1 == step.heads) {
         for (int64_t r = 0; r < tokens; ++r)
           std::fill(to + r * inner_row_ + inner, to + (r + 1) * inner_row_, Context{});
       }
-      attention.run(query, query + inner, query + 2 * inner, qkv_row_, tokens, to + column, inner_row_);
+      attention.run(head, query + column, key, key + step.keys_size(), qkv_row_, tokens, to + column, inner_row_);
     }
     call_.team->wait();
   }
@@ -315,18 +350,46 @@ class Stack {
     meet();
   }
 
-  // Columns first .. last - 1 (of panels) of the wide activations, from column `origin` of `wide_` on.
+  void widen(Wide* to, Vector<float> x) const {
+    if constexpr (std::is_same_v<Wide, float>) {
+      store(to, x);
+    } else {
+      round_to(to, x);
+    }
+  }
+
+  // The product's columns of the wide activations, from column `origin` of `wide_` on.
   void up(const Product<E>& product, StackActivation activation, int64_t origin, int64_t row) {
     with_activation(activation, [&](auto f, auto usual) {
       product.template run<usual()>([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
-        const Vector<float> value = f(x + load(product.matrix.bias + c));
-        if constexpr (std::is_same_v<Wide, float>) {
-          store(wide_ + r * row + c - origin, value);
-        } else {
-          round_to(wide_ + r * row + c - origin, value);
-        }
+        widen(wide_ + r * row + c - origin, f(x + load(product.matrix.bias + c)));
       });
     });
+  }
+
+  // The same where panels of the gate stand behind those of up.
+  void up_gated(Product<E> product, StackActivation activation, int64_t origin, int64_t row) {
+    const int64_t last = product.last_panel, next = product.next_panel;
+    for (int64_t panel = product.first_panel; panel < last; panel += 2) {
+      const auto alone = [&](int64_t one, int64_t ahead) {
+        product.first_panel = one;
+        product.last_panel = one + 1;
+        product.next_panel = ahead;
+      };
+      alone(panel, panel + 1);
+      with_activation(activation, [&](auto f, auto usual) {
+        product.template run<usual()>([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
+          store(activated_ + r * kTileColumns + c - panel * kTileColumns, f(x + load(product.matrix.bias + c)));
+        });
+      });
+      alone(panel + 1, panel + 2 < last ? panel + 2 : next);
+      const int64_t column = panel / 2 * kTileColumns - origin;
+      product.run([&](int64_t r, int64_t c, Vector<float> x) __attribute__((always_inline)) {
+        const int64_t within = c - (panel + 1) * kTileColumns;
+        const Vector<float> gate = x + load(product.matrix.bias + c);
+        widen(wide_ + r * row + column + within, load(activated_ + r * kTileColumns + within) * gate);
+      });
+    }
   }
 
   // A chunk of the wide activations as `down` takes it.
@@ -359,10 +422,14 @@ class Stack {
     if (latest_ != normed_) keep();
     const Matrix<E> first = matrix_of(step.first), second = matrix_of(step.second);
     const Input input = prepare_latest();
-    const int64_t chunks = chunks_of(first.columns);
-    const auto columns_of = [&](int64_t chunk) { return std::min(kChunk, first.columns - chunk * kChunk); };
+    const int64_t wide = second.depth, chunks = chunks_of(wide), together = step.gated ? 2 : 1;
+    const auto columns_of = [&](int64_t chunk) { return std::min(kChunk, wide - chunk * kChunk); };
+    const auto widened = [&](const Product<E>& product, int64_t origin, int64_t row) {
+      if (step.gated) return up_gated(product, step.activation, origin, row);
+      up(product, step.activation, origin, row);
+    };
     if (call_.shares_columns) {
-      share(index, 0, first, input, [&](const Product<E>& product) { up(product, step.activation, 0, wide_row_); });
+      share(index, 0, first, input, [&](const Product<E>& product) { widened(product, 0, wide_row_); }, together);
       meet();
       std::vector<Input> made;
       for (int64_t i = 0; i < chunks; ++i) made.push_back(chunk(i, columns_of(i), i * kChunk, wide_row_));
@@ -371,9 +438,8 @@ class Stack {
       });
     } else {
       for (int64_t i = 0; i < chunks; ++i) {
-        const int64_t column = i * kChunk;
-        up({first, input, rows_, column / kTileColumns, panels_of(column + columns_of(i))}, step.activation, column,
-           kChunk);
+        const int64_t column = i * kChunk, panels = column / kTileColumns, end = panels_of(column + columns_of(i));
+        widened({first, input, rows_, panels * together, end * together}, column, kChunk);
         down({second, {}, rows_, 0, second.count()}, chunk(0, columns_of(i), 0, kChunk), column, columns_of(i));
       }
     }
@@ -392,6 +458,8 @@ class Stack {
   Wide* wide_ = nullptr;
   T *input_ = nullptr, *chunk_ = nullptr;
   float *scales_ = nullptr, *chunk_scales_ = nullptr;
+  int64_t* places_ = nullptr;
+  float* activated_ = nullptr;  // a panel of up, which waits for its gate
   char* attention_ = nullptr;
 };
 

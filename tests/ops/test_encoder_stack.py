@@ -29,6 +29,7 @@ from spanbert_kernels.ops.encoder_stack import (
     Normalize,
     Precision,
     Project,
+    Rotary,
     encoder_stack,
     encoder_stack_refusal,
     reference,
@@ -39,6 +40,17 @@ from spanbert_kernels.testing import deviation
 
 pytestmark = pytest.mark.skipif(library.cpu_isa() is None, reason="the CPU library is not built")
 EVERY_ISA = isas_of("encoder_stack")
+# What one layer may have beside BERT's: each family has some of it.
+EVERYTHING: dict[str, Any] = {
+    "keeps": True,
+    "norm": "rms",
+    "gated": True,
+    "kv_heads": 2,
+    "rotary": "halves",
+    "window": 30,
+    "relative": ("bias", "keys", "queries"),
+    "reach": 20,
+}
 # One rounding of what enters a product.
 EPSILON = {"float32": torch.finfo(torch.float32).eps, "bfloat16": torch.finfo(torch.bfloat16).eps, "int8": 1 / 127}
 
@@ -94,7 +106,7 @@ def check(shape: Shape, precision: Precision, dtype: torch.dtype = torch.float32
 
 
 @pytest.mark.parametrize("isa", EVERY_ISA)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(shape=drawn(), data=st.data())
 def test_values(isa: str, shape: Shape, data: st.DataObject) -> None:
     with kernels_of(isa, data.draw(st.sampled_from((1, 2, 3)))):
@@ -164,21 +176,28 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("lengths", [(20, 3), (150, 90, 7)])
-def test_the_number_of_threads_changes_no_bit(precision: Precision, lengths: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("options", "counts"), [({}, (1, 2, 3, 8, 2)), (EVERYTHING, (1, 3))], ids=["plain", "everything"]
+)
+def test_the_number_of_threads_changes_no_bit(
+    precision: Precision, lengths: tuple[int, ...], options: dict[str, Any], counts: tuple[int, ...]
+) -> None:
     skip_if_refused(precision)
-    shape = Shape(hidden=200, heads=4, head_dim=50, wide=3000, lengths=lengths)  # enough work for all of them
+    # Enough work for all of them.
+    shape = Shape(hidden=200, heads=4, head_dim=50, wide=3000, lengths=lengths)._replace(**options)
     results = []
-    for threads in (1, 2, 3, 8, 2):
+    for threads in counts:
         with kernels_of(torch.ops.spanbert_kernels.cpu_isa(), threads):
             results.append(on_cpu(shape, precision))
     assert all(same_bits(results[0], other) for other in results[1:])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_stands_beside_a_document_changes_no_bit(precision: Precision) -> None:
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_what_stands_beside_a_document_changes_no_bit(precision: Precision, options: dict[str, Any]) -> None:
     """Few rows and many go different ways."""
     skip_if_refused(precision)
-    shape = Shape(hidden=50, wide=900, lengths=(20, 300, 1))
+    shape = Shape(hidden=50, heads=4, head_dim=10, wide=900, lengths=(20, 300, 1))._replace(**options)
     stack, hidden = EncoderStack(shape.steps(), shape.hidden, precision), shape.tokens()
     alone = encoder_stack(hidden[:20], torch.tensor([0, 20]), stack, backend="cpu")
     assert torch.equal(encoder_stack(hidden, shape.cu_seqlens(), stack, backend="cpu")[:20], alone)
@@ -190,18 +209,75 @@ def test_steps_in_pieces_are_the_steps(keeps: bool) -> None:
     stack, hidden = EncoderStack(shape.steps(), shape.hidden), shape.tokens()
     whole = encoder_stack(hidden, shape.cu_seqlens(), stack, backend="cpu")
     for first in range(0, len(stack.steps), 6):
-        hidden = encoder_stack(hidden, shape.cu_seqlens(), stack, first=first, last=first + 6, backend="cpu")
+        last = min(first + 6, len(stack.steps))
+        hidden = encoder_stack(hidden, shape.cu_seqlens(), stack, first=first, last=last, backend="cpu")
     assert torch.equal(hidden, whole)
 
 
 def test_memory_to_work_in_is_kept_and_what_is_in_it_means_nothing() -> None:
-    for shape in (Shape(lengths=(9,)), Shape(lengths=(150,), head_dim=7, heads=1)):
+    everything = Shape(lengths=(150, 9, 45), heads=4)._replace(**EVERYTHING)
+    for shape in (Shape(lengths=(9,)), Shape(lengths=(150,), head_dim=7, heads=1), everything):
         stack = EncoderStack(shape.steps(), shape.hidden)
         first = encoder_stack(shape.tokens(), shape.cu_seqlens(), stack, backend="cpu")
         (arena,) = stack.packed().arenas
         arena.fill_(0xFF)  # NaN in every format
         assert torch.equal(encoder_stack(shape.tokens(), shape.cu_seqlens(), stack, backend="cpu"), first)
         assert stack.packed().arenas[0] is arena
+
+
+def arena_bytes(length: int, **options: Any) -> int:
+    shape = Shape(lengths=(length,), heads=4)._replace(**options)
+    packed = EncoderStack(shape.steps(), shape.hidden).packed()
+    return packed.take_arena(shape.tokens(), shape.cu_seqlens(), 0).numel()
+
+
+@pytest.mark.parametrize("options", [{"relative": EVERYTHING["relative"]}, EVERYTHING], ids=["relative", "everything"])
+def test_memory_to_work_in_grows_with_the_longest_document_not_with_its_square(options: dict[str, Any]) -> None:
+    with kernels_of(torch.ops.spanbert_kernels.cpu_isa(), 1):
+        small, middle, large = (arena_bytes(length, **options) for length in (3000, 6000, 12000))
+    assert large - middle <= 2.01 * (middle - small)
+
+
+def test_layers_share_a_packed_table() -> None:
+    one, three = (
+        EncoderStack(Shape(layers=layers, rotary="halves", lengths=(4000,)).steps(), 24).packed().region.numel()
+        for layers in (1, 3)
+    )
+    assert three - one < one / 2
+
+
+def test_turned_by_complex_numbers() -> None:
+    """The definition: neighbours are a complex number, halves are neighbours in another order."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 2, 6, generator=generator, dtype=torch.float64)
+    angles = torch.rand(9, 3, generator=generator, dtype=torch.float64)
+    places = torch.tensor([0, 8, 1, 2, 0])
+    turn = torch.polar(torch.ones_like(angles), angles)[places, None]
+    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(2, (3, 2))) * turn).flatten(2)
+    pairs = [each.repeat_interleave(2, 1) for each in (angles.cos(), angles.sin())]
+    torch.testing.assert_close(reference.turned(x, places, Rotary(*pairs, interleaved=True)), expected)
+    halves = [torch.cat([each, each], 1) for each in (angles.cos(), angles.sin())]
+    order = [0, 2, 4, 1, 3, 5]
+    torch.testing.assert_close(reference.turned(x[..., order], places, Rotary(*halves)), expected[..., order])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_a_document_longer_than_the_rotary_tables(backend: Any) -> None:
+    shape = Shape(rotary="halves", lengths=(3, 9))
+    stack, offsets = EncoderStack(shape.steps(), shape.hidden), torch.tensor([0, 2, 12])
+    with pytest.raises(ValueError, match="a document has 10 tokens, but the stack's rotary tables end at 9"):
+        encoder_stack(shape.tokens(), offsets, stack, backend=backend)
+    packed = stack.packed()
+    arguments = (packed.region, packed.rows, packed.constants, None, 0, 0, len(packed.rows))
+    with pytest.raises(RuntimeError, match="a document has 10 tokens, and the rotary tables end at 9"):
+        encoder_stack_forward("cpu", shape.tokens(), offsets, *arguments)
+
+
+def test_weights_in_float64() -> None:
+    shape = Shape()
+    steps = [type(step)(*(x.double() if isinstance(x, Tensor) else x for x in step)) for step in shape.steps()]
+    found = encoder_stack(shape.tokens(), shape.cu_seqlens(), EncoderStack(steps, shape.hidden), backend="cpu")
+    assert torch.equal(found, on_cpu(shape))
 
 
 def test_threads_of_python_side_by_side() -> None:
@@ -382,6 +458,12 @@ def test_bad_arguments(error: type[Exception], text: str, changes: dict[str, Any
         (ValueError, "step 0 .Merge. does not follow an Attend", Merge(torch.ones(24, 24), None)),
         (ValueError, r"bias must be \[24\], got \[1\]", Normalize(None, torch.ones(1), 1e-5)),
         (TypeError, "step 0 is a Linear, none of", nn.Linear(24, 24)),
+        (ValueError, "kind must be .layer. or .rms., got 'batch'", Normalize(None, None, 1e-5, kind="batch")),  # type: ignore[arg-type]
+        (
+            ValueError,
+            "gate_bias without a gate",
+            FeedForward(torch.ones(2, 24), None, torch.ones(24, 2), None, "relu", gate_bias=torch.ones(2)),
+        ),
         (
             ValueError,
             "the activation must be one of .*, got 'swish'",
@@ -394,6 +476,28 @@ def test_bad_steps(error: type[Exception], text: str, step: Any) -> None:
         EncoderStack([step], 24)
 
 
-def test_a_scale_must_be_positive() -> None:
-    with pytest.raises(ValueError, match=r"the scale must be positive, got -1.0"):
-        EncoderStack([Project(torch.ones(6, 2), None), Attend(1, 2, -1.0)], 2)
+TABLE = torch.ones(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "head_dim", "options"),
+    [
+        ("the scale must be positive, got -1.0", 2, {"scale": -1.0}),
+        (r"step 1 .Attend.: window must be at least 0, got -2", 2, {"window": -2}),
+        (r"rotary turns pairs of columns, and the heads have 3", 3, {"rotary": Rotary(TABLE, TABLE)}),
+        (r"rotary.cos must be \['any', 2\], got \[4, 3\]", 2, {"rotary": Rotary(TABLE, TABLE)}),
+        (r"rotary.sin must be \[4, 2\], got \[4, 3\]", 2, {"rotary": Rotary(TABLE[:, :2], TABLE)}),
+        ("1 heads do not share 2 heads of keys evenly", 2, {"kv_heads": 2}),
+        (
+            r"relative.keys must be \[rows, heads, head_dim\] with \[1, 2\]",
+            2,
+            {"relative": ops.RelativeTerms(torch.zeros(1, dtype=torch.int32), keys=torch.ones(1, 1, 3))},
+        ),
+    ],
+)
+def test_bad_attention(text: str, head_dim: int, options: dict[str, Any]) -> None:
+    heads = 1 + 2 * options.get("kv_heads", 1)
+    with pytest.raises(ValueError, match=text):
+        EncoderStack(
+            [Project(torch.ones(heads * head_dim, 2), None), Attend(1, head_dim, **{"scale": 1.0, **options})], 2
+        )

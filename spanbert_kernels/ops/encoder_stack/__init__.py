@@ -17,8 +17,10 @@ from spanbert_kernels.ops.encoder_stack.steps import (
     Attend,
     FeedForward,
     Merge,
+    Norm,
     Normalize,
     Project,
+    Rotary,
     Step,
     check_steps,
 )
@@ -30,9 +32,11 @@ __all__ = [
     "EncoderStack",
     "FeedForward",
     "Merge",
+    "Norm",
     "Normalize",
     "Precision",
     "Project",
+    "Rotary",
     "Step",
     "encoder_stack",
     "encoder_stack_refusal",
@@ -58,6 +62,10 @@ class EncoderStack:
 
     The packed weights are copies: later changes of the tensors are not followed.
 
+    Attributes:
+        steps, hidden_size, precision: as given.
+        positions: tokens that a document may have, where rotary tables end; None: any number.
+
     Args:
         steps: what the layers do, one after the other: `Project`, `Attend`, `Merge`, `FeedForward`, `Normalize`.
         hidden_size: H, columns of the stream.
@@ -81,6 +89,8 @@ class EncoderStack:
         self.steps = tuple(steps)
         self.hidden_size = hidden_size
         self.precision: Precision = precision
+        rotaries = [step.rotary for step in steps if isinstance(step, Attend) and step.rotary is not None]
+        self.positions = min((len(rotary.cos) for rotary in rotaries), default=None)
         self._packed: packing.PackedSteps | None = None
 
     def packed(self) -> packing.PackedSteps:
@@ -142,6 +152,10 @@ def encoder_stack(
         checks.check_offsets("cu_seqlens", cu_seqlens, hidden.shape[0], "tokens")
         offsets = cu_seqlens
     checks.check_device("cu_seqlens", offsets, "hidden", hidden)
+    if stack.positions is not None:
+        longest = max(offsets.diff().tolist(), default=0)
+        if longest > stack.positions:
+            raise ValueError(f"a document has {longest} tokens, but the stack's rotary tables end at {stack.positions}")
     if hidden.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("encoder_stack has no gradient: call it under torch.no_grad(), or detach its input")
     if _chosen(hidden, stack, backend) == "eager":
