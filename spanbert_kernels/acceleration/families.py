@@ -7,6 +7,7 @@ padded batch, what it returns, and which of its heads read a token's place rathe
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -50,6 +51,15 @@ def pooled_by_linear(model: Any, hidden: Tensor) -> Tensor | None:
     """The output of a pooler that is a Linear, and of the activation beside it."""
     pooled: Tensor | None = None if model.pooler is None else model.pooler_activation(model.pooler(hidden[:, 0]))
     return pooled
+
+
+def _changes(kind: type, own: type) -> bool:
+    """Whether a class has other methods in the place of those that transformers gave its ancestor `own`."""
+    theirs = {name for each in own.__mro__ if each.__module__.startswith("transformers.") for name in vars(each)}
+    return any(
+        name in theirs and not name.startswith("__") and inspect.unwrap(value) is not inspect.unwrap(getattr(own, name))
+        for name, value in vars(kind).items()
+    )
 
 
 @dataclass(frozen=True)
@@ -116,9 +126,14 @@ class Family:
         return position[self.positions] + (", as a rotation" if self.rotary is not None else ""), layers
 
     def is_class(self, module: nn.Module, name: str, *, subclass: bool = False) -> bool:
-        """Whether `module` is exactly of the family's class of that name, or with `subclass` of a kind of it."""
-        kinds = type(module).__mro__ if subclass else (type(module),)
-        return any(kind.__module__ == self.module and kind.__name__ == name for kind in kinds)
+        """Whether `module` is of the family's class of that name, or of a kind of it that changes none of its methods,
+        as sharding makes one; with `subclass`, of any kind of it.
+        """
+        kinds = type(module).__mro__
+        places = [place for place, kind in enumerate(kinds) if (kind.__module__, kind.__name__) == (self.module, name)]
+        if not places:
+            return False
+        return subclass or not any(_changes(kind, kinds[places[0]]) for kind in kinds[: places[0]])
 
     def patch_refusal(self, kind: type[nn.Module]) -> str | None:
         """Why a class of the family is not transformers' own any more, or None: its forward comes from elsewhere."""

@@ -6,14 +6,14 @@ import inspect
 import itertools
 import warnings
 from collections import Counter
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from spanbert_kernels.acceleration import training
+from spanbert_kernels.acceleration import places, training
 from spanbert_kernels.acceleration.attention import Batch
 from spanbert_kernels.acceleration.families import Family, Reads, count_positions, mixes_documents
 from spanbert_kernels.acceleration.layouts import at
@@ -107,6 +107,11 @@ class PackedForward:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._prepare()
+
+    @property
+    def __func__(self) -> FunctionType:
+        """What wrappers take for the function of a bound method; copies of the encoder then run their own forward."""
+        return places.forward  # type: ignore[return-value]
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -208,12 +213,12 @@ class PackedForward:
                 states[last] = packing.pad(hidden.to(dtype))
         if self.weights == "int8" and packed is not None and self.int8_error is None and not mixes:
             self.int8_error = _difference(encoder, embedded, batch, hidden)
-        self._note(self._path(packed, request))
+        self._note(self._path(encoder, packed, request))
         final = states[count] if count in states else packing.pad(hidden if packed is None else hidden.to(dtype))
         asked = None if request.hidden_states is None else tuple(states.get(index) for index in range(count + 1))
         return self._output(request, packing, final, asked)
 
-    def _path(self, packed: PackedLayers | None, request: Request) -> str:
+    def _path(self, encoder: EncoderParts, packed: PackedLayers | None, request: Request) -> str:
         if packed is not None:
             return INFERENCE
         if self.model.training:
@@ -221,7 +226,7 @@ class PackedForward:
         if torch.is_grad_enabled():
             embeds = request.inputs["inputs_embeds"]
             return TRAINING if embeds is not None and embeds.requires_grad else BY_OVERSIGHT
-        return TRAINING if self.repack else NOT_REPACKED
+        return TRAINING if self.repack and encoder.read else NOT_REPACKED
 
     def _embed(self, request: Request, packing: Packing) -> Tensor:
         """The embeddings of the real tokens, `[T, H]`, at the positions transformers gives them."""
@@ -253,7 +258,7 @@ class PackedForward:
         trains = torch.is_grad_enabled() and (
             hidden.requires_grad or any(p.requires_grad for p in self.model.parameters())
         )
-        if trains or hidden.device.type != "cpu":
+        if trains or hidden.device.type != "cpu" or not encoder.read:
             # The weights are about to change or have moved, and the memory is better spent on activations.
             self._forget()
             return None

@@ -6,6 +6,7 @@ from typing import get_args
 
 from torch import nn
 
+from spanbert_kernels.acceleration import places
 from spanbert_kernels.acceleration.families import (
     FAMILIES,
     Family,
@@ -25,7 +26,7 @@ def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool
 
     Parameters, `state_dict`, `save_pretrained` and the outputs at real tokens stay as they are; padded positions are 0.
     What the packed path cannot do (attention matrices, masks that are not `[batch, length]`, a pooler in front of a
-    padded first token, hooks or adapters inside the encoder) runs as before, with one `AccelerationWarning`.
+    padded first token, hooks inside the encoder) runs as before, with one `AccelerationWarning`.
     Give it the whole model, head included: some heads read token 0 themselves. Doing it twice changes nothing.
     Without compiled attention PyTorch's takes its place, on padded rows: still faster than before where there is
     padding, and the report says what is missing.
@@ -77,7 +78,7 @@ def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool
                 skipped.append(Skipped(name, class_name, refused))
             continue
         reads = reads_of(family, (parent for parent in model.modules() if module in parent._modules.values()))
-        installed = _installed(module)
+        installed = places.installed(module)
         if installed is not None:
             installed.reads = reads
             installed.configure(weights, repack)
@@ -91,7 +92,7 @@ def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool
         if refused is not None:
             raise ValueError(f"{class_name} cannot run with weights of 8 bits: {refused}")
         forward = PackedForward(module, family, reads, weights, repack)
-        module.forward = forward
+        places.install(module, forward)
         fresh = True
         replaced.append(Replaced(name, class_name, len(structure.parts.layers), forward))
     if not replaced:
@@ -123,21 +124,17 @@ def restore(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore takes a torch.nn.Module, got {type(model).__name__}")
-    accelerated = [module for module in model.modules() if _installed(module) is not None]
+    accelerated = [module for module in model.modules() if places.installed(module) is not None]
     if not accelerated:
         raise ValueError(f"{type(model).__name__} is not accelerated")
     for module in accelerated:
-        del module.forward
-
-
-def _installed(module: nn.Module) -> PackedForward | None:
-    forward = module.__dict__.get("forward")
-    return forward if isinstance(forward, PackedForward) else None
+        places.remove(module)
 
 
 def _inspect(module: nn.Module, family: Family) -> Structure | str:
-    if "forward" in module.__dict__:
-        return "its forward has been replaced already"
+    reason = places.refusal(module)
+    if reason is not None:
+        return reason
     if getattr(module.config, "is_decoder", False):
         return "it is a decoder"
     return override_refusal(module, family) or Structure.read(module, family)

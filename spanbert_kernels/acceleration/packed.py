@@ -76,6 +76,8 @@ def _fused_refusal(dtype: torch.dtype) -> str | None:
 
 def int8_refusal(encoder: EncoderParts) -> str | None:
     """Why the layers cannot run with weights in 8 bits here, or None."""
+    if not encoder.read:
+        return "its layers hold adapters, quantized products or weights that are elsewhere"
     unknown = filter(None, (steps_refusal(parts) for parts in encoder.distinct))
     return next(unknown, None) or _fused_refusal(torch.float32) or encoder_stack_refusal("int8")
 

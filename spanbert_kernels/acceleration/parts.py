@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spanbert_kernels.acceleration.layouts import LayerLayout, at
+from spanbert_kernels.acceleration.stand_ins import is_read, is_sharded
 
 
 class Joint(NamedTuple):
@@ -87,6 +88,7 @@ class LayerParts(NamedTuple):
     norm: nn.LayerNorm
     feed_forward: Any
     rotary: bool = False
+    sharded: bool = False
 
     @classmethod
     def of(cls, layer: Any, layout: LayerLayout, *, rotary: bool = False) -> LayerParts:
@@ -117,6 +119,7 @@ class LayerParts(NamedTuple):
             part(layout.norm),
             part(layout.feed_forward),
             rotary,
+            is_sharded(layer),
         )
 
     @property
@@ -216,6 +219,14 @@ class EncoderParts:
     def distinct(self) -> list[LayerParts]:
         """The layers, each once."""
         return list({id(each): each for each in self.layers}.values())
+
+    @cached_property
+    def read(self) -> bool:
+        """Whether the weights say what the layers compute: neither a layer nor a product or norm must be called."""
+        if any(parts.sharded for parts in self.distinct):
+            return False
+        held = (each for parts in self.distinct for each in (*parts.linears(), parts.attention_norm, parts.norm))
+        return all(is_read(module) for module in (*held, self.norm) if module is not None)
 
     @cached_property
     def places(self) -> list[int]:

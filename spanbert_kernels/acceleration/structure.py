@@ -1,7 +1,7 @@
 """Is an encoder built the way the packed forward computes it, and is it still?
 
-Whatever was put inside it (adapters, hooks, parametrisations, a forward of its own) must keep its effect, so an encoder
-that is not exactly as transformers builds it is left to transformers.
+Whatever was put inside it (hooks, parametrisations, a forward of its own) must keep its effect, so an encoder that is
+neither as transformers builds it nor holds what is known to stand for a part of it is left to transformers.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from torch import nn
 from spanbert_kernels.acceleration.families import Family, mixes_documents
 from spanbert_kernels.acceleration.layouts import at
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts
+from spanbert_kernels.acceleration.stand_ins import devices_of, is_or_stands_for, shards, waits_for_weights
 
-# All of them work token by token, so that the tokens can be packed before.
+# All of them, and what stands for them, work token by token, so that the tokens can be packed before.
 _EMBEDDING_PARTS = (nn.Embedding, nn.LayerNorm, nn.Dropout)
 # Hooks that transformers itself leaves behind, and that mean nothing to the packed forward or work in it as they are.
 _HARMLESS_HOOKS = {"output_capturing_hook", "make_inputs_require_grads", "make_inputs_require_grad"}
@@ -34,11 +35,11 @@ def layer_refusal(layer: nn.Module, family: Family, *, mixes: bool = False) -> s
             return patched
     for name, kind in layout.torch_parts.items():
         module = found.pop(name, None)
-        if type(module) is not kind and not (
+        if not is_or_stands_for(module, kind) and not (
             name == layout.attention_norm and layout.norms == "pre" and type(module) is nn.Identity
         ):
             return _another(name, module, kind.__name__)
-    known = (layout.activation, "cross_document") if mixes else (layout.activation,)
+    known = (layout.activation, *layout.torch_parts, *(["cross_document"] if mixes else []))
     for name in found:
         if not f"{name}.".startswith(tuple(f"{each}." for each in known)):
             return f"a layer holds {name}, which transformers' {family.layer_classes['']} does not"
@@ -52,11 +53,16 @@ def _another(name: str, module: nn.Module | None, expected: str) -> str:
     return f"{where} is a {type(module).__module__}.{type(module).__qualname__}, not transformers' {expected}"
 
 
-def _interference(module: nn.Module) -> str | None:
-    if "forward" in module.__dict__:
+def _interference(module: nn.Module, called: bool) -> str | None:
+    """Why what was put on a module is in the way, or None. `called`: it is called, and FSDP2's hooks with it."""
+    if "forward" in module.__dict__ and not waits_for_weights(module):
         return f"the forward of a {type(module).__name__} inside was replaced"
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(getattr(hook, "__name__", "") not in _HARMLESS_HOOKS for each in hooks for hook in each.values()):
+    if not all(
+        getattr(hook, "__name__", "") in _HARMLESS_HOOKS or (called and shards(hook))
+        for each in hooks
+        for hook in each.values()
+    ):
         return f"a {type(module).__name__} inside has hooks"
     return None
 
@@ -74,7 +80,7 @@ def _class_refusal(model: Any, family: Family) -> str | None:
         if patched is not None:
             return patched
     for part in model.embeddings.children():
-        if type(part) not in _EMBEDDING_PARTS:
+        if not any(is_or_stands_for(part, kind) for kind in _EMBEDDING_PARTS):
             return f"its embeddings hold a {type(part).__module__}.{type(part).__qualname__}"
     reason = None if family.rotary is None else family.rotary.refusal(model)
     if reason is not None:
@@ -93,7 +99,7 @@ class Structure:
     parts: EncoderParts
     roots: list[tuple[str, nn.Module]]
     layers: list[nn.Module]
-    modules: list[tuple[nn.Module, type[nn.Module], tuple[nn.Module | None, ...]]]
+    modules: list[tuple[nn.Module, type[nn.Module], tuple[nn.Module | None, ...], Any, bool]]
     # Activations that are functions, and so no modules: the attributes that hold them, and their names.
     functions: list[tuple[dict[str, Any], str, Any]]
 
@@ -111,14 +117,21 @@ class Structure:
                 return reason
         roots = [(name, getattr(model, name)) for name in family.roots]
         modules = [module for _, root in roots for module in root.modules()]
+        called = {model.embeddings, *distinct}
         for module in modules:
-            reason = _interference(module)
+            reason = _interference(module, module in called)
             if reason is not None:
                 return reason
+        devices = devices_of([model, *modules])
+        if len(devices) > 1:
+            return f"its layers are on {len(devices)} devices ({', '.join(sorted(map(str, devices)))})"
         rotary, norm = family.rotary is not None, None if family.norm is None else at(model, family.norm)
         found = {layer: LayerParts.of(layer, family.layout, rotary=rotary) for layer in distinct}
         parts = EncoderParts([found[layer] for layer in layers], norm)
-        seen = [(module, type(module), tuple(module._modules.values())) for module in modules]
+        seen = [
+            (each, type(each), tuple(each._modules.values()), each.__dict__.get("forward"), each in called)
+            for each in modules
+        ]
         owner, _, attribute = family.layout.activation.rpartition(".")
         functions = [
             (layer.get_submodule(owner).__dict__, attribute, each.activation)
@@ -131,13 +144,13 @@ class Structure:
         """Whether the model is still the one that was read. Called once per forward: about 0.1 ms for 12 layers."""
         if any(getattr(model, name, None) is not root for name, root in self.roots):
             return False
-        for module, kind, children in self.modules:
+        for module, kind, children, forward, called in self.modules:
             if (
                 type(module) is not kind
                 or tuple(module._modules.values()) != children
-                or "forward" in module.__dict__
-                or ((module._forward_hooks or module._forward_pre_hooks) and _interference(module))
-                or ((module._backward_hooks or module._backward_pre_hooks) and _interference(module))
+                or module.__dict__.get("forward") is not forward
+                or ((module._forward_hooks or module._forward_pre_hooks) and _interference(module, called))
+                or ((module._backward_hooks or module._backward_pre_hooks) and _interference(module, called))
             ):
                 return False
         if self.family.layers_of(model) != self.layers:

@@ -11,6 +11,7 @@ from spanbert_kernels import ops
 from spanbert_kernels.acceleration.attention import Batch, attend
 from spanbert_kernels.acceleration.linears import is_exact_gelu
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts
+from spanbert_kernels.acceleration.stand_ins import is_read
 from spanbert_kernels.nn.feed_forward import gelu_feed_forward
 from spanbert_kernels.ops import products
 
@@ -25,9 +26,18 @@ def run_layers(encoder: EncoderParts, first: int, last: int, hidden: Tensor, bat
 def run_layer(parts: LayerParts, hidden: Tensor, batch: Batch) -> Tensor:
     """`hidden [T, H]` -> `[T, H]`, recomputed in the backward where gradient checkpointing is on."""
     layer = parts.layer
+    compute = partial(_compute, parts, batch)
     if layer.training and getattr(layer, "gradient_checkpointing", False):
-        return layer._gradient_checkpointing_func(partial(_compute, parts, batch), hidden)
-    return _compute(parts, batch, hidden)
+        compute = partial(layer._gradient_checkpointing_func, compute)
+    if not parts.sharded:
+        return compute(hidden)
+    # Called as a module, so that its hooks bring the weights, and take them away again.
+    layer.forward = compute
+    try:
+        result: Tensor = nn.Module.__call__(layer, hidden)
+    finally:
+        del layer.forward
+    return result
 
 
 def _compute(parts: LayerParts, batch: Batch, hidden: Tensor) -> Tensor:
@@ -46,7 +56,7 @@ def _compute(parts: LayerParts, batch: Batch, hidden: Tensor) -> Tensor:
 def _feed_forward(parts: LayerParts, attended: Tensor) -> Tensor:
     given = _normalized(parts.norm_before(parts.norm), attended)
     up, down = parts.up, parts.down
-    if is_exact_gelu(parts.activation) and not parts.gated:
+    if is_exact_gelu(parts.activation) and not parts.gated and all(map(is_read, (*up.linears, down))):
         (weight,), (bias,) = up.weights(), up.biases()
         narrow = gelu_feed_forward(given, weight, bias, down.weight, down.bias)
     else:
@@ -57,8 +67,8 @@ def _feed_forward(parts: LayerParts, attended: Tensor) -> Tensor:
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """Nothing else than a product: layers whose modules have hooks or are of another class do not come here."""
-    return products.linear(x, module.weight, module.bias)
+    """A product, or what stands in its place: layers whose modules have hooks do not come here."""
+    return products.linear(x, module.weight, module.bias) if is_read(module) else module(x)
 
 
 def _normalized(norm: nn.LayerNorm | None, x: Tensor) -> Tensor:
@@ -72,7 +82,8 @@ def _finish(dropout: nn.Dropout | None, norm: nn.LayerNorm | None, x: Tensor, re
     dropout_p = dropout.p if dropout is not None and dropout.training else 0.0
     given = (x, residual, norm.weight, norm.bias)
     one_pass = (
-        ops.backends.asked() in (None, "cpu")
+        is_read(norm)
+        and ops.backends.asked() in (None, "cpu")
         and ops.backends.refusal("cpu", x.device.type, x.dtype) is None
         and norm.weight is not None
         and {each.dtype for each in given if each is not None} == {x.dtype}
