@@ -77,7 +77,7 @@ def sources(pattern: str) -> list[str]:
 
 # What a sanitizer must find: part of sanitized builds alone.
 CANARY, CANARY_KERNELS = "csrc/common/canary.cpp", "csrc/common/canary_kernels.cpp"
-KERNELS, HOST, CUDA = (sources(f"csrc/{each}") for each in ("*/cpu_kernels.cpp", "host/*.cpp", "*/cuda.cu"))
+KERNELS, HOST, CUDA = (sources(f"csrc/{each}") for each in ("*/*cpu_kernels.cpp", "host/*.cpp", "*/cuda.cu"))
 BINDINGS = [each for each in sources("csrc/*/*.cpp") if each not in {*KERNELS, *HOST, CANARY, CANARY_KERNELS}]
 
 # The first fault ends the process. Typeinfo of PyTorch's classes is hidden, so `vptr` cannot be checked.
@@ -235,7 +235,7 @@ class BuildLibraries(build_ext):
 
     def build_cpu(self, library: Path) -> dict[str, Any]:
         if not KERNELS:
-            raise RuntimeError(f"the C++ sources are missing: there is no csrc/*/cpu_kernels.cpp in {ROOT}")
+            raise RuntimeError(f"the C++ sources are missing: there is no csrc/*/*cpu_kernels.cpp in {ROOT}")
         torch, compiler = find_torch(), find_compiler()
         common = [*compiler, "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
         common += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi"]

@@ -18,6 +18,14 @@ struct AttentionArguments {
   }
 };
 
+// ops/attention/relative.py: DistanceTerms
+struct DistanceArguments {
+  int64_t window = -1;
+  OptionalTensor index, bias, keys, queries;
+
+  auto fields() { return std::tie(window, index, bias, keys, queries); }
+};
+
 // ops/attention/work.py: PairStatistics. A softmax for each pair of documents: where the statistics of a pair lie,
 // `[heads, size]`. Query row r with the document at place p of its cluster: p * query rows + r; with links those of
 // link l: slots[l] + r.

@@ -218,6 +218,7 @@ void Segments::add_linked_pairs(const Cluster& cluster, const Side& queries, con
 void count_pairs(const Segments& segments, int64_t heads) {
   for (const Segment& one : segments.all) pairs += one.queries * one.keys * heads;
 }
+void count_pairs(int64_t met) { pairs += met; }
 int64_t pairs_met() { return pairs; }
 
 Rows rows_of(const Tensor& tensor) {

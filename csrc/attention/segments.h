@@ -86,6 +86,7 @@ class Segments {
 // Pairs of a query and a key row, over all heads, that attention of either kind went through since the library was
 // loaded, seen or not.
 void count_pairs(const Segments& segments, int64_t heads);
+void count_pairs(int64_t met);
 int64_t pairs_met();
 
 Rows rows_of(const Tensor& tensor);

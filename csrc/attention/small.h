@@ -12,12 +12,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "attention/call.h"
 #include "attention/prefetch.h"
+#include "attention/thread_memory.h"
 #include "common/product.h"
 
 namespace spanbert {
@@ -28,18 +28,6 @@ namespace {
 constexpr int64_t kSmallBytes = int64_t{384} << 10;
 // Weights that are added up by themselves: sums of blocks round less than one long sum.
 constexpr int64_t kTerms = 8;
-
-// Kept from call to call: fresh memory of this size would be cleared page by page.
-template <class A>
-inline A* thread_memory(int64_t size) {
-  thread_local std::unique_ptr<A[]> memory;
-  thread_local int64_t held = 0;
-  if (held < size) {
-    memory.reset(new A[size]);
-    held = size;
-  }
-  return memory.get();
-}
 
 template <class S>
 class Small {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention/call.h"
+#include "attention/distance_call.h"
 #include "common/isa.h"
 
 namespace spanbert {
@@ -20,5 +21,15 @@ SPANBERT_DECLARE(bool document_attention_backward(const AttentionCall& call, con
 SPANBERT_DECLARE(void document_attention_sparse_backward(const AttentionCall& call, const AttentionGrads& grads,
                                                          const Segment* all, int64_t count, const RowRange& keys,
                                                          int64_t head))
+
+// With terms by distance. First of all: a head's tables, packed, for a backward too.
+SPANBERT_DECLARE(void distance_attention_prepare(const DistanceCall& call, int64_t head, bool backward))
+// Return the pairs of a query and a key that they went through.
+SPANBERT_DECLARE(int64_t distance_attention_forward(const DistanceCall& call, const DistanceTask& task, int64_t head))
+// A whole document; the tables' gradients are added to the sums of a part of the work.
+SPANBERT_DECLARE(int64_t distance_attention_backward(const DistanceCall& call, const DistanceGrads& grads,
+                                                     const DistanceTask& task, int64_t part, int64_t head))
+// Last: the gradients of a head's tables, from the sums.
+SPANBERT_DECLARE(void distance_attention_add_up(const DistanceCall& call, const DistanceGrads& grads, int64_t head))
 
 }  // namespace spanbert

@@ -45,7 +45,8 @@ class Call:
         return [
             place
             for place in places.places_of(self.operation)
-            if self.setting.dtype in backends.DTYPES.get(place.backend, DTYPES)
+            if place.backend not in self.setting.case.lacking
+            and self.setting.dtype in backends.DTYPES.get(place.backend, DTYPES)
             and (self.emulated or not place.emulated)
             and places.unavailable(place, self.operation) is None
         ]

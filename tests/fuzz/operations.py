@@ -20,6 +20,13 @@ from attention_loops import (
     largest_logit,
     score_terms,
 )
+from distance_cases import (
+    TABLES,
+    by_distance,
+    by_distance_in_loops,
+    distance_terms,
+    largest_distance_logit,
+)
 from fuzz.draw import Draw
 from gather_cases import gather_by_loop
 from norm_cases import Conditions, norm_by_formula
@@ -29,10 +36,12 @@ from pool_cases import enumerated_by_loop, largest_score, pool_by_loop
 from torch import Tensor
 
 from spanbert_kernels.ops import (
+    clipped_index,
     cross_document_attention,
     document_attention,
     dropout_add_layer_norm,
     enumerate_spans,
+    log_bucketed_index,
     plan_attention,
     plan_spans,
     prune_spans,
@@ -191,6 +200,27 @@ def logits(tensors: Tensors, scale: float | None = None) -> float:
     return largest_logit(tensors["q"], tensors["k"], scale)
 
 
+def draw_distances(draw: Draw, tensors: Tensors) -> dict[str, Any] | None:
+    """A window, or tables with some index, or both; or neither: None."""
+    windowed, tabled = draw.pick(((False, False), (False, False), (True, False), (False, True), (True, True)))
+    if tabled:
+        reach = draw.pick((0, 1, 3, 20, 90))
+        indices = {
+            "any": torch.tensor([draw.integer(0, 6) for _ in range(2 * reach + 1)]),
+            "clipped": clipped_index(max(reach, 1)),
+            "flipped": clipped_index(max(reach, 1)).flip(0),
+            "logarithmic": log_bucketed_index(4 * draw.integer(1, 4), 10 + reach),
+        }
+        index = indices[draw.pick(list(indices))]
+        rows, (heads, dim) = int(index.max()) + draw.integer(1, 3), tensors["q"].shape[1:]
+        shapes = {"bias": (rows, heads), "keys": (rows, heads, dim), "queries": (rows, heads, dim)}
+        tensors["index"] = draw.index(index)
+        tensors |= {name: draw.numbers(*shapes[name]) for name in draw.subset(TABLES)}
+    if windowed:
+        return {"window": draw.pick((0, 1, 2, 7, 16, 40, 2**31 - 1))}
+    return {} if tabled else None
+
+
 def document_attention_row(draw: Draw) -> Case:
     offsets = draw.documents()
     tokens, planned = int(offsets[-1]), draw.chance(0.3)
@@ -200,9 +230,27 @@ def document_attention_row(draw: Draw) -> Case:
     longest = max(offsets.diff().tolist(), default=0)
     if not planned and draw.chance(0.3):
         options["max_seqlen"] = longest + draw.integer(0, 5) or 1
+    distances = draw_distances(draw, tensors)
+    options |= distances or {}
 
     def arguments(given: Tensors) -> dict[str, Any]:
         return {**given, "cu_seqlens": plan_attention(given["cu_seqlens"])} if planned else dict(given)
+
+    if distances is not None:
+        scale, window, keep = options.get("scale"), options.get("window"), 1 - options.get("dropout_p", 0.0)
+        return Case(
+            "by distance",
+            fixed(tensors),
+            partial(by_distance, **options),
+            partial(by_distance_in_loops, **options),
+            arguments=arguments,
+            terms=lambda given, _, incoming: distance_terms(
+                given, incoming, given["q"].shape[2] ** -0.5 if scale is None else scale, keep, window
+            ),
+            exponents=("q", "k", *TABLES),
+            logits=partial(largest_distance_logit, scale=scale),
+            lacking=("triton", "cuda"),
+        )
 
     def terms(given: Tensors, _: Tensors, incoming: list[Tensor]) -> dict[str, float]:
         scale = options.get("scale", given["q"].shape[2] ** -0.5)

@@ -24,10 +24,11 @@ from spanbert_kernels.ops import (
     bucketed_index,
     clipped_index,
     document_attention,
+    library,
     log_bucketed_index,
 )
 
-LACKING = ("cpu", "triton", "cuda")
+LACKING = ("triton", "cuda")
 ANY = torch.tensor([4, 4, 0, 3, 1, 2, 0, 0, 4], dtype=torch.int32)  # in no order, some rows often
 
 
@@ -125,7 +126,7 @@ def test_it_is_the_attention_of_deberta(shared: bool) -> None:
     q, k, v = (heads(name, hidden[0]) for name in ("query_proj", "key_proj", "value_proj"))
     key_table, query_table = ("key_proj", "query_proj") if shared else ("pos_key_proj", "pos_query_proj")
     terms = RelativeTerms(log_bucketed_index(4, 9), None, heads(key_table, table), heads(query_table, table))
-    found = document_attention(q, k, v, torch.tensor([0, 30]), scale=12**-0.5, relative=terms, backend="eager")
+    found = document_attention(q, k, v, torch.tensor([0, 30]), scale=12**-0.5, relative=terms)
     # They take the root of 12 in float32.
     torch.testing.assert_close(found.flatten(1), expected[0], rtol=1e-6, atol=1e-7)
     grads = [torch.autograd.grad(x.square().sum(), table, retain_graph=True)[0] for x in (found, expected)]
@@ -157,7 +158,42 @@ def test_a_window_as_wide_as_the_documents_is_none(backend: str) -> None:
     tensors = distance_inputs(1, lengths=(20, 1, 7), dim=8)
     expected = document_attention(**tensors, backend=backend)
     for window in (19, 2**31 - 1):
-        assert torch.equal(document_attention(**tensors, window=window, backend=backend), expected)
+        found = document_attention(**tensors, window=window, backend=backend)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.skipif("cpu" not in WHERE or library.cpu_isa() is None, reason="the CPU library is not built")
+class TestCpuKernels:
+    def test_gradients_of_tables_are_the_same_bits_for_any_number_of_threads(self) -> None:
+        """Documents enough for several parts of the sums, one of them cut into pieces in the forward."""
+        lengths = (140, 90, 520, 0, 40, 128)
+        tensors = distance_inputs(1, index=log_bucketed_index(16, 60), tables=TABLES, lengths=lengths, dim=8)
+        leaves = {name: x.requires_grad_() for name, x in tensors.items() if x.is_floating_point()}
+
+        def results(backend: str) -> list[Tensor]:
+            output = by_distance(**tensors, window=300, dropout_p=0.1, seed=torch.tensor([4]), backend=backend)
+            incoming = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).double()
+            return [output, *torch.autograd.grad(output, list(leaves.values()), incoming)]
+
+        expected = results("cpu")
+        for value, eager in zip(expected, results("eager"), strict=True):
+            torch.testing.assert_close(value, eager, rtol=1e-10, atol=1e-10)
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            for value, first in zip(results("cpu"), expected, strict=True):
+                assert torch.equal(value, first), f"with {threads} threads"
+
+    def test_what_a_window_costs_grows_with_the_tokens(self) -> None:
+        """Pairs of a query and a key that are multiplied, of one document that becomes longer, forward and backward."""
+        met = torch.ops.spanbert_kernels.document_attention_pairs_met
+
+        def pairs(length: int) -> int:
+            q, before = torch.zeros(length, 1, 4, requires_grad=True), met()
+            document_attention(q, q, q, torch.tensor([0, length]), window=64, backend="cpu").sum().backward()
+            return int(met()) - before
+
+        assert pairs(2048) - pairs(1024) == pairs(3072) - pairs(2048)
+        assert pairs(1024) <= 2 * 1024 * (2 * 64 + 32)
 
 
 def bad(error: type[Exception], text: str, **changes: Any) -> Any:
@@ -213,7 +249,7 @@ def test_bad_indices(error: type[Exception], text: str, call: Any) -> None:
         call()
 
 
-@pytest.mark.parametrize("backend", [name for name in LACKING if name != "cpu"])
+@pytest.mark.parametrize("backend", LACKING)
 def test_who_has_no_kernel_says_so(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backends._LOADERS, backend, lambda: None)
     monkeypatch.setitem(backends.DEVICES, backend, "cpu")

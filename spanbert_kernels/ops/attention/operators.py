@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spanbert_kernels.ops.attention.relative import DistanceTerms
 from spanbert_kernels.ops.attention.work import AttentionWork
 from spanbert_kernels.ops.backends import ATTENTION, Operation
 from spanbert_kernels.ops.operators import Gradient, gradients, raw, save, saved
@@ -73,3 +74,64 @@ class DocumentAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         backend, *kept = saved(ctx)
         return gradients(ctx, *Gradient.apply(ctx.text, document_attention_backward, backend, grad_output, *kept))
+
+
+@raw(OPERATION)
+def distance_attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, work: AttentionWork, terms: DistanceTerms, scale: float, dropout: Dropout
+) -> tuple[Tensor, Tensor]:
+    # As that of document_attention, of documents that see themselves alone. The logits, of which the log-sum-exp is
+    # one, are with their terms, and a query sees the keys of its window.
+    return q.new_empty(q.shape), new_lse(q)
+
+
+@raw(OPERATION)
+def distance_attention_backward(
+    grad_output: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    work: AttentionWork,
+    terms: DistanceTerms,
+    scale: float,
+    dropout: Dropout,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    # Gradients of q, k, v, bias, keys, queries: an empty one for a table that is absent.
+    tables = (q.new_empty(0) if table is None else table.new_empty(table.shape) for table in terms[2:])
+    return (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *tables)  # type: ignore[return-value]
+
+
+class DistanceAttention(torch.autograd.Function):
+    """The compiled kernels of attention by distance under autograd. A second derivative raises."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        keys: Tensor | None,
+        queries: Tensor | None,
+        window: int,
+        index: Tensor | None,
+        backend: str,
+        work: AttentionWork,
+        scale: float,
+        dropout: Dropout,
+    ) -> tuple[Tensor, Tensor]:
+        terms = DistanceTerms(window, index, bias, keys, queries)
+        output, lse = distance_attention_forward(backend, q, k, v, work, terms, scale, dropout)
+        ctx.text = f'{OPERATION.name} has no second derivative, but on backend="eager"'
+        save(ctx, backend, q, k, v, lse, work, terms, scale, dropout)
+        ctx.mark_non_differentiable(lse)
+        return output, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        backend, *kept = saved(ctx)
+        terms = kept[5]
+        found = Gradient.apply(ctx.text, distance_attention_backward, backend, grad_output, *kept)
+        tables = (None if table is None else grad for table, grad in zip(terms[2:], found[3:], strict=True))
+        return gradients(ctx, *found[:3], *tables)

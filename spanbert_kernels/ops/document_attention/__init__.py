@@ -9,8 +9,8 @@ from torch import Tensor
 
 from spanbert_kernels.ops import attention_plans, checks
 from spanbert_kernels.ops.attention.checks import check_heads, check_scale
-from spanbert_kernels.ops.attention.operators import OPERATION, DocumentAttention
-from spanbert_kernels.ops.attention.relative import RelativeTerms, check_relative
+from spanbert_kernels.ops.attention.operators import OPERATION, DistanceAttention, DocumentAttention
+from spanbert_kernels.ops.attention.relative import DistanceTerms, RelativeTerms, check_relative
 from spanbert_kernels.ops.attention_plans import AttentionPlan
 from spanbert_kernels.ops.backends import Reasons
 from spanbert_kernels.ops.choices import Backend
@@ -43,7 +43,6 @@ Documents = Tensor | AttentionPlan
 WITHOUT_DISTANCES: Reasons = (
     ("triton", "it has no kernel for a window or relative terms yet"),
     ("cuda", "it has no kernel for a window or relative terms"),
-    ("cpu", "it has no kernel for a window or relative terms yet"),
 )
 
 
@@ -152,6 +151,10 @@ def document_attention(
             output, lse = reference.document_attention(
                 q, k, v, plan.cu_seqlens, scale, *dropout, known, window, relative
             )
+    elif by_distance:
+        terms, work = DistanceTerms.of(window, relative), plan.work(chosen != "cpu")
+        tables, rest = terms[2:], (terms.window, terms.index, chosen, work, scale, dropout)
+        output, lse = DistanceAttention.apply(q, k, v, *tables, *rest)
     else:
         work = plan.work(chosen != "cpu")
         output, lse = DocumentAttention.apply(q, k, v, OPERATION.name, chosen, work, scale, dropout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from spanbert_kernels.ops import philox
 from spanbert_kernels.ops.attention.relative import RelativeTerms
@@ -65,7 +66,8 @@ def logits(
         products = products + by_row.gather(3, rows.mT).mT
     scores = products * scale
     if relative.bias is not None:
-        scores = scores + relative.bias.to(q.dtype)[row].permute(0, 3, 1, 2)
+        # Not by indexing, whose gradient is summed in any order.
+        scores = scores + functional.embedding(row, relative.bias.to(q.dtype)).permute(0, 3, 1, 2)
     return scores
 
 
