@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +18,24 @@ from spanbert_kernels.nn.packing import Packing
 _OPERATION = "document_attention"
 
 
-class Batch(NamedTuple):
-    """What all layers are told of a batch: how it is packed, and by what queries and keys are turned, if they are."""
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What all layers are told of a batch.
+
+    Attributes:
+        packing: how it is packed.
+        turn: makes the rotation of queries and keys, where positions are rotary.
+        by_place: whether positions grow by one from token to token of a document, as in most batches.
+    """
 
     packing: Packing
-    rotation: Rotation | None = None
+    turn: Callable[[], Rotation] | None = None
+    by_place: bool = True
+
+    @cached_property
+    def rotation(self) -> Rotation | None:
+        """By what queries and keys are turned, if they are."""
+        return None if self.turn is None else self.turn()
 
 
 def attend(

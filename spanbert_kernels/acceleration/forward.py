@@ -160,12 +160,12 @@ class PackedForward:
             return request
         mask = request.attention_mask
         read_is_real = None if mask is None else self._read_is_real(mask)
-        packing = Packing.from_mask(
-            mask, request.batch, request.length, request.device, look_for_holes=self.family.distances
-        )
+        # Rotary positions in one call of all layers are places in a document.
+        holes = self.family.distances or self.family.rotary is not None
+        packing = Packing.from_mask(mask, request.batch, request.length, request.device, look_for_holes=holes)
         if read_is_real is not None and not read_is_real.item():
             return "the token that the pooler or the head reads is padding in some row"
-        if not packing.contiguous:
+        if self.family.distances and not packing.contiguous:
             return "padding between real tokens, which counts in the distances that attention looks at"
         if self.reads == "any" and packing.indices is not None:
             return "the head reads padding"
@@ -188,10 +188,8 @@ class PackedForward:
     def _packed(self, structure: Structure, request: Request, packing: Packing) -> Any:
         model, encoder = self.model, structure.parts
         count, hidden = len(encoder.layers), self._embed(request, packing)  # [T, H]
-        rotary = self.family.rotary
-        rotation = None if rotary is None else rotary.rotation(model, hidden, self._positions(request, packing))
-        batch = Batch(packing, rotation)
-        packed = self._packed_layers_for(encoder, hidden)
+        batch = self._batch(request, packing, encoder, hidden.dtype)
+        packed = self._packed_layers_for(encoder, hidden, batch)
         context = model.cross_document_context(request.cluster_ids, packing) if mixes_documents(model) else None
         mixes = context is not None
         wanted = set(range(count + 1)) if request.hidden_states is True else request.hidden_states or set()
@@ -253,7 +251,14 @@ class PackedForward:
             return packing.positions() + padding_index + 1
         return packing.pack(count_positions(input_ids, padding_index))
 
-    def _packed_layers_for(self, encoder: EncoderParts, hidden: Tensor) -> PackedLayers | None:
+    def _batch(self, request: Request, packing: Packing, encoder: EncoderParts, dtype: torch.dtype) -> Batch:
+        angles = encoder.angles
+        if angles is None:
+            return Batch(packing)
+        by_place = request.inputs.get("position_ids") is None and packing.contiguous
+        return Batch(packing, lambda: angles.rotation(self._positions(request, packing), dtype), by_place)
+
+    def _packed_layers_for(self, encoder: EncoderParts, hidden: Tensor, batch: Batch) -> PackedLayers | None:
         """The layers with copied weights, if the inference path can take this call, else None."""
         trains = torch.is_grad_enabled() and (
             hidden.requires_grad or any(p.requires_grad for p in self.model.parameters())
@@ -268,7 +273,7 @@ class PackedForward:
         packed = self._packed_layers
         if way is not None and (packed is None or not packed.follow(encoder, way)):
             packed = self._packed_layers = PackedLayers.of(encoder, way)
-        return None if way is None else packed
+        return packed if way is not None and packed is not None and packed.layers.serve(batch) else None
 
     def _output(
         self, request: Request, packing: Packing, last: Tensor, states: tuple[Tensor | None, ...] | None

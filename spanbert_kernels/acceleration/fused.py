@@ -18,6 +18,7 @@ from spanbert_kernels.ops.encoder_stack import (
     Normalize,
     Precision,
     Project,
+    Rotary,
     Step,
 )
 
@@ -62,24 +63,23 @@ def steps_refusal(parts: LayerParts) -> str | None:
         return f"the activation {type(parts.activation).__name__} is none of those of encoder_stack"
     if not parts.scale > 0:
         return f"attention has the scale {parts.scale}"
-    if parts.gated:
-        return "its activation has a gate"
-    return "its positions are rotary" if parts.rotary else None
+    return "values are turned by its rotary positions" if parts.turns_values else None
 
 
-def steps_of(parts: LayerParts) -> list[Step]:
+def steps_of(parts: LayerParts, rotary: Rotary | None = None) -> list[Step]:
     """The steps of a layer without a `steps_refusal`."""
     activation, down = activation_of(parts.activation), parts.down
     assert activation is not None
-    up, up_bias = parts.up.weight(), parts.up.bias()
+    (up, *gate), (up_bias, *gate_bias) = parts.up.weights(), parts.up.biases()
+    wide = FeedForward(up, up_bias, down.weight, down.bias, activation, *gate, *gate_bias)
     steps = [
         _norm(parts.norm_before(parts.attention_norm), keeps=True),
         Project(parts.projections.weight().detach(), parts.projections.bias()),
-        Attend(parts.heads, parts.head_dim, parts.scale),
+        Attend(parts.heads, parts.head_dim, parts.scale, rotary=rotary),
         Merge(parts.dense.weight, parts.dense.bias),
         _norm(parts.norm_after(parts.attention_norm)),
         _norm(parts.norm_before(parts.norm), keeps=True),
-        FeedForward(up, up_bias, down.weight, down.bias, activation),
+        wide,
         _norm(parts.norm_after(parts.norm)),
     ]
     return [step for step in steps if step is not None]
@@ -117,11 +117,12 @@ class FusedLayers:
 
     def __init__(self, encoder: EncoderParts, precision: Precision) -> None:
         steps: list[Step] = []
+        rotary = None if encoder.angles is None else Rotary(*encoder.angles.table())
         # Where the steps of each layer begin, and where the last ones end.
         self.starts = [0]
         with torch.no_grad():
             for parts in encoder.distinct:
-                steps += steps_of(parts)
+                steps += steps_of(parts, rotary)
                 self.starts.append(len(steps))
             if encoder.norm is not None:
                 steps.append(Normalize(encoder.norm.weight, encoder.norm.bias, encoder.norm.eps))
@@ -142,10 +143,17 @@ class FusedLayers:
         """Whether the layers are in the order and have the settings that went into the steps."""
         return self.encoder.places == encoder.places and self.settings == settings_of(encoder)
 
+    def serve(self, batch: Batch) -> bool:
+        """Whether the steps give the tokens of a batch their positions."""
+        angles = self.encoder.angles
+        return angles is None or (batch.by_place and batch.packing.max_seqlen <= angles.rows)
+
     @staticmethod
     def sources(encoder: EncoderParts) -> list[Tensor]:
-        """What was copied: all parameters of the layers."""
-        return [tensor for parts in encoder.distinct for tensor in parts.parameters()] + parameters_of([encoder.norm])
+        """What was copied: all parameters of the layers, and what angles are made of."""
+        angles = [] if encoder.angles is None else encoder.angles.sources()
+        of_layers = [tensor for parts in encoder.distinct for tensor in parts.parameters()]
+        return [*of_layers, *parameters_of([encoder.norm]), *angles]
 
     @property
     def products(self) -> str:

@@ -40,6 +40,10 @@ class SeparateLayers:
         self.linears = linears
         self.weights = [_pack(parts, linears) for parts in encoder.distinct]
 
+    def serve(self, batch: Batch) -> bool:
+        """Whether these products take a batch: any."""
+        return True
+
     @staticmethod
     def sources(encoder: EncoderParts) -> list[Tensor]:
         """What was copied: the weights of the products."""

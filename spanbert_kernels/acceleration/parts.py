@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spanbert_kernels.acceleration.layouts import LayerLayout, at
+from spanbert_kernels.acceleration.rotary import Angles
 from spanbert_kernels.acceleration.stand_ins import is_read, is_sharded
 
 
@@ -87,12 +88,11 @@ class LayerParts(NamedTuple):
     output_dropout: nn.Dropout | None
     norm: nn.LayerNorm
     feed_forward: Any
-    rotary: bool = False
     sharded: bool = False
 
     @classmethod
-    def of(cls, layer: Any, layout: LayerLayout, *, rotary: bool = False) -> LayerParts:
-        """The parts of a layer that `structure.layer_refusal` accepts; `rotary`: queries and keys are turned."""
+    def of(cls, layer: Any, layout: LayerLayout) -> LayerParts:
+        """The parts of a layer that `structure.layer_refusal` accepts."""
 
         def part(path: str | None) -> Any:
             return None if path is None else at(layer, path)
@@ -118,7 +118,6 @@ class LayerParts(NamedTuple):
             part(layout.output_dropout),
             part(layout.norm),
             part(layout.feed_forward),
-            rotary,
             is_sharded(layer),
         )
 
@@ -210,10 +209,12 @@ class EncoderParts:
     Attributes:
         layers: a layer that acts several times stands here as often, as the same object.
         norm: the norm after the last layer, if there is one.
+        angles: of rotary positions, if they are.
     """
 
     layers: Sequence[LayerParts]
     norm: nn.LayerNorm | None = None
+    angles: Angles | None = None
 
     @cached_property
     def distinct(self) -> list[LayerParts]:

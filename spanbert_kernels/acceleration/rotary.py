@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +45,25 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return (x * rotation.cos[:, None] + turned * rotation.sin[:, None]).to(x.dtype)
 
 
+class Angles(NamedTuple):
+    """How the angles of an encoder are made.
+
+    Attributes:
+        rotation: of packed tokens, `[T]` positions, in a dtype.
+        rows: for how many positions a table is worth keeping.
+        sources: gives the tensors that the angles are made of.
+    """
+
+    rotation: Callable[[Tensor, torch.dtype], Rotation]
+    rows: int
+    sources: Callable[[], list[Tensor]]
+
+    def table(self) -> Rotation:
+        """Of the first `rows` positions, in float32."""
+        device = self.sources()[0].device
+        return self.rotation(torch.arange(self.rows, device=device), torch.float32)
+
+
 @dataclass(frozen=True)
 class RotaryModule:
     """A module of transformers' that makes the angles: `cos, sin = module(hidden, position_ids)`.
@@ -65,10 +85,15 @@ class RotaryModule:
         """How many columns a batch may have: any number."""
         return None
 
-    def rotation(self, model: Any, hidden: Tensor, positions: Tensor) -> Rotation:
-        """Of tokens `hidden [T, H]` at `positions [T]`."""
-        cos, sin = at(model, self.path)(hidden[None], positions[None])
-        return Rotation(cos[0], sin[0], interleaved=False)
+    def angles(self, model: Any) -> Angles:
+        """Of an encoder."""
+        module = at(model, self.path)
+
+        def rotation(positions: Tensor, dtype: torch.dtype) -> Rotation:
+            cos, sin = module(positions.new_empty(0, dtype=dtype), positions[None])
+            return Rotation(cos[0], sin[0], interleaved=False)
+
+        return Angles(rotation, model.config.max_position_embeddings, lambda: list(module.buffers()))
 
 
 @dataclass(frozen=True)
@@ -90,8 +115,13 @@ class RotaryTable:
         rows: int = at(model, self.path).num_embeddings
         return rows
 
-    def rotation(self, model: Any, hidden: Tensor, positions: Tensor) -> Rotation:
-        """Of tokens `hidden [T, H]` at `positions [T]`."""
-        table = F.embedding(positions, at(model, self.path).weight)
-        sin, cos = (half.repeat_interleave(2, dim=-1) for half in table.chunk(2, dim=-1))
-        return Rotation(cos, sin, interleaved=True)
+    def angles(self, model: Any) -> Angles:
+        """Of an encoder."""
+        module = at(model, self.path)
+
+        def rotation(positions: Tensor, dtype: torch.dtype) -> Rotation:
+            table = F.embedding(positions, module.weight).to(dtype)
+            sin, cos = (half.repeat_interleave(2, dim=-1) for half in table.chunk(2, dim=-1))
+            return Rotation(cos, sin, interleaved=True)
+
+        return Angles(rotation, module.num_embeddings, lambda: [module.weight])

@@ -125,9 +125,12 @@ class Structure:
         devices = devices_of([model, *modules])
         if len(devices) > 1:
             return f"its layers are on {len(devices)} devices ({', '.join(sorted(map(str, devices)))})"
-        rotary, norm = family.rotary is not None, None if family.norm is None else at(model, family.norm)
-        found = {layer: LayerParts.of(layer, family.layout, rotary=rotary) for layer in distinct}
-        parts = EncoderParts([found[layer] for layer in layers], norm)
+        found = {layer: LayerParts.of(layer, family.layout) for layer in distinct}
+        parts = EncoderParts(
+            [found[layer] for layer in layers],
+            None if family.norm is None else at(model, family.norm),
+            None if family.rotary is None else family.rotary.angles(model),
+        )
         seen = [
             (each, type(each), tuple(each._modules.values()), each.__dict__.get("forward"), each in called)
             for each in modules

@@ -16,6 +16,7 @@ from agreement import (
     NO_DROPOUT,
     PADDING,
     ROWS,
+    TINY,
     assert_agrees,
     encoder,
     gradients,
@@ -331,3 +332,36 @@ def test_values_that_are_turned_too() -> None:
     with torch.no_grad():
         (result, _), (expected, _) = exact(model, "packed-training", **inputs_of(model, mask))
     assert_equal(result.last_hidden_state[mask], expected.last_hidden_state[mask])
+
+
+@pytest.mark.parametrize("name", ["nomic-bert", "jina-embeddings-v3", "roformer"])
+def test_rotary_positions_in_one_call_of_all_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are a token's place in its document; otherwise layer by layer."""
+    monkeypatch.setenv("SPANBERT_KERNELS_ENCODER", "fused")
+    model = without_pooler(encoder(name))
+    exact_model, ours = in_float64(model), copy.deepcopy(model)
+    report = accelerate(ours)
+    masks = {**PADDING, "longer than the table": torch.ones(1, TINY["max_position_embeddings"] + 1, dtype=torch.bool)}
+    if name == "roformer":
+        del masks["longer than the table"]  # nor does transformers' own table have more
+    for padding, mask in masks.items():
+        batch = inputs_of(model, mask)
+        with torch.no_grad(), ops.backends.record() as ran:
+            result = ours(**batch).last_hidden_state[mask]
+        with torch.no_grad():
+            assert_agrees(result, *(each(**batch).last_hidden_state[mask] for each in (model, exact_model)))
+        in_one_call = padding not in ("middle", "longer than the table")
+        assert ("encoder_stack" in dict(ran)) == in_one_call
+        assert report.last_path == ("packed-inference" if in_one_call else "packed-training")
+
+
+def test_angles_that_change_are_followed() -> None:
+    """As weights are: a copy of a changed model gives the same."""
+    model, mask = encoder("nomic-bert"), PADDING["right"]
+    accelerate(model)
+    with torch.no_grad():
+        before = model(**inputs_of(model, mask)).last_hidden_state
+        model.rotary_emb.inv_freq.mul_(0.5)
+        after = model(**inputs_of(model, mask)).last_hidden_state
+        assert not torch.equal(after, before)
+        assert torch.equal(after, copy.deepcopy(model)(**inputs_of(model, mask)).last_hidden_state)

@@ -68,7 +68,7 @@ def test_one_linear_for_the_activation_and_its_gate() -> None:
         expected = all_ways(parts._replace(up=Joint(wide, 2)))
         found = all_ways(parts._replace(up=Joint((joined,), 2)))
         plain = all_ways(parts._replace(up=Joint(wide[:1], 1)))
-    for ours, theirs, other in zip(found, expected, plain, strict=False):
+    for ours, theirs, other in zip(found, expected, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(ours, expected[0], rtol=1e-4, atol=1e-4)
         assert not torch.allclose(ours, other, atol=1e-2)
