@@ -14,6 +14,7 @@ from spanbert_kernels import ops
 from spanbert_kernels.acceleration.parts import LayerParts
 from spanbert_kernels.acceleration.rotary import Rotation, rotate
 from spanbert_kernels.nn.packing import Packing
+from spanbert_kernels.ops import RelativeTerms
 
 _OPERATION = "document_attention"
 
@@ -39,20 +40,35 @@ class Batch:
 
 
 def attend(
-    parts: LayerParts, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, dropout_p: float = 0.0
+    parts: LayerParts,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Batch,
+    relative: RelativeTerms | None,
+    *,
+    dropout_p: float = 0.0,
 ) -> Tensor:
-    """`[T, heads, head_dim]` each -> `[T, heads * head_dim]`.
+    """`[T, heads, head_dim]` each -> `[T, heads * head_dim]`; `relative`: the layer's terms by distance.
 
     Padding for the attention alone keeps the gain of everything around it; our eager attention, which is written to be
-    read, would lose more than that in training.
+    read, would lose more than that in training. What PyTorch's has no name for comes to it all the same.
     """
-    packing, scale = batch.packing, parts.scale
+    packing, scale, window = batch.packing, parts.scale, parts.window
     if batch.rotation is not None:
         query, key = rotate(query, batch.rotation), rotate(key, batch.rotation)
         if parts.turns_values:
             value = rotate(value, batch.rotation)
-    if ops.backends.without_kernels(_OPERATION, query.device.type, query.dtype) is None:
-        packed = ops.document_attention(query, key, value, packing.documents, dropout_p=dropout_p, scale=scale)
+    if window is not None and window >= packing.max_seqlen - 1:
+        window = None  # it leaves nothing out
+    by_distance = window is not None or relative is not None
+    if by_distance or ops.backends.without_kernels(_OPERATION, query.device.type, query.dtype) is None:
+        if relative is not None:  # under autocast tables keep their dtype
+            tables = (None if table is None else table.to(query.dtype) for table in relative[1:])
+            relative = RelativeTerms(relative.index, *tables)
+        packed = ops.document_attention(
+            query, key, value, packing.documents, dropout_p=dropout_p, scale=scale, window=window, relative=relative
+        )
         return packed.flatten(1)
     q, k, v = (packing.pad(part).transpose(1, 2) for part in (query, key, value))  # [B, heads, L, head_dim]
     padded = F.scaled_dot_product_attention(q, k, v, attn_mask=packing.keys_mask, dropout_p=dropout_p, scale=scale)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spanbert_kernels.acceleration import layouts
 from spanbert_kernels.acceleration.layouts import LayerLayout, at
+from spanbert_kernels.acceleration.relative import EncoderTerms, SharedBias
 from spanbert_kernels.acceleration.rotary import RotaryModule, RotaryTable
 
 PositionRule = Literal["column", "count"]
@@ -82,6 +83,7 @@ class Family:
         positions: "column", a token's column in the padded batch; "count", its count among the ids that are not the
             padding id, from `padding_idx + 1` on (RoBERTa's rule).
         rotary: what turns queries and keys; positions then are for it alone.
+        relative: what gives layers their terms by distance.
         distances: whether attention looks at how many columns two tokens are apart, whatever their position ids say.
         first_token_heads: classes of heads that read token 0 without a pooler.
         output: the class of the output, in `transformers.modeling_outputs`.
@@ -104,6 +106,7 @@ class Family:
     zeros: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     positions: PositionRule = "column"
     rotary: RotaryModule | RotaryTable | None = None
+    relative: EncoderTerms | None = None
     distances: bool = False
     first_token_heads: tuple[str, ...] = ()
     output: str = "BaseModelOutputWithPoolingAndCrossAttentions"
@@ -123,6 +126,8 @@ class Family:
         layers = {"post": "norms of the sums", "pre": "norms before the products"}[self.layout.norms]
         layers += ", gated" if len(self.layout.up) == 2 else ""
         layers += ", shared" if self.group_class is not None else ""
+        layers += "" if self.relative is None else ", attention by distance"
+        layers += "" if self.layout.window is None else ", windows"
         return position[self.positions] + (", as a rotation" if self.rotary is not None else ""), layers
 
     def is_class(self, module: nn.Module, name: str, *, subclass: bool = False) -> bool:
@@ -193,6 +198,25 @@ FAMILIES = (
         projection="embeddings_project",
         output="BaseModelOutputWithPastAndCrossAttentions",
         pool=None,
+    ),
+    _bert(
+        "mpnet.modeling_mpnet",
+        "MPNet",
+        _CLASSIFICATION,
+        layer_classes={
+            "": "MPNetLayer",
+            "attention": "MPNetAttention",
+            "attention.attn": "MPNetSelfAttention",
+            "intermediate": "MPNetIntermediate",
+            "output": "MPNetOutput",
+        },
+        layout=layouts.MPNET,
+        inputs=("input_ids", "position_ids", "inputs_embeds"),
+        positions="count",
+        relative=SharedBias("encoder.relative_attention_bias", buckets=32, max_distance=128),
+        distances=True,
+        output="BaseModelOutputWithPooling",
+        captures=False,
     ),
     Family(
         "transformers.models.distilbert.modeling_distilbert",

@@ -75,7 +75,7 @@ def steps_of(parts: LayerParts, rotary: Rotary | None = None) -> list[Step]:
     steps = [
         _norm(parts.norm_before(parts.attention_norm), keeps=True),
         Project(parts.projections.weight().detach(), parts.projections.bias()),
-        Attend(parts.heads, parts.head_dim, parts.scale, rotary=rotary),
+        Attend(parts.heads, parts.head_dim, parts.scale, parts.window, parts.fixed_terms(), rotary),
         Merge(parts.dense.weight, parts.dense.bias),
         _norm(parts.norm_after(parts.attention_norm)),
         _norm(parts.norm_before(parts.norm), keeps=True),
@@ -97,6 +97,8 @@ def settings_of(encoder: EncoderParts) -> list[tuple[Any, ...]]:
             parts.heads,
             parts.head_dim,
             parts.scale,
+            parts.window,
+            None if parts.relative is None else parts.relative.settings(),
             activation_of(parts.activation),
             None if parts.attention_norm is None else parts.attention_norm.eps,
             parts.norm.eps,
@@ -150,10 +152,10 @@ class FusedLayers:
 
     @staticmethod
     def sources(encoder: EncoderParts) -> list[Tensor]:
-        """What was copied: all parameters of the layers, and what angles are made of."""
+        """What was copied: all parameters of the layers, and what angles and terms by distance are made of."""
         angles = [] if encoder.angles is None else encoder.angles.sources()
         of_layers = [tensor for parts in encoder.distinct for tensor in parts.parameters()]
-        return [*of_layers, *parameters_of([encoder.norm]), *angles]
+        return [*of_layers, *parameters_of([encoder.norm]), *angles, *encoder.tables()]
 
     @property
     def products(self) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spanbert_kernels.acceleration.attention import Batch, attend
 from spanbert_kernels.acceleration.linears import Linears, linears_for
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts
+from spanbert_kernels.ops import RelativeTerms
 
 # Rows that go through the feed-forward block together: its wide intermediate then is memory that is used again, not
 # fresh from the system. Fewer would cost the products speed.
@@ -18,12 +19,15 @@ FEED_FORWARD_ROWS = 2048
 
 
 class LayerWeights(NamedTuple):
-    """The products of a layer: fused query, key and value; attention output; up, and the gate's; down."""
+    """The products of a layer: fused query, key and value; attention output; up, and the gate's; down. And its terms by
+    distance, whose projections follow from weights alone.
+    """
 
     qkv: Any
     dense: Any
     up: list[Any]
     down: Any
+    relative: RelativeTerms | None
 
 
 class SeparateLayers:
@@ -39,6 +43,7 @@ class SeparateLayers:
         self.encoder = encoder
         self.linears = linears
         self.weights = [_pack(parts, linears) for parts in encoder.distinct]
+        self.settings = encoder.table_settings()
 
     def serve(self, batch: Batch) -> bool:
         """Whether these products take a batch: any."""
@@ -46,16 +51,16 @@ class SeparateLayers:
 
     @staticmethod
     def sources(encoder: EncoderParts) -> list[Tensor]:
-        """What was copied: the weights of the products."""
-        return [
-            module.weight if (weight := module._parameters.get("weight")) is None else weight
-            for parts in encoder.distinct
-            for module in parts.linears()
-        ]
+        """What was copied: the weights of the products, and what terms by distance are made of."""
+        return _weights_of(encoder) + encoder.tables()
 
     def hold(self, encoder: EncoderParts) -> bool:
         """Whether these are the layers, and the products still those to be taken."""
-        return self.encoder is encoder and self.linears is linears_for(encoder.layers[0].dense.weight.dtype)
+        return (
+            self.encoder is encoder
+            and self.linears is linears_for(encoder.layers[0].dense.weight.dtype)
+            and self.settings == encoder.table_settings()
+        )
 
     @property
     def products(self) -> str:
@@ -64,14 +69,23 @@ class SeparateLayers:
 
     @property
     def num_bytes(self) -> int:
-        """Memory kept: repacked weights."""
-        return sum(weight.numel() * weight.element_size() for weight in self.sources(self.encoder))
+        """Memory kept: repacked weights, and tables by distance."""
+        tables = [table for each in self.weights for table in (each.relative or ())[1:] if table is not None]
+        return sum(each.numel() * each.element_size() for each in _weights_of(self.encoder) + tables)
 
     def run(self, first: int, last: int, hidden: Tensor, batch: Batch) -> Tensor:
         """Layers first .. last - 1, and the norm after the last of all: `hidden [T, H]` -> `[T, H]`."""
         for place in self.encoder.places[first:last]:
             hidden = run_layer(self.encoder.distinct[place], self.weights[place], self.linears, hidden, batch)
         return _normalized(self.encoder.norm_after(last), hidden)
+
+
+def _weights_of(encoder: EncoderParts) -> list[Tensor]:
+    return [
+        module.weight if (weight := module._parameters.get("weight")) is None else weight
+        for parts in encoder.distinct
+        for module in parts.linears()
+    ]
 
 
 def _pack(parts: LayerParts, linears: Linears) -> LayerWeights:
@@ -81,6 +95,7 @@ def _pack(parts: LayerParts, linears: Linears) -> LayerWeights:
             linears.pack(parts.dense.weight),
             [linears.pack(weight) for weight in parts.up.weights()],
             linears.pack(parts.down.weight),
+            parts.fixed_terms(),
         )
 
 
@@ -90,7 +105,7 @@ def run_layer(parts: LayerParts, weights: LayerWeights, linears: Linears, hidden
     # Joined on every call: three small vectors are cheaper to copy than to watch.
     fused = linears.linear(given, weights.qkv, parts.projections.bias())
     query, key, value = fused.view(-1, 3, parts.heads, parts.head_dim).unbind(1)
-    context = attend(parts, query, key, value, batch)
+    context = attend(parts, query, key, value, batch, weights.relative)
     attended = linears.linear_add(context, hidden, weights.dense, parts.dense.bias)
     attended = _normalized(parts.norm_after(parts.attention_norm), attended)
     rows = attended.shape[0]

@@ -5,7 +5,8 @@ Paths lead from the layer to its modules, as `nn.Module.get_submodule` takes the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ class LayerLayout:
         dense: the Linear after attention.
         attention_norm: the norm of the attention block; before its products it may be missing (an `nn.Identity`).
         up: the Linear before the activation; a second one makes the gate that the activation is multiplied by.
+        joined_gate: whether the one Linear of `up` makes the gate too, behind what is activated.
         activation: the activation.
         down: the Linear after it.
         norm: the norm of the feed-forward block.
@@ -40,12 +42,16 @@ class LayerLayout:
         dropout_switch: whose training mode switches that dropout: the attention's, which hands down the probability, or
             the dropout's own, which is called.
         attention_output_dropout: the dropout after `dense`.
+        inner_dropout: the dropout before `down`.
         output_dropout: the dropout after `down`.
         norms: "post", of the sums; "pre", of what the products take.
         per_head: whether one Linear for all projections has a head's query, key and value beside each other.
         head_dim: the attribute of `attention` with the columns of a head.
+        scale: of `attention`, what products of queries and keys are multiplied by.
+        window: of `attention`, how many tokens before and behind it a query sees, or None: all.
         feed_forward: the module whose `chunk_size_feed_forward` is followed.
         unused: modules that the layer has and never calls.
+        optional: what a layer may have beside these, and must be exactly PyTorch's: path -> class.
     """
 
     attention: str
@@ -60,23 +66,35 @@ class LayerLayout:
     attention_dropout_p: str | None = None
     dropout_switch: Literal["attention", "dropout"] = "attention"
     attention_output_dropout: str | None = None
+    inner_dropout: str | None = None
     output_dropout: str | None = None
+    joined_gate: bool = False
     norms: Literal["post", "pre"] = "post"
     per_head: bool = False
     head_dim: str = "attention_head_size"
+    scale: Callable[[Any], float] | None = None
+    window: Callable[[Any], int | None] | None = None
     feed_forward: str = ""
     unused: tuple[str, ...] = ()
+    optional: Mapping[str, type[nn.Module]] = field(default_factory=dict)
 
     @cached_property
     def torch_parts(self) -> dict[str, type[nn.Module]]:
         """What must be exactly PyTorch's: path -> class."""
-        dropouts = (self.attention_dropout, self.attention_output_dropout, self.output_dropout)
+        dropouts = (self.attention_dropout, self.attention_output_dropout, self.inner_dropout, self.output_dropout)
         return {
             **dict.fromkeys((*self.projections, self.dense, *self.up, self.down), nn.Linear),
             **dict.fromkeys((self.attention_norm, self.norm), nn.LayerNorm),
             **dict.fromkeys(filter(None, dropouts), nn.Dropout),
             **dict.fromkeys(self.unused, nn.Dropout),
         }
+
+    @cached_property
+    def identities(self) -> set[str]:
+        """Where an `nn.Identity` may stand instead."""
+        dropouts = {self.attention_output_dropout, self.inner_dropout, self.output_dropout}
+        norms = {self.attention_norm} if self.norms == "pre" else set()
+        return {path for path in dropouts | norms if path is not None}
 
 
 BERT = LayerLayout(
@@ -97,6 +115,15 @@ BERT_EAGER = replace(BERT, dropout_switch="dropout")
 # The same, of which the attention hands down a number and leaves its dropout module unused.
 BERT_ALIGN = replace(
     BERT, attention_dropout=None, attention_dropout_p="attention_dropout", unused=("attention.self.dropout",)
+)
+MPNET = replace(
+    BERT_EAGER,
+    attention="attention.attn",
+    projections=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+    attention_dropout="attention.attn.dropout",
+    dense="attention.attn.o",
+    attention_output_dropout="attention.dropout",
+    attention_norm="attention.LayerNorm",
 )
 DISTILBERT = LayerLayout(
     attention="attention",

@@ -8,11 +8,16 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spanbert_kernels.acceleration.layouts import LayerLayout, at
+from spanbert_kernels.acceleration.relative import LayerTerms
 from spanbert_kernels.acceleration.rotary import Angles
 from spanbert_kernels.acceleration.stand_ins import is_read, is_sharded
+from spanbert_kernels.ops import RelativeTerms
+
+TermsOf = Callable[[Any, tuple[nn.Linear, ...]], LayerTerms]
 
 
 class Joint(NamedTuple):
@@ -89,15 +94,24 @@ class LayerParts(NamedTuple):
     norm: nn.LayerNorm
     feed_forward: Any
     sharded: bool = False
+    inner_dropout: nn.Dropout | None = None
+    relative: LayerTerms | None = None
 
     @classmethod
-    def of(cls, layer: Any, layout: LayerLayout) -> LayerParts:
-        """The parts of a layer that `structure.layer_refusal` accepts."""
+    def of(cls, layer: Any, layout: LayerLayout, relative: TermsOf | None = None) -> LayerParts:
+        """The parts of a layer that `structure.layer_refusal` accepts.
+
+        Args:
+            layer: the layer.
+            layout: where they are.
+            relative: of attention and its projections, what gives the layer its terms by distance, if it has some.
+        """
 
         def part(path: str | None) -> Any:
-            return None if path is None else at(layer, path)
+            found = None if path is None else at(layer, path)
+            return None if path in layout.identities and isinstance(found, nn.Identity) else found
 
-        attention, attention_norm = part(layout.attention), part(layout.attention_norm)
+        attention = part(layout.attention)
         projections = tuple(map(part, layout.projections))
         groups = 1
         if layout.per_head:
@@ -111,14 +125,16 @@ class LayerParts(NamedTuple):
             part(layout.attention_dropout),
             part(layout.dense),
             part(layout.attention_output_dropout),
-            attention_norm if isinstance(attention_norm, nn.LayerNorm) else None,
-            Joint(up, len(up)),
+            part(layout.attention_norm),
+            Joint(up, 2 if layout.joined_gate else len(up)),
             part(layout.activation),
             part(layout.down),
             part(layout.output_dropout),
             part(layout.norm),
             part(layout.feed_forward),
             is_sharded(layer),
+            part(layout.inner_dropout),
+            None if relative is None else relative(attention, projections),
         )
 
     @property
@@ -135,8 +151,15 @@ class LayerParts(NamedTuple):
     @property
     def scale(self) -> float:
         """What products of queries and keys are multiplied by."""
+        if self.layout.scale is not None:
+            return self.layout.scale(self.attention)
         scale: float = getattr(self.attention, "scaling", self.head_dim**-0.5)
         return scale
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens before and behind it a query sees; None: all of its document."""
+        return None if self.layout.window is None else self.layout.window(self.attention)
 
     @property
     def turns_values(self) -> bool:
@@ -179,11 +202,20 @@ class LayerParts(NamedTuple):
         """The weights and biases that there are: of the Linears, then of the norms."""
         return parameters_of((*self.linears(), self.attention_norm, self.norm))
 
+    def fixed_terms(self) -> RelativeTerms | None:
+        """The layer's terms by distance in inference, where they follow from weights alone; None if it has none."""
+        if self.relative is None:
+            return None
+        with torch.no_grad(), torch.autocast(self.dense.weight.device.type, enabled=False):
+            return self.relative.terms(lambda linear, x: F.linear(x, linear.weight, linear.bias))
+
     def drops(self) -> bool:
         """Whether any dropout of the layer is at work."""
-        dropouts = (self.attention_output_dropout, self.output_dropout)
-        return self.attention_dropout_p > 0.0 or any(
-            each is not None and each.training and each.p > 0.0 for each in dropouts
+        dropouts = (self.attention_output_dropout, self.inner_dropout, self.output_dropout)
+        return (
+            self.attention_dropout_p > 0.0
+            or any(each is not None and each.training and each.p > 0.0 for each in dropouts)
+            or (self.relative is not None and self.relative.drops())
         )
 
 
@@ -196,7 +228,7 @@ def parameters_of(modules: Iterable[nn.Module | None]) -> list[Tensor]:
         # Parameters are quicker to get at as such; a parametrisation or a deleted parameter is an attribute.
         held = module._parameters
         for name in ("weight", "bias"):
-            tensor = held[name] if name in held else getattr(module, name)
+            tensor = held[name] if name in held else getattr(module, name, None)
             if tensor is not None:
                 found.append(tensor)
     return found
@@ -221,13 +253,25 @@ class EncoderParts:
         """The layers, each once."""
         return list({id(each): each for each in self.layers}.values())
 
+    def tables(self) -> list[Tensor]:
+        """The weights and biases that the layers' terms by distance are made of."""
+        return parameters_of(self._makers())
+
+    def _makers(self) -> list[nn.Module]:
+        found = (parts.relative for parts in self.distinct)
+        return list(dict.fromkeys(module for each in found if each is not None for module in each.modules()))
+
+    def table_settings(self) -> list[tuple[Any, ...]]:
+        """What else they follow from."""
+        return [parts.relative.settings() for parts in self.distinct if parts.relative is not None]
+
     @cached_property
     def read(self) -> bool:
         """Whether the weights say what the layers compute: neither a layer nor a product or norm must be called."""
         if any(parts.sharded for parts in self.distinct):
             return False
         held = (each for parts in self.distinct for each in (*parts.linears(), parts.attention_norm, parts.norm))
-        return all(is_read(module) for module in (*held, self.norm) if module is not None)
+        return all(is_read(module) for module in (*held, self.norm, *self._makers()) if module is not None)
 
     @cached_property
     def places(self) -> list[int]:

@@ -7,6 +7,7 @@ neither as transformers builds it nor holds what is known to stand for a part of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -35,11 +36,13 @@ def layer_refusal(layer: nn.Module, family: Family, *, mixes: bool = False) -> s
             return patched
     for name, kind in layout.torch_parts.items():
         module = found.pop(name, None)
-        if not is_or_stands_for(module, kind) and not (
-            name == layout.attention_norm and layout.norms == "pre" and type(module) is nn.Identity
-        ):
+        if not is_or_stands_for(module, kind) and not (type(module) is nn.Identity and name in layout.identities):
             return _another(name, module, kind.__name__)
-    known = (layout.activation, *layout.torch_parts, *(["cross_document"] if mixes else []))
+    for name, kind in layout.optional.items():
+        module = found.pop(name, None)
+        if module is not None and not is_or_stands_for(module, kind):
+            return _another(name, module, kind.__name__)
+    known = (layout.activation, *layout.torch_parts, *layout.optional, *(["cross_document"] if mixes else []))
     for name in found:
         if not f"{name}.".startswith(tuple(f"{each}." for each in known)):
             return f"a layer holds {name}, which transformers' {family.layer_classes['']} does not"
@@ -82,9 +85,10 @@ def _class_refusal(model: Any, family: Family) -> str | None:
     for part in model.embeddings.children():
         if not any(is_or_stands_for(part, kind) for kind in _EMBEDDING_PARTS):
             return f"its embeddings hold a {type(part).__module__}.{type(part).__qualname__}"
-    reason = None if family.rotary is None else family.rotary.refusal(model)
-    if reason is not None:
-        return reason
+    for feature in (family.rotary, family.relative):
+        reason = None if feature is None else feature.refusal(model)
+        if reason is not None:
+            return reason
     norm = None if family.norm is None else at(model, family.norm)
     if family.norm is not None and type(norm) is not nn.LayerNorm:
         return f"its {family.norm} is a {type(norm).__name__}, not transformers' LayerNorm"
@@ -125,7 +129,8 @@ class Structure:
         devices = devices_of([model, *modules])
         if len(devices) > 1:
             return f"its layers are on {len(devices)} devices ({', '.join(sorted(map(str, devices)))})"
-        found = {layer: LayerParts.of(layer, family.layout) for layer in distinct}
+        relative = None if family.relative is None else partial(family.relative.of, model)
+        found = {layer: LayerParts.of(layer, family.layout, relative) for layer in distinct}
         parts = EncoderParts(
             [found[layer] for layer in layers],
             None if family.norm is None else at(model, family.norm),

@@ -44,7 +44,8 @@ def _compute(parts: LayerParts, batch: Batch, hidden: Tensor) -> Tensor:
     given = _normalized(parts.norm_before(parts.attention_norm), hidden)
     heads = (-1, parts.heads, parts.head_dim)
     query, key, value = (each.view(heads) for each in parts.projections(_linear, given))
-    context = attend(parts, query, key, value, batch, dropout_p=parts.attention_dropout_p)
+    relative = None if parts.relative is None else parts.relative.terms(_linear)
+    context = attend(parts, query, key, value, batch, relative, dropout_p=parts.attention_dropout_p)
     dense = _linear(parts.dense, context)
     attended = _finish(parts.attention_output_dropout, parts.norm_after(parts.attention_norm), dense, hidden)
     if parts.chunk_size == 0:
@@ -56,13 +57,15 @@ def _compute(parts: LayerParts, batch: Batch, hidden: Tensor) -> Tensor:
 def _feed_forward(parts: LayerParts, attended: Tensor) -> Tensor:
     given = _normalized(parts.norm_before(parts.norm), attended)
     up, down = parts.up, parts.down
-    if is_exact_gelu(parts.activation) and not parts.gated and all(map(is_read, (*up.linears, down))):
+    plain = is_exact_gelu(parts.activation) and not parts.gated and parts.inner_dropout is None
+    if plain and all(map(is_read, (*up.linears, down))):
         (weight,), (bias,) = up.weights(), up.biases()
         narrow = gelu_feed_forward(given, weight, bias, down.weight, down.bias)
     else:
         wide, *gate = up(_linear, given)
         wide = parts.activation(wide)
-        narrow = _linear(down, wide * gate[0] if gate else wide)
+        wide = wide * gate[0] if gate else wide
+        narrow = _linear(down, wide if parts.inner_dropout is None else parts.inner_dropout(wide))
     return _finish(parts.output_dropout, parts.norm_after(parts.norm), narrow, attended)
 
 
