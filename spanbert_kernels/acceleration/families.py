@@ -244,7 +244,14 @@ FAMILIES = (
         pool=pooled_by_linear,
     ),
     _bert("ernie.modeling_ernie", "Ernie", inputs=(*_INPUTS, "task_type_ids")),
-    _bert("splinter.modeling_splinter", "Splinter", layout=layouts.BERT_ALIGN, output="BaseModelOutput", pool=None),
+    _bert(
+        "splinter.modeling_splinter",
+        "Splinter",
+        ("ForQuestionAnswering",),  # where a row has no question token
+        layout=layouts.BERT_ALIGN,
+        output="BaseModelOutput",
+        pool=None,
+    ),
     _bert(
         "rembert.modeling_rembert",
         "RemBert",
