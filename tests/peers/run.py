@@ -33,10 +33,11 @@ WANTED = (
 
 @dataclass
 class Outcome:
-    """Of one run of a family's tests: what became of each test, and how many calls took which path."""
+    """Of one run of a family's tests: what became of each, how many calls took which path, and what was printed."""
 
     outcomes: dict[str, str] = field(default_factory=dict)
     paths: Counter[str] = field(default_factory=Counter)
+    output: str = ""
 
     @property
     def packed(self) -> int:
@@ -70,7 +71,7 @@ def new_failures(plain: Outcome, accelerated: Outcome) -> list[str]:
 
 
 def run_tests(folder: Path, file: str, accelerated: bool, options: list[str]) -> Outcome:
-    """One run of a file's tests, in a process of its own; what it prints goes where this prints."""
+    """One run of a file's tests, in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         outcomes = Path(scratch, "outcomes.json")
         environment = {
@@ -92,11 +93,10 @@ def run_tests(folder: Path, file: str, accelerated: bool, options: list[str]) ->
             "--tb=short",
             "--disable-warnings",
         ]
-        children.run([*words, *options, file], cwd=folder, env=environment)
-        if not outcomes.is_file():
-            return Outcome()
-        found = json.loads(outcomes.read_text())
-        return Outcome(found["outcomes"], Counter(found["paths"]))
+        words += ["-o", "log_cli=false", *options, file]
+        done = children.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+        found = json.loads(outcomes.read_text()) if outcomes.is_file() else {"outcomes": {}, "paths": {}}
+        return Outcome(found["outcomes"], Counter(found["paths"]), done.stdout + done.stderr)
 
 
 def compare(folder: Path, name: str, file: str, options: list[str]) -> list[str]:
@@ -110,6 +110,8 @@ def compare(folder: Path, name: str, file: str, options: list[str]) -> list[str]
         wrong.append(f"{file} did not run")
     elif counts["passed"] and not accelerated.packed:
         wrong.append("not one call was packed")
+    if wrong:
+        print(accelerated.output if plain.outcomes else plain.output)
     return [f"{name}: {line}" for line in wrong]
 
 
