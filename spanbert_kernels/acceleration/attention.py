@@ -61,8 +61,8 @@ def attend(
             value = rotate(value, batch.rotation)
     if window is not None and window >= packing.max_seqlen - 1:
         window = None  # it leaves nothing out
-    by_distance = window is not None or relative is not None
-    if by_distance or ops.backends.without_kernels(_OPERATION, query.device.type, query.dtype) is None:
+    ours = window is not None or relative is not None or not packing.by_row
+    if ours or ops.backends.without_kernels(_OPERATION, query.device.type, query.dtype) is None:
         if relative is not None:  # under autocast tables keep their dtype
             tables = (None if table is None else table.to(query.dtype) for table in relative[1:])
             relative = RelativeTerms(relative.index, *tables)

@@ -160,6 +160,9 @@ class PackedForward:
             return request
         mask = request.attention_mask
         read_is_real = None if mask is None else self._read_is_real(mask)
+        if request.cu_seqlens is not None:
+            packing = Packing.from_offsets(request.cu_seqlens, request.max_seqlen, request.length)
+            return self._structure, request, packing
         # Rotary positions in one call of all layers are places in a document.
         holes = self.family.distances or self.family.rotary is not None
         packing = Packing.from_mask(mask, request.batch, request.length, request.device, look_for_holes=holes)

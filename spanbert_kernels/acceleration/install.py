@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from torch import nn
 
@@ -21,7 +21,7 @@ from spanbert_kernels.acceleration.report import AccelerationReport, Replaced, S
 from spanbert_kernels.acceleration.structure import Structure
 
 
-def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool = True) -> AccelerationReport:
+def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = True) -> AccelerationReport:
     """Lets every encoder in `model` that is of a family in the table run without padding, in place.
 
     Parameters, `state_dict`, `save_pretrained` and the outputs at real tokens stay as they are; padded positions are 0.
@@ -32,7 +32,8 @@ def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool
     padding, and the report says what is missing.
 
     Args:
-        model: a transformers encoder, or any module that holds some.
+        model: a transformers encoder, any module that holds some (`SentenceTransformer`, `GLiNER`), or an object with
+            such modules among its attributes (a `pipeline`, a `SetFitModel`). The report names the places.
         weights: "int8" multiplies with weights and inputs of 8 bits in inference on a CPU, which changes results by
             some hundredths of the largest hidden state (`report.int8_error`, after the first call).
         repack: inference on a CPU keeps copies of the weights that are laid out for its products. False saves that
@@ -42,7 +43,7 @@ def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool
         What was replaced, what was not and why; it also counts which path each call takes.
 
     Raises:
-        TypeError: `model` is not a module.
+        TypeError: `model` neither is a module nor has one.
         ValueError: there is nothing to accelerate in it; or `weights` is "int8", and this processor or the encoder
             cannot.
 
@@ -60,8 +61,7 @@ def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool
         ('packed-inference', 0.0)
         >>> restore(model)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"accelerate takes a torch.nn.Module, got {type(model).__name__}")
+    found = _modules_in(model, "accelerate")
     if weights not in (None, *get_args(Weights)):
         raise ValueError(f"weights must be None or one of {list(get_args(Weights))}, got {weights!r}")
     if weights == "int8" and not repack:
@@ -69,7 +69,7 @@ def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool
     replaced: list[Replaced] = []
     skipped: list[Skipped] = []
     fresh = False
-    for name, module in list(model.named_modules()):
+    for module, name in found.items():
         family = family_of(module)
         class_name = type(module).__name__
         if family is None:
@@ -77,7 +77,7 @@ def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool
             if refused is not None:
                 skipped.append(Skipped(name, class_name, refused))
             continue
-        reads = reads_of(family, (parent for parent in model.modules() if module in parent._modules.values()))
+        reads = reads_of(family, (parent for parent in found if module in parent._modules.values()))
         installed = places.installed(module)
         if installed is not None:
             installed.reads = reads
@@ -103,14 +103,14 @@ def accelerate(model: nn.Module, *, weights: Weights | None = None, repack: bool
     return AccelerationReport(tuple(replaced), tuple(skipped), already=not fresh)
 
 
-def restore(model: nn.Module) -> None:
+def restore(model: Any) -> None:
     """Undoes `accelerate`: every encoder in `model` has its own forward again, and repacked weights are let go.
 
     Args:
         model: what was given to `accelerate`, or any module that holds it.
 
     Raises:
-        TypeError: `model` is not a module.
+        TypeError: `model` neither is a module nor has one.
         ValueError: nothing in it was accelerated.
 
     Example:
@@ -122,13 +122,25 @@ def restore(model: nn.Module) -> None:
         >>> "forward" in vars(model)
         False
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"restore takes a torch.nn.Module, got {type(model).__name__}")
-    accelerated = [module for module in model.modules() if places.installed(module) is not None]
+    accelerated = [module for module in _modules_in(model, "restore") if places.installed(module) is not None]
     if not accelerated:
         raise ValueError(f"{type(model).__name__} is not accelerated")
     for module in accelerated:
         places.remove(module)
+
+
+def _modules_in(model: Any, function: str) -> dict[nn.Module, str]:
+    """Every module of a module, or of those among an object's attributes, with its path."""
+    if isinstance(model, nn.Module):
+        return {module: name for name, module in model.named_modules()}
+    held = {name: value for name, value in getattr(model, "__dict__", {}).items() if isinstance(value, nn.Module)}
+    if not held:
+        raise TypeError(f"{function} takes a torch.nn.Module or an object that has one, got {type(model).__name__}")
+    found: dict[nn.Module, str] = {}
+    for root, value in held.items():
+        for name, module in value.named_modules():
+            found.setdefault(module, f"{root}.{name}" if name else root)
+    return found
 
 
 def _inspect(module: nn.Module, family: Family) -> Structure | str:

@@ -31,6 +31,11 @@ _UNDERSTOOD = {
     "output_cross_attentions",
     "is_causal",
     "use_cache",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "seq_idx",  # it says the same as the offsets
 }
 # What heads, trainers and tokenizers hand down and no encoder reads, unless its embeddings take it.
 _IGNORED = {"num_items_in_batch", "output_router_logits", "shift_labels", "token_type_ids"}
@@ -50,6 +55,8 @@ class Request:
         batch: B.
         length: L.
         device: of the inputs.
+        cu_seqlens: where the documents begin, and the last ends, of a batch that came packed as one row.
+        max_seqlen: tokens of the longest of them, if that is known.
     """
 
     inputs: dict[str, Tensor | None]
@@ -60,6 +67,8 @@ class Request:
     batch: int
     length: int
     device: torch.device
+    cu_seqlens: Tensor | None = None
+    max_seqlen: int | None = None
 
 
 def read_request(
@@ -84,6 +93,9 @@ def read_request(
     mask = given.get("attention_mask")
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != (batch, length)):
         return "an attention mask that is not [batch, length]"
+    cu_seqlens, reason = _offsets(model, given, batch)
+    if reason is not None:
+        return reason
     inputs = {name: given.get(name) for name in family.inputs}
     for name, sizes in family.zeros.items():
         if inputs[name] is None:
@@ -106,7 +118,25 @@ def read_request(
         batch,
         length,
         source.device,
+        cu_seqlens,
+        given.get("max_length_q"),
     )
+
+
+def _offsets(model: Any, given: dict[str, Any], batch: int) -> tuple[Tensor | None, str | None]:
+    """`cu_seq_lens_q`, if the batch came packed, and why the documents at them cannot be told apart, or None."""
+    queries, keys, mask = (given.get(name) for name in ("cu_seq_lens_q", "cu_seq_lens_k", "attention_mask"))
+    if queries is None and keys is None:
+        return None, None
+    if batch != 1 or not isinstance(queries, Tensor):
+        return None, f"offsets of packed documents (cu_seq_lens) that do not belong to one row, in {batch}"
+    if keys is not queries and not (isinstance(keys, Tensor) and torch.equal(queries, keys)):
+        return None, "attention between different documents (cu_seq_lens_k is not cu_seq_lens_q)"
+    if mask is not None and not mask.all():
+        return None, "padding in a batch that came packed (cu_seq_lens_q)"
+    if mixes_documents(model):
+        return None, "a batch that came packed (cu_seq_lens_q), whose documents are to see each other"
+    return queries, None
 
 
 def _hidden_states(model: Any, family: Family, asked: Any) -> set[int] | Literal[True] | str | None:
@@ -129,7 +159,8 @@ def _argument_refusal(model: Any, family: Family, given: dict[str, Any]) -> str 
     if getattr(config, "is_decoder", False) or given.get("is_causal", getattr(config, "is_causal", None)):
         return "causal attention"
     for name in ("output_attentions", "output_cross_attentions"):
-        if given.get(name, getattr(config, name, False)):
+        asked = given.get(name)  # None where a head hands down what it was not given
+        if getattr(config, name, False) if asked is None else asked:
             return "attention matrices were asked for (output_attentions)"
     attention = config._attn_implementation
     if attention not in _SAME_ATTENTION and attention is not None:

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from spanbert_kernels.nn.packing import Packing
-from spanbert_kernels.ops import checks
 
 
 class PaddingMask:
@@ -40,35 +39,15 @@ class PaddingMask:
         """The documents at `cu_seqlens` of a batch that came packed as one row.
 
         Raises:
-            ValueError: some token is padding, or offsets that `given_packing` refuses.
+            ValueError: some token is padding, or offsets that `Packing.from_offsets` refuses.
         """
         device = cu_seqlens.device
         if self.packing(device).indices is not None:
             raise ValueError("attention_mask has padding, but a batch packed by cu_seq_lens_q must have none")
         known = self._given.get(device)
         if known is None or known[0] is not cu_seqlens:
-            known = self._given[device] = (cu_seqlens, given_packing(cu_seqlens, max_seqlen, self.shape[1]))
+            known = self._given[device] = (cu_seqlens, Packing.from_offsets(cu_seqlens, max_seqlen, self.shape[1]))
         return known[1]
-
-
-def given_packing(cu_seqlens: Tensor, max_seqlen: int | None, length: int) -> Packing:
-    """The documents at `cu_seqlens` in one row of `length` tokens.
-
-    Raises:
-        ValueError: offsets that do not ascend from 0 to `length`, or a document longer than `max_seqlen`.
-        TypeError: offsets that are not int32 or int64.
-    """
-    checks.check_offsets("cu_seq_lens_q", cu_seqlens, length, "tokens")
-    if torch.compiler.is_compiling():
-        return Packing(None, cu_seqlens, length if max_seqlen is None else int(max_seqlen), 1, length)
-    # On a GPU the caller's word is taken: to look would mean to wait.
-    if max_seqlen is None or cu_seqlens.device.type == "cpu":
-        longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
-        if max_seqlen is not None and longest > max_seqlen:
-            raise ValueError(f"max_length_q is {max_seqlen}, but a document has {longest} tokens")
-    else:
-        longest = int(max_seqlen)
-    return Packing(None, cu_seqlens, longest, 1, length)
 
 
 def packing_in_graph(real: Tensor) -> Packing:

@@ -12,7 +12,7 @@ from transformers.masking_utils import AttentionMaskInterface, bidirectional_mas
 from transformers.modeling_utils import AttentionInterface
 
 from spanbert_kernels import ops
-from spanbert_kernels.integrations.padding_mask import PaddingMask, given_packing, packing_in_graph
+from spanbert_kernels.integrations.padding_mask import PaddingMask, packing_in_graph
 from spanbert_kernels.nn.packing import Packing
 
 NAME = "spanbert_kernels"
@@ -138,7 +138,7 @@ def packed_attention(
 
 def _without_kernels(query: Tensor, packing: Packing) -> bool:
     """Whether our attention would be the eager one, unasked, where PyTorch's can take each row as a document."""
-    if torch.compiler.is_compiling() or packing.cu_seqlens.shape[0] != packing.batch + 1:
+    if torch.compiler.is_compiling() or not packing.by_row:
         return False
     return ops.backends.without_kernels("document_attention", query.device.type, query.dtype) is not None
 
@@ -176,7 +176,7 @@ def _packing_of(query: Tensor, mask: PaddingMask | Tensor | None, kwargs: dict[s
         longest = kwargs.get("max_length_q")
         if isinstance(mask, PaddingMask):
             return mask.given(cu_seqlens, longest)
-        return given_packing(cu_seqlens, longest, length)
+        return Packing.from_offsets(cu_seqlens, longest, length)
     if isinstance(mask, PaddingMask):
         return mask.packing(query.device)
     if mask is None:

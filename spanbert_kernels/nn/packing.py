@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels import ops
+from spanbert_kernels.ops import checks
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,31 @@ class Packing:
         # nonzero alone would make the host wait a second time
         indices = torch.nonzero_static(real.flatten(), size=total).squeeze(1)
         return cls(indices, cu_seqlens, longest, batch, length, max(runs, default=1) <= 1)
+
+    @classmethod
+    def from_offsets(cls, cu_seqlens: Tensor, max_seqlen: int | None, length: int) -> Packing:
+        """The documents at `cu_seqlens [D + 1]` in one row of `length` tokens, none of which is padding.
+
+        Raises:
+            ValueError: offsets that do not ascend from 0 to `length`, or a document longer than `max_seqlen`.
+            TypeError: offsets that are not int32 or int64.
+        """
+        checks.check_offsets("cu_seq_lens_q", cu_seqlens, length, "tokens")
+        if torch.compiler.is_compiling():
+            return cls(None, cu_seqlens, length if max_seqlen is None else int(max_seqlen), 1, length)
+        # On a GPU the caller's word is taken: to look would mean to wait.
+        if max_seqlen is None or cu_seqlens.device.type == "cpu":
+            longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
+            if max_seqlen is not None and longest > max_seqlen:
+                raise ValueError(f"max_length_q is {max_seqlen}, but a document has {longest} tokens")
+        else:
+            longest = int(max_seqlen)
+        return cls(None, cu_seqlens, longest, 1, length)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row of the batch is one document."""
+        return self.cu_seqlens.shape[0] == self.batch + 1
 
     @property
     def num_tokens(self) -> int:

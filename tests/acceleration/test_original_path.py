@@ -21,6 +21,7 @@ from transformers import (
     ElectraForMultipleChoice,
     ElectraForSequenceClassification,
     PreTrainedModel,
+    RemBertForTokenClassification,
     RobertaForSequenceClassification,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -65,6 +66,11 @@ def test_calls(name: str) -> None:
     output = assert_original(encoder(**call.config or {}), call.reason, **{**inputs(MASK), **call.batch})
     if call.reason == ATTENTIONS:
         assert output[-1].shape == (4, 4, 11, 11)
+
+
+def test_a_head_that_hands_down_none_has_asked_for_what_its_configuration_says() -> None:
+    model = head(RemBertForTokenClassification, attn_implementation="eager", output_attentions=True)
+    assert assert_original(model, ATTENTIONS, **inputs(MASK))[-1].shape == (4, 4, 11, 11)
 
 
 def test_arguments_that_are_none_or_false_mean_nothing() -> None:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from agreement import NO_DROPOUT, PADDING, TINY, assert_agrees, encoder, gradients, head, in_float64, inputs
+from agreement import (
+    NO_DROPOUT,
+    PADDING,
+    TINY,
+    assert_agrees,
+    assert_original,
+    encoder,
+    gradients,
+    head,
+    in_float64,
+    inputs,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -16,11 +28,14 @@ from transformers import (
     BertForPreTraining,
     BertForSequenceClassification,
     BertForTokenClassification,
+    DataCollatorWithFlattening,
     PreTrainedTokenizerFast,
+    RobertaForSequenceClassification,
     pipeline,
 )
 
-from spanbert_kernels import accelerate
+from spanbert_kernels import accelerate, ops, restore
+from spanbert_kernels.acceleration import AccelerationWarning
 
 MASK = PADDING["right"]
 WORDS = [f"w{i}" for i in range(TINY["vocab_size"] - 4)]
@@ -210,6 +225,71 @@ def test_data_parallel_wrapper_without_gpus() -> None:
     with torch.no_grad():
         assert torch.equal(wrapped(**inputs(MASK)).logits, model(**inputs(MASK)).logits)
     assert report.calls == {"packed-inference": 2}
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "nomic-bert"])
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_a_batch_that_came_packed(name: str, backend: str | None) -> None:
+    """As `DataCollatorWithFlattening` makes it; transformers' own attention lets its documents see each other."""
+    model, padded = encoder(name), inputs(MASK)
+    with torch.no_grad():
+        expected = model(**padded).last_hidden_state[MASK]
+    rows = [{"input_ids": row[real].tolist()} for row, real in zip(padded["input_ids"], MASK, strict=True)]
+    batch = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)(rows, return_tensors="pt")
+    del batch["labels"]
+    batch["token_type_ids"] = padded["token_type_ids"][MASK][None]
+    if name == "roberta":  # whose tokenizers count from the padding id on
+        batch["position_ids"] += TINY["pad_token_id"] + 1
+    report = accelerate(model)
+    with torch.no_grad(), ops.backends.use(backend) if backend else contextlib.nullcontext():
+        torch.testing.assert_close(model(**batch).last_hidden_state[0], expected, rtol=1e-4, atol=1e-5)
+        del batch["max_length_q"], batch["max_length_k"]
+        torch.testing.assert_close(model(**batch).last_hidden_state[0], expected, rtol=1e-4, atol=1e-5)
+    assert report.calls == {"packed-inference": 2}
+    with pytest.raises(ValueError, match="must end with the number of tokens, 22, but ends with 9"):
+        model(**{**batch, **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), torch.tensor([0, 9]))})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"cu_seq_lens_k": None}, "attention between different documents"),
+        ({"cu_seq_lens_k": torch.tensor([0, 11])}, "attention between different documents"),
+        ({"cu_seq_lens_q": None}, "that do not belong to one row, in 1"),
+        ({"attention_mask": torch.arange(11)[None] > 0}, "padding in a batch that came packed"),
+        ({"input_ids": torch.full((2, 11), 3)}, "that do not belong to one row, in 2"),
+    ],
+)
+def test_offsets_that_say_something_else(change: dict[str, Any], reason: str) -> None:
+    offsets = torch.tensor([0, 4, 11])
+    batch = {"input_ids": torch.full((1, 11), 3), "cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets}
+    assert_original(encoder(), reason, **{**batch, **change})
+
+
+class Holder:
+    """An object with modules among its attributes, as pipelines and SetFitModel are."""
+
+    def __init__(self, **held: Any) -> None:
+        self.__dict__.update(held)
+
+
+def test_an_object_that_holds_models(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = head(BertForTokenClassification)
+    classify = pipeline("token-classification", model=model, tokenizer=tokenizer, device="cpu")
+    expected = classify(TEXTS, batch_size=4)
+    report = accelerate(classify)
+    assert str(report) == "accelerated: BertModel at 'model.bert', 2 layers"
+    found = classify(TEXTS, batch_size=4)
+    assert [[each["word"] for each in one] for one in found] == [[each["word"] for each in one] for one in expected]
+    assert report.calls == {"packed-inference": 1}
+    restore(classify)
+    assert "forward" not in model.bert.__dict__
+    # RoBERTa's head reads token 0, which is learnt from the modules of the object.
+    other = head(RobertaForSequenceClassification)
+    report = accelerate(Holder(body=other, same=other, head=None, number=3))
+    assert [str(each) for each in report.replaced] == ["RobertaModel at 'body.roberta', 2 layers"]
+    with torch.no_grad(), pytest.warns(AccelerationWarning, match="is padding"):
+        other(**inputs(PADDING["left"]))
 
 
 def test_threads_share_a_model() -> None:
