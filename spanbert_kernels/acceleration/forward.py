@@ -258,8 +258,12 @@ class PackedForward:
         angles = encoder.angles
         if angles is None:
             return Batch(packing)
-        by_place = request.inputs.get("position_ids") is None and packing.contiguous
+        by_place = packing.contiguous and self._counts_places(request.inputs.get("position_ids"), packing)
         return Batch(packing, lambda: angles.rotation(self._positions(request, packing), dtype), by_place)
+
+    def _counts_places(self, given: Tensor | None, packing: Packing) -> bool:
+        """Whether position ids are a token's place in its document, or only differ from it alike in all of it."""
+        return given is None or (given.device.type == "cpu" and torch.equal(_pack(packing, given), packing.places()))
 
     def _packed_layers_for(self, encoder: EncoderParts, hidden: Tensor, batch: Batch) -> PackedLayers | None:
         """The layers with copied weights, if the inference path can take this call, else None."""

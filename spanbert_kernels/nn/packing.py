@@ -145,6 +145,17 @@ class Packing:
         flat = packed.new_zeros(self.batch * self.length, *trailing)
         return flat.index_copy_(0, self.indices, packed).view(self.batch, self.length, *trailing)
 
+    def places(self) -> Tensor:
+        """int64 `[T]`: the place of each packed token in its document.
+
+        Example:
+            >>> Packing.from_offsets(torch.tensor([0, 2, 5]), None, 5).places().tolist()
+            [0, 1, 0, 1, 2]
+        """
+        starts, lengths = self.cu_seqlens[:-1].long(), self.cu_seqlens.diff().long()
+        tokens = torch.arange(self.num_tokens, device=self.cu_seqlens.device)
+        return tokens - starts.repeat_interleave(lengths, output_size=self.num_tokens)
+
     def positions(self) -> Tensor:
         """int64 `[T]`: the column of each packed token in the padded batch."""
         if self.indices is None:

@@ -135,6 +135,7 @@ class AttentionPlan:
         )
 
 
+@checks.uncompiled
 def plan_attention(
     cu_seqlens: Tensor,
     cu_clusters: Tensor | None = None,
@@ -167,8 +168,9 @@ def plan_attention(
         >>> plan.num_documents, plan.max_seqlen, plan.max_documents
         (3, 3, 2)
     """
-    checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
+    checks.check_index("cu_seqlens", cu_seqlens, 1, "[documents + 1]")
     checks.check_readable("cu_seqlens", cu_seqlens)
+    checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
     checks.check_flag("include_self", include_self)
     if cu_clusters is not None:
         check_who_sees_whom(cu_seqlens, cu_clusters, queries, keys, links)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import numbers
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from spanbert_kernels.ops import philox
 from spanbert_kernels.ops.philox import Dropout
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 INDEX_DTYPES = (torch.int32, torch.int64)
 MOST = 2**31 - 1  # tokens, or anything else that is counted
 
@@ -43,6 +46,25 @@ def check_readable(name: str, tensor: Tensor) -> None:
     """For what reads a tensor's values on the host."""
     if tensor.device.type == "meta":
         raise TypeError(f"{name} is on meta, where it has no values to read")
+    if torch._C._functorch.is_batchedtensor(tensor):
+        raise TypeError(f"{name} is a batch of torch.func.vmap, of which no values can be read: {_OUTSIDE}")
+    if isinstance(tensor, FakeTensor):
+        raise TypeError(f"{name} is a fake tensor, which has no values to read: {_OUTSIDE}")
+
+
+_OUTSIDE = "call this before and outside of it, and hand the result in"
+
+
+def uncompiled(function: Function) -> Function:
+    """Let torch.compile break its graph at a function that reads values on the host, and say why where it may not.
+
+    It sets what torch.compiler.disable does; that one would import the compiler, and Triton with it, at once.
+    """
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    function._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+        f"{function.__name__} reads values on the host, which a whole graph (fullgraph=True) cannot: {_OUTSIDE}"
+    )
+    return function
 
 
 def check_integer(name: str, value: object, least: int, most: int = MOST) -> int:

@@ -145,6 +145,7 @@ def _enumerate(cu_seqlens: Tensor, num_tokens: int, max_width: int, num_spans: i
     return start, end
 
 
+@checks.uncompiled
 def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
     """All spans of up to `max_width` tokens inside the documents, as a plan that stores no pair.
 
@@ -169,8 +170,9 @@ def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
         (9, 3)
     """
     max_width = checks.check_integer("max_width", max_width, 1)
-    checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
+    checks.check_index("cu_seqlens", cu_seqlens, 1, "[documents + 1]")
     checks.check_readable("cu_seqlens", cu_seqlens)
+    checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
     offsets = cu_seqlens.tolist()
     checks.check_integer("the last of cu_seqlens", offsets[-1], 0)
     lengths = [after - before for before, after in itertools.pairwise(offsets)]
@@ -186,6 +188,7 @@ def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
     return SpanPlan(count, offsets[-1], widest, total_width, cu_seqlens.device, cu_seqlens=own)
 
 
+@checks.uncompiled
 def plan_spans(
     spans: Tensor, *, num_tokens: int | None = None, cu_seqlens: Tensor | None = None, end_inclusive: bool = True
 ) -> SpanPlan:

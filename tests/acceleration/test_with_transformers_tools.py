@@ -241,7 +241,7 @@ def test_a_batch_that_came_packed(name: str, backend: str | None) -> None:
     if name == "roberta":  # whose tokenizers count from the padding id on
         batch["position_ids"] += TINY["pad_token_id"] + 1
     report = accelerate(model)
-    with torch.no_grad(), ops.backends.use(backend) if backend else contextlib.nullcontext():
+    with torch.no_grad(), contextlib.nullcontext() if backend is None else ops.backends.use(backend):
         torch.testing.assert_close(model(**batch).last_hidden_state[0], expected, rtol=1e-4, atol=1e-5)
         del batch["max_length_q"], batch["max_length_k"]
         torch.testing.assert_close(model(**batch).last_hidden_state[0], expected, rtol=1e-4, atol=1e-5)

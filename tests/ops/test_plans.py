@@ -10,11 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool_cases import buckets, enumerated_by_loop
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spanbert_kernels.ops import (
     SpanPlan,
     backends,
     enumerate_spans,
+    plan_attention,
     plan_spans,
     span_gather,
     span_linear,
@@ -189,3 +192,35 @@ def test_work_lists_find_the_spans_of_every_token() -> None:
             held = ((work.starts <= token) & (token < work.ends)).nonzero()[:, 0].tolist()
             assert all(int(work.reach[token]) <= i < int(work.first[token + 1]) for i in held)
             assert not held or held[0] == int(work.reach[token])
+
+
+def enumerated(offsets: Tensor) -> Any:
+    return enumerate_spans(offsets, 2)
+
+
+PLANNERS = {
+    "enumerate_spans": (enumerated, torch.tensor([0, 2, 3])),
+    "plan_spans": (plan_spans, torch.tensor([[0, 1], [1, 2]])),
+    "plan_attention": (plan_attention, torch.tensor([0, 2, 3])),
+}
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_where_nothing_can_be_read_it_says_where_to_plan(name: str) -> None:
+    plan, values = PLANNERS[name]
+    outside = "call this before and outside of it, and hand the result in"
+    with pytest.raises(TypeError, match=rf"is a batch of torch\.func\.vmap, of which no values can be read: {outside}"):
+        torch.func.vmap(plan)(torch.stack([values, values]))
+    with FakeTensorMode() as mode, pytest.raises(TypeError, match=f"is a fake tensor, .*: {outside}"):
+        plan(mode.from_tensor(values))
+
+    def pooled(hidden: Tensor, values: Tensor) -> Tensor:
+        return hidden * plan(values).num_tokens
+
+    torch._dynamo.reset()
+    hidden = torch.ones(3, 2)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=f"{name} reads values on the host, .*: {outside}"):
+        torch.compile(pooled, backend="eager", fullgraph=True)(hidden, values)
+    assert torch.equal(torch.compile(pooled, backend="eager")(hidden, values), 3 * hidden)
+    jacobian = torch.func.jacrev(lambda hidden: pooled(hidden, values))(hidden)
+    assert torch.equal(jacobian.view(6, 6), 3 * torch.eye(6))

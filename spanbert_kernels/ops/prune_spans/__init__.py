@@ -25,6 +25,7 @@ OPERATION = Operation(
 )
 
 
+@checks.uncompiled
 def prune_spans(
     spans: Tensor | SpanPlan,
     scores: Tensor,
@@ -90,10 +91,6 @@ def prune_spans(
         start.numpy(), end.numpy(), scores.numpy(), budgets, non_crossing, documents=documents, compiled=compiled
     )
     return torch.from_numpy(kept).to(device)
-
-
-# What torch.compiler.disable sets; that one would import the compiler, and Triton with it, at once.
-prune_spans._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def _budgets(
