@@ -103,7 +103,7 @@ def read_request(
     longest = family.longest(model)
     if inputs.get("position_ids") is None and longest is not None and length > longest:
         return "sequences longer than the model's positions"
-    hidden_states = _hidden_states(model, family, given.get("output_hidden_states"))
+    hidden_states = _hidden_states(model, family, given)
     if isinstance(hidden_states, str):
         return hidden_states
     return_dict = given.get("return_dict")
@@ -139,9 +139,16 @@ def _offsets(model: Any, given: dict[str, Any], batch: int) -> tuple[Tensor | No
     return queries, None
 
 
-def _hidden_states(model: Any, family: Family, asked: Any) -> set[int] | Literal[True] | str | None:
+def _asked(model: Any, family: Family, given: dict[str, Any], name: str) -> Any:
+    """What a call says of an output, or the configuration where it says nothing; older forwards take None for that."""
+    default = getattr(model.config, name, False)
+    asked = given.get(name, default)
+    return default if asked is None and not family.captures else asked
+
+
+def _hidden_states(model: Any, family: Family, given: dict[str, Any]) -> set[int] | Literal[True] | str | None:
     """Which hidden states a call wants, or why they cannot be given."""
-    asked = getattr(model.config, "output_hidden_states", False) if asked is None else asked
+    asked = _asked(model, family, given, "output_hidden_states")
     if not asked:
         return None
     if asked is True or not family.captures:
@@ -159,8 +166,7 @@ def _argument_refusal(model: Any, family: Family, given: dict[str, Any]) -> str 
     if getattr(config, "is_decoder", False) or given.get("is_causal", getattr(config, "is_causal", None)):
         return "causal attention"
     for name in ("output_attentions", "output_cross_attentions"):
-        asked = given.get(name)  # None where a head hands down what it was not given
-        if getattr(config, name, False) if asked is None else asked:
+        if _asked(model, family, given, name):
             return "attention matrices were asked for (output_attentions)"
     attention = config._attn_implementation
     if attention not in _SAME_ATTENTION and attention is not None:

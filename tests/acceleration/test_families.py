@@ -336,6 +336,22 @@ def test_hidden_states_by_one_index() -> None:
         assert_same_form(result.get("hidden_states"), expected.get("hidden_states"))
 
 
+@pytest.mark.parametrize("name", ["bert", "rembert"])
+@pytest.mark.parametrize("option", ["output_hidden_states", "output_attentions"])
+def test_an_output_of_which_a_call_says_none(name: str, option: str) -> None:
+    """Older forwards then follow the configuration, and heads hand None down; others give none."""
+    model = encoder(name, attn_implementation="eager", **{option: True})
+    own = copy.deepcopy(model)
+    report = accelerate(model)
+    batch = inputs_of(model, PADDING["right"])
+    for given in ({}, {option: None}):
+        with torch.no_grad():
+            result, expected = (each(**batch, **given) for each in (model, own))
+        assert list(result) == list(expected)
+    original = sum(count for path, count in report.calls.items() if path.startswith("original"))
+    assert original == {"bert": 1, "rembert": 2}[name] * (option == "output_attentions")
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_rotary_positions_that_follow_the_length_are_refused(kind: str) -> None:
     model = encoder("nomic-bert")
