@@ -15,6 +15,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from spanbert_kernels.acceleration import layouts
+from spanbert_kernels.acceleration.convolution import Convolution
+from spanbert_kernels.acceleration.disentangled import Disentangled
 from spanbert_kernels.acceleration.layouts import LayerLayout, at
 from spanbert_kernels.acceleration.relative import EncoderTerms, SharedBias
 from spanbert_kernels.acceleration.rotary import RotaryModule, RotaryTable
@@ -84,10 +86,12 @@ class Family:
             padding id, from `padding_idx + 1` on (RoBERTa's rule).
         rotary: what turns queries and keys; positions then are for it alone.
         relative: what gives layers their terms by distance.
+        convolution: what joins the output of the first layer.
         distances: whether attention looks at how many columns two tokens are apart, whatever their position ids say.
         first_token_heads: classes of heads that read token 0 without a pooler.
         output: the class of the output, in `transformers.modeling_outputs`.
         pool: of the encoder and its last hidden states, what its pooler returns; None if it never has a pooler.
+        settings: attributes of the encoder and the values without which its forward does something else.
         captures: whether hidden states are captured by hooks, and may be asked for by index. Older forwards collect
             them themselves: their tuples keep the place of a missing pooler.
     """
@@ -107,10 +111,12 @@ class Family:
     positions: PositionRule = "column"
     rotary: RotaryModule | RotaryTable | None = None
     relative: EncoderTerms | None = None
+    convolution: Convolution | None = None
     distances: bool = False
     first_token_heads: tuple[str, ...] = ()
     output: str = "BaseModelOutputWithPoolingAndCrossAttentions"
     pool: Callable[[Any, Tensor], Tensor | None] | None = pooled_by_module
+    settings: Mapping[str, Any] = field(default_factory=dict)
     captures: bool = True
 
     @property
@@ -153,7 +159,9 @@ class Family:
         """How many columns a batch may have whose positions are not given, or None: any number."""
         if self.rotary is not None:
             return self.rotary.longest(model)
-        return model.embeddings.position_ids.shape[1] if self.positions == "column" else None
+        # Some encoders of a family may have no vectors of positions.
+        limited = self.positions == "column" and model.embeddings.position_embeddings is not None
+        return model.embeddings.position_ids.shape[1] if limited else None
 
 
 def _bert(folder: str, prefix: str, heads: Iterable[str] = (), **differences: Any) -> Family:
@@ -216,6 +224,27 @@ FAMILIES = (
         relative=SharedBias("encoder.relative_attention_bias", buckets=32, max_distance=128),
         distances=True,
         output="BaseModelOutputWithPooling",
+        captures=False,
+    ),
+    _bert(
+        "deberta_v2.modeling_deberta_v2",
+        "DebertaV2",
+        _CLASSIFICATION_AND_CHOICE,
+        layer_classes={
+            "": "DebertaV2Layer",
+            "attention": "DebertaV2Attention",
+            "attention.self": "DisentangledSelfAttention",
+            "attention.output": "DebertaV2SelfOutput",
+            "intermediate": "DebertaV2Intermediate",
+            "output": "DebertaV2Output",
+        },
+        layout=layouts.DEBERTA_V2,
+        relative=Disentangled("pos_key_proj", "pos_query_proj", counted=frozenset(("c2p", "p2c"))),
+        distances=True,
+        convolution=Convolution("encoder.conv", "ConvLayer"),
+        output="BaseModelOutput",
+        pool=None,
+        settings={"z_steps": 0},
         captures=False,
     ),
     Family(

@@ -6,6 +6,8 @@ import inspect
 import itertools
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -28,6 +30,9 @@ NOT_REPACKED = "packed-inference (weights not repacked)"
 TRAINING = "packed-training"
 BY_OVERSIGHT = "packed-training (gradients are on)"  # in evaluation mode: torch.no_grad() would be faster
 ORIGINAL = "original: "
+
+# Of the first layer, the one behind the last, the hidden states and how they are packed, what the last gives.
+Run = Callable[[int, int, Tensor, Batch], Tensor]
 
 _serial = itertools.count(1)
 
@@ -201,13 +206,11 @@ class PackedForward:
         every = range(1, count + 1)
         stops = list(every) if mixes else sorted({*wanted, count}.intersection(every)) or [0]
         embedded, dtype = hidden, hidden.dtype
-        if packed is not None and len(stops) > 1 and not mixes:
+        if packed is not None and (len(stops) > 1 or encoder.convolution is not None) and not mixes:
             hidden = hidden.to(packed.layers.stream_dtype or dtype)
+        run = partial(training.run_layers, encoder) if packed is None else packed.layers.run
         for first, last in itertools.pairwise([0, *stops]):
-            if packed is None:
-                hidden = training.run_layers(encoder, first, last, hidden, batch)
-            else:
-                hidden = packed.layers.run(first, last, hidden, batch)
+            hidden = _run(run, encoder, first, last, hidden, batch)
             if mixes:
                 hidden = model.mix_documents(first, hidden, packing, context)
             if last in wanted:
@@ -320,9 +323,18 @@ def _pack(packing: Packing, given: Tensor) -> Tensor:
     return packing.pack(given.expand(packing.batch, packing.length, *given.shape[2:]))
 
 
+def _run(run: Run, encoder: EncoderParts, first: int, last: int, hidden: Tensor, batch: Batch) -> Tensor:
+    """Layers first .. last - 1 on one of the ways, and what joins the first one's output."""
+    if encoder.convolution is None or first > 0 or last == 0:
+        return run(first, last, hidden, batch)
+    joined = encoder.convolution(hidden, run(0, 1, hidden, batch), batch.packing)
+    return joined if last == 1 else run(1, last, joined, batch)
+
+
 def _difference(encoder: EncoderParts, embedded: Tensor, batch: Batch, hidden: Tensor) -> float:
     """Of hidden states from those that the layers' own modules compute, as a share of the largest of these."""
-    expected = training.run_layers(encoder, 0, len(encoder.layers), embedded, batch).float()
+    run = partial(training.run_layers, encoder)
+    expected = _run(run, encoder, 0, len(encoder.layers), embedded, batch).float()
     if expected.numel() == 0:
         return 0.0
     return ((hidden.float() - expected).abs().max() / expected.abs().max()).item()

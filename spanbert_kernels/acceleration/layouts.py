@@ -47,7 +47,6 @@ class LayerLayout:
         norms: "post", of the sums; "pre", of what the products take.
         per_head: whether one Linear for all projections has a head's query, key and value beside each other.
         head_dim: the attribute of `attention` with the columns of a head.
-        scale: of `attention`, what products of queries and keys are multiplied by.
         window: of `attention`, how many tokens before and behind it a query sees, or None: all.
         feed_forward: the module whose `chunk_size_feed_forward` is followed.
         unused: modules that the layer has and never calls.
@@ -72,7 +71,6 @@ class LayerLayout:
     norms: Literal["post", "pre"] = "post"
     per_head: bool = False
     head_dim: str = "attention_head_size"
-    scale: Callable[[Any], float] | None = None
     window: Callable[[Any], int | None] | None = None
     feed_forward: str = ""
     unused: tuple[str, ...] = ()
@@ -124,6 +122,15 @@ MPNET = replace(
     dense="attention.attn.o",
     attention_output_dropout="attention.dropout",
     attention_norm="attention.LayerNorm",
+)
+DEBERTA_V2 = replace(
+    BERT_EAGER,
+    projections=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
+    optional={
+        "attention.self.pos_key_proj": nn.Linear,
+        "attention.self.pos_query_proj": nn.Linear,
+        "attention.self.pos_dropout": nn.Dropout,
+    },
 )
 DISTILBERT = LayerLayout(
     attention="attention",

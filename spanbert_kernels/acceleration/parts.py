@@ -15,6 +15,7 @@ from spanbert_kernels.acceleration.layouts import LayerLayout, at
 from spanbert_kernels.acceleration.relative import LayerTerms
 from spanbert_kernels.acceleration.rotary import Angles
 from spanbert_kernels.acceleration.stand_ins import is_read, is_sharded
+from spanbert_kernels.nn.packing import Packing
 from spanbert_kernels.ops import RelativeTerms
 
 TermsOf = Callable[[Any, tuple[nn.Linear, ...]], LayerTerms]
@@ -151,10 +152,8 @@ class LayerParts(NamedTuple):
     @property
     def scale(self) -> float:
         """What products of queries and keys are multiplied by."""
-        if self.layout.scale is not None:
-            return self.layout.scale(self.attention)
-        scale: float = getattr(self.attention, "scaling", self.head_dim**-0.5)
-        return scale
+        scale: float | None = None if self.relative is None else self.relative.scale()
+        return getattr(self.attention, "scaling", self.head_dim**-0.5) if scale is None else scale
 
     @property
     def window(self) -> int | None:
@@ -242,11 +241,14 @@ class EncoderParts:
         layers: a layer that acts several times stands here as often, as the same object.
         norm: the norm after the last layer, if there is one.
         angles: of rotary positions, if they are.
+        convolution: what joins the output of the first layer: of the embeddings and that, both `[T, H]`, and of their
+            packing, what the next layer takes.
     """
 
     layers: Sequence[LayerParts]
     norm: nn.LayerNorm | None = None
     angles: Angles | None = None
+    convolution: Callable[[Tensor, Tensor, Packing], Tensor] | None = None
 
     @cached_property
     def distinct(self) -> list[LayerParts]:

@@ -22,6 +22,9 @@ class LayerTerms(Protocol):
     def terms(self, product: Product) -> RelativeTerms | None:
         """The terms now, their tables multiplied by `product(linear, x)`; None if attention has none."""
 
+    def scale(self) -> float | None:
+        """What products of queries and keys are multiplied by; None: as in attention without terms."""
+
     def modules(self) -> list[nn.Module]:
         """The modules whose parameters are in them."""
 
@@ -76,6 +79,9 @@ class _SharedBiasOfLayer:
     def terms(self, product: Product) -> RelativeTerms | None:
         bias = self.table.weight
         return RelativeTerms(index_on(bucketed_index, (self.buckets, self.max_distance), bias.device), bias)
+
+    def scale(self) -> float | None:
+        return None
 
     def modules(self) -> list[nn.Module]:
         return [self.table]

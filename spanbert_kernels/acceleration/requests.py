@@ -163,6 +163,9 @@ def _hidden_states(model: Any, family: Family, given: dict[str, Any]) -> set[int
 
 def _argument_refusal(model: Any, family: Family, given: dict[str, Any]) -> str | None:
     config = model.config
+    for name, value in family.settings.items():
+        if getattr(model, name) != value:
+            return f"the encoder's {name} is {getattr(model, name)}"
     if getattr(config, "is_decoder", False) or given.get("is_causal", getattr(config, "is_causal", None)):
         return "causal attention"
     for name in ("output_attentions", "output_cross_attentions"):

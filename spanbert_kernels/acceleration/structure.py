@@ -18,7 +18,7 @@ from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts
 from spanbert_kernels.acceleration.stand_ins import devices_of, is_or_stands_for, shards, waits_for_weights
 
 # All of them, and what stands for them, work token by token, so that the tokens can be packed before.
-_EMBEDDING_PARTS = (nn.Embedding, nn.LayerNorm, nn.Dropout)
+_EMBEDDING_PARTS = (nn.Embedding, nn.Linear, nn.LayerNorm, nn.Dropout)
 # Hooks that transformers itself leaves behind, and that mean nothing to the packed forward or work in it as they are.
 _HARMLESS_HOOKS = {"output_capturing_hook", "make_inputs_require_grads", "make_inputs_require_grad"}
 
@@ -85,7 +85,7 @@ def _class_refusal(model: Any, family: Family) -> str | None:
     for part in model.embeddings.children():
         if not any(is_or_stands_for(part, kind) for kind in _EMBEDDING_PARTS):
             return f"its embeddings hold a {type(part).__module__}.{type(part).__qualname__}"
-    for feature in (family.rotary, family.relative):
+    for feature in (family.rotary, family.relative, family.convolution):
         reason = None if feature is None else feature.refusal(model)
         if reason is not None:
             return reason
@@ -135,6 +135,7 @@ class Structure:
             [found[layer] for layer in layers],
             None if family.norm is None else at(model, family.norm),
             None if family.rotary is None else family.rotary.angles(model),
+            None if family.convolution is None else family.convolution.of(model),
         )
         seen = [
             (each, type(each), tuple(each._modules.values()), each.__dict__.get("forward"), each in called)

@@ -45,6 +45,18 @@ OTHER_NAMES = {
         "attention_probs_dropout_prob": "attention_dropout",
     }
 }
+# What a configuration needs beside, so that its model has all that the family may have.
+OWN_OPTIONS: dict[str, dict[str, Any]] = {
+    "deberta_v2": {
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "share_att_key": True,
+        "position_buckets": 4,
+        "max_relative_positions": 6,
+        "norm_rel_ebd": "layer_norm",
+        "conv_kernel_size": 3,
+    }
+}
 # Every row of the table that this version of transformers has, by the name of its folder there.
 ROWS: dict[str, Family] = {
     family.module.split(".")[2].replace("_", "-"): family
@@ -85,8 +97,9 @@ def encoder(name: str = "bert", **options: Any) -> Any:
 
 def head(model_class: type[PreTrainedModel], **options: Any) -> Any:
     """A tiny model of a class, in eval mode."""
-    names = OTHER_NAMES.get(model_class.__module__.split(".")[2], {})
-    renamed = {names.get(name, name): value for name, value in {**TINY, **options}.items()}
+    folder = model_class.__module__.split(".")[2]
+    names, own = OTHER_NAMES.get(folder, {}), OWN_OPTIONS.get(folder, {})
+    renamed = {names.get(name, name): value for name, value in {**TINY, **own, **options}.items()}
     return seeded(lambda: model_class(model_class.config_class(**renamed))).eval()  # type: ignore[misc]
 
 

@@ -10,7 +10,10 @@ from agreement import PADDING, ROWS, assert_agrees, assert_original, encoder, in
 from torch import Tensor, nn
 
 from spanbert_kernels import accelerate
+from spanbert_kernels.acceleration.fused import FusedLayers
+from spanbert_kernels.ops import backends
 
+WITH_KERNELS = backends.without_kernels("encoder_stack", "cpu", torch.float32) is None
 BY_DISTANCE = [name for name, row in ROWS.items() if row.distances]
 WITH_TABLES = [name for name, row in ROWS.items() if row.relative is not None]
 
@@ -43,6 +46,7 @@ def test_tables_follow_what_they_are_made_of(name: str, way: str, monkeypatch: p
     own = copy.deepcopy(model)
     accelerate(model)
     before = states(model, mask)
+    assert isinstance(model.forward._packed_layers.layers, FusedLayers) == (way == "fused" and WITH_KERNELS)
     made_of = model.forward._structure.parts.layers[0].relative.modules()
     names = {module: name for name, module in model.named_modules()}
     for module in made_of:

@@ -223,7 +223,8 @@ def configurations(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     heads = draw(st.integers(1, 4))
     size = heads * draw(st.sampled_from([4, 6, 8]))
     groups = draw(st.integers(1, 2))
-    return draw(st.sampled_from(sorted(filter(can_do_without_pooler, ENCODERS)))), {
+    name = draw(st.sampled_from(sorted(filter(can_do_without_pooler, ENCODERS))))
+    return name, {
         "num_attention_heads": heads,
         "hidden_size": size,
         "intermediate_size": draw(st.integers(3, 20)),
@@ -236,6 +237,23 @@ def configurations(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
         "chunk_size_feed_forward": draw(st.integers(0, 1)),
         "type_vocab_size": draw(st.integers(2, 3)),
         "use_task_id": draw(st.booleans()),
+        **(draw(disentangled()) if name.startswith("deberta") else {}),
+    }
+
+
+@st.composite
+def disentangled(draw: st.DrawFn) -> dict[str, Any]:
+    """What DeBERTa's configurations have beside."""
+    return {
+        "relative_attention": draw(st.booleans()),
+        "pos_att_type": draw(st.sampled_from([["c2p"], ["p2c"], ["p2c", "c2p"], [], ["c2p", "p2p"]])),
+        "share_att_key": draw(st.booleans()),
+        "position_buckets": draw(st.sampled_from([-1, 4])),
+        "max_relative_positions": draw(st.sampled_from([-1, 4, 6])),
+        "norm_rel_ebd": draw(st.sampled_from(["none", "layer_norm"])),
+        "position_biased_input": draw(st.booleans()),
+        "conv_kernel_size": draw(st.sampled_from([0, 1, 5])),
+        "type_vocab_size": draw(st.sampled_from([0, 2])),
     }
 
 
