@@ -17,12 +17,13 @@ FAMILIES ?=
 OUT ?= benchmarks/results
 
 BIN := $(VENV)/bin
+INTEGRATIONS := build/integrations
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_TOOLS := "setuptools>=77" ninja "pybind11>=2.12"
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all test-peers check docs wheel aarch64 fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
+.PHONY: demo test test-all test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -39,6 +40,11 @@ test-all: check
 test-peers: $(VENV)/.test-installed
 	@[ -z "$(PEERS)" ] || $(PIP) install -q parameterized httpx
 	$(BIN)/python tests/peers/run.py "$(PEERS)" $(FAMILIES)
+
+# Packages that are built on encoders give the same results accelerated and not. They are installed beside what the tests
+# have, and not among it; GLiNER without what it asks for, which is an older transformers.
+test-integrations: $(INTEGRATIONS)/.installed
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations/test_packages.py
 
 check: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -110,6 +116,16 @@ $(VENV)/.test-installed: $(VENV)/.installed
 	@echo "Installing what the tests need ..."
 	@$(PIP) install -q "seqeval>=1.2"  # built from source, with tools of its own
 	@$(PIP) install -q --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(INTEGRATIONS)/.installed: $(VENV)/.test-installed
+	@$(BIN)/python -m venv --without-pip $(INTEGRATIONS)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(INTEGRATIONS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	@echo "Installing packages that are built on encoders ..."
+	@$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -q "gliclass>=0.1.21" "gliner2>=2.1" \
+	  "peft>=0.21" "sentence-transformers>=6.2" "setfit>=1.2" "evaluate>=0.4" "torchao>=0.18"
+	@$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -q --no-deps "gliner>=0.2.29"
 	@touch $@
 
 $(VENV)/.docs-installed: $(VENV)/.installed
