@@ -17,7 +17,8 @@ from torch.autograd import forward_ad
 
 from spanbert_kernels.acceleration import places, training
 from spanbert_kernels.acceleration.attention import Batch
-from spanbert_kernels.acceleration.families import Family, Reads, count_positions, mixes_documents
+from spanbert_kernels.acceleration.families import Reads
+from spanbert_kernels.acceleration.family import Family, count_positions, mixes_documents
 from spanbert_kernels.acceleration.layouts import at
 from spanbert_kernels.acceleration.packed import PackedLayers, Weights, way_for
 from spanbert_kernels.acceleration.parts import EncoderParts

@@ -7,14 +7,8 @@ from typing import Any, get_args
 from torch import nn
 
 from spanbert_kernels.acceleration import places
-from spanbert_kernels.acceleration.families import (
-    FAMILIES,
-    Family,
-    class_refusal,
-    family_of,
-    override_refusal,
-    reads_of,
-)
+from spanbert_kernels.acceleration.families import FAMILIES, class_refusal, family_of, reads_of
+from spanbert_kernels.acceleration.family import Family, override_refusal
 from spanbert_kernels.acceleration.forward import PackedForward
 from spanbert_kernels.acceleration.packed import Weights, int8_refusal
 from spanbert_kernels.acceleration.report import AccelerationReport, Replaced, Skipped

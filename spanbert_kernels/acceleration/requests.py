@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spanbert_kernels.acceleration.families import Family, mixes_documents
+from spanbert_kernels.acceleration.family import Family, mixes_documents
 
 # Other names for the same attention; anything else was registered by the user and may compute something else.
 _SAME_ATTENTION = {

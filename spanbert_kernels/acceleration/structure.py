@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from spanbert_kernels.acceleration.families import Family, mixes_documents
+from spanbert_kernels.acceleration.family import Family, mixes_documents
 from spanbert_kernels.acceleration.layouts import at
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts
 from spanbert_kernels.acceleration.stand_ins import devices_of, is_or_stands_for, shards, waits_for_weights

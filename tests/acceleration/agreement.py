@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from spanbert_kernels import accelerate
 from spanbert_kernels.acceleration import AccelerationWarning
-from spanbert_kernels.acceleration.families import FAMILIES, Family
+from spanbert_kernels.acceleration.families import FAMILIES
+from spanbert_kernels.acceleration.family import Family
 from spanbert_kernels.testing import assert_as_exact_as_eager
 
 TINY: dict[str, Any] = {
@@ -212,3 +213,57 @@ def assert_original(model: Any, reason: str, times: int = 2, **batch: Any) -> li
     assert report.last_path == f"original: {ours[0].split('own path ran: ')[1]}"
     assert report.calls - before == {report.last_path: times}
     return outputs[0]
+
+
+def exact(model: Any, path: str, **batch: Any) -> tuple[Any, Any]:
+    """What the accelerated model and a copy of it return, in double precision; `path` is the one taken."""
+    own = copy.deepcopy(model)
+    for module in own.modules():
+        module.__dict__.pop("forward", None)
+    report = accelerate(model)
+    result, expected = model(**batch), own(**batch)
+    assert report.last_path is not None
+    assert report.last_path.startswith(path)
+    assert list(result) == list(expected)
+    return (result, model), (expected, own)
+
+
+def assert_equal(result: Tensor, expected: Tensor) -> None:
+    """Up to rounding in double precision, beside what transformers computes in single precision."""
+    assert result.dtype == expected.dtype == torch.float64
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-10 * max(1.0, expected.abs().max().item()))
+
+
+def without_pooler(model: Any) -> Any:
+    """Where its pooler reads padding, an encoder takes transformers' own path."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+def assert_same_training(model: Any, batch: dict[str, Tensor], mask: Tensor) -> None:
+    """Values at real tokens, the pooler's output, and the gradient of every parameter."""
+    (result, ours), (expected, own) = exact(model, "packed-training", **batch)
+    weights = torch.randn(mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    losses = []
+    for output in (result, expected):
+        hidden = output.last_hidden_state
+        loss = (hidden.sin().sum(-1) * weights)[mask].sum()
+        pooled = output.get("pooler_output")
+        losses.append(loss if pooled is None else loss + pooled.sin().sum())
+    assert_equal(result.last_hidden_state[mask], expected.last_hidden_state[mask])
+    assert not result.last_hidden_state[~mask].any()
+    found, wanted = gradients(ours, losses[0]), gradients(own, losses[1])
+    assert found.keys() == wanted.keys()
+    largest = max(each.abs().max().item() for each in wanted.values())
+    for name, gradient in wanted.items():
+        off = (found[name] - gradient).abs().max().item()
+        assert off <= 1e-9 * largest, f"{name}: off by {off:.3g} of {largest:.3g}"
+
+
+def in_double_precision(name: str, **options: Any) -> Any:
+    """A model in training, without dropout."""
+    model = encoder(name, **NO_DROPOUT, **options).double().train()
+    if name == "splinter":
+        model.config._attn_implementation = "sdpa"  # its own has a softmax in single precision
+    return model

@@ -9,8 +9,21 @@ from typing import Any
 import children
 import pytest
 import torch
-from agreement import NO_DROPOUT, PADDING, ROWS, assert_agrees, assert_original, encoder, in_float64, inputs, inputs_of
-from test_families import assert_equal, assert_same_training, exact, in_double_precision
+from agreement import (
+    NO_DROPOUT,
+    PADDING,
+    ROWS,
+    assert_agrees,
+    assert_equal,
+    assert_original,
+    assert_same_training,
+    encoder,
+    exact,
+    in_double_precision,
+    in_float64,
+    inputs,
+    inputs_of,
+)
 
 from spanbert_kernels import accelerate
 from spanbert_kernels.ops import library

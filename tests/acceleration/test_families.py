@@ -17,13 +17,16 @@ from agreement import (
     NO_DROPOUT,
     PADDING,
     ROWS,
-    TINY,
     assert_agrees,
+    assert_equal,
+    assert_same_training,
     encoder,
-    gradients,
+    exact,
     head,
+    in_double_precision,
     in_float64,
     inputs_of,
+    without_pooler,
 )
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -33,60 +36,6 @@ from spanbert_kernels import accelerate, ops
 
 pytestmark = pytest.mark.filterwarnings("ignore::spanbert_kernels.acceleration.AccelerationWarning")
 SMALL = {"num_hidden_layers": 3}
-
-
-def exact(model: Any, path: str, **batch: Any) -> tuple[Any, Any]:
-    """What the accelerated model and a copy of it return, in double precision; `path` is the one taken."""
-    own = copy.deepcopy(model)
-    for module in own.modules():
-        module.__dict__.pop("forward", None)
-    report = accelerate(model)
-    result, expected = model(**batch), own(**batch)
-    assert report.last_path is not None
-    assert report.last_path.startswith(path)
-    assert list(result) == list(expected)
-    return (result, model), (expected, own)
-
-
-def assert_equal(result: Tensor, expected: Tensor) -> None:
-    """Up to rounding in double precision, beside what transformers computes in single precision."""
-    assert result.dtype == expected.dtype == torch.float64
-    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-10 * max(1.0, expected.abs().max().item()))
-
-
-def assert_same_training(model: Any, batch: dict[str, Tensor], mask: Tensor) -> None:
-    """Values at real tokens, the pooler's output, and the gradient of every parameter."""
-    (result, ours), (expected, own) = exact(model, "packed-training", **batch)
-    weights = torch.randn(mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    losses = []
-    for output in (result, expected):
-        hidden = output.last_hidden_state
-        loss = (hidden.sin().sum(-1) * weights)[mask].sum()
-        pooled = output.get("pooler_output")
-        losses.append(loss if pooled is None else loss + pooled.sin().sum())
-    assert_equal(result.last_hidden_state[mask], expected.last_hidden_state[mask])
-    assert not result.last_hidden_state[~mask].any()
-    found, wanted = gradients(ours, losses[0]), gradients(own, losses[1])
-    assert found.keys() == wanted.keys()
-    largest = max(each.abs().max().item() for each in wanted.values())
-    for name, gradient in wanted.items():
-        off = (found[name] - gradient).abs().max().item()
-        assert off <= 1e-9 * largest, f"{name}: off by {off:.3g} of {largest:.3g}"
-
-
-def in_double_precision(name: str, **options: Any) -> Any:
-    """A model in training, without dropout."""
-    model = encoder(name, **NO_DROPOUT, **options).double().train()
-    if name == "splinter":
-        model.config._attn_implementation = "sdpa"  # its own has a softmax in single precision
-    return model
-
-
-def without_pooler(model: Any) -> Any:
-    """Where its pooler reads padding, an encoder takes transformers' own path."""
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return model
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -368,60 +317,3 @@ def test_an_output_of_which_a_call_says_none(name: str, option: str) -> None:
         assert list(result) == list(expected)
     original = sum(count for path, count in report.calls.items() if path.startswith("original"))
     assert original == {"bert": 1, "rembert": 2}[name] * (option == "output_attentions")
-
-
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_rotary_positions_that_follow_the_length_are_refused(kind: str) -> None:
-    model = encoder("nomic-bert")
-    model.rotary_emb.rope_type = kind
-    with pytest.raises(ValueError, match=f"its rotary positions are of the type '{kind}', whose frequencies follow"):
-        accelerate(model)
-
-
-@pytest.mark.parametrize("name", ["nomic-bert", "jina-embeddings-v3"])
-def test_positions_of_ones_own_turn_queries_and_keys(name: str) -> None:
-    model, mask = without_pooler(encoder(name)).double(), PADDING["middle"]
-    positions = torch.arange(mask.shape[1]).flip(0)[None] * 3
-    with torch.no_grad():
-        (result, _), (expected, _) = exact(model, "packed-training", **inputs_of(model, mask), position_ids=positions)
-    assert_equal(result.last_hidden_state[mask], expected.last_hidden_state[mask])
-
-
-def test_values_that_are_turned_too() -> None:
-    model, mask = encoder("roformer", rotary_value=True).double(), PADDING["left"]
-    with torch.no_grad():
-        (result, _), (expected, _) = exact(model, "packed-training", **inputs_of(model, mask))
-    assert_equal(result.last_hidden_state[mask], expected.last_hidden_state[mask])
-
-
-@pytest.mark.parametrize("name", ["nomic-bert", "jina-embeddings-v3", "roformer"])
-def test_rotary_positions_in_one_call_of_all_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where they are a token's place in its document; otherwise layer by layer."""
-    monkeypatch.setenv("SPANBERT_KERNELS_ENCODER", "fused")
-    model = without_pooler(encoder(name))
-    exact_model, ours = in_float64(model), copy.deepcopy(model)
-    report = accelerate(ours)
-    masks = {**PADDING, "longer than the table": torch.ones(1, TINY["max_position_embeddings"] + 1, dtype=torch.bool)}
-    if name == "roformer":
-        del masks["longer than the table"]  # nor does transformers' own table have more
-    for padding, mask in masks.items():
-        batch = inputs_of(model, mask)
-        with torch.no_grad(), ops.backends.record() as ran:
-            result = ours(**batch).last_hidden_state[mask]
-        with torch.no_grad():
-            assert_agrees(result, *(each(**batch).last_hidden_state[mask] for each in (model, exact_model)))
-        in_one_call = padding not in ("middle", "longer than the table")
-        assert ("encoder_stack" in dict(ran)) == in_one_call
-        assert report.last_path == ("packed-inference" if in_one_call else "packed-training")
-
-
-def test_angles_that_change_are_followed() -> None:
-    """As weights are: a copy of a changed model gives the same."""
-    model, mask = encoder("nomic-bert"), PADDING["right"]
-    accelerate(model)
-    with torch.no_grad():
-        before = model(**inputs_of(model, mask)).last_hidden_state
-        model.rotary_emb.inv_freq.mul_(0.5)
-        after = model(**inputs_of(model, mask)).last_hidden_state
-        assert not torch.equal(after, before)
-        assert torch.equal(after, copy.deepcopy(model)(**inputs_of(model, mask)).last_hidden_state)
