@@ -24,7 +24,7 @@ namespace spanbert {
 namespace SPANBERT_ISA {
 namespace {
 
-constexpr int64_t kOwn = 32;            // rows that meet a table together; a multiple of a vector
+constexpr int64_t kOwn = 32;            // rows that meet a table together, at most; a multiple of a vector
 constexpr int64_t kBlockQueries = 128;  // a multiple of kOwn
 constexpr int64_t kBlockScores = int64_t{1} << 18;
 constexpr int64_t kKeptNumbers = int64_t{1} << 20;  // that a thread keeps from call to call
@@ -53,11 +53,12 @@ template <class S>
 class ByDistance {
   using A = typename Accumulator<S>::type;
   using V = Vector<A>;
-  static constexpr int64_t kLanes = lanes<A>;
+  static constexpr int kLanes = lanes<A>;
 
  public:
-  ByDistance(const DistanceCall& call, int64_t head)
-      : call(call), attention(call.attention), head(head), tables(call, head) {}
+  // `next`: what this thread takes afterwards.
+  ByDistance(const DistanceCall& call, int64_t head, const DistanceNext& next = {})
+      : call(call), attention(call.attention), head(head), next(next), tables(call, head) {}
 
   // Fills the head's part of `packed`.
   void prepare(bool backward) const {
@@ -80,6 +81,7 @@ class ByDistance {
 
   // Returns the pairs of a query and a key that it went through, seen or not.
   int64_t forward(const DistanceTask& task) {
+    own = std::max<int64_t>(16, kLanes);
     begin_document(task, task.first, task.last, attention.v);
     const int64_t count = last_key - first_key;
     Scratch scratch;
@@ -99,7 +101,8 @@ class ByDistance {
       score(keys);
       for (int64_t r = 0; r < queries(); ++r) {
         A* const weights = scores + r * room;
-        const A maximum = largest_score(weights, r), total = weigh(weights, r, maximum);
+        ask_for(first_query - task.first + r, attention.q, attention.k, attention.v);
+        const A maximum = finish(weights, r), total = weigh(weights, r, maximum);
         if (attention.dropout.active) {
           find_factors(r, factors);
           for (int64_t j = seen_first(r); j < seen_last(r); ++j) weights[j] *= factors[j - seen_first(r)];
@@ -149,6 +152,8 @@ class ByDistance {
       widen(rows_from(grads.attention.output, q), queries(), incoming);
       multiply_columns(queries(), incoming, values, column_first, column_last, slopes, room);
       for (int64_t r = 0; r < queries(); ++r) {
+        ask_for(q + r, attention.q, attention.k, attention.v, grads.attention.output);
+        finish(scores + r * room, r);
         slope(scores + r * room, slopes + r * room, r, lse[document + q + r]);
         if (tables.bias == nullptr) continue;
         A* const to = bias_sums + first_column() - (q + r);
@@ -164,7 +169,7 @@ class ByDistance {
       sum_rows(slopes, key_panels, results, false);
       if (call.keys.table.data != nullptr) {
         each_own_queries([&](int64_t first, int64_t count, int64_t from, int64_t to) {
-          const Columns used = columns_of(call.keys, from - (first + count - 1), to - 1 - first);
+          const Columns used = columns_of(call.keys, first, count, from, to);
           clear(count, used);
           for (int64_t r = 0; r < count; ++r) {
             const A* const slope = slopes + (first + r - first_query) * room - first_column();
@@ -180,7 +185,7 @@ class ByDistance {
       }
       if (call.queries.table.data != nullptr) {
         each_own_keys([&](int64_t first, int64_t count, int64_t from, int64_t to) {
-          const Columns used = columns_of(call.queries, from - (first + count - 1), to - 1 - first);
+          const Columns used = columns_of(call.queries, first, count, from, to);
           clear(count, used);
           for (int64_t j = 0; j < count; j += kLanes) {
             const int64_t column = first + j - first_column();
@@ -190,7 +195,7 @@ class ByDistance {
                 tile[r] = i + r < last_query ? load(slopes + (i + r - first_query) * room + column) : V{};
               }
               transpose<A>(tile);
-              for (int64_t r = 0; r < std::min(kLanes, count - j); ++r) {
+              for (int64_t r = 0; r < std::min<int64_t>(kLanes, count - j); ++r) {
                 put(terms + (j + r) * term_room - used.first, call.queries, i - (first + j + r), tile[r]);
               }
             }
@@ -220,9 +225,9 @@ class ByDistance {
     const auto table = [&](const DistanceSide& side, int64_t offset, const Rows& to) {
       const std::unique_ptr<A[]> total(new A[wide]);
       for (int64_t index = 0; side.table.data != nullptr && index < call.rows; ++index) {
-        const int64_t place = offset + side.column_of(index) * wide;
-        std::copy(part(0) + place, part(0) + place + wide, total.get());
-        for (int64_t i = 1; i < grads.parts; ++i) {
+        const int64_t column = side.column_of(index), place = offset + column * wide;
+        std::fill(total.get(), total.get() + wide, A(0));
+        for (int64_t i = 0; i < grads.parts && column >= 0 && column < call.columns; ++i) {
           for (int64_t c = 0; c < wide; c += kLanes) {
             store(total.get() + c, load(total.get() + c) + load(part(i) + place + c));
           }
@@ -257,10 +262,12 @@ class ByDistance {
   const DistanceCall& call;
   const AttentionCall& attention;
   const int64_t head, dim = attention.head_dim, wide = whole_vectors<A>(dim);
+  const DistanceNext next;
   const A scale = static_cast<A>(attention.scale);
   const PackedTables<A> tables;
 
   int64_t document = 0, tokens = 0, block = 0;  // of the document: its first row
+  int64_t own = kOwn;                           // fewer make fewer columns too many, but shorter sums of the gradients
   int64_t first_key = 0, last_key = 0;          // that the task meets; the first one a multiple of kOwn
   int64_t room = 0, term_room = 0;              // from one row to the next
   A *key_memory = nullptr, *key_rows = nullptr, *query = nullptr, *scores = nullptr, *slopes = nullptr;
@@ -286,32 +293,46 @@ class ByDistance {
   auto plain(const A* rows) const {
     return [this, rows](int64_t r) { return rows + r * wide; };
   }
+  // f(column, lanes in use) for every vector of a row; whole vectors are known to be whole when this is compiled.
   template <class F>
   void each_vector(const F& f) const {
     int64_t c = 0;
-    for (; c + kLanes <= dim; c += kLanes) f(c, static_cast<int>(kLanes));
+    for (; c + kLanes <= dim; c += kLanes) f(c, std::integral_constant<int, kLanes>{});
     if (c < dim) f(c, static_cast<int>(dim - c));
   }
   template <class Row>
   void widen(const Row& from, int64_t count, A* to) const {
     for (int64_t r = 0; r < count; ++r) {
       const S* values = from(r);
-      each_vector([&](int64_t c, int n) { store(to + r * wide + c, load_up_to(values + c, n)); });
+      each_vector([&](int64_t c, auto n) { store(to + r * wide + c, load_up_to(values + c, n)); });
     }
   }
   void narrow(const A* from, A factor, S* to) const {
-    each_vector([&](int64_t c, int n) { store_up_to(to + c, load(from + c) * factor, n); });
+    each_vector([&](int64_t c, auto n) { store_up_to(to + c, load(from + c) * factor, n); });
   }
   bool finite(const Rows& rows) const {
     V zero{};
     for (int64_t r = 0; r < tokens; ++r) {
       const S* from = row(rows, document + r);
-      each_vector([&](int64_t c, int n) {
+      each_vector([&](int64_t c, auto n) {
         const V x = load_up_to(from + c, n);
         zero += x - x;
       });
     }
     return sum_of<A>(zero) == 0;
+  }
+
+  // Asks for the rows of the thread's next task, one after the other: the processor does not foresee where it lies.
+  template <class... Read>
+  void ask_for(int64_t row, const Read&... read) const {
+    const auto one = [&](const Rows& rows) {
+      const char* from = reinterpret_cast<const char*>(static_cast<const S*>(rows.data) +
+                                                       (next.begin + row) * rows.row + next.head * rows.head);
+      for (int64_t byte = 0; byte < dim * static_cast<int64_t>(sizeof(S)); byte += 64) {
+        __builtin_prefetch(from + byte, 0, 2);
+      }
+    };
+    if (row < next.rows) (one(read), ...);
   }
 
   // `read`: what is multiplied by weights that may be 0.
@@ -401,25 +422,26 @@ class ByDistance {
   // on; and for pieces of kOwn keys and the queries that see them.
   template <class F>
   void each_own_queries(const F& f) const {
-    for (int64_t first = first_query; first < last_query; first += kOwn) {
-      const int64_t count = std::min(kOwn, last_query - first);
+    for (int64_t first = first_query; first < last_query; first += own) {
+      const int64_t count = std::min(own, last_query - first);
       const int64_t from = std::max(first_seen, first - call.window) - first_column();
       f(first, count, first_column() + from / kLanes * kLanes, std::min(last_seen, first + count + call.window));
     }
   }
   template <class F>
   void each_own_keys(const F& f) const {
-    for (int64_t piece = first_seen / kOwn * kOwn; piece < last_seen; piece += kOwn) {
-      const int64_t first = std::max(piece, first_seen), last = std::min(piece + kOwn, last_seen);
+    for (int64_t piece = first_seen / own * own; piece < last_seen; piece += own) {
+      const int64_t first = std::max(piece, first_seen), last = std::min(piece + own, last_seen);
       const int64_t from = std::max(first_query, first - call.window) - first_query;
       f(first, last - first, first_query + from / kLanes * kLanes, std::min(last_query, last + call.window));
     }
   }
 
-  // The columns for distances least .. most, and for those up to a whole vector.
-  Columns columns_of(const DistanceSide& side, int64_t least, int64_t most) const {
+  // The columns of the distances between rows first .. first + count - 1 and others from .. to - 1, in whole vectors.
+  Columns columns_of(const DistanceSide& side, int64_t first, int64_t count, int64_t from, int64_t to) const {
+    const int64_t least = from - (first + count - 1), most = from + whole_vectors<A>(to - from) - 1 - first;
     int32_t low = side.column[least], high = low;
-    for (int64_t s = least; s <= most + kLanes - 1; ++s) {
+    for (int64_t s = least; s <= most; ++s) {
       low = std::min(low, side.column[s]);
       high = std::max(high, side.column[s]);
     }
@@ -461,13 +483,13 @@ class ByDistance {
     }
   }
 
-  // The block's logits, also where a query does not see a key.
+  // The block's products, also where a query does not see a key.
   void score(const Panels<A>& keys) {
     widen(rows_from(attention.q, first_query), queries(), query);
     multiply_columns(queries(), query, keys, column_first, column_last, scores, room);
     if (call.keys.table.data != nullptr) {
       each_own_queries([&](int64_t first, int64_t count, int64_t from, int64_t to) {
-        const Columns used = columns_of(call.keys, from - (first + count - 1), to - 1 - first);
+        const Columns used = columns_of(call.keys, first, count, from, to);
         multiply_columns(count, query + (first - first_query) * wide, tables.columns[0], used.first, used.last, terms,
                          term_room);
         for (int64_t r = 0; r < count; ++r) {
@@ -481,7 +503,7 @@ class ByDistance {
     }
     if (call.queries.table.data != nullptr) {
       each_own_keys([&](int64_t first, int64_t count, int64_t from, int64_t to) {
-        const Columns used = columns_of(call.queries, from - (first + count - 1), to - 1 - first);
+        const Columns used = columns_of(call.queries, first, count, from, to);
         multiply_columns(count, key_rows + (first - first_key) * wide, tables.columns[1], used.first, used.last, terms,
                          term_room);
         for (int64_t j = 0; j < count; j += kLanes) {
@@ -493,7 +515,7 @@ class ByDistance {
                                       : V{};
             }
             transpose<A>(tile);
-            for (int64_t r = 0; r < std::min(kLanes, last_query - i); ++r) {
+            for (int64_t r = 0; r < std::min<int64_t>(kLanes, last_query - i); ++r) {
               A* const score = scores + (i + r - first_query) * room + column;
               store(score, load(score) + tile[r]);
             }
@@ -501,30 +523,28 @@ class ByDistance {
         }
       });
     }
-    for (int64_t r = 0; r < queries(); ++r) finish(scores + r * room, r);
   }
 
-  // A row's products become logits, -inf in what is left of its first and its last vector, 0 beyond.
-  void finish(A* row, int64_t r) const {
+  // A row's products become logits, -inf in what is left of its first and its last vector, 0 beyond. Returns the
+  // largest.
+  A finish(A* row, int64_t r) const {
     const int64_t first = seen_first(r), last = seen_last(r);
     const int64_t from = first / kLanes * kLanes, to = whole_vectors<A>(last);
     const A* const bias = tables.bias != nullptr ? tables.bias + first_column() - (first_query + r) : nullptr;
+    V largest = broadcast<A>(-INFINITY);
     for (int64_t j = from; j < to; j += kLanes) {
       V logit = load(row + j) * scale;
       if (bias != nullptr) logit += load(bias + j);
       store(row + j, logit);
+      if (j < first || j + kLanes > last) {
+        std::fill(row + j, row + std::max(j, first), A(-INFINITY));
+        std::fill(row + std::min(j + kLanes, last), row + j + kLanes, A(-INFINITY));
+        logit = load(row + j);
+      }
+      largest = larger(largest, logit);
     }
     std::fill(row, row + from, A(0));
-    std::fill(row + from, row + first, A(-INFINITY));
-    std::fill(row + last, row + to, A(-INFINITY));
     std::fill(row + to, row + std::max(to, whole_vectors<A>(column_last - column_first)), A(0));
-  }
-
-  A largest_score(const A* row, int64_t r) const {
-    V largest = broadcast<A>(-INFINITY);
-    for (int64_t j = seen_first(r) / kLanes * kLanes; j < seen_last(r); j += kLanes) {
-      largest = larger(largest, load(row + j));
-    }
     return largest_of<A>(largest);
   }
 

@@ -10,7 +10,7 @@ namespace spanbert {
 // A multiple of the columns of a panel, of each instruction set.
 constexpr int64_t kTableAlignment = 64;
 // What a table of distances has on both sides beyond the longest document: blocks are read in whole vectors.
-constexpr int64_t kDistanceMargin = 128;
+constexpr int64_t kDistanceMargin = 16;
 
 // One side of a pair, the query's or the key's, whose products with the rows of a table are added to the scores: for
 // the keys' table those of the queries, and the other way round. The rows are packed as columns, in an order in which
@@ -18,7 +18,8 @@ constexpr int64_t kDistanceMargin = 128;
 struct DistanceSide {
   const int32_t* column;
   const uint8_t *ascending, *equal;  // so many columns from here on follow each other, or are the same
-  int64_t shift;                     // a row's column is shift + row or, where they are in reverse, shift - row
+  int64_t
+      shift;  // a row's column is shift + row or, where they are in reverse, shift - row; without a place if outside
   bool reversed;
   Rows table;  // no data: absent
 
@@ -47,6 +48,11 @@ struct DistanceCall {
 // Queries `first` .. last - 1 of the document whose rows are begin .. begin + tokens - 1.
 struct DistanceTask {
   int64_t begin, tokens, first, last;
+};
+
+// The rows of a task, and its head.
+struct DistanceNext {
+  int64_t begin = 0, rows = 0, head = 0;
 };
 
 struct DistanceGrads {

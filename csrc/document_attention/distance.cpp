@@ -37,7 +37,14 @@ class Placed {
     const int64_t first = reversed ? rows - 1 - row(0) : row(0);
     const int64_t before = (2 * kTableAlignment - 1 - first % kTableAlignment) % kTableAlignment;
     side = {nullptr, nullptr, nullptr, reversed ? before + rows - 1 : before, reversed, table};
-    columns = (before + rows + kTableAlignment - 1) / kTableAlignment * kTableAlignment;
+    int64_t low = side.column_of(row(0)), high = low;
+    for (int64_t s = -most; s <= most; ++s) {
+      low = std::min(low, side.column_of(row(s)));
+      high = std::max(high, side.column_of(row(s)));
+    }
+    low = low / kTableAlignment * kTableAlignment;
+    side.shift -= low;
+    columns = (high - low) / kTableAlignment * kTableAlignment + kTableAlignment;
     for (int64_t s = most; s >= -most; --s) {
       const int64_t at = s + most;
       column_[at] = static_cast<int32_t>(side.column_of(row(s)));
@@ -179,8 +186,12 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
     return (pieces[i].last - pieces[i].first) * std::min(pieces[i].tokens, 2 * p.call.window + 1);
   });
   std::atomic<int64_t> pairs{0};
-  parallel_tasks(std::ssize(pieces) * heads,
-                 [&](int64_t task) { pairs += kernel(p.call, pieces[order[task / heads]], task % heads); });
+  parallel_tasks_ahead(std::ssize(pieces) * heads, [&](int64_t task, int64_t then) {
+    const DistanceTask& after = pieces[order[std::max<int64_t>(then, 0) / heads]];
+    const int64_t rows = then < 0 ? 0 : after.last - after.first;
+    const DistanceNext next{after.begin + after.first, rows, then % heads};
+    pairs += kernel(p.call, pieces[order[task / heads]], task % heads, next);
+  });
   count_pairs(pairs);
   return {output, lse};
 }
@@ -234,7 +245,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   parallel_tasks(std::ssize(ends) * heads, [&](int64_t task) {
     const int64_t part = order[task / heads], head = task % heads;
     std::fill_n(sums.get() + (part * heads + head) * bytes, bytes, char{0});
-    for (int64_t i = first_of(part); i < ends[part]; ++i) pairs += kernel(p.call, grads, p.documents[i], part, head);
+    for (int64_t i = first_of(part); i < ends[part]; ++i) {
+      const DistanceTask& after = p.documents[std::min(i + 1, ends[part] - 1)];
+      const DistanceNext next{after.begin, i + 1 < ends[part] ? after.tokens : 0, head};
+      pairs += kernel(p.call, grads, p.documents[i], part, head, next);
+    }
   });
   count_pairs(pairs);
   if (p.has_tables()) {

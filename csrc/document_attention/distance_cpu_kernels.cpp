@@ -10,17 +10,19 @@ void distance_attention_prepare(const DistanceCall& call, int64_t head, bool bac
   with_storage(call.attention.storage, [&](auto s) { ByDistance<decltype(s)>(call, head).prepare(backward); });
 }
 
-int64_t distance_attention_forward(const DistanceCall& call, const DistanceTask& task, int64_t head) {
+int64_t distance_attention_forward(const DistanceCall& call, const DistanceTask& task, int64_t head,
+                                   const DistanceNext& next) {
   int64_t pairs = 0;
-  with_storage(call.attention.storage, [&](auto s) { pairs = ByDistance<decltype(s)>(call, head).forward(task); });
+  with_storage(call.attention.storage,
+               [&](auto s) { pairs = ByDistance<decltype(s)>(call, head, next).forward(task); });
   return pairs;
 }
 
 int64_t distance_attention_backward(const DistanceCall& call, const DistanceGrads& grads, const DistanceTask& task,
-                                    int64_t part, int64_t head) {
+                                    int64_t part, int64_t head, const DistanceNext& next) {
   int64_t pairs = 0;
   with_storage(call.attention.storage,
-               [&](auto s) { pairs = ByDistance<decltype(s)>(call, head).backward(task, grads, part); });
+               [&](auto s) { pairs = ByDistance<decltype(s)>(call, head, next).backward(task, grads, part); });
   return pairs;
 }
 

@@ -24,11 +24,13 @@ SPANBERT_DECLARE(void document_attention_sparse_backward(const AttentionCall& ca
 
 // With terms by distance. First of all: a head's tables, packed, for a backward too.
 SPANBERT_DECLARE(void distance_attention_prepare(const DistanceCall& call, int64_t head, bool backward))
-// Return the pairs of a query and a key that they went through.
-SPANBERT_DECLARE(int64_t distance_attention_forward(const DistanceCall& call, const DistanceTask& task, int64_t head))
+// Return the pairs of a query and a key that they went through. `next`: what this thread takes afterwards.
+SPANBERT_DECLARE(int64_t distance_attention_forward(const DistanceCall& call, const DistanceTask& task, int64_t head,
+                                                    const DistanceNext& next))
 // A whole document; the tables' gradients are added to the sums of a part of the work.
 SPANBERT_DECLARE(int64_t distance_attention_backward(const DistanceCall& call, const DistanceGrads& grads,
-                                                     const DistanceTask& task, int64_t part, int64_t head))
+                                                     const DistanceTask& task, int64_t part, int64_t head,
+                                                     const DistanceNext& next))
 // Last: the gradients of a head's tables, from the sums.
 SPANBERT_DECLARE(void distance_attention_add_up(const DistanceCall& call, const DistanceGrads& grads, int64_t head))
 

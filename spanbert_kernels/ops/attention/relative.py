@@ -177,7 +177,7 @@ def check_relative(relative: object, q: Tensor) -> None:
     if len(set(rows.values())) > 1:
         raise ValueError(f"the tables of relative must have the same number of rows, got {rows}")
     if can_look(index):
-        least, most, count = int(index.min()), int(index.max()), next(iter(rows.values()))
+        (least, most), count = map(int, index.aminmax()), next(iter(rows.values()))
         if least < 0 or most >= count:
             raise ValueError(
                 f"relative.index must name rows of tables with {count}, but names row {min(least, 0) or most}"

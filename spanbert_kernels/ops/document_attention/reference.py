@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from spanbert_kernels.ops import philox
 from spanbert_kernels.ops.attention.relative import RelativeTerms
@@ -67,7 +66,8 @@ def logits(
     scores = products * scale
     if relative.bias is not None:
         # Not by indexing, whose gradient is summed in any order.
-        scores = scores + functional.embedding(row, relative.bias.to(q.dtype)).permute(0, 3, 1, 2)
+        bias = relative.bias.to(q.dtype).index_select(0, row.flatten())
+        scores = scores + bias.view(*row.shape, bias.shape[1]).permute(0, 3, 1, 2)
     return scores
 
 
