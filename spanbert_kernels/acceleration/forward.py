@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from spanbert_kernels.acceleration import places, training
+from spanbert_kernels.acceleration import places, training, whole_graph
 from spanbert_kernels.acceleration.attention import Batch
 from spanbert_kernels.acceleration.families import Reads
 from spanbert_kernels.acceleration.family import Family, count_positions, mixes_documents
@@ -103,7 +103,8 @@ class PackedForward:
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         ][1:]
         # torch.compile breaks the graph here: data-dependent shapes, a cache and counters are not for tracing.
-        self._run_uncompiled = torch.compiler.disable(self._run)
+        self._run_uncompiled = torch.compiler.disable(self.run)
+        self._number = whole_graph.number_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
         options = ("model", "family", "reads", "weights", "repack")
@@ -138,14 +139,26 @@ class PackedForward:
         """What the encoder's own forward returns, `[B, L, H]` states with zeros at padding."""
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return self.original(*args, **kwargs)
+        if torch.compiler.is_compiling() and whole_graph.is_asked_for():
+            return self._in_graph(args, kwargs)
         return self._run_uncompiled(*args, **kwargs)
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def _in_graph(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = {**kwargs, **dict(zip(self._names, args, strict=False))}
+        last = whole_graph.last_states(self.model, self._number, given)
+        if isinstance(last, str):
+            whole_graph.say(self, last)
+            return self.original(*args, **kwargs)
+        return_dict = given.get("return_dict")
+        named = getattr(self.model.config, "return_dict", True) if return_dict is None else return_dict
+        return self._named(last, last, None, named)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         prepared = self._prepare_call(args, kwargs)
         if isinstance(prepared, str):
             output = self.original(*args, **kwargs)
             self._note(ORIGINAL + prepared)
-            self._warn(prepared)
+            self.warn(prepared)
             return output
         return self._packed(*prepared)
 
@@ -289,19 +302,23 @@ class PackedForward:
     def _output(
         self, request: Request, packing: Packing, last: Tensor, states: tuple[Tensor | None, ...] | None
     ) -> Any:
+        read = last
+        if hasattr(self.model, "pooled_positions"):
+            read = last.flatten(0, 1).index_select(0, self.model.pooled_positions(packing))[:, None]  # [B, 1, H]
+        return self._named(last, read, states, request.return_dict)
+
+    def _named(self, last: Tensor, read: Tensor, states: tuple[Tensor | None, ...] | None, named: bool) -> Any:
+        """The output, with names or as a tuple, of last hidden states and of what the pooler reads in column 0."""
         from transformers import modeling_outputs
 
-        model, family = self.model, self.family
+        family = self.family
         values: dict[str, Tensor | None] = {"last_hidden_state": last}
-        read = last
-        if hasattr(model, "pooled_positions"):
-            read = last.flatten(0, 1).index_select(0, model.pooled_positions(packing))[:, None]  # [B, 1, H]
         if family.pool is not None:
-            values["pooler_output"] = family.pool(model, read)
+            values["pooler_output"] = family.pool(self.model, read)
         output = getattr(modeling_outputs, family.output)(**values)
         if states is not None:
             output["hidden_states"] = states
-        if request.return_dict:
+        if named:
             return output
         found = output.to_tuple()
         missing = not family.captures and values.get("pooler_output", last) is None
@@ -312,7 +329,8 @@ class PackedForward:
         self.last_path = path
         self.last_serial = next(_serial)
 
-    def _warn(self, reason: str) -> None:
+    def warn(self, reason: str) -> None:
+        """Say once why transformers' own path runs."""
         if reason not in self._warned:
             self._warned.add(reason)
             name = type(self.model).__name__

@@ -179,6 +179,46 @@ def test_the_encoder_is_not_traced_by_the_compiler() -> None:
     torch.compiler.reset()
 
 
+def test_inference_compiled_to_one_graph() -> None:
+    model = head(BertForSequenceClassification)
+    report = accelerate(model)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)(**inputs(MASK)).logits
+        assert torch.equal(compiled, model(**inputs(MASK)).logits)
+    assert report.calls == {"packed-inference": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("model_class", [BertForSequenceClassification, BertForTokenClassification])
+def test_compiled_to_one_graph(model_class: Any, backend: str) -> None:
+    """Inference is one operator in the graph; training is transformers' own forward, and a warning says so."""
+
+    def loss(logits: Tensor) -> Tensor:
+        return (logits[MASK] if logits.dim() == 3 else logits).square().mean()
+
+    model = head(model_class, **NO_DROPOUT)
+    report, twin = accelerate(model), copy.deepcopy(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for padding, mixed in (("right", False), ("left", False), ("right", True)):
+        batch = inputs(PADDING[padding])
+        with torch.no_grad(), warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            warnings.simplefilter("ignore")
+            found, expected = compiled(**batch).logits, model(**batch).logits
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected)
+    assert {each for each in report.calls if "is padding" not in each} == {"packed-inference"}
+    calls = report.calls
+    with pytest.warns(AccelerationWarning, match=r"gradients are on inside a whole graph \(fullgraph=True\)"):
+        trained = gradients(model, loss(compiled(**inputs(MASK)).logits))
+    assert report.calls == calls
+    for name, gradient in gradients(twin, loss(twin(**inputs(MASK)).logits)).items():
+        torch.testing.assert_close(trained[name], gradient, rtol=1e-3, atol=1e-3)
+    torch.compiler.reset()
+
+
 def test_a_compiled_encoder_and_accelerating_a_compiled_model() -> None:
     model = encoder()
     compiled = torch.compile(model, backend="eager")
