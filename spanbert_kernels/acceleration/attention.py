@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.parts import LayerParts
-from spanbert_kernels.acceleration.rotary import Rotation, rotate
+from spanbert_kernels.acceleration.rotary import Angles, Rotation, rotate
 from spanbert_kernels.nn.packing import Packing
 from spanbert_kernels.ops import RelativeTerms
 
@@ -25,18 +24,21 @@ class Batch:
 
     Attributes:
         packing: how it is packed.
-        turn: makes the rotation of queries and keys, where positions are rotary.
+        turn: makes the rotation of queries and keys by a layer's angles, where positions are rotary.
         by_place: whether positions grow by one from token to token of a document, as in most batches.
     """
 
     packing: Packing
-    turn: Callable[[], Rotation] | None = None
+    turn: Callable[[Angles], Rotation] | None = None
     by_place: bool = True
+    _rotations: dict[Angles, Rotation] = field(default_factory=dict)
 
-    @cached_property
-    def rotation(self) -> Rotation | None:
-        """By what queries and keys are turned, if they are."""
-        return None if self.turn is None else self.turn()
+    def rotation(self, angles: Angles) -> Rotation:
+        """By what queries and keys of layers with these angles are turned."""
+        assert self.turn is not None
+        if angles not in self._rotations:
+            self._rotations[angles] = self.turn(angles)
+        return self._rotations[angles]
 
 
 def attend(
@@ -55,10 +57,11 @@ def attend(
     read, would lose more than that in training. What PyTorch's has no name for comes to it all the same.
     """
     packing, scale, window = batch.packing, parts.scale, parts.window
-    if batch.rotation is not None:
-        query, key = rotate(query, batch.rotation), rotate(key, batch.rotation)
+    if parts.angles is not None:
+        rotation = batch.rotation(parts.angles)
+        query, key = rotate(query, rotation), rotate(key, rotation)
         if parts.turns_values:
-            value = rotate(value, batch.rotation)
+            value = rotate(value, rotation)
     if window is not None and window >= packing.max_seqlen - 1:
         window = None  # it leaves nothing out
     ours = window is not None or relative is not None or not packing.by_row

@@ -184,6 +184,22 @@ FAMILIES = (
         _CLASSIFICATION,
         layout=layouts.JINA,
     ),
+    Family(
+        "transformers.models.modernbert.modeling_modernbert",
+        "ModernBertModel",
+        classes={"embeddings": "ModernBertEmbeddings", "rotary_emb": "ModernBertRotaryEmbedding"},
+        layer_classes={"": "ModernBertEncoderLayer", "attn": "ModernBertAttention", "mlp": "ModernBertMLP"},
+        layout=layouts.MODERN_BERT,
+        layers="layers",
+        norm="final_norm",
+        inputs=("input_ids", "position_ids", "inputs_embeds"),
+        unembedded=("position_ids",),
+        rotary=RotaryModule("rotary_emb", layer_type="attention_type", widens=True),
+        distances=True,
+        first_token_heads=("ModernBertForSequenceClassification",),
+        output="BaseModelOutput",
+        pool=None,
+    ),
     _bert(
         "roformer.modeling_roformer",
         "RoFormer",
@@ -237,6 +253,8 @@ def reads_of(family: Family, heads: Iterable[nn.Module]) -> Reads:
     names = {*family.first_token_heads, *_OTHER_FIRST_TOKEN_HEADS}
     for head in heads:
         if names.isdisjoint(ancestor.__name__ for ancestor in type(head).__mro__):
+            continue
+        if getattr(getattr(head, "config", None), "classifier_pooling", "cls") == "mean":
             continue
         summary = getattr(getattr(head, "sequence_summary", None), "summary_type", "first")
         if summary != "first":

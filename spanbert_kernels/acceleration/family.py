@@ -73,6 +73,7 @@ class Family:
         norm: the path of a norm after the last layer.
         projection: the path of a Linear between embeddings and layers; it may be missing.
         inputs: what the encoder and its embeddings are given, token by token.
+        unembedded: which of them the embeddings do not take.
         zeros: inputs that stand for zeros where a call leaves them out: name -> sizes after `[batch, length]`.
         positions: "column", a token's column in the padded batch; "count", its count among the ids that are not the
             padding id, from `padding_idx + 1` on (RoBERTa's rule).
@@ -99,6 +100,7 @@ class Family:
     norm: str | None = None
     projection: str | None = None
     inputs: tuple[str, ...] = INPUTS
+    unembedded: tuple[str, ...] = ()
     zeros: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     positions: PositionRule = "column"
     rotary: RotaryModule | RotaryTable | None = None
@@ -122,7 +124,7 @@ class Family:
         """Where a token's position comes from, and what the layers are like, in words."""
         position = {"column": "its column in the padded batch", "count": "its count among the real tokens"}
         layers = {"post": "norms of the sums", "pre": "norms before the products"}[self.layout.norms]
-        layers += ", gated" if len(self.layout.up) == 2 else ""
+        layers += ", gated" if self.layout.joined_gate or len(self.layout.up) == 2 else ""
         layers += ", shared" if self.group_class is not None else ""
         layers += "" if self.relative is None else ", attention by distance"
         layers += "" if self.layout.window is None else ", windows"

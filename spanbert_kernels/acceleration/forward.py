@@ -248,12 +248,13 @@ class PackedForward:
 
     def _embed(self, request: Request, packing: Packing) -> Tensor:
         """The embeddings of the real tokens, `[T, H]`, at the positions transformers gives them."""
-        model, family, inputs = self.model, self.family, request.inputs
+        model, family = self.model, self.family
+        inputs = {name: each for name, each in request.inputs.items() if name not in family.unembedded}
         if packing.indices is None:
             hidden = model.embeddings(**inputs).flatten(0, 1)
         else:
             given = {name: None if each is None else _pack(packing, each)[None] for name, each in inputs.items()}
-            if "position_ids" in family.inputs:
+            if "position_ids" in inputs:
                 given["position_ids"] = self._positions(request, packing)[None]
             hidden = model.embeddings(**given)[0]
         project = None if family.projection is None else at(model, family.projection)
@@ -272,11 +273,10 @@ class PackedForward:
         return packing.pack(count_positions(input_ids, padding_index))
 
     def _batch(self, request: Request, packing: Packing, encoder: EncoderParts, dtype: torch.dtype) -> Batch:
-        angles = encoder.angles
-        if angles is None:
+        if not encoder.angles:
             return Batch(packing)
         by_place = packing.contiguous and self._counts_places(request.inputs.get("position_ids"), packing)
-        return Batch(packing, lambda: angles.rotation(self._positions(request, packing), dtype), by_place)
+        return Batch(packing, lambda angles: angles.rotation(self._positions(request, packing), dtype), by_place)
 
     def _counts_places(self, given: Tensor | None, packing: Packing) -> bool:
         """Whether position ids are a token's place in its document, or only differ from it alike in all of it."""

@@ -119,12 +119,12 @@ class FusedLayers:
 
     def __init__(self, encoder: EncoderParts, precision: Precision) -> None:
         steps: list[Step] = []
-        rotary = None if encoder.angles is None else Rotary(*encoder.angles.table())
+        rotaries = {angles: Rotary(*angles.table()) for angles in encoder.angles}
         # Where the steps of each layer begin, and where the last ones end.
         self.starts = [0]
         with torch.no_grad():
             for parts in encoder.distinct:
-                steps += steps_of(parts, rotary)
+                steps += steps_of(parts, None if parts.angles is None else rotaries[parts.angles])
                 self.starts.append(len(steps))
             if encoder.norm is not None:
                 steps.append(Normalize(encoder.norm.weight, encoder.norm.bias, encoder.norm.eps))
@@ -147,13 +147,13 @@ class FusedLayers:
 
     def serve(self, batch: Batch) -> bool:
         """Whether the steps give the tokens of a batch their positions."""
-        angles = self.encoder.angles
-        return angles is None or (batch.by_place and batch.packing.max_seqlen <= angles.rows)
+        rows = [angles.rows for angles in self.encoder.angles]
+        return not rows or (batch.by_place and batch.packing.max_seqlen <= min(rows))
 
     @staticmethod
     def sources(encoder: EncoderParts) -> list[Tensor]:
         """What was copied: all parameters of the layers, and what angles and terms by distance are made of."""
-        angles = [] if encoder.angles is None else encoder.angles.sources()
+        angles = [tensor for each in encoder.angles for tensor in each.sources()]
         of_layers = [tensor for parts in encoder.distinct for tensor in parts.parameters()]
         return [*of_layers, *parameters_of([encoder.norm]), *angles, *encoder.tables()]
 

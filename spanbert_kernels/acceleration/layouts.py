@@ -177,4 +177,21 @@ JINA = LayerLayout(
     output_dropout="post_mlp_dropout",
     norm="post_mlp_layernorm",
 )
+MODERN_BERT = LayerLayout(
+    attention="attn",
+    projections=("attn.Wqkv",),
+    attention_dropout_p="attention_dropout",
+    head_dim="head_dim",
+    window=lambda attention: None if attention.sliding_window is None else attention.config.sliding_window,
+    dense="attn.Wo",
+    attention_output_dropout="attn.out_drop",
+    attention_norm="attn_norm",
+    up=("mlp.Wi",),
+    joined_gate=True,
+    activation="mlp.act",
+    inner_dropout="mlp.drop",
+    down="mlp.Wo",
+    norm="mlp_norm",
+    norms="pre",
+)
 NOMIC_BERT = replace(JINA, up=("mlp.gate_proj", "mlp.up_proj"), activation="mlp.act_fn", down="mlp.down_proj")

@@ -96,15 +96,23 @@ class LayerParts(NamedTuple):
     feed_forward: Any
     sharded: bool = False
     inner_dropout: nn.Dropout | None = None
+    angles: Angles | None = None
     relative: LayerTerms | None = None
 
     @classmethod
-    def of(cls, layer: Any, layout: LayerLayout, relative: TermsOf | None = None) -> LayerParts:
+    def of(
+        cls,
+        layer: Any,
+        layout: LayerLayout,
+        angles: Callable[[Any], Angles] | None = None,
+        relative: TermsOf | None = None,
+    ) -> LayerParts:
         """The parts of a layer that `structure.layer_refusal` accepts.
 
         Args:
             layer: the layer.
             layout: where they are.
+            angles: of the layer, those of its rotary positions, if it has some.
             relative: of attention and its projections, what gives the layer its terms by distance, if it has some.
         """
 
@@ -135,6 +143,7 @@ class LayerParts(NamedTuple):
             part(layout.feed_forward),
             is_sharded(layer),
             part(layout.inner_dropout),
+            None if angles is None else angles(layer),
             None if relative is None else relative(attention, projections),
         )
 
@@ -240,20 +249,23 @@ class EncoderParts:
     Attributes:
         layers: a layer that acts several times stands here as often, as the same object.
         norm: the norm after the last layer, if there is one.
-        angles: of rotary positions, if they are.
         convolution: what joins the output of the first layer: of the embeddings and that, both `[T, H]`, and of their
             packing, what the next layer takes.
     """
 
     layers: Sequence[LayerParts]
     norm: nn.LayerNorm | None = None
-    angles: Angles | None = None
     convolution: Callable[[Tensor, Tensor, Packing], Tensor] | None = None
 
     @cached_property
     def distinct(self) -> list[LayerParts]:
         """The layers, each once."""
         return list({id(each): each for each in self.layers}.values())
+
+    @cached_property
+    def angles(self) -> list[Angles]:
+        """The angles of the layers' rotary positions, each once."""
+        return list(dict.fromkeys(parts.angles for parts in self.distinct if parts.angles is not None))
 
     def tables(self) -> list[Tensor]:
         """The weights and biases that the layers' terms by distance are made of."""

@@ -46,7 +46,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class Angles(NamedTuple):
-    """How the angles of an encoder are made.
+    """How the angles of layers are made.
 
     Attributes:
         rotation: of packed tokens, `[T]` positions, in a dtype.
@@ -70,30 +70,45 @@ class RotaryModule:
 
     Attributes:
         path: of the module in the encoder.
+        layer_type: the attribute of a layer that the module is told too, where layers have angles of several kinds.
+        widens: whether queries and keys of 16 bits are turned in float32.
     """
 
     path: str
+    layer_type: str | None = None
+    widens: bool = False
 
     def refusal(self, model: Any) -> str | None:
         """Why the angles of a model depend on more than positions, or None."""
-        kind = at(model, self.path).rope_type
-        if "dynamic" in kind or kind == "longrope":
-            return f"its rotary positions are of the type {kind!r}, whose frequencies follow the longest row of a batch"
-        return None
+        found = at(model, self.path).rope_type
+        kinds = list(found.values()) if self.layer_type else [found]
+        kind = next((kind for kind in kinds if "dynamic" in kind or kind == "longrope"), None)
+        if kind is None:
+            return None
+        return f"its rotary positions are of the type {kind!r}, whose frequencies follow the longest row of a batch"
 
     def longest(self, model: Any) -> int | None:
         """How many columns a batch may have: any number."""
         return None
 
-    def angles(self, model: Any) -> Angles:
-        """Of an encoder."""
+    def angles(self, model: Any) -> Callable[[Any], Angles]:
+        """Of each layer of an encoder."""
         module = at(model, self.path)
 
-        def rotation(positions: Tensor, dtype: torch.dtype) -> Rotation:
-            cos, sin = module(positions.new_empty(0, dtype=dtype), positions[None])
-            return Rotation(cos[0], sin[0], interleaved=False)
+        def angles(*kind: str) -> Angles:
+            def rotation(positions: Tensor, dtype: torch.dtype) -> Rotation:
+                dtype = torch.promote_types(dtype, torch.float32) if self.widens else dtype
+                cos, sin = module(positions.new_empty(0, dtype=dtype), positions[None], *kind)
+                return Rotation(cos[0], sin[0], interleaved=False)
 
-        return Angles(rotation, model.config.max_position_embeddings, lambda: list(module.buffers()))
+            return Angles(rotation, model.config.max_position_embeddings, lambda: list(module.buffers()))
+
+        name = self.layer_type
+        if name is None:
+            only = angles()
+            return lambda layer: only
+        by_kind = {kind: angles(kind) for kind in module.rope_type}
+        return lambda layer: by_kind[getattr(layer, name)]
 
 
 @dataclass(frozen=True)
@@ -115,8 +130,8 @@ class RotaryTable:
         rows: int = at(model, self.path).num_embeddings
         return rows
 
-    def angles(self, model: Any) -> Angles:
-        """Of an encoder."""
+    def angles(self, model: Any) -> Callable[[Any], Angles]:
+        """Of each layer of an encoder: all have the same."""
         module = at(model, self.path)
 
         def rotation(positions: Tensor, dtype: torch.dtype) -> Rotation:
@@ -124,4 +139,5 @@ class RotaryTable:
             sin, cos = (half.repeat_interleave(2, dim=-1) for half in table.chunk(2, dim=-1))
             return Rotation(cos, sin, interleaved=True)
 
-        return Angles(rotation, module.num_embeddings, lambda: [module.weight])
+        only = Angles(rotation, module.num_embeddings, lambda: [module.weight])
+        return lambda layer: only

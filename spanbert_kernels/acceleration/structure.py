@@ -130,11 +130,11 @@ class Structure:
         if len(devices) > 1:
             return f"its layers are on {len(devices)} devices ({', '.join(sorted(map(str, devices)))})"
         relative = None if family.relative is None else partial(family.relative.of, model)
-        found = {layer: LayerParts.of(layer, family.layout, relative) for layer in distinct}
+        angles = None if family.rotary is None else family.rotary.angles(model)
+        found = {layer: LayerParts.of(layer, family.layout, angles, relative) for layer in distinct}
         parts = EncoderParts(
             [found[layer] for layer in layers],
             None if family.norm is None else at(model, family.norm),
-            None if family.rotary is None else family.rotary.angles(model),
             None if family.convolution is None else family.convolution.of(model),
         )
         seen = [

@@ -44,7 +44,8 @@ OTHER_NAMES = {
         "hidden_act": "activation",
         "hidden_dropout_prob": "dropout",
         "attention_probs_dropout_prob": "attention_dropout",
-    }
+    },
+    "modernbert": {"hidden_act": "hidden_activation", "attention_probs_dropout_prob": "attention_dropout"},
 }
 # What a configuration needs beside, so that its model has all that the family may have.
 OWN_OPTIONS: dict[str, dict[str, Any]] = {
@@ -56,7 +57,8 @@ OWN_OPTIONS: dict[str, dict[str, Any]] = {
         "max_relative_positions": 6,
         "norm_rel_ebd": "layer_norm",
         "conv_kernel_size": 3,
-    }
+    },
+    "modernbert": {"local_attention": 4, "global_attn_every_n_layers": 2, "norm_bias": True},
 }
 # Every row of the table that this version of transformers has, by the name of its folder there.
 ROWS: dict[str, Family] = {

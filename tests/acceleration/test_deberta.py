@@ -13,14 +13,12 @@ from agreement import (
     NO_DROPOUT,
     PADDING,
     ROWS,
-    assert_agrees,
     assert_equal,
     assert_original,
     assert_same_training,
     encoder,
     exact,
     in_double_precision,
-    in_float64,
     inputs,
     inputs_of,
 )
@@ -126,17 +124,6 @@ def test_parts_that_are_called_on_their_own_are_transformers(name: str) -> None:
         accelerate(model)
         model(**inputs_of(model, PADDING["right"]))
         assert torch.equal(called(), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", NAMES)
-def test_16_bits(name: str, dtype: torch.dtype) -> None:
-    model, mask = encoder(name).to(dtype), PADDING["right"]
-    batch = inputs_of(model, mask)
-    with torch.no_grad():
-        expected, reference = (each(**batch).last_hidden_state[mask] for each in (model, in_float64(model)))
-        accelerate(model)
-        assert_agrees(model(**batch).last_hidden_state[mask], expected, reference)
 
 
 @pytest.mark.skipif(encoder_stack_refusal("int8") is not None, reason=str(encoder_stack_refusal("int8")))

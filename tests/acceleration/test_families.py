@@ -187,6 +187,8 @@ def configurations(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
         "chunk_size_feed_forward": draw(st.integers(0, 1)),
         "type_vocab_size": draw(st.integers(2, 3)),
         "use_task_id": draw(st.booleans()),
+        "local_attention": draw(st.integers(0, 3)) * 2,
+        "global_attn_every_n_layers": draw(st.integers(1, 3)),
         **(draw(disentangled()) if name.startswith("deberta") else {}),
     }
 
