@@ -10,6 +10,7 @@ which leaves nothing to compile.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import multiprocessing
@@ -34,8 +35,14 @@ def operation_modules() -> list[str]:
     return [f"spanbert_kernels.ops.{file.parent.name}.triton" for file in files]
 
 
+@functools.cache
+def configurations(module: str) -> list[Any]:
+    """A module's: a process asks for them once, not for each that it compiles."""
+    return list(importlib.import_module(module).aot_configurations())
+
+
 def names_of(module: str) -> list[str]:
-    return [configuration.name for configuration in importlib.import_module(module).aot_configurations()]
+    return [configuration.name for configuration in configurations(module)]
 
 
 def compile_one(module: str, index: int, architecture: int) -> dict[str, Any]:
@@ -43,7 +50,7 @@ def compile_one(module: str, index: int, architecture: int) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    configuration = importlib.import_module(module).aot_configurations()[index]
+    configuration = configurations(module)[index]
     found: dict[str, Any] = {"module": module, "name": configuration.name, "architecture": architecture}
     options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
     try:

@@ -26,6 +26,8 @@ sys.path.append(str(ROOT / "tests" / "ops"))
 
 # A kernel compiled for more of these stands for one with less: False for True, a cheaper activation, fewer scores.
 GROWING = ("ACTIVATION", "SCORES", "BANDED", "ATTENTION", "ACCUMULATE")
+# Tests with cases of an operation beside its own.
+MORE_TESTS = {"document_attention": ("test_attention_by_distance",)}
 
 
 def run_cases() -> None:
@@ -35,8 +37,10 @@ def run_cases() -> None:
     from spanbert_kernels.ops.span_score import triton as score
 
     for module in operation_modules():
-        tests = importlib.import_module(f"test_{module.split('.')[-2]}")
-        tables = [each for each in vars(tests).values() if isinstance(each, type) and issubclass(each, OpChecks)]
+        operation = module.split(".")[-2]
+        tests = map(importlib.import_module, (f"test_{operation}", *MORE_TESTS.get(operation, ())))
+        kinds = [each for test in tests for each in vars(test).values()]
+        tables = [each for each in kinds if isinstance(each, type) and issubclass(each, OpChecks)]
         for case in (case for table in tables for case in getattr(table, "cases", ())):
             for dtype in DTYPES:
                 if dtype in backends.DTYPES["triton"]:

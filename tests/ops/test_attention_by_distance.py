@@ -15,7 +15,8 @@ from distance_cases import (
     distance_terms,
     largest_distance_logit,
 )
-from op_checks import Case, OpChecks, Tensors
+from op_checks import Case, OpChecks, Tensors, place_parameters
+from places import Place
 from torch import Tensor
 
 from spanbert_kernels.ops import (
@@ -28,7 +29,7 @@ from spanbert_kernels.ops import (
     log_bucketed_index,
 )
 
-LACKING = ("triton", "cuda")
+LACKING = ("cuda",)
 ANY = torch.tensor([4, 4, 0, 3, 1, 2, 0, 0, 4], dtype=torch.int32)  # in no order, some rows often
 
 
@@ -55,6 +56,7 @@ def given(index: Tensor, *tables: str, **fields: Any) -> Any:
 
 class TestShared(OpChecks):
     operation = "document_attention"
+    emulated = ("window", "beyond the reach")
     cases = (
         row("window", partial(distance_inputs, lengths=(3, 0, 1, 5)), window=1),
         row("window of one", distance_inputs, window=0, compiled=()),
@@ -63,6 +65,12 @@ class TestShared(OpChecks):
         row("queries", given(log_bucketed_index(4, 6), "queries"), compiled=()),
         row("no documents", given(ANY, *TABLES, lengths=()), compiled=()),
         row("all, dropout", given(ANY, *TABLES, seed=3), window=2, dropout_p=0.3, scale=0.7),
+        row(
+            "beyond the reach",
+            given(torch.tensor([3, 1, 2]), *TABLES, lengths=(5, 0, 1), heads=1, seed=8),
+            compiled=(),
+            dropout_p=0.3,
+        ),
         # Whole vectors, blocks of rows and of distances, and dimensions that leave a rest.
         row("two blocks", given(clipped_index(30), *TABLES, lengths=(70, 5), heads=1, dim=19), large=True),
         row("window, blocks", partial(distance_inputs, lengths=(150, 40), heads=1, dim=16), window=20, large=True),
@@ -133,10 +141,14 @@ def test_it_is_the_attention_of_deberta(shared: bool) -> None:
     torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-6)
 
 
-WHERE = [name for name in ("cpu", "eager") if name not in LACKING]
+everywhere = pytest.mark.parametrize(
+    "backend",
+    place_parameters(("cpu", "eager", "triton"), (Place("cpu"), Place("eager"), Place("triton", "interpreter"))),
+    indirect=True,
+)
 
 
-@pytest.mark.parametrize("backend", WHERE)
+@everywhere
 def test_what_a_window_leaves_out_may_be_anything(backend: str) -> None:
     """Token 40 is NaN and infinite: none but those that see it have it in outputs and gradients."""
     tensors = distance_inputs(1, lengths=(100,), dim=8)
@@ -153,16 +165,17 @@ def test_what_a_window_leaves_out_may_be_anything(backend: str) -> None:
         assert grad[far > 6].isfinite().all()
 
 
-@pytest.mark.parametrize("backend", WHERE)
+@everywhere
 def test_a_window_as_wide_as_the_documents_is_none(backend: str) -> None:
     tensors = distance_inputs(1, lengths=(20, 1, 7), dim=8)
+    tensors = {name: x.float() if x.is_floating_point() else x for name, x in tensors.items()}
     expected = document_attention(**tensors, backend=backend)
     for window in (19, 2**31 - 1):
         found = document_attention(**tensors, window=window, backend=backend)
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.skipif("cpu" not in WHERE or library.cpu_isa() is None, reason="the CPU library is not built")
+@pytest.mark.skipif(library.cpu_isa() is None, reason="the CPU library is not built")
 class TestCpuKernels:
     def test_gradients_of_tables_are_the_same_bits_for_any_number_of_threads(self) -> None:
         """Documents enough for several parts of the sums, one of them cut into pieces in the forward."""

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from spanbert_kernels.ops.attention import triton_distance as distance
 from spanbert_kernels.ops.attention import triton_tiles as tiles
 from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, QUERIES, UNSPECIALIZED
 from spanbert_kernels.ops.triton_arguments import Matrix, Philox
@@ -41,9 +42,20 @@ class Backward(NamedTuple):
     statistics: tiles.Statistics
     tile: tiles.RowTile
     mask: tiles.Mask
+    terms: tiles.Terms
     dropout: Philox | None
     numbers: tiles.Numbers
     factor: tl.tensor
+
+
+class Slopes(NamedTuple):
+    """Of a block of keys: weights W and dP `[M, N]`, the keys, which pairs of them are seen, and the tables' rows."""
+
+    weights: tl.tensor
+    slopes: tl.tensor
+    keys: tiles.Operand
+    seen: tl.tensor
+    near: distance.Near
 
 
 class RowSums(NamedTuple):
@@ -62,49 +74,73 @@ def new_sums(BLOCK):
 
 @triton.jit
 def weights_and_slopes(program, first, last, BLOCK):
-    """W and dP of a block of keys, these keys, and which of them there are."""
+    """W and dP of a block of keys."""
     tile, dropout, numbers, statistics = program.tile, program.dropout, program.numbers, program.statistics
     row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, dropout, BLOCK.N)
     keys = tiles.load_rows(program.left_source, row, there, tile.own, tile.inside)
     values = None
     if not BLOCK.CHUNKED:
         values = tiles.load_rows(program.right_source, row, there, 0, tile.inside)
-    scores = tiles.inner_products(
-        program.left, tiles.Operand(keys, program.left_source, row, there), numbers.head_dim, BLOCK
-    )
-    weights = tl.where(there[None, :], tl.exp2(scores * program.factor - statistics.lse[:, None]), 0.0)
-    slopes = tiles.inner_products(
-        program.right, tiles.Operand(values, program.right_source, row, there), numbers.head_dim, BLOCK
-    )
+    keys = tiles.Operand(keys, program.left_source, row, there)
+    near = distance.near_block(program, tile.first, first, BLOCK)
+    scores = tiles.inner_products(program.left, keys, numbers.head_dim, BLOCK) * program.factor
+    scores = distance.add_terms(scores, program.left, keys, near, program, False, BLOCK)
+    seen = distance.in_window(there[None, :], tile.row, row, program.terms)
+    weights = tl.where(seen, tl.exp2(scores - statistics.lse[:, None]), 0.0)
+    values = tiles.Operand(values, program.right_source, row, there)
+    slopes = tiles.inner_products(program.right, values, numbers.head_dim, BLOCK)
     if dropout is not None:
         kept = tiles.kept_entries(dropout, tile.row, first, tile.head, BLOCK.N)
         slopes = tl.where(kept, tiles.rescaled(slopes, dropout), 0.0)
-    return weights, slopes, keys, there
+    return Slopes(weights, distance.seen_alone(slopes, seen, program.terms), keys, seen, near)
 
 
 @triton.jit
 def sums_step(sums, program, first, last, slot, BLOCK):
     """A block of keys more, for the sums of rows."""
-    weights, slopes, _, there = weights_and_slopes(program, first, last, BLOCK)
-    mass = sums.mass + tl.sum(weights, 1)
-    return RowSums(mass, sums.moment + tl.sum(weights * slopes, 1), sums.number + there.to(tl.int32))
+    block = weights_and_slopes(program, first, last, BLOCK)
+    mass = sums.mass + tl.sum(block.weights, 1)
+    moment = sums.moment + tl.sum(block.weights * block.slopes, 1)
+    return RowSums(mass, moment, sums.number + block.keys.there.to(tl.int32))
 
 
 @triton.jit
 def gradient_step(total, program, first, last, slot, BLOCK):
     """A block of keys more, for the gradient `[M, D]`."""
-    weights, slopes, keys, _ = weights_and_slopes(program, first, last, BLOCK)
-    _, delta, share = program.statistics
-    slopes = weights * tl.where(share < 0.0, 0.0, share)[:, None] * (slopes - delta[:, None])
-    return tiles.product(slopes, keys, total, BLOCK)
+    return any_gradient_step(total, program, first, last, False, BLOCK)
 
 
 @triton.jit
-def row_statistics(sums, softmaxes):
+def exact_gradient_step(total, program, first, last, slot, BLOCK):
+    """The same, with nothing but what is seen in a sum."""
+    return any_gradient_step(total, program, first, last, True, BLOCK)
+
+
+@triton.jit
+def any_gradient_step(total, program, first, last, EXACT: tl.constexpr, BLOCK):
+    weights, slopes, keys, seen, near = weights_and_slopes(program, first, last, BLOCK)
+    _, delta, share = program.statistics
+    slopes = weights * tl.where(share < 0.0, 0.0, share)[:, None] * (slopes - delta[:, None])
+    slopes = distance.seen_alone(slopes, seen, program.terms)
+    if EXACT:
+        total = distance.seen_product(slopes, seen, keys.source, keys.row, program.tile, total)
+    else:
+        total = tiles.product(slopes, keys.data, total, BLOCK)
+    if program.terms.keys is not None:
+        own = distance.banded(slopes, near, program.tile.row, first, program.dropout, False)
+        total = tiles.product(own, near.keys.data, total, BLOCK)
+    return total
+
+
+@triton.jit
+def row_statistics(sums, softmaxes, window):
     """`delta`, and `share` for the mean of so many softmaxes."""
     mass = tl.where(sums.mass == 0.0, 1.0, sums.mass)
     share = 1.0 / (mass * softmaxes)
-    return sums.moment / mass, tl.where(tl.sum(sums.number, 0) == 1, -share, share)
+    alone = tl.sum(sums.number, 0) == 1
+    if window is not None:
+        alone = alone | (window == 0)
+    return sums.moment / mass, tl.where(alone, -share, share)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -116,6 +152,8 @@ def query_backward(
     statistics,  # delta and share are written with SUMS, else read
     grad_q,  # [query rows, heads, head_dim]
     mask,  # of queries
+    terms,
+    again,  # by program, whether its sums are to be made EXACT; None without a window
     dropout,  # None without
     query_rows,
     num_documents,
@@ -125,11 +163,14 @@ def query_backward(
     include_self,
     scale,
     SUMS: tl.constexpr,
+    EXACT: tl.constexpr,
     BLOCK,
 ):
     numbers = tiles.Numbers(query_rows, num_documents, heads, head_dim, parts, include_self)
     tile = tiles.find_tile(mask, None, numbers, QUERIES, BLOCK.M, BLOCK.D)
     if tile.first >= tile.last:
+        return
+    if EXACT and tl.load(distance.own_flag(again)) == 0:
         return
     queries = tiles.own_rows(q, tile, BLOCK.D)
     grads = tiles.own_rows(grad_output, tile, BLOCK.D)
@@ -140,9 +181,9 @@ def query_backward(
     factor = scale * LOG2_E
     if SUMS:
         own = tiles.Statistics(lse, None, None)
-        program = Backward(queries, grads, k, v, own, tile, mask, dropout, numbers, factor)
+        program = Backward(queries, grads, k, v, own, tile, mask, terms, dropout, numbers, factor)
         sums = tiles.over_seen(sums_step, new_sums(BLOCK), program, numbers, KEYS, BLOCK.N, BLOCK)
-        delta, share = row_statistics(sums, 1)
+        delta, share = row_statistics(sums, 1, terms.window)
         row, there = tiles.rows_again(tile, None, BLOCK.M)
         place = tile.head * query_rows + tile.first + row
         tl.store(statistics.delta + place, delta, mask=there)
@@ -150,9 +191,14 @@ def query_backward(
     else:
         delta = tl.load(statistics.delta + place, mask=tile.there, other=0.0)
         own = tiles.Statistics(lse, delta, tl.load(statistics.share + place, mask=tile.there, other=0.0))
-        program = Backward(queries, grads, k, v, own, tile, mask, dropout, numbers, factor)
+        program = Backward(queries, grads, k, v, own, tile, mask, terms, dropout, numbers, factor)
         total = tl.zeros([BLOCK.M, BLOCK.D], tl.float32)
-        total = tiles.over_seen(gradient_step, total, program, numbers, KEYS, BLOCK.N, BLOCK)
+        if EXACT:
+            total = tiles.over_seen(exact_gradient_step, total, program, numbers, KEYS, BLOCK.N, BLOCK)
+        else:
+            total = tiles.over_seen(gradient_step, total, program, numbers, KEYS, BLOCK.N, BLOCK)
+            if again is not None:
+                tl.store(distance.own_flag(again), distance.not_finite(total))
         tiles.store_rows(grad_q, tile, heads, head_dim, None, total * scale)
 
 
@@ -169,29 +215,54 @@ def key_step(total, program, first, last, slot, BLOCK):
 
     Scores are `[N, M]`, which makes them left sides of products as they are.
     """
-    tile, dropout, numbers, statistics = program.tile, program.dropout, program.numbers, program.statistics
+    return any_key_step(total, program, first, last, slot, False, BLOCK)
+
+
+@triton.jit
+def exact_key_step(total, program, first, last, slot, BLOCK):
+    """The same, with nothing but what is seen in a sum."""
+    return any_key_step(total, program, first, last, slot, True, BLOCK)
+
+
+@triton.jit
+def any_key_step(total, program, first, last, slot, EXACT: tl.constexpr, BLOCK):
+    tile, terms, dropout, statistics = program.tile, program.terms, program.dropout, program.statistics
+    numbers = program.numbers
     row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, None, BLOCK.M)
     queries = tiles.load_rows(program.left_source, row, there, tile.own, tile.inside)
     grads = tiles.load_rows(program.right_source, row, there, tile.own, tile.inside)
+    queries = tiles.Operand(queries, program.left_source, row, there)
+    grads = tiles.Operand(grads, program.right_source, row, there)
     lse = tl.load(statistics.lse + slot + row, mask=there, other=float("inf")) * LOG2_E  # no weight without a query
     delta = tl.load(statistics.delta + slot + row, mask=there, other=0.0)
     share = tl.load(statistics.share + slot + row, mask=there, other=0.0)
-    scores = tiles.inner_products(
-        program.left, tiles.Operand(queries, program.left_source, row, there), numbers.head_dim, BLOCK
-    )
-    weights = tl.exp2(scores * program.factor - lse[None, :]) * tl.abs(share)[None, :]
+    near = distance.near_block(program, first, tile.first, BLOCK)
+    scores = tiles.inner_products(program.left, queries, numbers.head_dim, BLOCK) * program.factor
+    scores = distance.add_terms(scores, program.left, queries, near, program, True, BLOCK)
+    seen = distance.in_window(there[None, :], tile.row, row, terms)
+    weights = distance.seen_alone(tl.exp2(scores - lse[None, :]) * tl.abs(share)[None, :], seen, terms)
     if dropout is not None:
         # Less than 0 where it is dropped: one tile in place of two.
         weights = tl.where(
             tl.trans(tiles.kept_entries(dropout, row, tile.first, tile.head, BLOCK.N)), weights, -weights
         )
-    total_v = tiles.product(tl.where(weights < 0, 0.0, weights), grads, total.v, BLOCK)
-    slopes = tiles.inner_products(
-        program.right, tiles.Operand(grads, program.right_source, row, there), numbers.head_dim, BLOCK
-    )
+    kept = tl.where(weights < 0, 0.0, weights)
+    if EXACT:
+        total_v = distance.seen_product(kept, seen, grads.source, row, tile, total.v)
+    else:
+        total_v = tiles.product(kept, grads.data, total.v, BLOCK)
+    slopes = tiles.inner_products(program.right, grads, numbers.head_dim, BLOCK)
     slopes = tl.where(weights < 0, 0.0, tiles.rescaled(slopes, dropout))
     slopes = tl.where(share[None, :] < 0, 0.0, tl.abs(weights) * (slopes - delta[None, :]))
-    return KeyGradients(tiles.product(slopes, queries, total.k, BLOCK), total_v)
+    slopes = distance.seen_alone(slopes, seen, terms)
+    if EXACT:
+        total_k = distance.seen_product(slopes, seen, queries.source, row, tile, total.k)
+    else:
+        total_k = tiles.product(slopes, queries.data, total.k, BLOCK)
+    if terms.queries is not None:
+        own = distance.banded(slopes, near, tile.row, first, None, True)
+        total_k = tiles.product(own, near.queries.data, total_k, BLOCK)
+    return KeyGradients(total_k, total_v)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -204,6 +275,8 @@ def key_backward(
     grad_k,  # [key rows, heads, head_dim]
     grad_v,
     mask,  # of keys
+    terms,
+    again,  # by program, whether its sums are to be made EXACT; None without a window
     dropout,  # None without
     query_rows,
     num_documents,
@@ -213,11 +286,14 @@ def key_backward(
     include_self,
     size,  # statistics of a head
     scale,
+    EXACT: tl.constexpr,
     BLOCK,
 ):
     numbers = tiles.Numbers(query_rows, num_documents, heads, head_dim, parts, include_self)
     tile = tiles.find_tile(mask, dropout, numbers, KEYS, BLOCK.N, BLOCK.D)
     if tile.first >= tile.last:
+        return
+    if EXACT and tl.load(distance.own_flag(again)) == 0:
         return
     place = tile.head * size
     if mask.links is None:
@@ -232,11 +308,18 @@ def key_backward(
         tiles.Statistics(statistics.lse + place, statistics.delta + place, statistics.share + place),
         tile,
         mask,
+        terms,
         dropout,
         numbers,
         scale * LOG2_E,
     )
     zeros = tl.zeros([BLOCK.N, BLOCK.D], tl.float32)
-    total = tiles.over_seen(key_step, KeyGradients(zeros, zeros), program, numbers, QUERIES, BLOCK.M, BLOCK)
+    total = KeyGradients(zeros, zeros)
+    if EXACT:
+        total = tiles.over_seen(exact_key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
+    else:
+        total = tiles.over_seen(key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
+        if again is not None:
+            tl.store(distance.own_flag(again), distance.not_finite(total.k + total.v))
     tiles.store_rows(grad_k, tile, heads, head_dim, dropout, total.k * scale)
     tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total.v, dropout))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from spanbert_kernels.ops.attention import triton_distance as distance
 from spanbert_kernels.ops.attention import triton_tiles as tiles
 from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, QUERIES, UNSPECIALIZED
 from spanbert_kernels.ops.triton_arguments import Matrix, Philox
@@ -24,6 +25,7 @@ class Forward(NamedTuple):
     v: Matrix
     tile: tiles.RowTile
     mask: tiles.Mask
+    terms: tiles.Terms
     dropout: Philox | None
     numbers: tiles.Numbers
     factor: tl.tensor
@@ -46,14 +48,31 @@ def new_softmax(BLOCK):
 @triton.jit
 def forward_step(softmax, program, first, last, slot, BLOCK):
     """A block of keys more."""
+    return any_forward_step(softmax, program, first, last, False, BLOCK)
+
+
+@triton.jit
+def exact_forward_step(softmax, program, first, last, slot, BLOCK):
+    """The same, with nothing but what is seen in a sum."""
+    return any_forward_step(softmax, program, first, last, True, BLOCK)
+
+
+@triton.jit
+def any_forward_step(softmax, program, first, last, EXACT: tl.constexpr, BLOCK):
     tile, dropout, numbers = program.tile, program.dropout, program.numbers
     row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, dropout, BLOCK.N)
     keys = None
     if not BLOCK.CHUNKED:
         keys = tiles.load_rows(program.k, row, there, 0, tile.inside)
-    values = tiles.load_rows(program.v, row, there, tile.own, tile.inside)
-    scores = tiles.inner_products(program.queries, tiles.Operand(keys, program.k, row, there), numbers.head_dim, BLOCK)
-    scores = tl.where(there[None, :], scores * program.factor, -float("inf"))
+    keys = tiles.Operand(keys, program.k, row, there)
+    values = None
+    if not EXACT:
+        values = tiles.load_rows(program.v, row, there, tile.own, tile.inside)
+    near = distance.near_block(program, tile.first, first, BLOCK)
+    scores = tiles.inner_products(program.queries, keys, numbers.head_dim, BLOCK) * program.factor
+    scores = distance.add_terms(scores, program.queries, keys, near, program, False, BLOCK)
+    seen = distance.in_window(there[None, :], tile.row, row, program.terms)
+    scores = tl.where(seen, scores, -float("inf"))
     peak = tl.maximum(softmax.peak, tl.max(scores, 1))
     # A maximum of -inf stands for no key and must not meet itself.
     subtracted = tl.where(peak == -float("inf"), 0.0, peak)
@@ -66,7 +85,11 @@ def forward_step(softmax, program, first, last, slot, BLOCK):
         rescale = tl.exp2(softmax.peak - subtracted)
         mass = softmax.mass * rescale + mass
         total = total * rescale[:, None]
-    return OnlineSoftmax(tiles.product(weights, values, total, BLOCK), peak, mass)
+    if EXACT:
+        total = distance.seen_product(weights, seen, program.v, row, tile, total)
+    else:
+        total = tiles.product(weights, values, total, BLOCK)
+    return OnlineSoftmax(total, peak, mass)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -77,6 +100,8 @@ def attention_forward(
     output,  # [query rows, heads, head_dim]
     lse,  # [heads, query rows]
     mask,  # of queries
+    terms,
+    again,  # by program, whether its sums are to be made EXACT; None without a window
     dropout,  # None without
     query_rows,
     num_documents,
@@ -85,22 +110,29 @@ def attention_forward(
     parts,  # blocks of a tile
     include_self,
     scale,
+    EXACT: tl.constexpr,
     BLOCK,
 ):
     numbers = tiles.Numbers(query_rows, num_documents, heads, head_dim, parts, include_self)
     tile = tiles.find_tile(mask, None, numbers, QUERIES, BLOCK.M, BLOCK.D)
     if tile.first >= tile.last:
         return
+    if EXACT and tl.load(distance.own_flag(again)) == 0:
+        return
     queries = tiles.own_rows(q, tile, BLOCK.D)
     k = tiles.head_of(k, tile.head, BLOCK.D)
     v = tiles.head_of(v, tile.head, BLOCK.D)
-    program = Forward(queries, k, v, tile, mask, dropout, numbers, scale * LOG2_E)
+    program = Forward(queries, k, v, tile, mask, terms, dropout, numbers, scale * LOG2_E)
     softmax = new_softmax(BLOCK)
     if BLOCK.WHOLE:
         bounds = mask.documents + KEYS * num_documents + tile.document
         softmax = forward_step(softmax, program, tl.load(bounds), tl.load(bounds + num_documents), 0, BLOCK)
+    elif EXACT:
+        softmax = tiles.over_seen(exact_forward_step, softmax, program, numbers, KEYS, BLOCK.N, BLOCK)
     else:
         softmax = tiles.over_seen(forward_step, softmax, program, numbers, KEYS, BLOCK.N, BLOCK)
+        if again is not None:
+            tl.store(distance.own_flag(again), distance.not_finite(softmax.total))
     seen = softmax.mass != 0.0
     mass = softmax.mass
     if dropout is not None:

@@ -6,7 +6,7 @@ whole row of scores on chip, everything else goes through its keys in a loop.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,12 +16,21 @@ from spanbert_kernels.ops.attention import triton_launch
 from spanbert_kernels.ops.attention.operators import document_attention_backward, document_attention_forward, new_lse
 from spanbert_kernels.ops.attention.triton_backward import key_backward, query_backward
 from spanbert_kernels.ops.attention.triton_forward import attention_forward
-from spanbert_kernels.ops.attention.triton_launch import INTERPRETED, Loops, launch, loop_options, rows_of
-from spanbert_kernels.ops.attention.triton_tiles import Statistics
+from spanbert_kernels.ops.attention.triton_launch import Loops, launch, launch_windowed, loop_options, rows_of
+from spanbert_kernels.ops.attention.triton_tiles import NO_TERMS, Statistics, Terms
 from spanbert_kernels.ops.attention.triton_whole_backward import whole_backward
 from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
 from spanbert_kernels.ops.philox import Dropout
 from spanbert_kernels.ops.triton_arguments import Options, philox_of
+
+
+class BackwardLoops(NamedTuple):
+    """Blocks of the backward's kernels: `query_backward` with SUMS and without, and `key_backward`."""
+
+    sums: Loops
+    queries: Loops
+    keys: Loops
+
 
 # By the columns of a program: rows of the longest document, of a block of queries, and warps.
 Wholes = dict[int, tuple[tuple[int, int, int], ...]]
@@ -51,6 +60,7 @@ KEY_BACKWARD: Loops = {
     (32, 64, False): (32, 16, 8, 1),
     (32, 32, True): (32, 16, 8, 1),
 }
+BACKWARD = BackwardLoops(QUERY_SUMS, QUERY_BACKWARD, KEY_BACKWARD)
 
 
 def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> Options | None:
@@ -58,7 +68,7 @@ def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> Options | No
     columns, chunked = triton_launch.columns_of(q, [*((columns, False) for columns in table), (0, True)])
     if work.clustered or work.max_seqlen_k == 0 or chunked:
         return None
-    if INTERPRETED:
+    if triton_launch.INTERPRETED:
         longest = max(16, triton.next_power_of_2(work.max_seqlen_k))
         rows: tuple[tuple[int, int, int], ...] = ((longest, min(longest, TILE_ROWS), 4),) if longest <= 128 else ()
     else:
@@ -69,21 +79,58 @@ def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> Options | No
     return None
 
 
+def launch_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    work: AttentionWork,
+    terms: Terms,
+    scale: float,
+    dropout: Dropout,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of queries that are not empty."""
+    output, lse = triton_launch.new_rows(q, work.anchor_queries), new_lse(q)
+    if work.anchor_queries:
+        lse.fill_(-torch.inf)
+    results: dict[str, Any] = {"output": output, "lse": lse, "dropout": philox_of(dropout), "scale": scale}
+    launch_windowed(attention_forward, q, work, options, **rows_of(q=q, k=k, v=v), **results, terms=terms)
+    return output, lse
+
+
+def launch_backward(
+    grads: tuple[Tensor, Tensor, Tensor],
+    like: Tensor,
+    work: AttentionWork,
+    loops: BackwardLoops,
+    statistics: Statistics,
+    **arguments: Any,
+) -> None:
+    """Fill the gradients of q, which is `like` that, k and v, and the statistics; the rest is the kernels'."""
+    grad_q, grad_k, grad_v = grads
+    arguments["statistics"] = statistics
+    options = loop_options(like, loops.sums, anchor_queries=work.anchor_queries)
+    launch(
+        query_backward, like, work, options, **arguments, grad_q=grad_q, again=None, SUMS=True, EXACT=False,
+        all_columns=False,
+    )  # fmt: skip
+    options = loop_options(like, loops.queries, anchor_queries=work.anchor_queries)
+    launch_windowed(query_backward, like, work, options, **arguments, grad_q=grad_q, SUMS=False)
+    options = loop_options(like, loops.keys, anchor_keys=work.anchor_keys)
+    arguments |= {"grad_k": grad_k, "grad_v": grad_v, "size": like.shape[0]}
+    launch_windowed(key_backward, like, work, options, **arguments, keys=True)
+
+
 @document_attention_forward.triton
 def forward(
     q: Tensor, k: Tensor, v: Tensor, work: AttentionWork, scale: float, dropout: Dropout
 ) -> tuple[Tensor, Tensor]:
-    output, lse = triton_launch.new_rows(q, work.anchor_queries), new_lse(q)
-    if work.anchor_queries:
-        lse.fill_(-torch.inf)
-    if output.numel() == 0:
-        return output, lse
+    if q.numel() == 0:
+        return triton_launch.new_rows(q, work.anchor_queries), new_lse(q).fill_(-torch.inf)
     loops = FORWARD if dropout.seed is None else FORWARD_WITH_DROPOUT
     whole = whole_options(q, work, WHOLE_FORWARD)
     options = whole or loop_options(q, loops, anchor_queries=work.anchor_queries)
-    results: dict[str, Any] = {"output": output, "lse": lse, "dropout": philox_of(dropout), "scale": scale}
-    launch(attention_forward, q, work, options, **rows_of(q=q, k=k, v=v), **results)
-    return output, lse
+    return launch_forward(q, k, v, work, NO_TERMS, scale, dropout, options)
 
 
 @document_attention_backward.triton
@@ -106,10 +153,6 @@ def backward(
     if whole is not None:
         launch(whole_backward, q, work, whole, **shared, lse=lse, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v)
         return grads
-    shared["statistics"] = Statistics(lse, torch.empty_like(lse), torch.empty_like(lse))
-    for sums, loops in ((True, QUERY_SUMS), (False, QUERY_BACKWARD)):
-        options = loop_options(q, loops, anchor_queries=work.anchor_queries)
-        launch(query_backward, q, work, options, **shared, grad_q=grad_q, SUMS=sums, all_columns=not sums)
-    options = loop_options(q, KEY_BACKWARD, anchor_keys=work.anchor_keys)
-    launch(key_backward, q, work, options, **shared, grad_k=grad_k, grad_v=grad_v, size=q.shape[0], keys=True)
+    statistics = Statistics(lse, torch.empty_like(lse), torch.empty_like(lse))
+    launch_backward(grads, q, work, BACKWARD, statistics, **shared, terms=NO_TERMS)
     return grads

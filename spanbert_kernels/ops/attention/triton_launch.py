@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spanbert_kernels.ops import library, philox
 from spanbert_kernels.ops.aot import DTYPES, meta
-from spanbert_kernels.ops.attention.triton_tiles import AttentionTiling, Mask, Rows
+from spanbert_kernels.ops.attention.triton_tiles import AttentionTiling, Mask, Rows, Terms
 from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
 from spanbert_kernels.ops.triton_arguments import Options, dense_rows, on
 
@@ -22,6 +22,7 @@ INTERPRETED = library.interpreted()
 # queries, keys, warps and stages.
 Loops = dict[tuple[int, int, bool], tuple[int, int, int, int]]
 WIDEST = 128  # columns of a head that a program may hold
+EXACT_WARPS = 8
 ANCHOR_ROWS = 16  # of a block whose one row is an anchor: the fewest that a product takes
 
 
@@ -85,6 +86,19 @@ def mask_of(work: AttentionWork, *, keys: bool, slots: Tensor | None) -> Mask:
     return Mask(work.documents, tiles, *links, slots, bounds if anchors else None)
 
 
+def parts_of(work: AttentionWork, options: Options, keys: bool) -> int:
+    """The blocks of a tile."""
+    anchors, rows = (work.anchor_keys, options.block.N) if keys else (work.anchor_queries, options.block.M)
+    return 1 if anchors or options.block.WHOLE else triton.cdiv(TILE_ROWS, rows)
+
+
+def programs_of(q: Tensor, work: AttentionWork, options: Options, keys: bool) -> int:
+    """One for each block of queries, or of keys, and each head."""
+    tiles = work.key_tiles if keys else work.query_tiles
+    assert tiles is not None
+    return len(tiles) * parts_of(work, options, keys) * q.shape[1]
+
+
 def launch(
     kernel: Any,
     q: Tensor,
@@ -106,11 +120,9 @@ def launch(
     mask, block = mask_of(work, keys=keys, slots=slots), options.block
     if by_document:
         mask = mask._replace(anchors=None)
-    anchors, rows = (work.anchor_keys, block.N) if keys else (work.anchor_queries, block.M)
-    parts = 1 if anchors or block.WHOLE else triton.cdiv(TILE_ROWS, rows)
-    programs = len(mask.tiles) * parts * q.shape[1]
+    parts = parts_of(work, options, keys)
     with on(q.device):
-        kernel[programs, triton.cdiv(q.shape[2], block.D) if all_columns else 1](
+        kernel[programs_of(q, work, options, keys), triton.cdiv(q.shape[2], block.D) if all_columns else 1](
             **arguments,
             mask=mask,
             query_rows=q.shape[0],
@@ -121,6 +133,33 @@ def launch(
             include_self=int(work.include_self),
             **options.arguments,
         )
+
+
+@functools.cache
+def exact_options(options: Options) -> Options:
+    """Of the same blocks; what is added row by row wants registers."""
+    return Options(options.block, EXACT_WARPS)
+
+
+def launch_windowed(
+    kernel: Any,
+    q: Tensor,
+    work: AttentionWork,
+    options: Options,
+    /,
+    *,
+    terms: Terms,
+    keys: bool = False,
+    **arguments: Any,
+) -> None:
+    """Launch a kernel and, with a window, once more: EXACT, for the programs that found something not finite."""
+    if terms.window is None:
+        launch(kernel, q, work, options, **arguments, terms=terms, keys=keys, again=None, EXACT=False)
+        return
+    columns = triton.cdiv(q.shape[2], options.block.D)
+    again = torch.empty(programs_of(q, work, options, keys) * columns, dtype=torch.int32, device=q.device)
+    for each, is_exact in ((options, False), (exact_options(options), True)):
+        launch(kernel, q, work, each, **arguments, terms=terms, keys=keys, again=again, EXACT=is_exact)
 
 
 def meta_work(queries: str, keys: str, *, links: bool = False, max_seqlen: int = 0) -> AttentionWork:

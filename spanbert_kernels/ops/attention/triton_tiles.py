@@ -25,7 +25,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 QUERIES = tl.constexpr(0)
 KEYS = tl.constexpr(2)
 # What varies from batch to batch.
-UNSPECIALIZED = ("query_rows", "num_documents", "heads", "parts", "include_self", "size", "places")
+UNSPECIALIZED = ("query_rows", "num_documents", "heads", "parts", "include_self", "size", "places", "pieces", "runs")
 
 
 class Rows(NamedTuple):
@@ -64,6 +64,29 @@ class Statistics(NamedTuple):
     lse: Tensor
     delta: Tensor | None
     share: Tensor | None
+
+
+class Terms(NamedTuple):
+    """What hangs on a key's distance from its query (`triton_distance.py`).
+
+    Attributes:
+        window: a query sees the keys up to so many rows before and behind it; None: all.
+        index, reach: int32 `[2 * reach + 1]`, the tables' row for each distance; None without tables.
+        rows: of the tables.
+        bias: `[rows, heads]`, or None.
+        keys, queries: `[rows, heads, head_dim]`, or None.
+    """
+
+    window: int | None
+    index: Tensor | None  # type: ignore[assignment]  # tuples have a method of that name
+    reach: int | None
+    rows: int | None
+    bias: Tensor | None
+    keys: Tensor | None
+    queries: Tensor | None
+
+
+NO_TERMS = Terms(None, None, None, None, None, None, None)
 
 
 class AttentionTiling(NamedTuple):
@@ -256,10 +279,10 @@ def kept_entries(dropout, query, first_key, head, ROWS: tl.constexpr):
     zeros = tl.zeros([query.shape[0], ROWS // 4], tl.uint32)
     group = tl.arange(0, ROWS // 4)
     row = query.to(tl.uint32)[:, None]
-    draw = (first_key // 4 + group).to(tl.uint32)[None, :]
+    draw = ((first_key >> 2) + group).to(tl.uint32)[None, :]
     a, b, c, d = tl.philox(key, zeros + draw, zeros + row, zeros + head.to(tl.uint32), zeros)
     # The rows that turning moved to the first places belong to the draw behind the last one.
-    draw = (first_key // 4 + ROWS // 4).to(tl.uint32)
+    draw = ((first_key >> 2) + ROWS // 4).to(tl.uint32)
     e, f, g, _ = tl.philox(key, zero + draw, zero + row, zero + head.to(tl.uint32), zero)
     lane = tl.where(group == 0, first_key & 3, 0)[None, :]
     a = tl.where(lane > 0, e, a)
@@ -294,6 +317,18 @@ def cluster_rows(mask, bounds, document, numbers):
     own_begin = tl.where(numbers.include_self > 0, end, tl.load(bounds + document))
     own_end = tl.where(numbers.include_self > 0, end, tl.load(bounds + numbers.documents + document))
     return Ranges(begin, own_begin, own_end, end)
+
+
+@triton.jit
+def no_terms():
+    return Terms(None, None, None, None, None, None, None)
+
+
+@triton.jit
+def window_ranges(ranges, tile, window, ROWS: tl.constexpr):
+    """Of the rows of the tile's document, which lie in one range, those in the window of any of the tile's rows."""
+    end = tl.minimum(ranges.end, tl.minimum(tile.first + ROWS, tile.last) + window)
+    return Ranges(tl.maximum(ranges.begin, tile.first - window), end, end, end)
 
 
 @triton.jit
@@ -334,6 +369,8 @@ def over_seen(STEP: tl.constexpr, state, program, numbers, SIDE: tl.constexpr, R
     bounds = mask.documents + SIDE * numbers.documents
     if mask.links is None:
         ranges = cluster_rows(mask, bounds, document, numbers)
+        if program.terms.window is not None:
+            ranges = window_ranges(ranges, program.tile, program.terms.window, program.tile.row.shape[0])
         state = over_ranges(STEP, state, program, ranges, ROWS, BLOCK)
     else:
         # One loop over the blocks of all links: loops in loops cost registers.

@@ -12,7 +12,7 @@ from spanbert_kernels.ops.aot import AotConfiguration, configurations_of, meta
 from spanbert_kernels.ops.attention import triton_joint, triton_launch
 from spanbert_kernels.ops.attention.triton_backward import key_backward
 from spanbert_kernels.ops.attention.triton_launch import Loops, launch, loop_options, meta_calls, meta_dropout, rows_of
-from spanbert_kernels.ops.attention.triton_tiles import Statistics
+from spanbert_kernels.ops.attention.triton_tiles import NO_TERMS, Statistics
 from spanbert_kernels.ops.attention.work import AttentionWork, PairStatistics
 from spanbert_kernels.ops.cross_document_attention.operators import (
     cross_document_attention_pairwise_backward,
@@ -92,6 +92,7 @@ def backward(
         pairwise_backward, q, work, loop_options(q, BACKWARD), **shared, grad_q=grad_q, slots=slots, by_document=True
     )
     options = loop_options(q, KEY_BACKWARD, anchor_keys=work.anchor_keys)
+    shared |= {"terms": NO_TERMS, "again": None, "EXACT": False}
     launch(key_backward, q, work, options, **shared, grad_k=grad_k, grad_v=grad_v, slots=back_slots, keys=True)
     if work.anchor_keys:  # a softmax over one key is 1, whatever its score
         grad_q.zero_()

@@ -40,10 +40,7 @@ class DocumentOptions(AttentionOptions, total=False):
 Documents = Tensor | AttentionPlan
 
 # Who cannot take a window or relative terms.
-WITHOUT_DISTANCES: Reasons = (
-    ("triton", "it has no kernel for a window or relative terms yet"),
-    ("cuda", "it has no kernel for a window or relative terms"),
-)
+WITHOUT_DISTANCES: Reasons = (("cuda", "it has no kernel for a window or relative terms"),)
 
 
 @overload

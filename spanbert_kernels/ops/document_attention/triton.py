@@ -5,9 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from spanbert_kernels.ops.aot import AotConfiguration, configurations_of
+from spanbert_kernels.ops.aot import AotConfiguration, configurations_of, meta
+from spanbert_kernels.ops.attention.relative import DistanceTerms
+from spanbert_kernels.ops.attention.triton_by_distance import by_distance_backward, by_distance_forward
 from spanbert_kernels.ops.attention.triton_joint import WHOLE_FORWARD, backward, forward
 from spanbert_kernels.ops.attention.triton_launch import meta_calls, meta_dropout, meta_queries, meta_work
 from spanbert_kernels.ops.attention.work import AttentionWork
@@ -19,9 +22,39 @@ def _both(q: Tensor, work: AttentionWork, dropout_p: float = 0.1) -> None:
     backward(output, q, q, q, lse, work, 1.0, meta_dropout(dropout_p))
 
 
+def _by_distance(q: Tensor, work: AttentionWork, terms: DistanceTerms, dropout: Dropout) -> None:
+    output, lse = by_distance_forward(q, q, q, work, terms, 1.0, dropout)
+    by_distance_backward(output, q, q, q, lse, work, terms, 1.0, dropout)
+
+
+def _meta_terms(q: Tensor, *, window: bool, tables: bool) -> DistanceTerms:
+    """Terms without values."""
+    (heads, head_dim), width = q.shape[1:], 64 if window else -1
+    if not tables:
+        return DistanceTerms(width, None, None, None, None)
+    bias, table = (meta(512, heads, *columns, dtype=q.dtype) for columns in ((), (head_dim,)))
+    return DistanceTerms(width, meta(1025, dtype=torch.int32), bias, table, table)
+
+
+def _calls_by_distance() -> dict[str, Any]:
+    """Of every width that blocks differ for; those named after roles are left to the slow tests."""
+    calls: dict[str, Any] = {}
+    work = meta_work("tokens", "tokens")
+    for dtype, columns in (("bf16", 64), ("bf16", 128), ("bf16", 256), ("fp32", 64), ("fp32", 256)):
+        q = meta_queries(dtype, columns)
+        for name, window, tables in (("window", True, False), ("tables", False, True), ("both", True, True)):
+            terms = _meta_terms(q, window=window, tables=tables)
+            role = "" if (dtype, columns, name) == ("bf16", 64, "tables") else ", tokens to tokens"
+            calls[f"{dtype} {columns}, {name}{role}"] = partial(_by_distance, q, work, terms, meta_dropout())
+            if (dtype, columns, name) == ("bf16", 64, "window"):
+                without = partial(_by_distance, q, work, terms, Dropout(0.0, None))
+                calls[f"{dtype} {columns}, {name}, no dropout{role}"] = without
+    return calls
+
+
 def aot_configurations() -> list[AotConfiguration]:
     """What calls compile with everything, and without dropout where the blocks are others then."""
-    calls: dict[str, Any] = {}
+    calls = _calls_by_distance()
     for name, q, work in meta_calls():
         calls[name] = partial(_both, q, work)
         if name.startswith("bf16 64"):
