@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import places
 import torch
 from fuzz.draw import Draw
-from fuzz.operations import draw_case
+from fuzz.operations import WITHOUT_FLOAT64, draw_case
 from op_checks import (
     DTYPES,
     Result,
@@ -47,6 +47,7 @@ class Call:
             for place in places.places_of(self.operation)
             if place.backend not in self.setting.case.lacking
             and self.setting.dtype in backends.DTYPES.get(place.backend, DTYPES)
+            and (self.setting.dtype != torch.float64 or (self.operation, place.backend) not in WITHOUT_FLOAT64)
             and (self.emulated or not place.emulated)
             and places.unavailable(place, self.operation) is None
         ]

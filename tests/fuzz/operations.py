@@ -12,6 +12,7 @@ import banded_cases
 import linear_cases
 import pool_cases
 import pruning
+import stack_loops
 import torch
 from attention_loops import (
     cross_document_attention_by_loop,
@@ -350,6 +351,51 @@ def dropout_add_layer_norm_row(draw: Draw) -> Case:
     return Case("norm", fixed(tensors), call, formula, terms=conditions.terms, logits=conditions.logits)
 
 
+def encoder_stack_row(draw: Draw) -> Case:
+    offsets, rotary = draw.documents().clamp(max=100), draw.pick((None, None, "halves", "neighbours"))
+    tokens, longest = int(offsets[-1]), max(offsets.diff().tolist(), default=0)
+    heads, head_dim = draw.integer(1, 3), draw.size(33, zero=0) * (1 if rotary is None else 2)
+    kv_heads, columns, wide = draw.pick((1, heads)), draw.size(33, zero=0), draw.size(65, zero=0)
+
+    def matrix(out: int, depth: int) -> Tensor:
+        return draw.numbers(out, depth) / depth**0.5
+
+    tensors = {"hidden": draw.numbers(tokens, columns), "cu_seqlens": draw.index(offsets)}
+    tensors |= {
+        "project": matrix((heads + 2 * kv_heads) * head_dim, columns),
+        "merge": matrix(columns, heads * head_dim),
+    }
+    tensors |= {"project_bias": draw.numbers(len(tensors["project"])), "norm": draw.numbers(columns)}
+    tensors |= {"up": matrix(wide, columns), "down": matrix(columns, wide)}
+    tensors |= {"gate": matrix(wide, columns)} if draw.chance(0.4) else {}
+    if rotary is not None:
+        angles = draw.numbers(longest, head_dim)
+        tensors |= {"cos": angles.cos(), "sin": angles.sin()}
+    if draw.chance(0.5):
+        rows, reach = draw.pick((1, 2, 7, 40)), draw.pick((0, 1, 4, 30))
+        tensors["index"] = draw.index(torch.from_numpy(draw.random.integers(0, rows, 2 * reach + 1)))
+        for name in draw.subset(stack_loops.TABLES):
+            tensors[name] = draw.numbers(rows, heads) if name == "bias" else draw.numbers(rows, heads, head_dim)
+    layer = stack_loops.Layer(
+        heads,
+        kv_heads,
+        head_dim,
+        draw.pick((0.3, head_dim**-0.5)),
+        draw.pick((None, None, 0, 2, 20)),
+        rotary == "neighbours",
+        draw.pick(("gelu", "relu", "silu", "identity")),
+    )
+    return Case(
+        "layer",
+        fixed(tensors),
+        stack_loops.call,
+        layer.by_loop,
+        arguments=layer.stack,
+        exponents=("hidden", "project", "project_bias", "index", *stack_loops.TABLES),
+        logits=layer.logits,
+    )
+
+
 def banded_span_scores_row(draw: Draw) -> Case:
     offsets, columns = draw.documents().clamp(max=40), (draw.size(17), draw.size(17))
     tokens, weighted = int(offsets[-1]), columns[0] != columns[1] or draw.chance(0.5)
@@ -389,7 +435,10 @@ OPERATIONS: dict[str, Callable[[Draw], Case]] = {
     "cross_document_attention": cross_document_attention_row,
     "packed_linear": packed_linear_row,
     "dropout_add_layer_norm": dropout_add_layer_norm_row,
+    "encoder_stack": encoder_stack_row,
 }
+# Backends that have an operation without float64.
+WITHOUT_FLOAT64 = {("encoder_stack", "cpu")}
 # How often each is drawn: those with kernels more often.
 TURNS = tuple(name for name in OPERATIONS for _ in range(1 if name in ("banded_span_scores", "prune_spans") else 3))
 

@@ -118,7 +118,7 @@ def drawn() -> strategies.SearchStrategy[Shape]:
     return strategies.builds(
         Shape,
         layers=strategies.integers(1, 2),
-        hidden=strategies.integers(8, 70),  # the norm of fewer makes much of a single rounding
+        hidden=strategies.integers(12, 70),  # the norm of fewer makes much of a single rounding
         heads=strategies.integers(1, 3),
         head_dim=strategies.integers(1, 70),
         wide=strategies.one_of(strategies.integers(1, 70), strategies.sampled_from((768, 800, 1600))),
