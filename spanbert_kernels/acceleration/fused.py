@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.attention import Batch
-from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, parameters_of
+from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of, parameters_of
 from spanbert_kernels.ops.encoder_stack import (
     Activation,
     Attend,
@@ -86,12 +86,12 @@ def steps_of(parts: LayerParts, rotary: Rotary | None = None) -> list[Step]:
 
 
 def _norm(norm: nn.LayerNorm | None, *, keeps: bool = False) -> Normalize | None:
-    return None if norm is None else Normalize(norm.weight, norm.bias, norm.eps, keeps)
+    return None if norm is None else Normalize(norm.weight, norm.bias, eps_of(norm), keeps)
 
 
 def settings_of(encoder: EncoderParts) -> list[tuple[Any, ...]]:
     """What goes into the steps of layers beside their parameters."""
-    norms = [] if encoder.norm is None else [(encoder.norm.eps,)]
+    norms = [] if encoder.norm is None else [(eps_of(encoder.norm),)]
     return norms + [
         (
             parts.heads,
@@ -100,8 +100,8 @@ def settings_of(encoder: EncoderParts) -> list[tuple[Any, ...]]:
             parts.window,
             None if parts.relative is None else parts.relative.settings(),
             activation_of(parts.activation),
-            None if parts.attention_norm is None else parts.attention_norm.eps,
-            parts.norm.eps,
+            None if parts.attention_norm is None else eps_of(parts.attention_norm),
+            eps_of(parts.norm),
         )
         for parts in encoder.distinct
     ]
@@ -127,7 +127,7 @@ class FusedLayers:
                 steps += steps_of(parts, None if parts.angles is None else rotaries[parts.angles])
                 self.starts.append(len(steps))
             if encoder.norm is not None:
-                steps.append(Normalize(encoder.norm.weight, encoder.norm.bias, encoder.norm.eps))
+                steps.append(Normalize(encoder.norm.weight, encoder.norm.bias, eps_of(encoder.norm)))
         self.encoder = encoder
         self.precision: Precision = precision
         self.settings = settings_of(encoder)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spanbert_kernels.acceleration.attention import Batch, attend
 from spanbert_kernels.acceleration.linears import Linears, linears_for
-from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts
+from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
 from spanbert_kernels.ops import RelativeTerms
 
 # Rows that go through the feed-forward block together: its wide intermediate then is memory that is used again, not
@@ -131,4 +131,4 @@ def _feed_forward(parts: LayerParts, weights: LayerWeights, linears: Linears, at
 
 
 def _normalized(norm: nn.LayerNorm | None, x: Tensor) -> Tensor:
-    return x if norm is None else F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return x if norm is None else F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, eps_of(norm))

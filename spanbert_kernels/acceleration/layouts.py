@@ -46,10 +46,12 @@ class LayerLayout:
         output_dropout: the dropout after `down`.
         norms: "post", of the sums; "pre", of what the products take.
         per_head: whether one Linear for all projections has a head's query, key and value beside each other.
+        biases: the attributes of `attention` with biases of queries, keys and values, where the Linears have none.
         head_dim: the attribute of `attention` with the columns of a head.
         window: of `attention`, how many tokens before and behind it a query sees, or None: all.
         feed_forward: the module whose `chunk_size_feed_forward` is followed.
         unused: modules that the layer has and never calls.
+        refused: what else a layer may have, and what it does that the packed forward does not.
         optional: what a layer may have beside these, and must be exactly PyTorch's: path -> class.
     """
 
@@ -70,10 +72,12 @@ class LayerLayout:
     joined_gate: bool = False
     norms: Literal["post", "pre"] = "post"
     per_head: bool = False
+    biases: tuple[str | None, ...] = ()
     head_dim: str = "attention_head_size"
     window: Callable[[Any], int | None] | None = None
     feed_forward: str = ""
     unused: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
     optional: Mapping[str, type[nn.Module]] = field(default_factory=dict)
 
     @cached_property
@@ -131,6 +135,18 @@ DEBERTA_V2 = replace(
         "attention.self.pos_query_proj": nn.Linear,
         "attention.self.pos_dropout": nn.Dropout,
     },
+)
+DEBERTA = replace(
+    BERT_EAGER,
+    projections=("attention.self.in_proj",),
+    per_head=True,
+    biases=("q_bias", None, "v_bias"),
+    optional={
+        "attention.self.pos_proj": nn.Linear,
+        "attention.self.pos_q_proj": nn.Linear,
+        "attention.self.pos_dropout": nn.Dropout,
+    },
+    refused={"attention.self.head_logits_proj": "its heads take each other's logits (talking_head)"},
 )
 DISTILBERT = LayerLayout(
     attention="attention",

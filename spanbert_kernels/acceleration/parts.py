@@ -28,6 +28,7 @@ class Joint(NamedTuple):
         linears: one for each output, or one for all outputs.
         outputs: how many there are.
         groups: of one Linear's rows: each group has its part of the first output, then of the second, and so on.
+        beside: a module that has the outputs' biases, where the Linears have none, and their attributes; None: no bias.
 
     Example:
         >>> linear = nn.Linear(2, 4, bias=False)
@@ -39,6 +40,7 @@ class Joint(NamedTuple):
     linears: tuple[nn.Linear, ...]
     outputs: int
     groups: int = 1
+    beside: tuple[Any, tuple[str | None, ...]] | None = None
 
     def __call__(self, product: Callable[[nn.Linear, Tensor], Tensor], x: Tensor) -> tuple[Tensor, ...]:
         """`x [T, H]` -> one `[T, columns]` for each output, by `product(linear, x)`."""
@@ -46,7 +48,10 @@ class Joint(NamedTuple):
         if len(products) == self.outputs:
             return tuple(products)
         joined = products[0].view(x.shape[0], self.groups, self.outputs, -1)
-        return tuple(each.flatten(1) for each in joined.unbind(2))
+        split = [each.flatten(1) for each in joined.unbind(2)]
+        if self.beside is None:
+            return tuple(split)
+        return tuple(each if bias is None else each + bias for each, bias in zip(split, self.biases(), strict=True))
 
     def weights(self) -> list[Tensor]:
         """The weight of each output, `[columns, H]`."""
@@ -54,6 +59,9 @@ class Joint(NamedTuple):
 
     def biases(self) -> list[Tensor | None]:
         """The bias of each output, `[columns]`, or None."""
+        if self.beside is not None:
+            module, names = self.beside
+            return [None if name is None else getattr(module, name) for name in names]
         found = [linear.bias for linear in self.linears]
         return [None] * self.outputs if len(found) < self.outputs and found[0] is None else self._split(found)
 
@@ -130,7 +138,7 @@ class LayerParts(NamedTuple):
             layout,
             layer,
             attention,
-            Joint(projections, 3, groups),
+            Joint(projections, 3, groups, (attention, layout.biases) if layout.biases else None),
             part(layout.attention_dropout),
             part(layout.dense),
             part(layout.attention_output_dropout),
@@ -207,8 +215,10 @@ class LayerParts(NamedTuple):
         return (*self.projections.linears, self.dense, *self.up.linears, self.down)
 
     def parameters(self) -> list[Tensor]:
-        """The weights and biases that there are: of the Linears, then of the norms."""
-        return parameters_of((*self.linears(), self.attention_norm, self.norm))
+        """The weights and biases that there are: of the Linears, then of the norms, then those beside Linears."""
+        beside = [] if self.projections.beside is None else self.projections.biases()
+        found = parameters_of((*self.linears(), self.attention_norm, self.norm))
+        return [*found, *(bias for bias in beside if bias is not None)]
 
     def fixed_terms(self) -> RelativeTerms | None:
         """The layer's terms by distance in inference, where they follow from weights alone; None if it has none."""
@@ -225,6 +235,12 @@ class LayerParts(NamedTuple):
             or any(each is not None and each.training and each.p > 0.0 for each in dropouts)
             or (self.relative is not None and self.relative.drops())
         )
+
+
+def eps_of(norm: nn.LayerNorm) -> float:
+    """What a norm adds to the variance, by whichever name."""
+    eps: float = norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon
+    return eps
 
 
 def parameters_of(modules: Iterable[nn.Module | None]) -> list[Tensor]:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 _READ = (nn.Linear, nn.LayerNorm, nn.Embedding)
+# Classes that compute what PyTorch's does, from parameters of the same names.
+_SAME = {("transformers.models.deberta.modeling_deberta", "DebertaLayerNorm")}
 # Where the classes are from that stand for a class of PyTorch's, and their names.
 _STAND_INS: dict[type[nn.Module], set[tuple[str, str]]] = {
     nn.Linear: {
@@ -25,6 +27,7 @@ _STAND_INS: dict[type[nn.Module], set[tuple[str, str]]] = {
         ("torch.ao.nn.quantized.dynamic.modules.linear", "Linear"),
     },
     nn.Embedding: {("peft.tuners.lora.layer", "Embedding")},
+    nn.LayerNorm: _SAME,
 }
 
 
@@ -41,7 +44,8 @@ def is_or_stands_for(module: nn.Module | None, kind: type[nn.Module]) -> bool:
 
 def is_read(module: nn.Module) -> bool:
     """Whether a module computes what its weights say, so that they may be read instead of calling it."""
-    return type(module) in _READ and "forward" not in module.__dict__
+    known = type(module) in _READ or (type(module).__module__, type(module).__name__) in _SAME
+    return known and "forward" not in module.__dict__
 
 
 def waits_for_weights(module: nn.Module) -> bool:

@@ -34,6 +34,11 @@ def layer_refusal(layer: nn.Module, family: Family, *, mixes: bool = False) -> s
         patched = None if subclass else family.patch_refusal(type(module))
         if patched is not None:
             return patched
+    for name, reason in layout.refused.items():
+        if name in found:
+            return reason
+    if layout.biases and "forward" in at(layer, layout.attention).__dict__:
+        return f"the forward of a {type(at(layer, layout.attention)).__name__} inside was replaced"
     for name, kind in layout.torch_parts.items():
         module = found.pop(name, None)
         if not is_or_stands_for(module, kind) and not (type(module) is nn.Identity and name in layout.identities):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.attention import Batch, attend
 from spanbert_kernels.acceleration.linears import is_exact_gelu
-from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts
+from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
 from spanbert_kernels.acceleration.stand_ins import is_read
 from spanbert_kernels.nn.feed_forward import gelu_feed_forward
 from spanbert_kernels.ops import products
@@ -96,4 +96,4 @@ def _finish(dropout: nn.Dropout | None, norm: nn.LayerNorm | None, x: Tensor, re
     if not one_pass:
         normalized: Tensor = norm((x if dropout is None else dropout(x)) + residual)
         return normalized
-    return ops.dropout_add_layer_norm(x, residual, norm.weight, norm.bias, dropout_p=dropout_p, eps=norm.eps)
+    return ops.dropout_add_layer_norm(x, residual, norm.weight, norm.bias, dropout_p=dropout_p, eps=eps_of(norm))

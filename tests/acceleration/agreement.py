@@ -58,6 +58,7 @@ OWN_OPTIONS: dict[str, dict[str, Any]] = {
         "norm_rel_ebd": "layer_norm",
         "conv_kernel_size": 3,
     },
+    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 6},
     "modernbert": {"local_attention": 4, "global_attn_every_n_layers": 2, "norm_bias": True},
 }
 # Every row of the table that this version of transformers has, by the name of its folder there.

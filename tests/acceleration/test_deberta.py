@@ -13,12 +13,14 @@ from agreement import (
     NO_DROPOUT,
     PADDING,
     ROWS,
+    assert_agrees,
     assert_equal,
     assert_original,
     assert_same_training,
     encoder,
     exact,
     in_double_precision,
+    in_float64,
     inputs,
     inputs_of,
 )
@@ -35,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::spanbert_kernels.acceleration.A
 @pytest.mark.parametrize(
     "options",
     [
-        {"share_att_key": False, "pos_att_type": ["p2c"], "position_buckets": -1, "norm_rel_ebd": "none"},
+        {"share_att_key": False, "pos_att_type": ["p2c", "p2p"], "position_buckets": -1, "norm_rel_ebd": "none"},
         {"share_att_key": False, "pos_att_type": ["c2p"], "conv_kernel_size": 0, "embedding_size": 32},
         {"relative_attention": False, "type_vocab_size": 0, "position_biased_input": False},
     ],
@@ -91,20 +93,21 @@ def test_layers_that_act_again_take_the_original_path(name: str) -> None:
     model.z_steps = 1  # no time more
     assert_original(model, "the encoder's z_steps is 1", **batch)
     model.z_steps = 2
-    with torch.no_grad(), pytest.raises(AttributeError, match="'tuple' object has no attribute 'append'"):
+    with torch.no_grad(), pytest.raises((AttributeError, RuntimeError), match=r"no attribute 'append'|t\(\) expects"):
         model(**batch)  # which fails there
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("name", "options", "reason"),
     [
-        ({"position_buckets": 5}, "its distances: buckets must be even, got 5"),
-        ({"conv_kernel_size": 2}, "its encoder.conv has an even kernel, of 2 tokens"),
+        ("deberta", {"talking_head": True}, r"its heads take each other's logits \(talking_head\)"),
+        (V2, {"position_buckets": 5}, "its distances: buckets must be even, got 5"),
+        (V2, {"conv_kernel_size": 2}, "its encoder.conv has an even kernel, of 2 tokens"),
     ],
 )
-def test_what_is_refused(options: dict[str, Any], reason: str) -> None:
+def test_what_is_refused(name: str, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        accelerate(encoder(V2, **options))
+        accelerate(encoder(name, **options))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,6 +139,24 @@ def test_weights_of_8_bits() -> None:
     assert report.last_path == "packed-inference"
     assert report.int8_error is not None
     assert 0 < report.int8_error < 0.1
+
+
+@pytest.mark.parametrize("way", ["fused", "separate"])
+@pytest.mark.parametrize("bias", ["q_bias", "v_bias"])
+def test_biases_beside_the_linear_are_followed(bias: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPANBERT_KERNELS_ENCODER", way)
+    model, mask = encoder("deberta"), PADDING["right"]
+    accelerate(model)
+    batch = inputs_of(model, mask)
+    with torch.no_grad():
+        before = model(**batch).last_hidden_state
+        getattr(model.encoder.layer[0].attention.self, bias).add_(torch.randn(32))
+        expected, reference = (
+            each.forward.original(**batch).last_hidden_state[mask] for each in (model, in_float64(model))
+        )
+        found = model(**batch).last_hidden_state
+    assert not torch.equal(found, before)
+    assert_agrees(found[mask], expected, reference)
 
 
 # One layer of base size on one document; prints by how much memory grew.
