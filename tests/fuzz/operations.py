@@ -384,6 +384,7 @@ def encoder_stack_row(draw: Draw) -> Case:
         draw.pick((None, None, 0, 2, 20)),
         rotary == "neighbours",
         draw.pick(("gelu", "relu", "silu", "identity")),
+        draw.pick(("layer", "layer", "rms")),
     )
     return Case(
         "layer",

@@ -11,7 +11,7 @@ from op_checks import Tensors
 from torch import Tensor
 
 from spanbert_kernels.ops import EncoderStack, RelativeTerms, encoder_stack
-from spanbert_kernels.ops.encoder_stack import Attend, FeedForward, Merge, Normalize, Project, Rotary
+from spanbert_kernels.ops.encoder_stack import Attend, FeedForward, Merge, Norm, Normalize, Project, Rotary
 from spanbert_kernels.ops.encoder_stack.reference import ACTIVATION_FUNCTIONS
 from spanbert_kernels.ops.encoder_stack.steps import Activation
 
@@ -28,6 +28,7 @@ class Layer(NamedTuple):
     window: int | None
     interleaved: bool
     activation: Activation
+    norm: Norm
 
     def stack(self, tensors: Tensors) -> dict[str, Any]:
         """Arguments of `call`: the tensors of the batch, and the others as a stack."""
@@ -40,7 +41,7 @@ class Layer(NamedTuple):
             attend,
             Merge(tensors["merge"], None),
             FeedForward(tensors["up"], None, tensors["down"], None, self.activation, given["gate"]),
-            Normalize(tensors["norm"], None, 0.1),
+            Normalize(tensors["norm"], None, 0.1, kind=self.norm),
         ]
         stack = EncoderStack(steps, tensors["hidden"].shape[1])
         return {"hidden": tensors["hidden"], "cu_seqlens": tensors["cu_seqlens"], "stack": stack}
@@ -81,7 +82,7 @@ class Layer(NamedTuple):
             wide = ACTIVATION_FUNCTIONS[self.activation](stream @ tensors["up"].T)
             wide = wide * (stream @ tensors["gate"].T) if "gate" in tensors else wide
             stream = stream + wide @ tensors["down"].T
-            centred = stream - stream.mean(1, keepdim=True)
+            centred = stream - stream.mean(1, keepdim=True) if self.norm == "layer" else stream
             return centred / (centred.square().mean(1, keepdim=True) + 0.1).sqrt() * tensors["norm"]
 
     def logits(self, tensors: Tensors) -> float:
