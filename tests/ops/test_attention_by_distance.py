@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import places
 import pytest
 import torch
 from distance_cases import (
@@ -211,6 +212,28 @@ class TestCpuKernels:
 
         assert pairs(2048) - pairs(1024) == pairs(3072) - pairs(2048)
         assert pairs(1024) <= 2 * 1024 * (2 * 64 + 32)
+
+
+def test_triton_takes_blocks_by_pieces_and_distances_beyond_the_reach_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Place("triton", "interpreter")
+    if (reason := places.unavailable(place)) is not None:
+        pytest.skip(reason)
+    from spanbert_kernels.ops.attention import triton_by_distance
+
+    monkeypatch.setattr(triton_by_distance, "MOST_PIECES", 2)
+    tensors = distance_inputs(1, index=torch.tensor([1, 0, 2]), tables=TABLES, lengths=(70, 0, 3, 1), heads=1)
+    leaves = {name: x.float().requires_grad_() for name, x in tensors.items() if x.is_floating_point()}
+
+    def results(backend: str) -> list[Tensor]:
+        output = by_distance(**{**tensors, **leaves}, dropout_p=0.3, seed=torch.tensor([4]), backend=backend)
+        return [output, *torch.autograd.grad(output.square().sum(), list(leaves.values()))]
+
+    with places.at(place):
+        found = results("triton")
+    for value, expected in zip(found, results("eager"), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-4)
 
 
 def bad(error: type[Exception], text: str, **changes: Any) -> Any:

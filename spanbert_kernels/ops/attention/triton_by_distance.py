@@ -58,7 +58,9 @@ def terms_of(terms: DistanceTerms, q: Tensor, work: AttentionWork) -> Terms:
     if terms.index is None:
         return Terms(window, None, None, None, None, None, None)
     tables = [contiguous(table) for table in terms[2:]]
-    rows = next(table.shape[0] for table in tables if table is not None)
+    rows, bias = next(table.shape[0] for table in tables if table is not None), tables[0]
+    if bias is not None:  # on a GPU nobody has looked at the index
+        tables[0] = bias[terms.index.clamp(0, rows - 1)].T.contiguous()
     return Terms(window, contiguous(terms.index), terms.index.shape[0] // 2, rows, *tables)
 
 

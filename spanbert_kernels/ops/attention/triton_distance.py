@@ -2,8 +2,8 @@
 
 The pairs of a block of queries and one of keys have M + N - 1 distances, one after the other, from `low` on: so the
 tables' rows for them are loaded, `[Y, D]`, multiplied by the queries or the keys, and each pair takes its own product
-by a gather along distances. The same gather the other way round, `banded`, lays slopes out by distance: each row has at
-most one pair at a distance, so there is nothing to add up.
+by a gather along distances; a bias is loaded for each pair. The same gather the other way round, `banded`, lays slopes
+out by distance: each row has at most one pair at a distance, so there is nothing to add up.
 
 A window hides pairs within a block. Their weight is 0, and 0 times Inf or NaN is NaN: where that came out, a second
 launch, EXACT, begins again and adds row by row, only what is seen (`seen_product`).
@@ -39,10 +39,21 @@ class Near(NamedTuple):
 
 
 @triton.jit
+def place_of(terms, distance):
+    """A distance's among those with an entry of their own."""
+    return tl.minimum(tl.maximum(distance, -terms.reach), terms.reach) + terms.reach
+
+
+@triton.jit
+def bias_of(terms, distance, head):
+    """The bias at distances, in base 2."""
+    return tl.load(terms.bias + head * (2 * terms.reach + 1) + place_of(terms, distance)).to(tl.float32) * LOG2_E
+
+
+@triton.jit
 def table_rows(terms, low, COUNT: tl.constexpr):
     """The tables' rows `[COUNT]` for distances from `low` on. On a GPU nobody has looked at the index."""
-    distance = (low + tl.arange(0, COUNT)).to(tl.int32)
-    place = tl.minimum(tl.maximum(distance, -terms.reach), terms.reach) + terms.reach
+    place = place_of(terms, (low + tl.arange(0, COUNT)).to(tl.int32))
     return tl.minimum(tl.maximum(tl.load(terms.index + place), 0), terms.rows - 1).to(tl.int64)
 
 
@@ -84,12 +95,12 @@ def distances(left, right, KEYS_LEFT: tl.constexpr):
 @triton.jit
 def add_terms(scores, left, right, near, program, KEYS_LEFT: tl.constexpr, BLOCK):
     """Scores in base 2 of two operands, with their terms; with KEYS_LEFT those on the left are keys."""
-    terms, numbers = program.terms, program.numbers
+    terms = program.terms
     if terms.index is not None:
-        place = distances(left.row, right.row, KEYS_LEFT) - near.low.to(tl.int32)
+        distance = distances(left.row, right.row, KEYS_LEFT)
+        place = distance - near.low.to(tl.int32)
         if terms.bias is not None:
-            bias = tl.load(terms.bias + near.row * numbers.heads + program.tile.head).to(tl.float32) * LOG2_E
-            scores += tl.gather(tl.broadcast_to(bias[None, :], [left.row.shape[0], bias.shape[0]]), place, 1)
+            scores += bias_of(terms, distance, program.tile.head)
         if KEYS_LEFT:
             if terms.queries is not None:
                 scores += along(left, near.queries, place, program, BLOCK)

@@ -37,19 +37,17 @@ class DistanceRun(NamedTuple):
     Attributes:
         low: the first one.
         turn: -1 beyond the reach before the query, 1 behind it, 0 within.
-        row: of the tables, `[N]`.
         keys, queries: those of the tables, `[N, D]`.
     """
 
     low: tl.tensor
     turn: tl.tensor
-    row: tl.tensor
     keys: tiles.Operand
     queries: tiles.Operand
 
 
 class TableProgram(NamedTuple):
-    """What a program reads: a head's rows, its statistics in base 2 from row 0 on, and the rest of the call."""
+    """What a program reads: a head's rows, its statistics from row 0 on, and the rest of the call."""
 
     q: Matrix
     k: Matrix
@@ -105,8 +103,7 @@ def add_band(total, source, run, block, shift, BLOCK):
         scores += tl.gather(tiles.inner_products(keys, run.queries, numbers.head_dim, BLOCK), place, 0)
     scores *= source.factor
     if terms.bias is not None:
-        bias = tl.load(terms.bias + run.row * numbers.heads + tile.head).to(tl.float32)
-        scores += bias[None, :] * LOG2_E
+        scores += distance.bias_of(terms, (low + number).to(tl.int32), tile.head)
     statistics = source.statistics
     lse = tl.load(statistics.lse + block.row, mask=block.there, other=float("inf")) * LOG2_E
     delta = tl.load(statistics.delta + block.row, mask=block.there, other=0.0)
@@ -210,7 +207,7 @@ def table_backward(
     if terms.queries is not None:
         queries = distance.table_operand(terms.queries, row, tile, numbers, BLOCK)
     direction = tl.where(turn == 0, -1, tl.where(turn == runs - 1, 1, 0))
-    run = DistanceRun(low, direction, row, keys, queries)
+    run = DistanceRun(low, direction, keys, queries)
     place = head * query_rows
     source = TableProgram(
         tiles.head_of(q, head, BLOCK.D),

@@ -73,7 +73,7 @@ class Terms(NamedTuple):
         window: a query sees the keys up to so many rows before and behind it; None: all.
         index, reach: int32 `[2 * reach + 1]`, the tables' row for each distance; None without tables.
         rows: of the tables.
-        bias: `[rows, heads]`, or None.
+        bias: by distance, `[heads, 2 * reach + 1]`, or None.
         keys, queries: `[rows, heads, head_dim]`, or None.
     """
 
@@ -317,11 +317,6 @@ def cluster_rows(mask, bounds, document, numbers):
     own_begin = tl.where(numbers.include_self > 0, end, tl.load(bounds + document))
     own_end = tl.where(numbers.include_self > 0, end, tl.load(bounds + numbers.documents + document))
     return Ranges(begin, own_begin, own_end, end)
-
-
-@triton.jit
-def no_terms():
-    return Terms(None, None, None, None, None, None, None)
 
 
 @triton.jit

@@ -54,6 +54,7 @@ def pairwise_backward(
         softmaxes += (begin < end).to(tl.int32)
         item += 1
     factor = scale * LOG2_E
+    terms = tiles.Terms(None, None, None, None, None, None, None)
     total = tl.zeros([BLOCK.M, BLOCK.D], tl.float32)
     item = begin_item
     while item < end_item:
@@ -63,11 +64,11 @@ def pairwise_backward(
             slot = tile.head * size + pair_slot(mask.slots, item, other - first_document, query_rows) + tile.row
             lse = tl.load(statistics.lse + slot, mask=tile.there, other=0.0) * LOG2_E
             own = Statistics(lse, None, None)
-            program = Backward(queries, grads, k, v, own, tile, mask, tiles.no_terms(), dropout, numbers, factor)
+            program = Backward(queries, grads, k, v, own, tile, mask, terms, dropout, numbers, factor)
             sums = tiles.over_ranges(sums_step, new_sums(BLOCK), program, ranges, BLOCK.N, BLOCK)
             delta, share = row_statistics(sums, softmaxes, None)
             own = Statistics(lse, delta, share)
-            program = Backward(queries, grads, k, v, own, tile, mask, tiles.no_terms(), dropout, numbers, factor)
+            program = Backward(queries, grads, k, v, own, tile, mask, terms, dropout, numbers, factor)
             total = tiles.over_ranges(gradient_step, total, program, ranges, BLOCK.N, BLOCK)
             tl.store(statistics.delta + slot, delta, mask=tile.there & (tile.own == 0))
             tl.store(statistics.share + slot, share, mask=tile.there & (tile.own == 0))

@@ -134,7 +134,8 @@ def pairwise_forward(
     queries = tiles.own_rows(q, tile, BLOCK.D)
     k = tiles.head_of(k, tile.head, BLOCK.D)
     v = tiles.head_of(v, tile.head, BLOCK.D)
-    program = Forward(queries, k, v, tile, mask, tiles.no_terms(), dropout, numbers, scale * LOG2_E)
+    terms = tiles.Terms(None, None, None, None, None, None, None)
+    program = Forward(queries, k, v, tile, mask, terms, dropout, numbers, scale * LOG2_E)
     first_document = tl.load(mask.documents + 4 * num_documents + tile.document)
     value = tl.zeros([BLOCK.M, BLOCK.D], tl.float32)
     number = 0
