@@ -51,7 +51,8 @@ class Joint(NamedTuple):
         split = [each.flatten(1) for each in joined.unbind(2)]
         if self.beside is None:
             return tuple(split)
-        return tuple(each if bias is None else each + bias for each, bias in zip(split, self.biases(), strict=True))
+        pairs = zip(split, self.biases(), strict=True)
+        return tuple(each if bias is None else each + bias.to(each.dtype) for each, bias in pairs)
 
     def weights(self) -> list[Tensor]:
         """The weight of each output, `[columns, H]`."""

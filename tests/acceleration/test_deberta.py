@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from agreement import (
     inputs,
     inputs_of,
 )
+from torch import Tensor, nn
 
 from spanbert_kernels import accelerate
+from spanbert_kernels.acceleration import stand_ins
 from spanbert_kernels.ops import library
 from spanbert_kernels.ops.encoder_stack import encoder_stack_refusal
 
@@ -127,6 +130,28 @@ def test_parts_that_are_called_on_their_own_are_transformers(name: str) -> None:
         accelerate(model)
         model(**inputs_of(model, PADDING["right"]))
         assert torch.equal(called(), expected)
+
+
+class Doubled(nn.Linear):
+    """As an adapter changes what a Linear gives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 * super().forward(x)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_stand_in_projects_the_table_too(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stand_ins._STAND_INS, nn.Linear, {(Doubled.__module__, "Doubled")})
+    model, mask = in_double_precision(V2, share_att_key=shared), PADDING["right"]
+    for layer in model.encoder.layer:
+        attention = layer.attention.self
+        for linear in (attention.query_proj, attention.key_proj if shared else attention.pos_key_proj):
+            linear.__class__ = Doubled
+    batch = inputs_of(model, mask)
+    with torch.no_grad():
+        (result, _), (expected, _) = exact(copy.deepcopy(model).eval(), "packed-inference (w", **batch)
+    assert_equal(result.last_hidden_state[mask], expected.last_hidden_state[mask])
+    assert_same_training(model, batch, mask)
 
 
 @pytest.mark.skipif(encoder_stack_refusal("int8") is not None, reason=str(encoder_stack_refusal("int8")))

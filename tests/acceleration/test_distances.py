@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from agreement import (
+    NO_DROPOUT,
     PADDING,
     ROWS,
     assert_agrees,
@@ -94,6 +95,25 @@ def test_a_window_in_one_call_of_all_layers() -> None:
     layers = model.forward._packed_layers.layers
     assert isinstance(layers, FusedLayers) == WITH_KERNELS
     assert [parts.window for parts in layers.encoder.layers] == [None, 2]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", [name for name in WITH_TABLES if name != "deberta"])  # which itself fails there
+def test_tables_under_autocast(name: str, training: bool) -> None:
+    """Weights are float32, queries bfloat16."""
+    model, mask = encoder(name, **NO_DROPOUT), PADDING["right"]
+    batch, reference = inputs_of(model, mask), in_float64(model)
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
+        expected = model(**batch).last_hidden_state[mask]
+        report = accelerate(model)
+        found = model(**batch).last_hidden_state[mask]
+    with torch.no_grad():
+        assert_agrees(found.detach(), expected.detach(), reference(**batch).last_hidden_state[mask])
+    assert report.last_path == ("packed-training (gradients are on)" if training else "packed-inference")
+    if training:
+        made_of = model.forward._structure.parts.layers[0].relative.modules()[0].weight
+        found.sum().backward()
+        assert made_of.grad.dtype == torch.float32
 
 
 def test_16_bits_are_turned_in_single_precision() -> None:
