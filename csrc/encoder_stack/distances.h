@@ -64,7 +64,8 @@ class Distances {
   void multiply_keys(const T* key, int64_t row, int64_t tokens, int64_t first, int64_t count, const Keys& keys) {
     if (!has(relative_.queries)) return;
     base_ = keys.begin();
-    const int64_t latest = first + (count - 1) / kQueries * kQueries + (kQueries - 1) / kLanes * kLanes;  // vector
+    const int64_t last_block = (count - 1) / kQueries * kQueries;
+    const int64_t latest = first + last_block + (count - last_block - 1) / kLanes * kLanes;  // vector of queries
     for (int64_t k = base_; k < keys.end(); k += kQueries) {
       const int64_t begin = place(first - (k + kQueries - 1)) / kTileColumns * kTileColumns;
       multiply(key + k * row, row, std::min(kQueries, tokens - k), queries_, begin, place(latest - k) + kLanes,
@@ -75,15 +76,15 @@ class Distances {
     }
   }
 
-  // scores [queries, keys.count()], rows `room` apart = the terms.
+  // scores [queries, keys.count()], rows `room` apart = the terms, up to the last vector with a key that is seen.
   void start(const T* query, int64_t row, int64_t first, int64_t queries, const Keys& keys, float* scores,
              int64_t room) const {
-    const int64_t lowest = keys.begin() - (first + queries - 1), highest = keys.end() - kLanes - first;
+    const int64_t lowest = keys.begin() - (first + queries - 1), highest = (keys.last - 1) / kLanes * kLanes - first;
     const int64_t begin = place(lowest) / kTileColumns * kTileColumns;
     if (has(relative_.keys)) {
       multiply(query, row, queries, keys_, begin, place(highest) + kLanes, by_query_, by_query_row_);
     }
-    for (int64_t k = keys.begin(); k < keys.end(); k += kLanes) {
+    for (int64_t k = keys.begin(); k < keys.last; k += kLanes) {
       for (int64_t q = 0; q < queries; q += kLanes) {
         Vector<float> terms[kLanes] = {};
         if (has(relative_.queries)) {
