@@ -271,8 +271,10 @@ def in_double_precision(name: str, **options: Any) -> Any:
 
 
 def with_softmax_in_double_precision(model: Any) -> Any:
-    """Splinter's own attention has one in single precision, and does not say to others that it is not causal."""
+    """Splinter's own attention has one in single precision, and does not say to others that it is not causal; so has
+    LayoutLM's in older versions, which take no other by themselves.
+    """
     for module in model.modules():
-        if type(module).__name__ == "SplinterSelfAttention":
+        if type(module).__name__ in ("SplinterSelfAttention", "LayoutLMSelfAttention"):
             module.config._attn_implementation, module.is_causal = "sdpa", False
     return model
