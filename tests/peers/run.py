@@ -70,7 +70,7 @@ def new_failures(plain: Outcome, accelerated: Outcome) -> list[str]:
     ]
 
 
-def run_tests(folder: Path, file: str, accelerated: bool, options: list[str]) -> Outcome:
+def run_tests(folder: Path, file: str, accelerated: bool, runs: bool, options: list[str]) -> Outcome:
     """One run of a file's tests, in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         outcomes = Path(scratch, "outcomes.json")
@@ -79,6 +79,7 @@ def run_tests(folder: Path, file: str, accelerated: bool, options: list[str]) ->
             "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
             "HF_HUB_OFFLINE": "1",
             plugin.ACCELERATE: str(int(accelerated)),
+            plugin.RUNS: str(int(runs)),
             plugin.OUTCOMES: str(outcomes),
         }
         words = [
@@ -101,7 +102,8 @@ def run_tests(folder: Path, file: str, accelerated: bool, options: list[str]) ->
 
 def compare(folder: Path, name: str, file: str, options: list[str]) -> list[str]:
     """What is wrong with a family, a line each; it prints what was counted."""
-    plain, accelerated = (run_tests(folder, file, way, options) for way in (False, True))
+    runs = any(family.distances for family in FAMILIES if family.module.split(".")[2] == name)
+    plain, accelerated = (run_tests(folder, file, way, runs, options) for way in (False, True))
     counts = Counter(accelerated.outcomes.values())
     print(f"{name}: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped;", end=" ")
     print(f"{accelerated.packed} of {accelerated.paths.total()} calls packed", flush=True)
