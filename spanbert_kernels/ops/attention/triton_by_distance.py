@@ -46,6 +46,11 @@ TABLES: Loops = {
     (16, 128, True): (16, 16, 4, 1),
     (32, 16, True): (16, 16, 4, 1),
 }
+TABLES_OF_BIAS: Loops = {
+    (16, 64, False): (32, 32, 4, 1),
+    (16, 128, True): (32, 32, 8, 1),
+    (32, 16, True): (32, 32, 4, 1),
+}
 PROGRAMS = 2048  # that the work of the tables' gradients is cut into, as far as it goes
 MOST_PIECES = 32
 SUMMED_ROWS, SUMMED_DISTANCES, SUMMED_COLUMNS = 16, 32, 64  # of a program of the last sums
@@ -64,6 +69,16 @@ def terms_of(terms: DistanceTerms, q: Tensor, work: AttentionWork) -> Terms:
     return Terms(window, contiguous(terms.index), terms.index.shape[0] // 2, rows, *tables)
 
 
+def has_products(terms: Terms) -> bool:
+    """Whether rows of tables are multiplied, which a bias's are not."""
+    return terms.keys is not None or terms.queries is not None
+
+
+def wants_registers(terms: Terms) -> bool:
+    """Whether blocks are those of BY_TABLE: a bias is little, but not on top of what a window takes."""
+    return has_products(terms) or (terms.bias is not None and terms.window is not None)
+
+
 @distance_attention_forward.triton
 def by_distance_forward(
     q: Tensor, k: Tensor, v: Tensor, work: AttentionWork, terms: DistanceTerms, scale: float, dropout: Dropout
@@ -71,12 +86,11 @@ def by_distance_forward(
     if q.numel() == 0:
         return triton_launch.new_rows(q, anchors=False), new_lse(q)
     own = terms_of(terms, q, work)
-    if own.index is not None:
-        loops = BY_TABLE
-    elif own.window is not None:
-        loops = FORWARD_IN_WINDOW if dropout.seed is None else FORWARD_IN_WINDOW_WITH_DROPOUT
-    else:
+    if own.index is None and own.window is None:
         return forward(q, k, v, work, scale, dropout)
+    loops = FORWARD_IN_WINDOW if dropout.seed is None else FORWARD_IN_WINDOW_WITH_DROPOUT
+    if wants_registers(own):
+        loops = BY_TABLE
     return launch_forward(q, k, v, work, own, scale, dropout, loop_options(q, loops))
 
 
@@ -103,7 +117,7 @@ def by_distance_backward(
     statistics = Statistics(lse, torch.empty_like(lse), torch.empty_like(lse))
     shared: dict[str, Any] = {"terms": own, "dropout": philox_of(dropout), "scale": scale}
     shared |= rows_of(grad_output=grad_output, q=q, k=k, v=v)
-    loops = BACKWARD_IN_WINDOW if own.index is None else BACKWARD_BY_TABLE
+    loops = BACKWARD_BY_TABLE if wants_registers(own) else BACKWARD_IN_WINDOW
     launch_backward(grads, q, work, loops, statistics, **shared)
     if own.index is not None:
         launch_tables(tables, q, work, **shared, statistics=statistics)
@@ -112,7 +126,7 @@ def by_distance_backward(
 
 def launch_tables(gradients: list[Tensor], like: Tensor, work: AttentionWork, terms: Terms, **arguments: Any) -> None:
     """Fill the gradients of bias, keys and queries, as far as there are such tables."""
-    options = loop_options(like, TABLES)
+    options = loop_options(like, TABLES if has_products(terms) else TABLES_OF_BIAS)
     block, mask, (heads, head_dim) = options.block, mask_of(work, keys=False, slots=None), like.shape[1:]
     assert terms.reach is not None
     # What the work is cut into hangs on the call alone, never on the GPU: sums have one order.

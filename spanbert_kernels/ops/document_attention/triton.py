@@ -46,6 +46,9 @@ def _calls_by_distance() -> dict[str, Any]:
             terms = _meta_terms(q, window=window, tables=tables)
             role = "" if (dtype, columns, name) == ("bf16", 64, "tables") else ", tokens to tokens"
             calls[f"{dtype} {columns}, {name}{role}"] = partial(_by_distance, q, work, terms, meta_dropout())
+            if name == "tables":
+                alone = partial(_by_distance, q, work, terms._replace(keys=None, queries=None), meta_dropout())
+                calls[f"{dtype} {columns}, bias, tokens to tokens"] = alone
             if (dtype, columns, name) == ("bf16", 64, "window"):
                 without = partial(_by_distance, q, work, terms, Dropout(0.0, None))
                 calls[f"{dtype} {columns}, {name}, no dropout{role}"] = without
