@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SUITES, PACKAGE = ROOT / "benchmarks", ROOT / "spanbert_kernels"
 # Of the processes that measure, for whoever reads the record.
 PROCESSES = "as users have them, with the default allocator and threads"
-PEERS = ("ctranslate2", "nncf", "onnxruntime", "openvino")
+PEERS = ("ctranslate2", "nncf", "onnxruntime", "openvino", "sentence-transformers")
 PASSED, FAILED = 0, 1  # of pytest; others mean that it did not get to the end
 
 
