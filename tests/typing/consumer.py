@@ -30,6 +30,10 @@ def spans(hidden: Tensor, given: Tensor, cu_seqlens: Tensor, weight: Tensor, bac
     activation: Activation = "relu"
     assert_type(ops.span_score(hidden, plan, PARTS, weight, None, weight[0], activation=activation), Tensor)
     assert_type(ops.banded_span_scores(hidden, hidden, None, 3), Tensor)
+    indexes = [ops.bucketed_index(), ops.log_bucketed_index(256, 512), ops.clipped_index(8)]
+    assert_type(indexes, list[Tensor])
+    terms = ops.RelativeTerms(indexes[0], bias=weight)
+    assert_type(ops.document_attention(hidden, hidden, hidden, cu_seqlens, window=2, relative=terms), Tensor)
     assert_type(ops.prune_spans(plan, hidden[:, 0], k=2), Tensor)
     assert_type(ops.anchor_indices(cu_seqlens, which), Tensor)
     stack = ops.EncoderStack([Normalize(weight[0], None, 1e-12)], hidden_size=3, precision="int8")
