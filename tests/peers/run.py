@@ -21,8 +21,8 @@ if __name__ == "__main__":
 
 import children  # noqa: E402
 import transformers  # noqa: E402
-from peers import plugin  # noqa: E402
 
+from peers import plugin  # noqa: E402
 from spanbert_kernels.acceleration.families import FAMILIES  # noqa: E402
 
 WANTED = (
