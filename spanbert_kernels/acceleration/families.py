@@ -267,6 +267,12 @@ def class_refusal(module: nn.Module) -> str | None:
     return None
 
 
+def loss_reads_padding(heads: Iterable[nn.Module]) -> bool:
+    """Whether a module that holds an encoder reads all columns of a row in its loss: for answers, Splinter apart."""
+    names = {ancestor.__name__ for head in heads for ancestor in type(head).__mro__}
+    return any(name.endswith("ForQuestionAnswering") and not name.startswith("Splinter") for name in names)
+
+
 def reads_of(family: Family, heads: Iterable[nn.Module]) -> Reads:
     """Which tokens, perhaps padding, the modules that hold a family's encoder read: none by place, the first, any."""
     reads: Reads = "none"

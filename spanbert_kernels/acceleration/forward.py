@@ -39,7 +39,8 @@ _serial = itertools.count(1)
 
 
 class AccelerationWarning(UserWarning):
-    """A call on an accelerated model took transformers' own path; the text says why. It is said once a reason.
+    """A call on an accelerated model took transformers' own path, or has a loss that looks at padding; the text says
+    which and why. It is said once a reason.
 
     Example:
         >>> import warnings
@@ -54,6 +55,7 @@ class PackedForward:
 
     Attributes:
         weights: "int8", or None for the weights as they are.
+        loss_reads_padding: whether the head's loss looks at the scores of padding, which are not transformers'.
         repack: whether inference may keep copies of the weights, laid out for its products.
         calls: how often each path ran: "packed-inference", "packed-training", "original: <reason>".
         last_path: the path of the latest call, None before the first.
@@ -70,6 +72,7 @@ class PackedForward:
         self.reads = reads
         self.weights: Weights | None = weights
         self.repack = repack
+        self.loss_reads_padding = False
         self.int8_error: float | None = None
         self.calls: Counter[str] = Counter()
         self.last_path: str | None = None
@@ -107,7 +110,7 @@ class PackedForward:
         self._number = whole_graph.number_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        options = ("model", "family", "reads", "weights", "repack")
+        options = ("model", "family", "reads", "weights", "repack", "loss_reads_padding")
         seen = ("int8_error", "calls", "last_path", "last_serial", "_warned")
         return {name: self.__dict__[name] for name in options + seen}
 
@@ -191,6 +194,8 @@ class PackedForward:
             return "padding between real tokens, which counts in the distances that attention looks at"
         if self.reads == "any" and packing.indices is not None:
             return "the head reads padding"
+        if self.loss_reads_padding and self.model.training and packing.indices is not None:
+            self._say("the loss of its head looks at padding, where states are 0: it differs from transformers'")
         return self._structure, request, packing
 
     def _read_is_real(self, mask: Tensor) -> Tensor | None:
@@ -331,10 +336,12 @@ class PackedForward:
 
     def warn(self, reason: str) -> None:
         """Say once why transformers' own path runs."""
-        if reason not in self._warned:
-            self._warned.add(reason)
-            name = type(self.model).__name__
-            warnings.warn(f"{name}: transformers' own path ran: {reason}", AccelerationWarning, stacklevel=2)
+        self._say(f"transformers' own path ran: {reason}")
+
+    def _say(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(f"{type(self.model).__name__}: {text}", AccelerationWarning, stacklevel=3)
 
 
 def _pack(packing: Packing, given: Tensor) -> Tensor:

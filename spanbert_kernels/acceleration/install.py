@@ -7,7 +7,7 @@ from typing import Any, get_args
 from torch import nn
 
 from spanbert_kernels.acceleration import places
-from spanbert_kernels.acceleration.families import FAMILIES, class_refusal, family_of, reads_of
+from spanbert_kernels.acceleration.families import FAMILIES, class_refusal, family_of, loss_reads_padding, reads_of
 from spanbert_kernels.acceleration.family import Family, override_refusal
 from spanbert_kernels.acceleration.forward import PackedForward
 from spanbert_kernels.acceleration.packed import Weights, int8_refusal
@@ -71,10 +71,11 @@ def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = Tru
             if refused is not None:
                 skipped.append(Skipped(name, class_name, refused))
             continue
-        reads = reads_of(family, (parent for parent in found if module in parent._modules.values()))
+        heads = [parent for parent in found if module in parent._modules.values()]
+        reads = reads_of(family, heads)
         installed = places.installed(module)
         if installed is not None:
-            installed.reads = reads
+            installed.reads, installed.loss_reads_padding = reads, loss_reads_padding(heads)
             installed.configure(weights, repack)
             replaced.append(Replaced(name, class_name, len(family.layers_of(module)), installed))
             continue
@@ -86,6 +87,7 @@ def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = Tru
         if refused is not None:
             raise ValueError(f"{class_name} cannot run with weights of 8 bits: {refused}")
         forward = PackedForward(module, family, reads, weights, repack)
+        forward.loss_reads_padding = loss_reads_padding(heads)
         places.install(module, forward)
         fresh = True
         replaced.append(Replaced(name, class_name, len(structure.parts.layers), forward))

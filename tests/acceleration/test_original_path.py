@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     BertConfig,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
@@ -71,6 +72,22 @@ def test_calls(name: str) -> None:
 def test_a_head_that_hands_down_none_has_asked_for_what_its_configuration_says() -> None:
     model = head(RemBertForTokenClassification, attn_implementation="eager", output_attentions=True)
     assert assert_original(model, ATTENTIONS, **inputs(MASK))[-1].shape == (4, 4, 11, 11)
+
+
+def test_a_loss_that_looks_at_padding_is_said_once() -> None:
+    model, batch = head(BertForQuestionAnswering), inputs(MASK)
+    report = accelerate(model)
+    answers = {"start_positions": torch.zeros(4).long(), "end_positions": torch.zeros(4).long()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**batch)  # in evaluation, and in training without padding, nothing differs
+        model.train()(**inputs(PADDING["none"]), **answers)
+    with pytest.warns(AccelerationWarning, match="the loss of its head looks at padding"):
+        model(**batch, **answers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**batch, **answers)
+    assert not [path for path in report.calls if path.startswith("original")]
 
 
 def test_arguments_that_are_none_or_false_mean_nothing() -> None:
