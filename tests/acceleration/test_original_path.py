@@ -75,7 +75,7 @@ def test_a_head_that_hands_down_none_has_asked_for_what_its_configuration_says()
 
 
 def test_a_loss_that_looks_at_padding_is_said_once() -> None:
-    model, batch = head(BertForQuestionAnswering), inputs(MASK)
+    model, batch = head(BertForQuestionAnswering, num_labels=2), inputs(MASK)
     report = accelerate(model)
     answers = {"start_positions": torch.zeros(4).long(), "end_positions": torch.zeros(4).long()}
     with warnings.catch_warnings():
