@@ -43,17 +43,18 @@ def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = Tru
 
     Example:
         >>> import torch
+        >>> import spanbert_kernels as sk
         >>> from transformers import BertConfig, BertModel
         >>> config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
         >>> model = BertModel(config).eval()
-        >>> report = accelerate(model)
+        >>> report = sk.accelerate(model)
         >>> print(report.replaced[0])
         BertModel, 1 layer
         >>> with torch.no_grad():
         ...     output = model(torch.tensor([[2, 3, 0]]), torch.tensor([[1, 1, 0]]))
         >>> report.last_path, output.last_hidden_state[0, 2].abs().sum().item()
         ('packed-inference', 0.0)
-        >>> restore(model)
+        >>> sk.restore(model)
     """
     found = _modules_in(model, "accelerate")
     if weights not in (None, *get_args(Weights)):
@@ -110,11 +111,12 @@ def restore(model: Any) -> None:
         ValueError: nothing in it was accelerated.
 
     Example:
+        >>> import spanbert_kernels as sk
         >>> from transformers import BertConfig, BertModel
         >>> config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
         >>> model = BertModel(config)
-        >>> _ = accelerate(model)
-        >>> restore(model)
+        >>> _ = sk.accelerate(model)
+        >>> sk.restore(model)
         >>> "forward" in vars(model)
         False
     """

@@ -265,6 +265,8 @@ INDEX = clipped_index(2)
             relative=RelativeTerms(INDEX, None, torch.zeros(4, 2, 4).double())),
         bad(ValueError, r"relative.queries must be .* with \[2, 4\] as q has, got \[4, 2, 5\]",
             relative=RelativeTerms(INDEX, None, None, torch.zeros(4, 2, 5))),
+        bad(ValueError, r"relative.bias must have rows, got \[0, 2\]",
+            relative=RelativeTerms(INDEX, torch.zeros(0, 2))),
         bad(ValueError, "same number of rows, got {'relative.keys': 4, 'relative.queries': 5}",
             relative=RelativeTerms(INDEX, None, torch.zeros(4, 2, 4), torch.zeros(5, 2, 4))),
     ],

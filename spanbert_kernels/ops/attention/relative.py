@@ -171,6 +171,8 @@ def check_relative(relative: object, q: Tensor) -> None:
         checks.check_same(called, table, "q", q)
         if table.shape[1:] != shape:
             raise ValueError(f"{called} must be {text} with {list(shape)} as q has, got {list(table.shape)}")
+        if table.shape[0] == 0:
+            raise ValueError(f"{called} must have rows, got {list(table.shape)}")
         rows[called] = table.shape[0]
     if not rows:
         raise ValueError("relative must have a table: bias, keys or queries, and all three are None")
