@@ -1,9 +1,8 @@
 """BERT-base through `accelerate`, against transformers' attention implementations and against other runtimes.
 
-Inference in float32, bfloat16 and int8, each against the others in the same precision, and a training step: forward and
-backward to all parameters. Errors are against transformers in float64 with the float32 weights, whatever the precision.
-The step is compared without dropout, whose masks differ: the states and every 61st number of the gradients; what is
-timed has dropout. A runtime that is not installed, or fails, is named in the row with the reason.
+Inference in float32, bfloat16 and int8, each against the others in the same precision. Errors are against transformers
+in float64 with the float32 weights, whatever the precision. A runtime that is not installed, or fails, is named in the
+row with the reason.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import Any
 import encoders
 import torch
 from encoders import BF16, EAGER, F32, INT8, SDPA, TRANSFORMERS, initial, inputs, model_of, one_by_one, prepared, work
-from goals import AVX2, ZEN, Goal, PeakGoal
-from registry import BOTH, Inputs, Prepared, Provider, Suite, Workload, register
+from goals import AVX2, ZEN, Goal
+from registry import Inputs, Prepared, Provider, Suite, Workload, register
 from runtimes import Runtime, warm
 from runtimes.ctranslate2_encoder import ctranslate2
 from runtimes.onnx_runtime import onnx_runtime
@@ -107,21 +106,12 @@ def inference(name: str, dtype: torch.dtype) -> Workload:
 
 
 INT8_BATCHES = ("16 documents", "16 x 128", "one sentence of 24")
-STEP = Workload(
-    "8 documents, dropout 0.1",
-    BOTH,
-    options={"providers": ("ours", *TRANSFORMERS), "documents": 8, "dropout": 0.1},
-    goals=(faster(3.8, *TRANSFORMERS),),
-    peaks=("ours", SDPA),
-    peak_goal=PeakGoal(fraction=0.5, against=SDPA, activations=True),
-)
 SUITE = register(
     Suite(
         "encoder",
         (
             *(inference(name, dtype) for dtype in (F32, BF16) for name in BATCHES),
             *(inference(name, INT8) for name in INT8_BATCHES),
-            STEP,
         ),
         {
             "ours": Provider(encoders.ours, "ours"),

@@ -22,7 +22,7 @@ FOLDER = Path(__file__).resolve().parent
 DOCS = FOLDER.parent / "docs"
 PAGES = (FOLDER.parent / "README.md", DOCS / "benchmarks.md", DOCS / "tasks.md", FOLDER / "SCALING.md")
 MARKED = re.compile(r"(<!-- speed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-BESIDE = {"encoder": "encoder_padding"}
+BESIDE = {"encoder": ("encoder_padding", "encoder_training")}
 FORWARD, BOTH = "forward", "forward and backward"
 F32, BF16 = "float32", "bfloat16"
 
@@ -53,8 +53,8 @@ class Results:
             yield from (row for row in self.of(suite).record.rows if row.suite == suite)
 
     def find(self, suite: str, workload: str, direction: str = FORWARD, dtype: str = F32) -> Row | None:
-        """The row of a suite, or of the one beside it."""
-        for row in self.rows(suite, *([BESIDE[suite]] if suite in BESIDE else [])):
+        """The row of a suite, or of those beside it."""
+        for row in self.rows(suite, *BESIDE.get(suite, ())):
             if (row.workload, row.direction, row.dtype) == (workload, direction, dtype):
                 return row
         return None
@@ -285,7 +285,7 @@ def goals(results: Results) -> str:
     """What was asked of encoders, of pooling all spans and of the demo, and what came out."""
 
     def lines() -> Iterator[list[str]]:
-        for row in results.rows("demo", "encoder", "encoder_families", "span_pool"):
+        for row in results.rows("demo", "encoder", "encoder_training", "encoder_families", "span_pool"):
             pooling = row.direction == FORWARD and row.workload.endswith(ALL)
             for goal in row.goals if pooling or row.suite != "span_pool" else ():
                 word, _, text = goal.partition(": ")

@@ -95,6 +95,7 @@ def test_every_suite_holds_together() -> None:
         "demo",
         "encoder_families",
         "encoder_padding",
+        "encoder_training",
         "memory",
     ]
 

@@ -35,9 +35,10 @@ def suite(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 @pytest.mark.parametrize("name", ["ours", "transformers, sdpa"])
 def test_a_step_is_compared_without_dropout_and_timed_with_it(suite: ModuleType, name: str) -> None:
     import registry
+    from bench_encoder_training import STEP, SUITE
 
-    step = dataclasses.replace(suite.STEP, options={**suite.STEP.options, "documents": 2, "dropout": 0.5})
-    way = registry.ready(suite.SUITE, step, name)
+    step = dataclasses.replace(STEP, options={**STEP.options, "documents": 2, "dropout": 0.5})
+    way = registry.ready(SUITE, step, name)
     compared = way.results(way.run())
     timed = [way.results(way.timed()) for _ in range(2)]
     assert not torch.equal(timed[0], timed[1])
