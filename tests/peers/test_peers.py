@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from peers import run
 
 # The second test fails on an accelerated model, whose states at padding are 0; the third on any.
