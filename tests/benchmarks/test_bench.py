@@ -119,7 +119,7 @@ def test_a_kernel_that_is_right_once_gets_no_row(run: Run, with_plugin: Callable
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--suite", "span_gathers"), "there is no suite span_gathers; there are banded_span_scores"),
+        (("--suite", "span_gathers"), "there is no suite span_gathers; there are attention_by_distance"),
         (("--compare", "no-such-thing"), "neither a file nor a commit"),
         (("--compare", "file.txt"), "is not JSON"),
         (("--output", "nowhere/record.json"), "there is no folder nowhere"),
