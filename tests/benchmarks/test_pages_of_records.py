@@ -39,6 +39,16 @@ def test_a_record_without_runtimes_says_so(make_record: Make, make_row: MakeRow)
     assert readme_tables.runtimes(results(make_record(make_row(suite="encoder")))) == "Not measured yet.\n"
 
 
+def test_a_suite_measured_again_later_gives_its_rows(make_record: Make, make_row: MakeRow) -> None:
+    again = readme_tables.Results(make_record(make_row(suite="encoder", ours=1.0)), "later.json")
+    first = make_record(make_row(suite="encoder", ours=2.0), make_row())
+    page = readme_tables.Results(first, "record.json", (again,))
+    name = make_row().workload
+    assert page.row("encoder", name).ours.milliseconds == 1.0
+    assert page.row("span_pool", name).ours.milliseconds == 2.0
+    assert (page.of("encoder").name, page.of("span_pool").name) == ("later.json", "record.json")
+
+
 def test_goals_are_those_of_encoders_the_demo_and_pooling(make_record: Make, make_row: MakeRow) -> None:
     told = [
         make_row(suite="encoder", workload="16 documents", goals=["met: 2.9 x"]),
