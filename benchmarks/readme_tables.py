@@ -20,7 +20,10 @@ from records.record import NotARecord, Record, Row, load
 
 FOLDER = Path(__file__).resolve().parent
 DOCS = FOLDER.parent / "docs"
-PAGES = (FOLDER.parent / "README.md", DOCS / "benchmarks.md", DOCS / "tasks.md", FOLDER / "SCALING.md")
+PAGES = (
+    *(FOLDER.parent / "README.md", FOLDER / "SCALING.md"),
+    *(DOCS / f"{name}.md" for name in ("benchmarks", "span-packages", "tasks")),
+)
 MARKED = re.compile(r"(<!-- speed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BESIDE = {"encoder": ("encoder_padding", "encoder_training")}
 FORWARD, BOTH = "forward", "forward and backward"
@@ -281,17 +284,44 @@ def _ratio(row: Row, name: str) -> str:
     return f"{number(middle)} ({number(low)} to {number(high)})"
 
 
+ASKED = ("demo", "encoder", "encoder_training", "encoder_families", "span_layers")
+
+
 def goals(results: Results) -> str:
-    """What was asked of encoders, of pooling all spans and of the demo, and what came out."""
+    """What was asked of encoders, of span layers, of pooling all spans and of the demo, and what came out."""
 
     def lines() -> Iterator[list[str]]:
-        for row in results.rows("demo", "encoder", "encoder_training", "encoder_families", "span_pool"):
+        for row in results.rows(*ASKED, "span_pool"):
             pooling = row.direction == FORWARD and row.workload.endswith(ALL)
             for goal in row.goals if pooling or row.suite != "span_pool" else ():
                 word, _, text = goal.partition(": ")
                 yield [f"{row.suite}: {row.title}", word, text]
 
     return table(["", "", "measured and asked"], lines())
+
+
+def span_layers(package: str, results: Results) -> str:
+    """What replacing a package's span layers gains: the rows whose names begin with it, losses included."""
+
+    def lines() -> Iterator[list[str]]:
+        for row in results.rows("span_layers"):
+            if not row.workload.startswith(f"{package}: "):
+                continue
+            original = row.providers["original"]
+            peaks = [number(entry.peak) for entry in (row.ours, original)]
+            asked = " ".join(goal.partition(":")[0] for goal in row.goals)
+            yield [
+                row.title.removeprefix(f"{package}: "),
+                _ratio(row, "original"),
+                time_of(row, "ours"),
+                time_of(row, "original"),
+                f"{peaks[0]} ({peaks[1]})" if all(peaks) else "",
+                asked,
+            ]
+
+    found = list(lines())
+    columns = ["", "speed-up (quartiles)", "ours, ms", "the package's, ms", "peak memory, MB (the package's)", "goal"]
+    return table(columns, iter(found)) if found else "Not measured yet.\n"
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -306,6 +336,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "rates": lambda results: table(scaling.RATES_COLUMNS, scaling.rates(results.row, results.record.ceilings)),
     "costs": lambda results: table(scaling.COSTS_COLUMNS, scaling.costs(results.row)),
 }
+OF_PACKAGE = "span_layers_"
 
 
 def gpu() -> str:
@@ -339,6 +370,8 @@ def filled(text: str) -> str:
             content = gpu()
         elif name == "tasks":
             content = task_tables.tasks(table)
+        elif name.startswith(OF_PACKAGE):
+            content = span_layers(name.removeprefix(OF_PACKAGE), results)
         elif name in TABLES:
             content = TABLES[name](results)
         else:

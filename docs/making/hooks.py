@@ -48,6 +48,17 @@ def unsupported() -> str:
     return "\n".join([*lines, *(f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED.items())])
 
 
+def span_layers() -> str:
+    """The classes of other packages that `accelerate` knows, and what is computed in another way."""
+    from spanbert_kernels.acceleration.span_layers import SPAN_LAYERS
+
+    found = [
+        each for module in dict.fromkeys(SPAN_LAYERS.values()) for each in importlib.import_module(module).REPLACEMENTS
+    ]
+    lines = ["| class | method | what is computed in another way |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| `{each.class_path}` | `{each.method}` | {each.what} |" for each in found)])
+
+
 def operations() -> str:
     """Every operation, who has kernels for it, and who serves the call where one has none."""
     from spanbert_kernels import ops
@@ -87,7 +98,7 @@ def _helps(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (families, unsupported, operations, operation_references, commands)
+    each.__name__: each for each in (families, unsupported, span_layers, operations, operation_references, commands)
 }
 
 

@@ -38,9 +38,14 @@ Run = Callable[[int, int, Tensor, Batch], Tensor]
 _serial = itertools.count(1)
 
 
+def next_serial() -> int:
+    """A number larger than those of all calls before."""
+    return next(_serial)
+
+
 class AccelerationWarning(UserWarning):
-    """A call on an accelerated model took transformers' own path, or has a loss that looks at padding; the text says
-    which and why. It is said once a reason.
+    """A call on an accelerated model took the path of its own library, or has a loss that looks at padding; the text
+    says which and why. It is said once a reason.
 
     Example:
         >>> import warnings
@@ -332,7 +337,7 @@ class PackedForward:
     def _note(self, path: str) -> None:
         self.calls[path] += 1
         self.last_path = path
-        self.last_serial = next(_serial)
+        self.last_serial = next_serial()
 
     def warn(self, reason: str) -> None:
         """Say once why transformers' own path runs."""

@@ -6,17 +6,20 @@ from typing import Any, get_args
 
 from torch import nn
 
-from spanbert_kernels.acceleration import places
+from spanbert_kernels.acceleration import places, span_layers
 from spanbert_kernels.acceleration.families import FAMILIES, class_refusal, family_of, loss_reads_padding, reads_of
 from spanbert_kernels.acceleration.family import Family, override_refusal
 from spanbert_kernels.acceleration.forward import PackedForward
 from spanbert_kernels.acceleration.packed import Weights, int8_refusal
-from spanbert_kernels.acceleration.report import AccelerationReport, Replaced, Skipped
+from spanbert_kernels.acceleration.report import AccelerationReport, Replaced, ReplacedSpanLayer, Skipped
 from spanbert_kernels.acceleration.structure import Structure
 
 
 def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = True) -> AccelerationReport:
     """Lets every encoder in `model` that is of a family in the table run without padding, in place.
+
+    Span layers of other packages that are known (the table of `acceleration/span_layers.py`) are computed without the
+    large tensors that they form; their results are the same.
 
     Parameters, `state_dict`, `save_pretrained` and the outputs at real tokens stay as they are; padded positions are 0.
     What the packed path cannot do (attention matrices, masks that are not `[batch, length]`, a pooler in front of a
@@ -63,8 +66,18 @@ def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = Tru
         raise ValueError('weights="int8" are copies: repack=False leaves none')
     replaced: list[Replaced] = []
     skipped: list[Skipped] = []
+    spans: list[ReplacedSpanLayer] = []
     fresh = False
     for module, name in found.items():
+        for replacement in span_layers.replacements_of(module):
+            stands = span_layers.installed(module, replacement.method)
+            refused = None if stands is not None else span_layers.refusal(module, replacement)
+            if refused is not None:
+                skipped.append(Skipped(name, type(module).__name__, refused))
+                continue
+            fresh = fresh or stands is None
+            stands = stands or span_layers.install(module, replacement)
+            spans.append(ReplacedSpanLayer(name, type(module).__name__, stands))
         family = family_of(module)
         class_name = type(module).__name__
         if family is None:
@@ -92,16 +105,19 @@ def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = Tru
         places.install(module, forward)
         fresh = True
         replaced.append(Replaced(name, class_name, len(structure.parts.layers), forward))
-    if not replaced:
+    if not replaced and not spans:
         known = ", ".join(family.model_class for family in FAMILIES)
         itself = [each.reason for each in skipped if each.name == ""]
-        why = "; ".join(itself or map(str, skipped)) or f"it holds no encoder of a supported class ({known})"
+        why = "; ".join(itself or map(str, skipped)) or (
+            f"it holds no encoder of a supported class ({known}) and no span layer that is known "
+            f"({', '.join(span_layers.SPAN_LAYERS)})"
+        )
         raise ValueError(f"{type(model).__name__} has nothing to accelerate: {why}")
-    return AccelerationReport(tuple(replaced), tuple(skipped), already=not fresh)
+    return AccelerationReport(tuple(replaced), tuple(skipped), already=not fresh, span_layers=tuple(spans))
 
 
 def restore(model: Any) -> None:
-    """Undoes `accelerate`: every encoder in `model` has its own forward again, and repacked weights are let go.
+    """Undoes `accelerate`: encoders and span layers in `model` have their own forward, and repacked weights are let go.
 
     Args:
         model: what was given to `accelerate`, or any module that holds it.
@@ -120,11 +136,15 @@ def restore(model: Any) -> None:
         >>> "forward" in vars(model)
         False
     """
-    accelerated = [module for module in _modules_in(model, "restore") if places.installed(module) is not None]
-    if not accelerated:
-        raise ValueError(f"{type(model).__name__} is not accelerated")
-    for module in accelerated:
+    found = _modules_in(model, "restore")
+    spans = [(module, stands) for module in found for stands in span_layers.all_installed(module)]
+    for module, stands in spans:
+        span_layers.remove(module, stands)
+    encoders = [module for module in found if places.installed(module) is not None]
+    for module in encoders:
         places.remove(module)
+    if not encoders and not spans:
+        raise ValueError(f"{type(model).__name__} is not accelerated")
 
 
 def _modules_in(model: Any, function: str) -> dict[nn.Module, str]:

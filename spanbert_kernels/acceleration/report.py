@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from spanbert_kernels.acceleration.attention import missing_kernels
 from spanbert_kernels.acceleration.forward import TRAINING, PackedForward
+from spanbert_kernels.acceleration.span_layers import SpanForward
 from spanbert_kernels.ops.measured import made
 from spanbert_kernels.ops.products import CHOICE
 
@@ -25,8 +26,30 @@ class Replaced:
 
 
 @dataclass(frozen=True)
+class ReplacedSpanLayer:
+    """A span layer of another package that is computed in another way now: its name in the model, class and method."""
+
+    name: str
+    class_name: str
+    forward: SpanForward
+
+    @property
+    def calls(self) -> Counter[str]:
+        """How often each path has run so far: "fused", "original: <reason>"."""
+        return self.forward.calls
+
+    @property
+    def last_path(self) -> str | None:
+        """The path that the latest call took, None before the first."""
+        return self.forward.last_path
+
+    def __str__(self) -> str:
+        return f"{self.class_name}{_at(self.name)}, {self.forward.replacement.what}"
+
+
+@dataclass(frozen=True)
 class Skipped:
-    """An encoder that was left as it is, and why."""
+    """An encoder or a span layer that was left as it is, and why."""
 
     name: str
     class_name: str
@@ -43,7 +66,8 @@ class AccelerationReport:
     Attributes:
         replaced: the encoders that run packed now.
         skipped: those that were left, with reasons.
-        already: True if every one of `replaced` ran packed before this call, which then changed nothing.
+        already: True if all of `replaced` and `span_layers` were accelerated before this call, which changed nothing.
+        span_layers: the span layers of other packages that are computed in another way now.
 
     Example:
         >>> import torch
@@ -61,10 +85,11 @@ class AccelerationReport:
     replaced: tuple[Replaced, ...]
     skipped: tuple[Skipped, ...]
     already: bool
+    span_layers: tuple[ReplacedSpanLayer, ...] = ()
 
     @property
     def calls(self) -> Counter[str]:
-        """How often each path has run so far: "packed-inference", "packed-training", "original: <reason>"."""
+        """How often each path of the encoders has run: "packed-inference", "packed-training", "original: <reason>"."""
         return sum((replaced.forward.calls for replaced in self.replaced), Counter())
 
     @property
@@ -84,14 +109,17 @@ class AccelerationReport:
 
     @property
     def last_path(self) -> str | None:
-        """The path that the latest call took, None before the first."""
-        return max((replaced.forward for replaced in self.replaced), key=lambda forward: forward.last_serial).last_path
+        """The path that the latest call of an encoder took, None before the first."""
+        forwards = [replaced.forward for replaced in self.replaced]
+        return max(forwards, key=lambda forward: forward.last_serial).last_path if forwards else None
 
     def __str__(self) -> str:
         verb = "already accelerated" if self.already else "accelerated"
-        lines = [f"{verb}: {each}" for each in self.replaced]
+        lines = [f"{verb}: {each}" for each in (*self.replaced, *self.span_layers)]
         lines += [f"left as it is: {each}" for each in self.skipped]
         lines += [f"calls: {count} {path}" for path, count in self.calls.items()]
+        for each in self.span_layers:
+            lines += [f"calls of {each.class_name}: {count} {path}" for path, count in each.calls.items()]
         lines += [f"kept{_at(each.name)}: {kept}" for each in self.replaced if (kept := each.forward.kept) is not None]
         way = made().get(CHOICE.name)
         if way is not None and any(path.startswith(TRAINING) for path in self.calls):
