@@ -38,22 +38,25 @@ def published(starts: Sequence[int], ends: Sequence[int], scores: Sequence[float
 
 
 def defined(
-    start: Tensor, end: Tensor, scores: Tensor, budgets: Tensor, document: Tensor, non_crossing: bool
+    start: Tensor, end: Tensor, scores: Tensor, limits: Sequence[tuple[Tensor, Tensor]], non_crossing: bool
 ) -> Tensor:
     """What prune_spans means: take the best span left, drop what may not stand beside it, repeat.
 
-    `start`, `end` (half-open), `scores`, `document` `[N]`, `budgets [D]` -> indices by (start, end, index).
+    `start`, `end` (half-open), `scores` `[N]`; limits: the group of each span `[N]` and each group's budget `[G]` ->
+    indices by (start, end, index).
     """
-    budgets = budgets.clone()
+    limits = [(group, budgets.clone()) for group, budgets in limits]
     rows = torch.argsort(scores, descending=True, stable=True)
-    rows = rows[budgets[document[rows]] > 0]
+    for group, budgets in limits:
+        rows = rows[budgets[group[rows]] > 0]
     kept = []
     while len(rows):
         best, rows = rows[0], rows[1:]
         kept.append(best)
-        budgets[document[best]] -= 1
-        if budgets[document[best]] == 0:
-            rows = rows[document[rows] != document[best]]
+        for group, budgets in limits:
+            budgets[group[best]] -= 1
+            if budgets[group[best]] == 0:
+                rows = rows[group[rows] != group[best]]
         if non_crossing:
             rows = rows[~crosses(start[rows], end[rows], start[best], end[best])]
     result = torch.stack(kept).sort().values if kept else rows

@@ -40,17 +40,25 @@ host::Column<T> column(const char* name, const py::array& array, int64_t length)
   return {array.data(), array.strides(0)};
 }
 
+// Groups of spans, and their budgets.
+using Groups = std::vector<std::pair<Indices, Indices>>;
+
+std::vector<int64_t> to_vector(const Indices& array) { return {array.data(), array.data() + array.size()}; }
+
 template <class Index, class Score>
 py::object prune(const py::array& starts, const py::array& ends, const py::array& scores, const Indices& budgets,
-                 const std::optional<Indices>& documents, bool non_crossing, int64_t most_tokens) {
+                 const std::optional<Indices>& documents, bool non_crossing, int64_t most_tokens,
+                 const Groups& further) {
   const int64_t count = starts.size();
   if (documents) check_length("documents", *documents, count);
-  const host::Candidates<Index, Score> spans{count,
-                                             column<Index>("starts", starts, count),
-                                             column<Index>("ends", ends, count),
-                                             column<Score>("scores", scores, count),
-                                             documents ? documents->data() : nullptr,
-                                             {budgets.data(), budgets.data() + budgets.size()}};
+  std::vector<host::Limit> limits{{documents ? documents->data() : nullptr, to_vector(budgets)}};
+  for (const auto& [groups, of_each] : further) {
+    check_length("groups", groups, count);
+    limits.push_back({groups.data(), to_vector(of_each)});
+  }
+  const host::Candidates<Index, Score> spans{count, column<Index>("starts", starts, count),
+                                             column<Index>("ends", ends, count), column<Score>("scores", scores, count),
+                                             std::move(limits)};
   std::optional<std::vector<int64_t>> kept;
   {
     py::gil_scoped_release unlocked;
@@ -61,11 +69,12 @@ py::object prune(const py::array& starts, const py::array& ends, const py::array
 }
 
 py::object prune_spans(const py::array& starts, const py::array& ends, const py::array& scores, const Indices& budgets,
-                       const std::optional<Indices>& documents, bool non_crossing, int64_t most_tokens) {
+                       const std::optional<Indices>& documents, bool non_crossing, int64_t most_tokens,
+                       const Groups& further) {
   const bool narrow = py::isinstance<py::array_t<int32_t>>(starts), single = py::isinstance<py::array_t<float>>(scores);
   const auto kernel = narrow ? (single ? &prune<int32_t, float> : &prune<int32_t, double>)
                              : (single ? &prune<int64_t, float> : &prune<int64_t, double>);
-  return kernel(starts, ends, scores, budgets, documents, non_crossing, most_tokens);
+  return kernel(starts, ends, scores, budgets, documents, non_crossing, most_tokens, further);
 }
 
 py::tuple sort_spans(const Indices& starts, const Indices& ends, int64_t num_tokens) {
@@ -124,7 +133,7 @@ py::tuple mask_spans(const Indices& tokens, const Indices& bounds, const Flags& 
 PYBIND11_MODULE(_host, module) {
   module.def("prune_spans", &prune_spans, py::arg("starts").noconvert(), py::arg("ends").noconvert(),
              py::arg("scores").noconvert(), py::arg("budgets").noconvert(), py::arg("documents").noconvert(),
-             py::arg("non_crossing"), py::arg("most_tokens"));
+             py::arg("non_crossing"), py::arg("most_tokens"), py::arg("further").noconvert() = Groups());
   module.def("sort_spans", &sort_spans, py::arg("starts").noconvert(), py::arg("ends").noconvert(),
              py::arg("num_tokens"));
   module.def("first_and_reach", &first_and_reach, py::arg("starts").noconvert(), py::arg("ends").noconvert(),

@@ -175,19 +175,25 @@ std::optional<std::vector<int64_t>> prune_spans(const Candidates<Index, Score>& 
   }
   if (bad || (positions.any() && positions.last - positions.first > most_tokens)) return std::nullopt;
 
-  std::vector<int64_t> budgets = spans.budgets, kept;
-  int64_t wanted = 0;
-  for (int64_t& budget : budgets) wanted += budget = std::min(budget, spans.count);
-  wanted = std::min(wanted, spans.count);
+  std::vector<Limit> limits = spans.limits;
+  std::vector<int64_t> kept;
+  int64_t wanted = spans.count;
+  for (Limit& limit : limits) {
+    int64_t sum = 0;
+    for (int64_t& budget : limit.budgets) sum += budget = std::min(budget, spans.count);
+    wanted = std::min(wanted, sum);
+  }
   KeptSpans tree(non_crossing ? positions : Positions{});
   const auto take = [&](int64_t row) {
     if (static_cast<int64_t>(kept.size()) == wanted) return false;
     const int64_t start = spans.starts[row], end = spans.ends[row];
-    int64_t& budget = budgets[spans.documents ? spans.documents[row] : 0];
+    for (Limit& limit : limits) {
+      if (limit.left(row) == 0) return true;
+    }
     const bool can_cross = non_crossing && end > start;
-    if (budget == 0 || (can_cross && tree.crossed_by(start, end))) return true;
+    if (can_cross && tree.crossed_by(start, end)) return true;
     if (can_cross) tree.add(start, end);
-    --budget;
+    for (Limit& limit : limits) --limit.left(row);
     kept.push_back(row);
     return true;
   };

@@ -21,15 +21,22 @@ struct Column {
   }
 };
 
-// N spans, token after the last in `ends`. Span i belongs to document `documents[i]`, or all to the only one where that
-// is null, and a document may keep `budgets[document]` spans.
+// Span i belongs to group `groups[i]`, or all to the only one where that is null, and a group may keep `budgets[group]`
+// spans.
+struct Limit {
+  const int64_t* groups;
+  std::vector<int64_t> budgets;
+
+  int64_t& left(int64_t span) { return budgets[groups ? groups[span] : 0]; }
+};
+
+// N spans, token after the last in `ends`. A span is kept only within every limit.
 template <class Index, class Score>
 struct Candidates {
   int64_t count;
   Column<Index> starts, ends;
   Column<Score> scores;
-  const int64_t* documents;
-  std::vector<int64_t> budgets;
+  std::vector<Limit> limits;
 };
 
 // Indices of the spans kept, by (start, end, index). None where a score is NaN, where a span with tokens starts before

@@ -7,6 +7,7 @@ int32 or int64 `[N]`: the first token and the token *after* the last. A span wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ def prune_spans(
     non_crossing: bool = True,
     *,
     documents: NDArray[Any] | None = None,
+    limits: Sequence[tuple[NDArray[Any], NDArray[Any]]] = (),
     compiled: bool | None = None,
 ) -> Indices:
     """The k best spans of which no two overlap in part: best score first, what crosses a span kept before is left out.
@@ -38,6 +40,8 @@ def prune_spans(
         k: how many spans to keep; with `documents` int32 or int64 `[D]`, how many of each document.
         non_crossing: False keeps the k best whether they cross or not.
         documents: int32 or int64 `[N]`, the document of each span; each document has a budget of its own.
+        limits: further budgets, those of sentences or of starts: pairs of the group of each span, int32 or int64 `[N]`,
+            and of how many spans each group keeps at most, `[G]`. A span needs a place in all of its groups.
         compiled: True or False asks for one of the two ways; by default the compiled one where it was built.
 
     Returns:
@@ -57,7 +61,8 @@ def prune_spans(
         array([1, 2])
     """
     starts, ends, scores, *budgets = checks.prunable(starts, ends, scores, k, documents)
-    values = (scores, *budgets, bool(non_crossing), checks.most_tokens(len(starts)))
+    further = [checks.grouped(groups, of_each, len(starts)) for groups, of_each in limits]
+    values = (scores, *budgets, bool(non_crossing), checks.most_tokens(len(starts)), further)
     prune = _way(compiled).prune_spans
     kept: Indices | None = prune(starts, ends, *values)
     if kept is None:

@@ -55,17 +55,24 @@ def prunable(
         if isinstance(k, np.ndarray):
             raise ValueError("k as an array needs documents: one budget for each")
         return starts, ends, score, np.array([min(count("k", k), len(starts))], dtype=np.int64), None
-    documents = indices("documents", documents, len(starts))
     if not isinstance(k, np.ndarray):
         raise ValueError("documents need k as an array: one budget for each")
-    budgets = indices("k", k)
+    documents, budgets = grouped(documents, k, len(starts), "documents", "k")
+    return starts, ends, score, budgets, documents
+
+
+def grouped(
+    groups: NDArray[Any], budgets: NDArray[Any], count: int, name: str = "groups", of_each: str = "its limit"
+) -> tuple[Indices, Indices]:
+    """The group of each of `count` spans, and the groups' budgets."""
+    groups, budgets = indices(name, groups, count), indices(of_each, budgets)
     if (budgets < 0).any():
-        raise ValueError(f"k must be at least 0, got {budgets.min()}")
-    bad = (documents < 0) | (documents >= len(budgets))
+        raise ValueError(f"{of_each} must be at least 0, got {budgets.min()}")
+    bad = (groups < 0) | (groups >= len(budgets))
     if bad.any():
         row = int(bad.argmax())
-        raise ValueError(f"documents[{row}] is {documents[row]}, but k has {len(budgets)} budgets")
-    return starts, ends, score, budgets, documents
+        raise ValueError(f"{name}[{row}] is {groups[row]}, but {of_each} has {len(budgets)} budgets")
+    return groups, budgets
 
 
 def rankable(starts: NDArray[Any], ends: NDArray[Any], score: NDArray[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ def prune_spans(
     documents: Indices | None,
     non_crossing: bool,
     most_tokens: int,
+    further: Sequence[tuple[Indices, Indices]] = (),
 ) -> Indices | None:
     """As csrc/host/prune_spans.cpp: None for what has no rank, and where the tokens lie too far apart for lists."""
     full = ends > starts
@@ -30,17 +31,16 @@ def prune_spans(
         return None
     # Of the spans kept, the latest end of those that start at a token, the earliest start of those that end there.
     latest_end, earliest_start = [-1] * (last + 1), [last + 1] * (last + 1)
-    left = np.minimum(budgets, len(starts)).tolist()
-    wanted = min(sum(left), len(starts))
+    groups = [np.zeros(len(starts), dtype=np.int64) if documents is None else documents, *(each for each, _ in further)]
+    left = [np.minimum(each, len(starts)).tolist() for each in (budgets, *(of_each for _, of_each in further))]
+    wanted = min(len(starts), *map(sum, left))
     kept: list[int] = []
     for rows in _best_first(scores, 2 * wanted + 256):
-        owners = documents[rows].tolist() if documents is not None else [0] * len(rows)
-        for row, start, end, owner in zip(
-            rows.tolist(), starts[rows].tolist(), ends[rows].tolist(), owners, strict=True
-        ):
+        owners = zip(*(each[rows].tolist() for each in groups), strict=True)
+        for row, start, end, own in zip(rows.tolist(), starts[rows].tolist(), ends[rows].tolist(), owners, strict=True):
             if len(kept) == wanted:
                 break
-            if left[owner] == 0:
+            if not all(budget[group] for budget, group in zip(left, own, strict=True)):
                 continue
             if non_crossing and end > start:
                 crosses = False
@@ -52,7 +52,8 @@ def prune_spans(
                     continue
                 latest_end[start] = max(end, latest_end[start])
                 earliest_start[end] = min(start, earliest_start[end])
-            left[owner] -= 1
+            for budget, group in zip(left, own, strict=True):
+                budget[group] -= 1
             kept.append(row)
         if len(kept) == wanted:
             break

@@ -16,6 +16,7 @@ from spanbert_kernels.ops.span_gather import span_gather
 from spanbert_kernels.ops.span_linear import span_linear
 from spanbert_kernels.ops.span_pool import span_pool
 from spanbert_kernels.ops.span_score import span_score
+from spanbert_kernels.ops.top_spans import TopSpans, top_spans
 
 __all__ = [
     "AttentionPlan",
@@ -23,6 +24,7 @@ __all__ = [
     "PackedWeight",
     "RelativeTerms",
     "SpanPlan",
+    "TopSpans",
     "anchor_indices",
     "backends",
     "banded_span_scores",
@@ -43,4 +45,5 @@ __all__ = [
     "span_linear",
     "span_pool",
     "span_score",
+    "top_spans",
 ]

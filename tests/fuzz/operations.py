@@ -13,6 +13,7 @@ import linear_cases
 import pool_cases
 import pruning
 import stack_loops
+import top_cases
 import torch
 from attention_loops import (
     cross_document_attention_by_loop,
@@ -403,8 +404,32 @@ def banded_span_scores_row(draw: Draw) -> Case:
     tensors = {"start": draw.numbers(tokens, columns[0]), "end": draw.numbers(tokens, columns[1])}
     tensors |= {"weight": draw.numbers(*columns)} if weighted else {}
     tensors |= {"cu_seqlens": draw.index(offsets)} if draw.chance(0.6) else {}
+    names = draw.subset(banded_cases.RANK_ONE) if draw.chance(0.4) else []
+    tensors |= {name: draw.numbers(1 if name == "bias" else tokens) for name in names}
+    if {"start_scores", "end_scores"} & set(names) and draw.chance(0.3):
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in ("start", "end", "weight")}
     options = {"max_width": draw.pick((1, 2, 3, 8, 30))}
     return Case("band", fixed(tensors), partial(banded_cases.call, **options), partial(banded_cases.oracle, **options))
+
+
+def top_spans_row(draw: Draw) -> Case:
+    """Whole numbers, whose scores are exact: which spans are best does not depend on rounding, and ties abound."""
+    offsets, columns = draw.documents().clamp(max=40), draw.integer(1, 5)
+    tokens = int(offsets[-1])
+    shapes = {"start": (tokens, columns), "end": (tokens, columns), "weight": (columns, columns)}
+    shapes |= {"start_scores": (tokens,), "end_scores": (tokens,), "bias": (1,)}
+    left_out = draw.pick(((), ("weight",), ("bias", "end_scores"), ("start", "end", "weight")))
+    tensors = {n: draw.numbers(*s).clamp(-4, 4).round() for n, s in shapes.items() if n not in left_out}
+    tensors["cu_seqlens"] = draw.index(offsets)
+    per = draw.pick(("document", "start"))
+    tensors |= (
+        {"k": draw.index(torch.tensor([draw.integer(0, 9) for _ in offsets[1:]], dtype=torch.int64))}
+        if per == "document"
+        else {}
+    )
+    options = {"per": per, "max_width": draw.pick((1, 2, 3, 8, 50))}
+    options |= {"k": draw.pick((0, 1, 2, 60))} if per == "start" else {}
+    return Case(per, fixed(tensors), partial(top_cases.call, **options), partial(top_cases.by_loop, **options))
 
 
 def prune_spans_row(draw: Draw) -> Case:
@@ -412,16 +437,24 @@ def prune_spans_row(draw: Draw) -> Case:
     count = len(tensors["spans"])
     tensors["scores"] = draw.numbers(count).round() if draw.chance(0.5) else draw.numbers(count)
     k, non_crossing = draw.size(33), draw.chance(0.7)
+    k_start = draw.pick((None, None, 0, 1, 3))
 
     def arguments(given: Tensors) -> dict[str, Any]:
         return {**given, "spans": plan_spans(given["spans"])} if planned else dict(given)
 
     def loop(spans: Tensor, scores: Tensor) -> Tensor:
+        if k_start is not None:
+            first = spans[:, 0].long() - int(spans[:, 0].min() if count else 0)
+            limits = [
+                (first * 0, torch.tensor([k])),
+                (first, torch.full((int(first.max()) + 1 if count else 1,), k_start)),
+            ]
+            return pruning.defined(spans[:, 0].long(), spans[:, 1].long() + 1, scores, limits, non_crossing)
         choose = pruning.published if non_crossing else pruning.best
         return torch.tensor(choose(*spans.T.tolist(), scores.tolist(), k) if count else [], dtype=torch.int64)
 
     planned = draw.chance(0.3) and bool((tensors["spans"][:, 1] >= tensors["spans"][:, 0]).all())
-    call = partial(prune_spans, k=k, non_crossing=non_crossing)
+    call = partial(prune_spans, k=k, non_crossing=non_crossing, k_start=k_start)
     return Case("plan" if planned else "spans", fixed(tensors), call, loop, arguments=arguments)
 
 
@@ -432,6 +465,7 @@ OPERATIONS: dict[str, Callable[[Draw], Case]] = {
     "span_score": span_score_row,
     "banded_span_scores": banded_span_scores_row,
     "prune_spans": prune_spans_row,
+    "top_spans": top_spans_row,
     "document_attention": document_attention_row,
     "cross_document_attention": cross_document_attention_row,
     "packed_linear": packed_linear_row,
@@ -441,7 +475,9 @@ OPERATIONS: dict[str, Callable[[Draw], Case]] = {
 # Backends that have an operation without float64.
 WITHOUT_FLOAT64 = {("encoder_stack", "cpu")}
 # How often each is drawn: those with kernels more often.
-TURNS = tuple(name for name in OPERATIONS for _ in range(1 if name in ("banded_span_scores", "prune_spans") else 3))
+TURNS = tuple(
+    name for name in OPERATIONS for _ in range(1 if name in ("banded_span_scores", "prune_spans", "top_spans") else 3)
+)
 
 
 def draw_case(draw: Draw) -> tuple[str, Case]:

@@ -190,6 +190,22 @@ def test_bad_budgets(compiled: bool, error: type[Exception], text: str, k: Any, 
         host.prune_spans(TWO, TWO + 1, np.zeros(2), k, documents=documents, compiled=compiled)
 
 
+def test_further_limits(compiled: bool) -> None:
+    starts, ends, scores = np.array([0, 0, 1, 2]), np.array([1, 2, 2, 3]), np.array([1.0, 2.0, 3.0, 4.0])
+    limits = [(np.array([0, 0, 1, 1], dtype=np.int32), np.array([1, 1])), (np.array([0, 1, 0, 0]), np.array([1, 1]))]
+    assert host.prune_spans(starts, ends, scores, 9, limits=limits[:1], compiled=compiled).tolist() == [1, 3]
+    assert host.prune_spans(starts, ends, scores, 9, limits=limits, compiled=compiled).tolist() == [1, 3]
+    assert host.prune_spans(starts, ends, scores, 9, limits=limits[1:], compiled=compiled).tolist() == [1, 3]
+    assert host.prune_spans(starts, ends, scores, 1, limits=limits, compiled=compiled).tolist() == [3]
+    for groups, budgets, text in (
+        (starts, np.array([1]), r"groups\[2\] is 1, but its limit has 1 budgets"),
+        (starts, np.array([1, 1, -1]), "its limit must be at least 0, got -1"),
+        (starts[:2], np.array([1]), r"groups must be of shape \[4\], got \[2\]"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            host.prune_spans(starts, ends, scores, 1, limits=[(groups, budgets)], compiled=compiled)
+
+
 @needs_module
 def test_the_module_itself_refuses_what_it_cannot_read() -> None:
     """Nothing reaches the C++ code that would be read out of bounds or copied in silence."""
@@ -206,6 +222,8 @@ def test_the_module_itself_refuses_what_it_cannot_read() -> None:
         module.prune_spans(spans, spans, scores[:2], *rest)
     with pytest.raises(ValueError, match="documents must be one-dimensional, of length 3"):
         module.prune_spans(spans, spans, scores, ONE, spans[:2], *rest[2:])
+    with pytest.raises(ValueError, match="groups must be one-dimensional, of length 3"):
+        module.prune_spans(spans, spans, scores, *rest, [(spans[:2], ONE)])
     with pytest.raises(ValueError, match="ends must be one-dimensional, of length 3"):
         module.sort_spans(spans, spans[:2], 5)
 

@@ -50,7 +50,8 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "bucketed_index": dict,
     "clipped_index": lambda: {"max_distance": 4},
     "banded_span_scores": lambda: {
-        "start": ones(T, H), "end": ones(T, OUT), "weight": ones(H, OUT), "max_width": 3, "cu_seqlens": OFFSETS
+        "start": ones(T, H), "end": ones(T, OUT), "weight": ones(H, OUT), "max_width": 3, "cu_seqlens": OFFSETS,
+        "start_scores": ones(T), "end_scores": ones(T), "bias": ones(1),
     },
     "cross_document_attention": lambda: {**heads(), **SEEDED, "cu_clusters": torch.tensor([0, 2]), "links": LINKS},
     "document_attention": lambda: {**{name: ones(T, 1, H) for name in "qkv"}, "cu_seqlens": OFFSETS, **SEEDED},
@@ -62,11 +63,18 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "plan_attention": lambda: {"cu_seqlens": OFFSETS, "cu_clusters": torch.tensor([0, 2]), "links": LINKS},
     "plan_spans": lambda: {"spans": SPANS, "num_tokens": T, "cu_seqlens": OFFSETS},
-    "prune_spans": lambda: {"spans": SPANS, "scores": ones(3), "k": torch.tensor([1, 1]), "cu_seqlens": OFFSETS},
+    "prune_spans": lambda: {
+        "spans": SPANS, "scores": ones(3), "k": torch.tensor([1, 1]), "cu_seqlens": OFFSETS, "cu_sentences": OFFSETS,
+        "k_sentence": torch.tensor([1, 1]), "k_start": 1,
+    },
     "span_gather": lambda: {"hidden": ones(T, H), "spans": SPANS},
     "span_linear": layer,
     "span_pool": pooling,
     "span_score": lambda: {**layer(), "out_weight": ones(2, OUT), "out_bias": ones(2), **SEEDED},
+    "top_spans": lambda: {
+        "start": ones(T, H), "end": ones(T, OUT), "weight": ones(H, OUT), "max_width": 3, "k": torch.tensor([1, 1]),
+        "cu_seqlens": OFFSETS, "start_scores": ones(T), "end_scores": ones(T), "bias": ones(1),
+    },
 }  # fmt: skip
 
 
@@ -127,6 +135,7 @@ OPTIONAL = Kind(NO_TENSOR, like_floating, optional=True)
 # Whose rows, or whose rows and device, nothing else says.
 ROWS = but(FLOATING, "a row more")
 ALONE = but(FLOATING, "meta", "a row more")
+BUDGETS = but(Kind(whole(0).wrong, like_index), "huge", "far outside", "the largest")
 INDEX, OFFSET = Kind(NO_TENSOR, like_index), Kind(NO_TENSOR, offsets_like)
 FLAG = Kind({"an integer": 1, "nothing": None, "a string": "no", "a tensor": torch.tensor([True]), "numpy": np.ones(1)})
 NUMBER = Kind({"nan": float("nan"), "infinite": float("inf"), "a flag": True, "a string": "1", "a tensor": ones(1),
@@ -155,21 +164,28 @@ KINDS: dict[str, Kind] = {
     "activation": CHOICE,
     "backend": CHOICE,
     "bias": OPTIONAL,
+    "banded_span_scores.bias": but(OPTIONAL, "a scalar"),
+    "top_spans.bias": but(OPTIONAL, "a scalar"),
     "buckets": whole(4),
     "cu_clusters": OFFSET,
     "cu_seqlens": OFFSET,
+    "cu_sentences": OFFSET,
     "anchor_indices.cu_seqlens": but(OFFSET, "meta", "far outside"),
     "dropout_p": Kind({**NUMBER.wrong, "one": 1.0, "negative": -0.1}),
     "dropout_add_layer_norm.residual": FLOATING,
     "dropout_add_layer_norm.weight": FLOATING,
     "end": FLOATING,
     "end_inclusive": FLAG,
+    "end_scores": OPTIONAL,
     "eps": Kind({**NUMBER.wrong, "negative": -1e-9}),
     "first": whole(0),
     "hidden": ALONE,
     "include_self": FLAG,
     "k": FLOATING,
-    "prune_spans.k": but(Kind(whole(0).wrong, like_index), "huge", "far outside", "the largest"),
+    "prune_spans.k": BUDGETS._replace(optional=True),
+    "top_spans.k": BUDGETS,
+    "k_sentence": BUDGETS,
+    "k_start": whole(0),
     "keys": CHOICE,
     "last": whole(0),
     "links": CSR,
@@ -183,6 +199,7 @@ KINDS: dict[str, Kind] = {
     "out_weight": ROWS,
     "padded": FLAG,
     "parts": NAMES,
+    "per": CHOICE,
     "precision": Kind(CHOICE.wrong),
     "q": FLOATING,
     "queries": CHOICE,
@@ -196,6 +213,7 @@ KINDS: dict[str, Kind] = {
     "spans": INDEX,
     "stack": Kind({**NO_TENSOR, "a tensor": ones(OUT, H)}),
     "start": FLOATING,
+    "start_scores": OPTIONAL,
     "v": FLOATING,
     "validate": FLAG,
     "weight": ROWS,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from banded_cases import call, oracle, scores_by_loop
+from banded_cases import RANK_ONE, call, oracle, scores_by_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import Case, OpChecks, Tensors
@@ -23,10 +23,13 @@ def inputs(
     columns: tuple[int, int] = (5, 5),
     weighted: bool = True,
     tokens: int = 11,
+    rank_one: tuple[str, ...] = (),
 ) -> Tensors:
     generator = torch.Generator().manual_seed(size)
     tokens = sum(lengths) * size if lengths else tokens * size
-    shapes = {"start": (tokens, columns[0]), "end": (tokens, columns[1])} | ({"weight": columns} if weighted else {})
+    shapes = {"start": (tokens, columns[0]), "end": (tokens, columns[1])}
+    shapes |= {"weight": columns} if weighted else {}
+    shapes |= {name: (1,) if name == "bias" else (tokens,) for name in rank_one}
     tensors = {n: torch.randn(shape, generator=generator, dtype=torch.float64) for n, shape in shapes.items()}
     if weighted:
         # Else the scores of equal columns are a small difference of large terms, which leaves the rule no scale.
@@ -37,11 +40,16 @@ def inputs(
 
 
 def largest_terms(tensors: Tensors, gradients: Tensors, grads: list[Tensor]) -> dict[str, float]:
-    """The weight's gradient is a sum over all spans: of equal columns, a single number that may all but cancel."""
-    if "weight" not in tensors:
-        return {}
-    term = grads[0].abs().max() * tensors["start"].abs().max() * tensors["end"].abs().max()
-    return {"weight": float(torch.maximum(term, gradients["weight"].abs().max()))}
+    """The gradients of weight and bias are sums over all spans, which may all but cancel: of equal columns, or of the
+    incoming gradients themselves.
+    """
+    term, found = grads[0].abs().max(), {}
+    if "weight" in tensors:
+        weight = term * tensors["start"].abs().max() * tensors["end"].abs().max()
+        found["weight"] = float(torch.maximum(weight, gradients["weight"].abs().max()))
+    if "bias" in tensors:
+        found["bias"] = float(torch.maximum(term, gradients["bias"].abs().max()))
+    return found
 
 
 def row(name: str, max_width: int = 3, *, large: bool = False, **shapes: Any) -> Case:
@@ -70,6 +78,7 @@ class TestShared(OpChecks):
         # Several blocks of tokens, with a rest, and a band wider than the smallest block.
         row("blocks", 9, tokens=70, lengths=(50, 20), large=True),
         row("wide band", 40, tokens=90, large=True),
+        row("with a number for each token", lengths=(4, 0, 7), rank_one=RANK_ONE),
     )
 
 
@@ -79,14 +88,18 @@ class TestShared(OpChecks):
     max_width=st.integers(1, 50),
     columns=st.integers(1, 5),
     weighted=st.booleans(),
+    rank_one=st.sets(st.sampled_from(RANK_ONE)),
 )
-def test_against_the_loop(lengths: list[int], max_width: int, columns: int, weighted: bool) -> None:
+def test_against_the_loop(lengths: list[int], max_width: int, columns: int, weighted: bool, rank_one: set[str]) -> None:
     generator = torch.Generator().manual_seed(0)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
     start, end = torch.randn(2, sum(lengths), columns, dtype=torch.float64, generator=generator)
     weight = torch.randn(columns, columns, dtype=torch.float64, generator=generator) if weighted else None
-    found = banded_span_scores(start, end, weight, max_width, cu_seqlens)
-    torch.testing.assert_close(found, scores_by_loop(start, end, weight, cu_seqlens, max_width=max_width))
+    options = {
+        name: torch.randn(1 if name == "bias" else len(start), generator=generator).double() for name in rank_one
+    }
+    found = banded_span_scores(start, end, weight, max_width, cu_seqlens, **options)
+    torch.testing.assert_close(found, scores_by_loop(start, end, weight, cu_seqlens, max_width=max_width, **options))
 
 
 def test_no_tokens() -> None:
@@ -208,6 +221,17 @@ def test_what_ran_is_recorded() -> None:
     assert calls == [("banded_span_scores", "eager")]
 
 
+def test_one_side_alone_and_a_start_that_is_ruled_out() -> None:
+    numbers = torch.tensor([1.0, -torch.inf, 3.0], requires_grad=True)
+    scores = banded_span_scores(None, None, None, 2, start_scores=numbers)
+    assert scores.tolist() == [[1, 1], [-torch.inf, -torch.inf], [3, -torch.inf]]
+    scores[0].logsumexp(0).backward()
+    assert numbers.grad is not None
+    assert numbers.grad.tolist() == [1, 0, 0]
+    ends = banded_span_scores(None, None, None, 2, end_scores=numbers.detach(), bias=torch.tensor([0.5]))
+    assert ends.tolist() == [[1.5, -torch.inf], [-torch.inf, 3.5], [3.5, -torch.inf]]
+
+
 ONE = torch.ones(3, 2)
 
 
@@ -224,6 +248,12 @@ ONE = torch.ones(3, 2)
         (ValueError, r"end must have the 3 tokens of start, got \[2, 2\]", {"end": ONE[:2]}),
         (ValueError, "end must have the 2 columns of start, got 4", {"end": torch.ones(3, 4)}),
         (ValueError, r"weight must be \[2, 2\], got \[2, 3\]", {"weight": torch.ones(2, 3)}),
+        (ValueError, "start and end come together", {"end": None}),
+        (ValueError, "there is nothing to add", {"start": None, "end": None}),
+        (ValueError, "weight stands between", {"start": None, "end": None, "start_scores": ONE[:, 0], "weight": ONE}),
+        (ValueError, "start_scores must hold one number for each of 3 tokens, got 2", {"start_scores": ONE[0]}),
+        (TypeError, "end_scores is torch.float64, but start is torch.float32", {"end_scores": ONE[:, 0].double()}),
+        (ValueError, r"bias must be one number, \[\] or \[1\], got \[2\]", {"bias": ONE[0]}),
         (ValueError, "max_width must be at least 1, got 0", {"max_width": 0}),
         (ValueError, "cu_seqlens must end with the number of tokens, 3, but", {"cu_seqlens": torch.tensor([0, 4])}),
         (ValueError, "has no backend 'cpu'; it has eager", {"backend": "cpu"}),

@@ -86,28 +86,59 @@ def test_each_document_has_its_own_budget(documents: list[Any], empty_after: int
     dtype=st.sampled_from([torch.float32, torch.float64]),
     shares=st.lists(st.integers(0, 60), min_size=1, max_size=5),
     non_crossing=st.booleans(),
+    of_sentence=st.sampled_from([None, None, 0, 1, 7]),
+    of_start=st.sampled_from([None, None, 0, 1, 2]),
 )
 def test_the_definition_on_more_than_a_round(
-    seed: int, widest: int, score: str, dtype: torch.dtype, shares: list[int], non_crossing: bool
+    seed: int,
+    widest: int,
+    score: str,
+    dtype: torch.dtype,
+    shares: list[int],
+    non_crossing: bool,
+    of_sentence: int | None,
+    of_start: int | None,
 ) -> None:
-    """Spans enough that only some are ranked at first, in documents that fill sooner and later."""
+    """Spans enough that only some are ranked at first, in groups that fill sooner and later."""
     generator = torch.Generator().manual_seed(seed)
     count, tokens = 2500, 300
     document = torch.randint(len(shares), (count,), generator=generator)
     start = torch.randint(tokens, (count,), generator=generator)
-    end = (start + torch.randint(widest + 1, (count,), generator=generator)).clamp(max=tokens)
+    end = (start + torch.randint(widest + 1, (count,), generator=generator)).clamp(max=(start // 100 + 1) * 100)
     start, end = start + document * tokens, end + document * tokens
     scores = torch.randn(count, generator=generator, dtype=dtype)
     scores = {"distinct": scores, "ties": scores.round(), "one": scores * 0}[score]
     scores[torch.randint(count, (20,), generator=generator)] = torch.inf
     scores[torch.randint(count, (20,), generator=generator)] = -torch.inf
     budgets, offsets = torch.tensor(shares), torch.arange(len(shares) + 1) * tokens
-    expected = defined(start, end, scores, budgets, document, non_crossing)
+    limits, options = [(document, budgets)], {}
+    if of_sentence is not None:
+        sentences = torch.arange(0, len(shares) * tokens + 1, 100)
+        limits.append((start // 100, torch.full((len(sentences),), of_sentence)))
+        options |= {"cu_sentences": sentences, "k_sentence": of_sentence}
+    if of_start is not None:
+        limits.append((start, torch.full((len(shares) * tokens + 1,), of_start)))
+        options["k_start"] = of_start
+    expected = defined(start, end, scores, limits, non_crossing)
     for name in here():
         kept = prune_spans(
-            torch.stack([start, end - 1], 1), scores, budgets, non_crossing, cu_seqlens=offsets, backend=name
+            torch.stack([start, end - 1], 1), scores, budgets, non_crossing, cu_seqlens=offsets, backend=name, **options
         )
         assert torch.equal(kept, expected)
+
+
+def test_a_sentence_and_a_start_keep_their_best(backend: str) -> None:
+    spans, scores = torch.tensor([[0, 0], [0, 1], [1, 1], [2, 3], [2, 2]]), torch.tensor([1.0, 2, 3, 4, 5])
+    cu_sentences = torch.tensor([0, 2, 4], dtype=torch.int32)
+
+    def kept(k: int | None, **options: Any) -> list[int]:
+        return prune_spans(spans, scores, k, backend=backend, **options).tolist()  # type: ignore[no-any-return]
+
+    assert kept(None, cu_sentences=cu_sentences, k_sentence=1) == [2, 4]
+    assert kept(3, cu_sentences=cu_sentences, k_sentence=torch.tensor([3, 1])) == [1, 2, 4]
+    assert kept(None, k_start=1) == [1, 2, 4]
+    assert kept(2, k_start=1) == [2, 4]
+    assert kept(None, cu_sentences=cu_sentences, k_sentence=2, k_start=1) == [1, 2, 4]
 
 
 def test_one_number_is_every_documents_budget(backend: str) -> None:
@@ -303,6 +334,11 @@ SPANS, SCORES, OFFSETS = torch.tensor([[0, 1], [2, 4]]), torch.zeros(2), torch.t
         (ValueError, "span 1 covers tokens 2 to 4, not in one document", {"cu_seqlens": torch.tensor([0, 2, 4])}),
         (ValueError, "span 0 covers tokens 0 to 1, not in one document", {"cu_seqlens": torch.tensor([0])}),
         (ValueError, "cu_seqlens must start with 0", {"cu_seqlens": torch.tensor([1, 5])}),
+        (ValueError, "k is None, and so are k_sentence and k_start", {"k": None}),
+        (ValueError, "cu_sentences and k_sentence come together", {"k_sentence": 1}),
+        (ValueError, "k_sentence must be at least 0, got -1", {"cu_sentences": OFFSETS, "k_sentence": -1}),
+        (ValueError, "span 1 .* not in one sentence", {"cu_sentences": torch.tensor([0, 3, 5]), "k_sentence": 1}),
+        (ValueError, "k_start must be at least 0, got -1", {"k_start": -1}),
         (ValueError, "has no backend 'triton'; it has cpu, eager", {"backend": "triton"}),
     ],
 )

@@ -30,6 +30,8 @@ def spans(hidden: Tensor, given: Tensor, cu_seqlens: Tensor, weight: Tensor, bac
     activation: Activation = "relu"
     assert_type(ops.span_score(hidden, plan, PARTS, weight, None, weight[0], activation=activation), Tensor)
     assert_type(ops.banded_span_scores(hidden, hidden, None, 3), Tensor)
+    assert_type(ops.banded_span_scores(None, None, None, 3, start_scores=hidden[:, 0]), Tensor)
+    assert_type(ops.top_spans(hidden, hidden, None, 3, k=2, per="start"), ops.TopSpans)
     indexes = [ops.bucketed_index(), ops.log_bucketed_index(256, 512), ops.clipped_index(8)]
     assert_type(indexes, list[Tensor])
     terms = ops.RelativeTerms(indexes[0], bias=weight)

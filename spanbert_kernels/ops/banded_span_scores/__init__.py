@@ -1,4 +1,6 @@
-"""Scores of all spans up to a width, from their first and last tokens: a band of the bilinear form start x end."""
+"""Scores of all spans up to a width, from their first and last tokens: a band of the bilinear form start x end, and
+what the two tokens add each for itself.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbert_kernels.ops import checks, documents
+from spanbert_kernels.ops import documents
 from spanbert_kernels.ops.backends import Operation
-from spanbert_kernels.ops.banded_span_scores import reference
+from spanbert_kernels.ops.banded_span_scores import reference, terms
 from spanbert_kernels.ops.choices import Backend
 
 __all__ = ["banded_span_scores"]
@@ -18,31 +20,39 @@ __all__ = ["banded_span_scores"]
 OPERATION = Operation(
     "banded_span_scores",
     ("eager",),
-    summary="bilinear scores of starts and ends up to a width",
+    summary="bilinear and linear scores of starts and ends up to a width",
     instead=("eager", "it is a batched matrix product, which PyTorch's library does well everywhere"),
 )
 
 
 def banded_span_scores(
-    start: Tensor,
-    end: Tensor,
+    start: Tensor | None,
+    end: Tensor | None,
     weight: Tensor | None,
     max_width: int,
     cu_seqlens: Tensor | None = None,
     *,
+    start_scores: Tensor | None = None,
+    end_scores: Tensor | None = None,
+    bias: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
-    """`scores[t, w] = start[t] @ weight @ end[t + w]`, the scores of the spans of `w + 1` tokens that begin at t.
+    """`scores[t, w] = start[t] @ weight @ end[t + w] + start_scores[t] + end_scores[t + w] + bias`.
 
-    In O(T W) memory; the dense way forms `[T, T]`. There is no kernel of its own on any device: it is two matrix
-    products, which PyTorch's library multiplies best. It can be differentiated any number of times.
+    They are the scores of the spans of `w + 1` tokens that begin at t, in O(T W) memory; the dense way forms `[T, T]`.
+    There is no kernel of its own on any device: it is two matrix products, which PyTorch's library multiplies best. It
+    can be differentiated any number of times. `top_spans` gives the best spans alone.
 
     Args:
-        start: floating point `[T, H1]`, packed tokens as first tokens of spans.
+        start: floating point `[T, H1]`, packed tokens as first tokens of spans; None, like end, where the scores are
+            sums of those below.
         end: `[T, H2]`, packed tokens as last tokens.
         weight: `[H1, H2]`, or None for the identity (then H1 = H2).
         max_width: W, tokens in the widest span, at least 1.
         cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents; by default all tokens are one.
+        start_scores: `[T]`, added to the spans that begin at a token.
+        end_scores: `[T]`, added to the spans that end at a token.
+        bias: one number, `[]` or `[1]`, added to all.
         backend: the backend to use; there is one, `"eager"`.
 
     Returns:
@@ -51,7 +61,7 @@ def banded_span_scores(
         alone; where one of those is Inf or NaN, the gradient of the other is NaN.
 
     Raises:
-        ValueError: shapes, `max_width` below 1, or offsets that do not ascend from 0 to T.
+        ValueError: shapes, `max_width` below 1, offsets that do not ascend from 0 to T, or nothing to add.
         TypeError: dtypes or devices.
 
     Source: the mention scores of Kirstain et al. 2021 (start-to-end), which form `[T, T]` and mask it.
@@ -60,20 +70,25 @@ def banded_span_scores(
         >>> start, end = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[1.0], [10.0], [100.0]])
         >>> banded_span_scores(start, end, None, max_width=2).tolist()
         [[1.0, 10.0], [20.0, 200.0], [300.0, -inf]]
+        >>> banded_span_scores(None, None, None, 2, start_scores=start[:, 0], end_scores=end[:, 0]).tolist()
+        [[2.0, 11.0], [12.0, 102.0], [103.0, -inf]]
     """
-    _check(start, end, weight, max_width, cu_seqlens)
-    OPERATION.choose(start, backend)
-    tokens, dtype = start.shape[0], torch.promote_types(start.dtype, torch.float32)
+    given = terms.check_terms(start, end, weight, start_scores, end_scores, bias)
+    terms.check_band(max_width, cu_seqlens, given)
+    OPERATION.choose(given.like, backend)
+    tokens, dtype = given.tokens, given.like.dtype
     if tokens == 0:
-        return (start.sum() + end.sum()).to(start.dtype).expand(0, max_width)
+        nothing: Tensor = sum(tensor.sum() for tensor in given.given.values())  # type: ignore[assignment]
+        return nothing.to(dtype).expand(0, max_width)
     # No span is wider than all tokens.
     width = min(max_width, tokens)
-    ahead, behind = _neighbours(tokens, width, cu_seqlens, start.device)
-    with torch.autocast(start.device.type, enabled=False):
-        first, last = start.to(dtype), end.to(dtype)
-        projected = first if weight is None else first @ weight.to(dtype)
-        scores: Tensor = Contraction.apply(None, projected, last, ahead, behind)
-    scores = scores.to(start.dtype).masked_fill(~ahead, -torch.inf)
+    ahead, behind = _neighbours(tokens, width, cu_seqlens, given.like.device)
+    with torch.autocast(given.like.device.type, enabled=False):
+        wide, scores = given.widened(), None
+        if wide.start is not None:
+            scores = Contraction.apply(None, wide.projected(), wide.end, ahead, behind)
+        scores = wide.with_rank_one(scores, slice(0, tokens), width)
+    scores = scores.to(dtype).masked_fill(~ahead, -torch.inf)
     return F.pad(scores, (0, max_width - width), value=-torch.inf)
 
 
@@ -113,22 +128,3 @@ def _neighbours(tokens: int, width: int, cu_seqlens: Tensor | None, device: torc
         begin, end = cu_seqlens[:-1].long()[document], cu_seqlens[1:].long()[document]
     step = torch.arange(width, device=device)
     return token[:, None] + step < end[:, None], token[:, None] - step >= begin[:, None]
-
-
-def _check(start: Tensor, end: Tensor, weight: Tensor | None, max_width: int, cu_seqlens: Tensor | None) -> None:
-    checks.check_floating("start", start, 2, "[T, H1]")
-    checks.check_floating("end", end, 2, "[T, H2]")
-    checks.check_same("end", end, "start", start)
-    if end.shape[0] != start.shape[0]:
-        raise ValueError(f"end must have the {start.shape[0]} tokens of start, got {list(end.shape)}")
-    if weight is None and end.shape[1] != start.shape[1]:
-        raise ValueError(f"without a weight, end must have the {start.shape[1]} columns of start, got {end.shape[1]}")
-    if weight is not None:
-        checks.check_floating("weight", weight, 2, "[H1, H2]")
-        checks.check_same("weight", weight, "start", start)
-        if weight.shape != (start.shape[1], end.shape[1]):
-            raise ValueError(f"weight must be {[start.shape[1], end.shape[1]]}, got {list(weight.shape)}")
-    checks.check_integer("max_width", max_width, 1)
-    if cu_seqlens is not None:
-        checks.check_offsets("cu_seqlens", cu_seqlens, start.shape[0], "tokens")
-        checks.check_device("cu_seqlens", cu_seqlens, "start", start)

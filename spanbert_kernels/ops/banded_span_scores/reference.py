@@ -23,14 +23,11 @@ def contract(scores: Tensor | None, start: Tensor | None, end: Tensor | None, ah
     width = ahead.shape[1]
     size = max(SMALLEST_BLOCK, width)
     window = size + width - 1
-    # Where the band lies in a product of a block's rows and their window.
-    column = torch.arange(size, device=ahead.device)[:, None] + torch.arange(width, device=ahead.device)
     if scores is None:
         assert start is not None
         assert end is not None
-        products = torch.bmm(blocks(start, size, size), blocks(end, size, window).transpose(1, 2))
-        band = products.gather(2, column.expand(len(products), -1, -1)).flatten(0, 1)
-        return torch.where(ahead, band[: len(ahead)], 0)
+        return torch.where(ahead, band(start, end, width, size), 0)
+    column = columns(size, width, ahead.device)
     rows = blocks(scores, size, size)  # [blocks, size, W]
     weights = rows.new_zeros(len(rows), size, window).scatter(2, column.expand(len(rows), -1, -1), rows)
     if start is None:
@@ -45,9 +42,24 @@ def contract(scores: Tensor | None, start: Tensor | None, end: Tensor | None, ah
     return (own + shifted).flatten(0, 1)[: len(ahead)] + rest
 
 
-def blocks(rows: Tensor, step: int, length: int) -> Tensor:
+def band(start: Tensor, end: Tensor, width: int, size: int) -> Tensor:
+    """`start[t] . end[t + w]` for every row of start, `[rows of start, W]`, in blocks of `size` rows; `end` may have
+    more rows than start, or fewer, after which it counts as zeros.
+    """
+    count = (len(start) + size - 1) // size
+    products = torch.bmm(blocks(start, size, size), blocks(end, size, size + width - 1, count).transpose(1, 2))
+    inside = columns(size, width, start.device).expand(len(products), -1, -1)
+    return products.gather(2, inside).flatten(0, 1)[: len(start)]
+
+
+def columns(size: int, width: int, device: torch.device) -> Tensor:
+    """Where the band lies in a product of a block's rows and their window, `[size, W]`."""
+    return torch.arange(size, device=device)[:, None] + torch.arange(width, device=device)
+
+
+def blocks(rows: Tensor, step: int, length: int, count: int | None = None) -> Tensor:
     """`[T, H]` -> `[blocks, length, H]`, a block beginning every `step` rows; zeros after the last row."""
-    count = (len(rows) + step - 1) // step
+    count = (len(rows) + step - 1) // step if count is None else count
     padded = F.pad(rows, (0, 0, 0, (count - 1) * step + length - len(rows)))
     return padded.unfold(0, length, step).transpose(1, 2)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -29,10 +31,13 @@ OPERATION = Operation(
 def prune_spans(
     spans: Tensor | SpanPlan,
     scores: Tensor,
-    k: int | Tensor,
+    k: int | Tensor | None,
     non_crossing: bool = True,
     *,
     cu_seqlens: Tensor | None = None,
+    cu_sentences: Tensor | None = None,
+    k_sentence: int | Tensor | None = None,
+    k_start: int | None = None,
     end_inclusive: bool = True,
     backend: Backend | None = None,
 ) -> Tensor:
@@ -48,10 +53,13 @@ def prune_spans(
         scores: floating point `[N]`, on any device; of equal scores the earlier span comes first. -inf ranks last and
             may be kept.
         k: how many spans to keep; with `cu_seqlens`, how many of each document, or int32 or int64 `[D]`, each
-            document's own number.
+            document's own number. None leaves it to the limits below.
         non_crossing: False keeps the k best whether they cross or not.
         cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents in the packed tokens; without it all spans share
             one budget.
+        cu_sentences: `[S + 1]`, offsets of the sentences, for `k_sentence`: how many spans of each sentence to keep at
+            most, or `[S]`.
+        k_start: how many spans with the same first token to keep at most.
         end_inclusive: the end of a span tensor is its last token (default), or the one after it.
         backend: `"cpu"`, the compiled host module, or `"eager"`, the same in numpy; by default the first that is here.
 
@@ -61,7 +69,8 @@ def prune_spans(
 
     Raises:
         ValueError: shapes, a negative k, NaN among the scores (the first is named), a span that starts before token 0
-            or, with `cu_seqlens`, that does not lie in one document (a span without tokens: does not start in one).
+            or, with `cu_seqlens` or `cu_sentences`, that does not lie in one document or sentence (a span without
+            tokens: does not start in one).
         TypeError: dtypes.
 
     Source: ExtractSpans of Lee et al. 2018 and of Joshi et al. 2019 (coref_kernels.cc), with ties made stable.
@@ -70,6 +79,8 @@ def prune_spans(
         >>> spans = torch.tensor([[0, 1], [1, 2], [1, 1], [3, 3]])
         >>> prune_spans(spans, torch.tensor([1.0, 2.0, 0.5, -1.0]), k=2).tolist()
         [2, 1]
+        >>> prune_spans(spans, torch.tensor([1.0, 2.0, 0.5, -1.0]), None, non_crossing=False, k_start=1).tolist()
+        [0, 1, 3]
     """
     if isinstance(spans, SpanPlan):
         start, end = plans.plan_bounds(spans, end_inclusive)
@@ -83,47 +94,74 @@ def prune_spans(
         raise ValueError(f"scores must hold one score for each of {len(start)} spans, got {list(scores.shape)}")
     device = scores.device
     start, end, scores = start.cpu(), end.cpu(), scores.detach().cpu()
-    budgets, documents = _budgets(k, cu_seqlens, start, end)
+    whole, *further = _limits(start, end, k, cu_seqlens, cu_sentences, k_sentence, k_start)
     compiled = OPERATION.choose(scores, backend) == "cpu"
     # numpy has no bfloat16; float32 holds each of its values.
     scores = scores.float() if scores.dtype == torch.bfloat16 else scores
+    documents, budgets = whole
     kept = host.prune_spans(
-        start.numpy(), end.numpy(), scores.numpy(), budgets, non_crossing, documents=documents, compiled=compiled
-    )
+        start.numpy(), end.numpy(), scores.numpy(), budgets, non_crossing, documents=documents, limits=further,
+        compiled=compiled,
+    )  # fmt: skip
     return torch.from_numpy(kept).to(device)
 
 
-def _budgets(
-    k: int | Tensor, cu_seqlens: Tensor | None, start: Tensor, end: Tensor
-) -> tuple[int | NDArray[np.int64], NDArray[np.int64] | None]:
-    """How many spans may be kept; with documents, of each of them, int64 `[D]`, and the document of each span `[N]`."""
-    if cu_seqlens is None:
-        if isinstance(k, Tensor):
-            raise ValueError("k as a tensor holds a number for each document: it needs cu_seqlens")
-        return checks.check_integer("k", k, 0), None
-    checks.check_index("cu_seqlens", cu_seqlens, 1, "[documents + 1]")
-    checks.check_readable("cu_seqlens", cu_seqlens)
-    offsets = cu_seqlens.cpu()
-    checks.check_offsets("cu_seqlens", offsets, None, "tokens")
-    documents = len(offsets) - 1
+def _limits(
+    start: Tensor,
+    end: Tensor,
+    k: int | Tensor | None,
+    cu_seqlens: Tensor | None,
+    cu_sentences: Tensor | None,
+    k_sentence: int | Tensor | None,
+    k_start: int | None,
+) -> list[Any]:
+    """The group of each span `[N]` and how many of each group may be kept `[groups]`: of documents, or None and one
+    number for all; then of sentences and of starts, where they are limited.
+    """
+    if (cu_sentences is None) != (k_sentence is None):
+        raise ValueError("cu_sentences and k_sentence come together")
+    if k is None and k_sentence is None and k_start is None:
+        raise ValueError("k is None, and so are k_sentence and k_start: nothing says how many spans to keep")
+    k = len(start) if k is None else k
+    if cu_seqlens is not None:
+        limits: list[Any] = [_of_each("document", "k", k, "cu_seqlens", cu_seqlens, start, end)]
+    elif isinstance(k, Tensor):
+        raise ValueError("k as a tensor holds a number for each document: it needs cu_seqlens")
+    else:
+        limits = [(None, checks.check_integer("k", k, 0))]
+    if cu_sentences is not None and k_sentence is not None:
+        limits.append(_of_each("sentence", "k_sentence", k_sentence, "cu_sentences", cu_sentences, start, end))
+    if k_start is not None:
+        firsts, group = torch.unique(start, return_inverse=True)
+        limits.append((group.numpy(), np.full(len(firsts), checks.check_integer("k_start", k_start, 0))))
+    return limits
+
+
+def _of_each(
+    unit: str, name: str, k: int | Tensor, offsets_name: str, offsets: Tensor, start: Tensor, end: Tensor
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The document, or another unit that offsets tell apart, of each span, and how many of each may be kept."""
+    checks.check_index(offsets_name, offsets, 1, f"[{unit}s + 1]")
+    checks.check_readable(offsets_name, offsets)
+    offsets = offsets.cpu()
+    checks.check_offsets(offsets_name, offsets, None, "tokens")
+    units = len(offsets) - 1
     if isinstance(k, Tensor):
-        checks.check_index("k", k, 1, "[documents]")
-        if len(k) != documents:
-            raise ValueError(f"k must hold a number for each of {documents} documents, got {list(k.shape)}")
-        checks.check_readable("k", k)
+        checks.check_index(name, k, 1, f"[{unit}s]")
+        if len(k) != units:
+            raise ValueError(f"{name} must hold a number for each of {units} {unit}s, got {list(k.shape)}")
+        checks.check_readable(name, k)
         budgets = k.cpu().long()
     else:
-        checks.check_integer("k", k, 0)
-        budgets = torch.full((documents,), k, dtype=torch.int64)
-    if documents and int(budgets.min()) < 0:
-        raise ValueError(f"k must be at least 0, got {int(budgets.min())}")
-    document = torch.searchsorted(offsets[1:].long().contiguous(), start.contiguous(), right=True)
+        checks.check_integer(name, k, 0)
+        budgets = torch.full((units,), k, dtype=torch.int64)
+    if units and int(budgets.min()) < 0:
+        raise ValueError(f"{name} must be at least 0, got {int(budgets.min())}")
+    group = torch.searchsorted(offsets[1:].long().contiguous(), start.contiguous(), right=True)
     last = torch.where(end > start, end - 1, start)
     bad = (start < 0) | (last >= offsets[-1])
-    bad |= last >= offsets[1:][document.clamp(max=documents - 1)] if documents else True
+    bad |= last >= offsets[1:][group.clamp(max=units - 1)] if units else True
     if bool(bad.any()):
         row = int(bad.to(torch.uint8).argmax())
-        raise ValueError(
-            f"spans: span {row} covers tokens {int(start[row])} to {int(end[row]) - 1}, not in one document"
-        )
-    return budgets.numpy(), document.numpy()
+        raise ValueError(f"spans: span {row} covers tokens {int(start[row])} to {int(end[row]) - 1}, not in one {unit}")
+    return group.numpy(), budgets.numpy()
