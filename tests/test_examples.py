@@ -21,12 +21,13 @@ SHOWN = {
     "pretrain": "paths: {'packed-training': 40, 'packed-inference': 2}",
     "train_a_tagger": "accuracy: 1.0",
     "train_on_spans": "'f1': 1.0",
+    "with_pure": "calls of BertForEntity: 1 fused",
     "with_spert": "calls of SpERT: 1 fused",
 }
 # What those need that are about another package.
-NEEDS = {"with_spert": "spert.models"}
+NEEDS = {"with_pure": "entity.models", "with_spert": "spert.models"}
 # Packages that nobody can install: a definition of our own takes the place of one that is not there.
-DEFINED = {"spert.models": "originals.spert"}
+DEFINED = {"entity.models": "originals.pure", "spert.models": "originals.spert"}
 
 
 @pytest.mark.parametrize("name", SHOWN)

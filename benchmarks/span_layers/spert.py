@@ -72,9 +72,7 @@ def in_pieces(pool: Pool, hidden: Tensor, masks: Tensor) -> Tensor:
 
 def case(name: str, masks: Callable[[], Tensor], theirs: Pool, ours: Pool, **more: object) -> SpanLayerCase:
     pieces = pooling(masks, partial(in_pieces, theirs))
-    return SpanLayerCase(
-        name, REPLACES, pooling(masks, theirs), pooling(masks, ours), goal=50, peaks=True, exact=pieces, **more
-    )  # type: ignore[arg-type]
+    return SpanLayerCase(name, REPLACES, pooling(masks, theirs), pooling(masks, ours), exact=pieces, **more)  # type: ignore[arg-type]
 
 
 def classifier(ours: bool) -> Build:
@@ -99,14 +97,25 @@ def classifier(ours: bool) -> Build:
     return build
 
 
+ASKED = {"goal": 50, "peaks": True}
+
 CASES = (
-    case("pooling 1,235 candidates in 128 tokens", lambda: candidates(128), masked_maximum, our_candidates, quick=True),
-    case("pooling 5,075 candidates in 512 tokens", lambda: candidates(512), masked_maximum, our_candidates, large=True),
+    case("pooling 195 candidates in 24 tokens", lambda: candidates(24), masked_maximum, our_candidates, quick=True),
+    case("pooling 1,235 candidates in 128 tokens", lambda: candidates(128), masked_maximum, our_candidates, **ASKED),
+    case(
+        "pooling 5,075 candidates in 512 tokens",
+        lambda: candidates(512),
+        masked_maximum,
+        our_candidates,
+        large=True,
+        **ASKED,
+    ),
     case(
         "pooling the contexts of 1,000 relations in 128 tokens",
         lambda: contexts(128, 1000),
         their_contexts,
         our_contexts,
+        **ASKED,
     ),
     SpanLayerCase("scores of 1,235 candidates in 128 tokens", REPLACES, classifier(ours=False), classifier(ours=True)),
 )

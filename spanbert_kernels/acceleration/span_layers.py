@@ -23,6 +23,8 @@ from spanbert_kernels.acceleration.forward import ORIGINAL, AccelerationWarning,
 
 # A class by its dotted path, as its package's users import it -> the module whose REPLACEMENTS name it.
 SPAN_LAYERS: dict[str, str] = {
+    "entity.models.AlbertForEntity": "spanbert_kernels.integrations.pure",
+    "entity.models.BertForEntity": "spanbert_kernels.integrations.pure",
     "spert.models.SpERT": "spanbert_kernels.integrations.spert",
 }
 

@@ -48,7 +48,7 @@ def pooled(hidden: Tensor, start: Tensor, end: Tensor) -> Tensor:
     batch, length, size = hidden.shape
     first = torch.arange(batch, device=start.device)[:, None] * length
     spans = torch.stack([start + first, end + first], -1).flatten(0, 1)
-    found = ops.span_pool(hidden.flatten(0, 1), spans, ["max"], end_inclusive=False).view(batch, -1, size)
+    found = ops.span_pool(hidden.flatten(0, 1), spans, ["max"], end_inclusive=False).view(*start.shape, size)
     # SpERT's is a sum with numbers of float32.
     return found.to(torch.promote_types(found.dtype, torch.float32))
 
