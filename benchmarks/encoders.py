@@ -200,6 +200,11 @@ def documents_of(batch: dict[str, Tensor]) -> list[Tensor]:
 @cache
 def exact_states(name: str, lengths: tuple[int, ...]) -> Tensor:
     """The same for every precision."""
-    model = copy.deepcopy(initial(name)).double()
     with torch.inference_mode():
+        model = _exact(name)
         return torch.cat([model(ids).last_hidden_state[0] for ids in documents_of(padded_batch(torch.tensor(lengths)))])
+
+
+@lru_cache(maxsize=1)
+def _exact(name: str) -> Any:
+    return copy.deepcopy(initial(name)).double()

@@ -40,7 +40,7 @@ def test_the_accelerated_classes_are_those_of_the_table() -> None:
     built = loaded("hooks").on_page_markdown((DOCS / "drop-in.md").read_text(encoding="utf-8"))
     for family in FAMILIES:
         assert f"| `{family.model_class}` | `{family.module}` |" in built
-    assert f"<!-- families -->\n{loaded('hooks').family_names()}\n<!-- end -->" in README
+    assert f"<!-- families -->\n{loaded('hooks').families_by_layers()}\n<!-- end -->" in README
 
 
 @pytest.mark.parametrize(

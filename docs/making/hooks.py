@@ -33,11 +33,16 @@ def families() -> str:
     return "\n".join(lines)
 
 
-def family_names() -> str:
-    """The same, without anything about them, for the README."""
+def families_by_layers() -> str:
+    """The same in short, for the README."""
     from spanbert_kernels.acceleration.families import FAMILIES
 
-    return ", ".join(f"`{each.model_class}`" for each in FAMILIES)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for each in FAMILIES:
+        groups.setdefault(each.description, []).append(f"`{each.model_class}`")
+    lines = ["| encoders | position of a token | layers |", "| --- | --- | --- |"]
+    rows = [f"| {', '.join(names)} | {position} | {layers} |" for (position, layers), names in groups.items()]
+    return "\n".join([*lines, *rows])
 
 
 def unsupported() -> str:
