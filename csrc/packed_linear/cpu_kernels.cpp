@@ -26,12 +26,22 @@ struct Finish {
   const LinearCall& call;
 
   void operator()(int64_t row, int64_t column, Vector<A> x) const {
-    const auto count = static_cast<int>(std::min<int64_t>(lanes<A>, call.out_features - column));
     const int64_t place = row * call.out_features + column;
+    if (call.out_features - column < lanes<A>) return last_columns(place, column, x);
     if (call.in_features == 0) x = Vector<A>{};
-    if (call.bias) x += load_up_to(static_cast<const S*>(call.bias) + column, count);
-    if (call.residual) x += load_up_to(static_cast<const S*>(call.residual) + place, count);
-    store_up_to(static_cast<S*>(call.output) + place, x, count);
+    if (call.bias) x += load(static_cast<const S*>(call.bias) + column);
+    if (call.residual) x += load(static_cast<const S*>(call.residual) + place);
+    store(static_cast<S*>(call.output) + place, x);
+  }
+
+ private:
+  // Less than a vector of them: apart, since a tile has the lines above once a vector.
+  [[gnu::noinline]] void last_columns(int64_t place, int64_t column, Vector<A> x) const {
+    const auto count = static_cast<int>(call.out_features - column);
+    if (call.in_features == 0) x = Vector<A>{};
+    if (call.bias) x += load(static_cast<const S*>(call.bias) + column, count);
+    if (call.residual) x += load(static_cast<const S*>(call.residual) + place, count);
+    store(static_cast<S*>(call.output) + place, x, count);
   }
 };
 
@@ -42,7 +52,7 @@ void multiply(const LinearCall& call, int64_t first, int64_t last) {
                          call.by_column};
   const Input input{static_cast<const char*>(call.x), call.x_row, call.x_scales};
   const Finish<S> finish{call};
-  Product<E>{matrix, input, call.rows, first, last}.run([&](int64_t row, int64_t column, Vector<float> x)
+  Product<E>{matrix, input, call.rows, first, last}.template run<!std::is_same_v<S, float16>>([&](int64_t row, int64_t column, Vector<float> x)
                                                             __attribute__((always_inline)) { finish(row, column, x); });
 }
 
