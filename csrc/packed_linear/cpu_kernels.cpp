@@ -52,8 +52,8 @@ void multiply(const LinearCall& call, int64_t first, int64_t last) {
                          call.by_column};
   const Input input{static_cast<const char*>(call.x), call.x_row, call.x_scales};
   const Finish<S> finish{call};
-  Product<E>{matrix, input, call.rows, first, last}.template run<!std::is_same_v<S, float16>>([&](int64_t row, int64_t column, Vector<float> x)
-                                                            __attribute__((always_inline)) { finish(row, column, x); });
+  Product<E>{matrix, input, call.rows, first, last}.template run<!std::is_same_v<S, float16>>(
+      [&](int64_t row, int64_t column, Vector<float> x) __attribute__((always_inline)) { finish(row, column, x); });
 }
 
 // Rows first .. first + rows - 1 of one panel's product in `sums`, with the result's columns from `column` on.

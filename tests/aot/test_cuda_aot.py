@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 FILES = sorted(path.parent.name for path in CSRC.glob("*/cuda.cu"))
 ARCHITECTURES = (80, 90, 100)
-EVERYDAY = 90
+# By every test run. The rest are minutes of work for the slow tests; tests/cuda_on_cpu compiles all files for a CPU.
+EVERYDAY = [(90, "cross_document_attention"), (90, "span_gather"), (90, "span_pool")]
 # Of what the compiler lays out. What a launch asks for (SPANBERT_LAUNCH_SHARED) is limited by tests/cuda_on_cpu.
 SHARED_BYTES = 48 * 1024
 REGISTERS = 65536  # of a multiprocessor
@@ -87,32 +87,26 @@ def key(command: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-# Minutes each: every test run compiles for one architecture, the slow tests for the rest.
-@pytest.fixture(
-    scope="module", params=[pytest.param(n, marks=[pytest.mark.slow] * (n != EVERYDAY)) for n in ARCHITECTURES]
-)
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Kernel]]:
-    """Of every file, for one architecture, compiled in as many processes as there are processors."""
-    if shutil.which("nvcc") is None:
-        pytest.skip("no CUDA compiler here (nvcc)")
-    folder = tmp_path_factory.mktemp("cubin")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda operation: compile_file(operation, request.param, folder), FILES)
-        for_all = dict(zip(FILES, found, strict=True))
-    assert {kernel.architecture for kernels in for_all.values() for kernel in kernels} == {request.param}
-    return for_all
-
-
 def test_there_are_files() -> None:
     assert {"cross_document_attention", "document_attention", "span_gather", "span_pool"} <= set(FILES)
 
 
-@pytest.mark.parametrize("operation", FILES)
-def test_kernels_use_no_local_memory(kernels: dict[str, list[Kernel]], operation: str) -> None:
-    found = kernels[operation]
+@pytest.mark.parametrize(
+    ("architecture", "operation"),
+    [
+        pytest.param(each, operation, marks=[pytest.mark.slow] * ((each, operation) not in EVERYDAY))
+        for each in ARCHITECTURES
+        for operation in FILES
+    ],
+)
+def test_kernels_use_no_local_memory(tmp_path: Path, architecture: int, operation: str) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no CUDA compiler here (nvcc)")
+    found = compile_file(operation, architecture, tmp_path)
     named = len(re.findall(r"__global__", "".join(path.read_text() for path in (CSRC / operation).glob("cuda*.cu*"))))
     assert len(found) >= named, "a kernel that no launch names"
     for kernel in found:
+        assert kernel.architecture == architecture
         assert (kernel.stack, kernel.spills) == (0, 0), kernel
         assert kernel.shared <= SHARED_BYTES, kernel
         assert kernel.registers * 32 * WARPS <= REGISTERS, kernel

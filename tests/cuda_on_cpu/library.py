@@ -24,7 +24,7 @@ CSRC = HERE.parent.parent / "csrc"
 TORCH = Path(torch.__file__).resolve().parent
 # -fsanitize=undefined stops at what C++ leaves undefined: shifts, overflow, alignment, array bounds. Hardly optimised:
 # the tests' few small launches cost less than the compiler's work would.
-FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+FLAGS = ["-std=c++20", "-Og", "-fPIC", "-fvisibility=hidden", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
 FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"]
 FLAGS += [f"-DSPANBERT_NAMESPACE={NAMESPACE}", "-DSPANBERT_KEY=CPU"]
 FLAGS += [f"-I{CSRC}", f"-I{HERE}", f"-I{TORCH / 'include'}"]
