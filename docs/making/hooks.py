@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def operations() -> str:
     for each in ops.backends.operations():
         server, reason = each.instead or ("", "")
         if reason:
-            notes.setdefault(reason, f"[{'abcdefgh'[len(notes)]}]")
+            notes.setdefault(reason, f"[{string.ascii_lowercase[len(notes)]}]")
         cells = ["yes" if column in each.backends else f"`{server}` {notes[reason]}" for column in columns]
         lines.append(f"| `{each.name}` | {each.summary} | {' | '.join(cells)} |")
     reasons = "; ".join(f"{note} {reason}" for reason, note in notes.items())

@@ -10,7 +10,9 @@ from spanbert_kernels.ops.documents import anchor_indices
 from spanbert_kernels.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from spanbert_kernels.ops.encoder_stack import EncoderStack, encoder_stack
 from spanbert_kernels.ops.packed_linear import PackedWeight, pack_weight, packed_linear
-from spanbert_kernels.ops.plans import SpanPlan, enumerate_spans, plan_spans
+from spanbert_kernels.ops.pair_linear import pair_linear
+from spanbert_kernels.ops.pair_pool import pair_pool
+from spanbert_kernels.ops.plans import SpanPlan, enumerate_spans, plan_spans, spans_to_limits
 from spanbert_kernels.ops.prune_spans import prune_spans
 from spanbert_kernels.ops.span_gather import span_gather
 from spanbert_kernels.ops.span_linear import span_linear
@@ -38,6 +40,8 @@ __all__ = [
     "log_bucketed_index",
     "pack_weight",
     "packed_linear",
+    "pair_linear",
+    "pair_pool",
     "plan_attention",
     "plan_spans",
     "prune_spans",
@@ -45,5 +49,6 @@ __all__ = [
     "span_linear",
     "span_pool",
     "span_score",
+    "spans_to_limits",
     "top_spans",
 ]

@@ -138,11 +138,7 @@ def _fit_for_autograd() -> AbstractContextManager[Any]:
 def _enumerate(cu_seqlens: Tensor, num_tokens: int, max_width: int, num_spans: int) -> tuple[Tensor, Tensor]:
     tokens = torch.arange(num_tokens, device=cu_seqlens.device)
     document_end = cu_seqlens[torch.searchsorted(cu_seqlens, tokens, right=True)]
-    widths = (document_end - tokens).clamp(max=max_width)
-    start = torch.repeat_interleave(tokens, widths, output_size=num_spans)
-    first_row = torch.cumsum(widths, 0) - widths
-    end = start + 1 + torch.arange(num_spans, device=start.device) - first_row[start]
-    return start, end
+    return _consecutive(tokens, (document_end - tokens).clamp(max=max_width), num_spans)
 
 
 @checks.uncompiled
@@ -190,7 +186,12 @@ def enumerate_spans(cu_seqlens: Tensor, max_width: int) -> SpanPlan:
 
 @checks.uncompiled
 def plan_spans(
-    spans: Tensor, *, num_tokens: int | None = None, cu_seqlens: Tensor | None = None, end_inclusive: bool = True
+    spans: Tensor,
+    *,
+    num_tokens: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    end_inclusive: bool = True,
+    mask: Tensor | None = None,
 ) -> SpanPlan:
     """Sort spans once, for many calls.
 
@@ -199,6 +200,7 @@ def plan_spans(
         num_tokens: T, the tokens of the calls to come; by default as many as the spans reach, or the documents hold.
         cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents, no border of which a span may cross.
         end_inclusive: the end is the span's last token (default), or the one after it.
+        mask: bool `[N]`; a span that is False has no token, whatever its numbers are.
 
     Returns:
         A sorted plan. Reads the largest width and end once on the host.
@@ -218,7 +220,7 @@ def plan_spans(
     """
     if num_tokens is not None:
         num_tokens = checks.check_integer("num_tokens", num_tokens, 0)
-    start, end = span_bounds(spans, end_inclusive)
+    start, end = span_bounds(spans, end_inclusive, mask)
     checks.check_readable("spans", spans)
     if cu_seqlens is not None:
         checks.check_offsets("cu_seqlens", cu_seqlens, num_tokens, "tokens")
@@ -229,6 +231,67 @@ def plan_spans(
     if cu_seqlens is not None:
         check_documents(start, end, cu_seqlens)
     return plan
+
+
+@checks.uncompiled
+def spans_to_limits(
+    starts: Tensor, limits: Tensor, *, max_width: int | None = None, num_tokens: int | None = None
+) -> SpanPlan:
+    """All spans that begin at some tokens and end before a limit of each, as a plan.
+
+    Args:
+        starts: int32 or int64 `[M]`, first tokens, in any order.
+        limits: int32 or int64 `[M]`, for each the token that its spans end before: where its sentence or its document
+            ends. One that is no further than its start leaves no span.
+        max_width: tokens in the widest span; by default only the limits bound them.
+        num_tokens: T, the tokens of the calls to come; by default as many as the spans reach.
+
+    Returns:
+        A sorted plan, its rows start by start in the order given, narrowest span first. Reads the number of spans, the
+        largest width and the largest end on the host.
+
+    Raises:
+        ValueError: wrong shapes, a width below 1, or a start or a limit outside of `0 .. num_tokens` (it is
+            named).
+        TypeError: starts or limits that are not int32 or int64.
+
+    Source: maverick-coref (Martinelli et al. 2024) scores the spans from predicted starts to the ends of sentences.
+
+    Example:
+        >>> sentence_ends = torch.tensor([3, 3, 3, 5, 5])
+        >>> starts = torch.tensor([1, 4])
+        >>> spans_to_limits(starts, sentence_ends[starts], num_tokens=5).pairs().tolist()
+        [[1, 1], [1, 2], [4, 4]]
+    """
+    for name, tensor in (("starts", starts), ("limits", limits)):
+        checks.check_index(name, tensor, 1, "[M]")
+        checks.check_readable(name, tensor)
+    checks.check_device("limits", limits, "starts", starts)
+    if len(limits) != len(starts):
+        raise ValueError(f"limits must have one entry for each of the {len(starts)} starts, got {len(limits)}")
+    if num_tokens is not None:
+        num_tokens = checks.check_integer("num_tokens", num_tokens, 0)
+    widest = checks.MOST if max_width is None else checks.check_integer("max_width", max_width, 1)
+    if num_tokens is None:
+        num_tokens = checks.check_integer("the largest of limits", int(limits.max()) if len(limits) else 0, 0)
+    with _fit_for_autograd():
+        begin, end = starts.long().clone(), limits.long()
+        for name, index in (("starts", begin), ("limits", end)):
+            bad = (index < 0) | (index > num_tokens)
+            if bool(bad.any()):
+                row = int(bad.to(torch.uint8).argmax())
+                raise ValueError(f"{name}[{row}] is {int(index[row])}, but there are {num_tokens} tokens")
+        widths = (end - begin).clamp(0, widest)
+        count = checks.check_integer("the number of spans", int(widths.sum()), 0)
+        return _plan_bounds(*_consecutive(begin, widths, count), num_tokens)
+
+
+def _consecutive(begin: Tensor, widths: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Bounds of the spans of 1, 2, ... tokens, up to a width for each begin: `count` in all."""
+    of = torch.repeat_interleave(torch.arange(len(begin), device=begin.device), widths, output_size=count)
+    first_row = torch.cumsum(widths, 0) - widths
+    start = begin[of]
+    return start, start + 1 + torch.arange(count, device=begin.device) - first_row[of]
 
 
 def _plan_bounds(start: Tensor, end: Tensor, num_tokens: int | None) -> SpanPlan:
@@ -248,15 +311,24 @@ def _plan_bounds(start: Tensor, end: Tensor, num_tokens: int | None) -> SpanPlan
     return SpanPlan(len(start), total, widest, total_width, device, start, end, rows)
 
 
-def span_bounds(spans: Tensor, end_inclusive: bool) -> tuple[Tensor, Tensor]:
-    """First token and token after the last, int64 `[N]` each, of a span tensor `[N, 2]`."""
+def span_bounds(spans: Tensor, end_inclusive: bool, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """First token and token after the last, int64 `[N]` each, of a span tensor `[N, 2]`; (0, 0) where masked."""
     checks.check_flag("end_inclusive", end_inclusive)
     checks.check_index("spans", spans, 2, "[N, 2]")
     if spans.shape[1] != 2:
         raise ValueError(f"spans must have shape [N, 2], got {list(spans.shape)}")
     start, end = spans.long().unbind(1)
     # The largest int64 has no successor, and needs none to lie outside.
-    return start, end.clamp(max=torch.iinfo(torch.int64).max - 1) + 1 if end_inclusive else end
+    end = end.clamp(max=torch.iinfo(torch.int64).max - 1) + 1 if end_inclusive else end
+    if mask is None:
+        return start, end
+    checks.check_tensor("mask", mask, "[N]")
+    checks.check_device("mask", mask, "spans", spans)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, got {mask.dtype}")
+    if mask.shape != start.shape:
+        raise ValueError(f"mask must have one entry for each of the {len(start)} spans, got {list(mask.shape)}")
+    return torch.where(mask, start, 0), torch.where(mask, end, 0)
 
 
 def check_range(start: Tensor, end: Tensor, num_tokens: int) -> None:
@@ -296,7 +368,7 @@ def check_no_ends(end_inclusive: bool) -> None:
 
 
 def resolve(
-    spans: Tensor | SpanPlan, hidden: Tensor, end_inclusive: bool, validate: bool
+    spans: Tensor | SpanPlan, hidden: Tensor, end_inclusive: bool, validate: bool, mask: Tensor | None = None
 ) -> SpanPlan | tuple[Tensor, Tensor]:
     """The plan itself, checked against `hidden`; or the bounds of a span tensor, range-checked where that costs no
     synchronisation (on a CPU) or is asked for.
@@ -305,12 +377,14 @@ def resolve(
     checks.check_flag("validate", validate)
     if isinstance(spans, SpanPlan):
         check_no_ends(end_inclusive)
+        if mask is not None:
+            raise ValueError("mask is for a span tensor: give it to plan_spans")
         if spans.num_tokens != num_tokens:
             raise ValueError(f"spans: the plan was made for {spans.num_tokens} tokens, but hidden has {num_tokens}")
         if spans.device != hidden.device:
             raise TypeError(f"spans: the plan is on {spans.device}, but hidden is on {hidden.device}")
         return spans
-    start, end = span_bounds(spans, end_inclusive)
+    start, end = span_bounds(spans, end_inclusive, mask)
     checks.check_device("spans", spans, "hidden", hidden)
     if (validate or hidden.device.type == "cpu") and not torch.compiler.is_compiling():
         check_range(start, end, num_tokens)

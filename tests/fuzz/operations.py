@@ -10,6 +10,8 @@ from typing import Any
 
 import banded_cases
 import linear_cases
+import numpy as np
+import pair_cases
 import pool_cases
 import pruning
 import stack_loops
@@ -180,6 +182,38 @@ def span_linear_row(draw: Draw) -> Case:
 
 def span_score_row(draw: Draw) -> Case:
     return layered(draw, linear_cases.LINEAR, draw.pick((0, 1, 2, 5)))
+
+
+def draw_pairs(draw: Draw, linear: bool) -> tuple[Tensors, list[str]]:
+    """Rows, pairs of them, and parts without quotients; with sentinels and a mask where a layer is not `linear`."""
+    parts = draw.subset([part for part in pair_cases.EVERY if "/" not in part])
+    columns, other = draw.size(), draw.chance(0.5)
+    tensors = {"first": draw.numbers(draw.size(zero=0) or 1, columns)}
+    tensors |= {"second": draw.numbers(draw.size(zero=0) or 1, columns)} if other else {}
+    sides = [tensors["first"], tensors["second" if other else "first"]]
+    sentinels = [not linear and draw.chance(0.3) for _ in sides]
+    count = draw.size(65)
+    indices = [draw.random.integers(-int(low), len(rows), count) for low, rows in zip(sentinels, sides, strict=True)]
+    pairs = torch.from_numpy(np.stack(indices, 1))
+    for name, has in zip(("first_sentinel", "second_sentinel"), sentinels, strict=True):
+        tensors |= {name: draw.numbers(columns)} if has else {}
+    if not linear and draw.chance(0.4):
+        tensors["mask"] = torch.from_numpy(draw.random.random(count) < 0.7)
+        pairs[~tensors["mask"]] = draw.integer(-9, 99)
+    if "feature" in parts:
+        tensors["features"] = draw.numbers(draw.integer(1, 7), draw.size(17))
+        tensors["feature_rows"] = draw.index(torch.from_numpy(draw.random.integers(0, len(tensors["features"]), count)))
+    return {**tensors, "pairs": draw.index(pairs)}, parts
+
+
+def pair_pool_row(draw: Draw) -> Case:
+    tensors, parts = draw_pairs(draw, linear=False)
+    return pair_cases.pooled_row("pairs", parts, fixed(tensors))
+
+
+def pair_linear_row(draw: Draw) -> Case:
+    tensors, parts = draw_pairs(draw, linear=True)
+    return pair_cases.linear_row("layer", parts, fixed(tensors), outputs=draw.size(33), bias=draw.chance(0.7))
 
 
 def draw_scale(draw: Draw) -> dict[str, Any]:
@@ -466,6 +500,8 @@ OPERATIONS: dict[str, Callable[[Draw], Case]] = {
     "banded_span_scores": banded_span_scores_row,
     "prune_spans": prune_spans_row,
     "top_spans": top_spans_row,
+    "pair_pool": pair_pool_row,
+    "pair_linear": pair_linear_row,
     "document_attention": document_attention_row,
     "cross_document_attention": cross_document_attention_row,
     "packed_linear": packed_linear_row,

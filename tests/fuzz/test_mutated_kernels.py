@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What to look for in an operation's kernel file, and what to put there instead.
 MUTATIONS = {
     "span_gather": ("grads.sources[i] * grads.output_stride", "grads.sources[i] * (grads.output_stride - 1)"),
+    "pair_pool": ("rows) + index * from.stride", "rows) + index * (from.stride - 1)"),
     "packed_linear": ("row * call.out_features + column", "row * (call.out_features - 1) + column"),
 }
 pytestmark = [

@@ -12,7 +12,11 @@ from spanbert_kernels import nn
 
 GOOD: dict[str, dict[str, Any]] = {
     "Biaffine": {"size": 4, "outputs": 2},
+    "BidirectionalEndpointSpanExtractor": {"input_dim": 4, "num_width_embeddings": 3, "span_width_embedding_dim": 2},
     "CrossDocumentMixer": {"hidden_size": 8, "num_heads": 2},
+    "EndpointSpanExtractor": {"input_dim": 4, "num_width_embeddings": 3, "span_width_embedding_dim": 2},
+    "MaxPoolingSpanExtractor": {"input_dim": 4, "num_width_embeddings": 3, "span_width_embedding_dim": 2},
+    "SelfAttentiveSpanExtractor": {"input_dim": 4, "num_width_embeddings": 3, "span_width_embedding_dim": 2},
     "SpanBoundaryHead": {"hidden_size": 8, "vocab_size": 5},
 }
 OTHERS: dict[str, Any] = {
@@ -25,22 +29,33 @@ OTHERS: dict[str, Any] = {
 SIZE = {**OTHERS, "a fraction": 2.5, "a flag": True, "a string": "2", "negative": -1, "huge": 2**63, "nothing": None}
 NUMBER = {**OTHERS, "a flag": True, "a string": "0.1", "infinite": float("inf"), "nothing": None}
 SHARE = {**NUMBER, "negative": -0.1, "one": 1.0}
+FLAG = {**OTHERS, "an integer": 1, "nothing": None, "a string": "no"}
+COMBINATION = {**OTHERS, "a flag": True, "unknown": "everything", "an operation": "x^y", "nothing": None}
 CHOICE = {**OTHERS, "unknown": "everything", "nothing": None, "a flag": True}
 KINDS: dict[str, dict[str, Any]] = {
     "activation": {**OTHERS, "a string": "gelu", "nothing": None},
     "anchor": CHOICE,
     "attention_dropout": SHARE,
+    "backward_combination": COMBINATION,
+    "bucket_widths": FLAG,
+    "combination": COMBINATION,
     "dropout": SHARE,
+    "forward_combination": COMBINATION,
     "hidden_size": SIZE,
-    "include_self": {**OTHERS, "an integer": 1, "nothing": None, "a string": "no"},
+    "include_self": FLAG,
+    "input_dim": SIZE,
     "keys": CHOICE,
     "layer_norm_eps": NUMBER,
     "max_targets": SIZE,
     "normalize": CHOICE,
     "num_heads": SIZE,
+    "num_width_embeddings": {name: value for name, value in SIZE.items() if value is not None},
     "outputs": SIZE,
     "queries": CHOICE,
     "size": SIZE,
+    "span_width_embedding_dim": {name: value for name, value in SIZE.items() if value is not None},
+    "use_exclusive_start_indices": FLAG,
+    "use_sentinels": FLAG,
     "vocab_size": SIZE,
 }
 MODULES = {name: getattr(nn, name) for name in nn.__all__ if issubclass(getattr(nn, name), torch.nn.Module)}

@@ -158,6 +158,28 @@ def largest_score(tensors: Tensors) -> float:
     return float(scores.abs().max()) if scores is not None and scores.numel() else 0.0
 
 
+def inputs_by_part(size: int) -> Tensors:
+    """`start` and `width` of one tensor, the others of a wider one."""
+    tensors = pool_inputs(size, table=3)
+    other = torch.randn(len(tensors["hidden"]), 3, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return {**tensors, "other": other}
+
+
+def call_by_part(hidden: Tensor, other: Tensor, **rest: Any) -> Tensor:
+    return span_pool({"sum": other, "start": hidden, "end": other}, parts=["sum", "width", "start", "end"], **rest)
+
+
+def loop_by_part(hidden: Tensor, other: Tensor, spans: Tensor, width_embedding: Tensor) -> Tensor:
+    sources: dict[str, Tensor] = {"sum": other, "width": hidden, "start": hidden, "end": other}
+    return torch.cat(
+        [
+            pool_by_loop(source, spans, None, width_embedding if part == "width" else None, parts=[part])
+            for part, source in sources.items()
+        ],
+        1,
+    )
+
+
 def row(
     name: str,
     parts: list[str],
@@ -199,6 +221,15 @@ CASES = (
         terms=score_terms,
         exponents=("scores",),
         logits=largest_score,
+    ),
+    Case(
+        "a tensor per part",
+        inputs_by_part,
+        call_by_part,
+        loop_by_part,
+        twice=("cuda", "triton", "cpu", "eager"),
+        operators=("span_pool_forward",) * 2 + ("span_pool_backward",) * 2,
+        compiled=(),
     ),
     row("no spans", ALL, without_spans),
     row("no tokens", ALL, without_tokens),

@@ -13,7 +13,7 @@ from op_checks import place_parameters
 from pool_cases import ALL
 from torch import Tensor
 
-from spanbert_kernels.ops import backends, plan_spans, span_gather, span_pool
+from spanbert_kernels.ops import backends, pair_pool, plan_spans, span_gather, span_pool
 
 STRIDE = 2**30 + 16  # the third row begins beyond 2**31 elements
 BEFORE = 2**31  # so that an offset that wraps finds zeros, not memory that is not there
@@ -42,7 +42,13 @@ def pool(hidden: Tensor, backend: str, planned: bool) -> Tensor:
     return span_pool(hidden, work, ALL, scores=scores, width_embedding=table, backend=backend)
 
 
+def pool_pairs(hidden: Tensor, backend: str) -> Tensor:
+    pairs = torch.tensor([[2, 0], [1, 2], [0, 0]], device=hidden.device)
+    return pair_pool(hidden, None, pairs, ["x*y", "y"], backend=backend)
+
+
 CALLS: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "pair_pool": ("pair_pool", pool_pairs),
     "span_gather": ("span_gather", gather),
     "span_pool": ("span_pool", partial(pool, planned=False)),
     "span_pool, plan": ("span_pool", partial(pool, planned=True)),

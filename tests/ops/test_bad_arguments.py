@@ -21,6 +21,8 @@ from spanbert_kernels import ops
 T, H, OUT = 6, 4, 5
 OFFSETS = torch.tensor([0, 2, 6])
 SPANS = torch.tensor([[0, 1], [2, 5], [3, 3]])
+PAIRS = torch.tensor([[1, 3], [2, 0], [0, 5]])
+MASK = torch.ones(3, dtype=torch.bool)
 PARTS = ["start", "mean", "attention", "width"]
 
 
@@ -61,20 +63,30 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "packed_linear": lambda: {
         "x": ones(T, H), "weight": ops.pack_weight(ones(OUT, H)), "bias": ones(OUT), "residual": ones(T, OUT)
     },
+    "pair_linear": lambda: {
+        "first": ones(T, H), "second": ones(T, 3), "pairs": PAIRS, "parts": ["x", "y", "feature"],
+        "weight": ones(OUT, H + 5), "bias": ones(OUT), "features": ones(3, 2), "feature_rows": PAIRS[:, 0]
+    },
+    "pair_pool": lambda: {
+        "first": ones(T, H), "second": ones(T, 3), "pairs": PAIRS, "parts": ["x", "y", "feature"],
+        "features": ones(3, 2), "feature_rows": PAIRS[:, 0], "first_sentinel": ones(H), "second_sentinel": ones(3),
+        "mask": MASK
+    },
     "plan_attention": lambda: {"cu_seqlens": OFFSETS, "cu_clusters": torch.tensor([0, 2]), "links": LINKS},
-    "plan_spans": lambda: {"spans": SPANS, "num_tokens": T, "cu_seqlens": OFFSETS},
     "prune_spans": lambda: {
         "spans": SPANS, "scores": ones(3), "k": torch.tensor([1, 1]), "cu_seqlens": OFFSETS, "cu_sentences": OFFSETS,
         "k_sentence": torch.tensor([1, 1]), "k_start": 1,
     },
+    "plan_spans": lambda: {"spans": SPANS, "num_tokens": T, "cu_seqlens": OFFSETS, "mask": MASK},
     "span_gather": lambda: {"hidden": ones(T, H), "spans": SPANS},
     "span_linear": layer,
-    "span_pool": pooling,
+    "span_pool": lambda: {**pooling(), "mask": MASK},
     "span_score": lambda: {**layer(), "out_weight": ones(2, OUT), "out_bias": ones(2), **SEEDED},
     "top_spans": lambda: {
         "start": ones(T, H), "end": ones(T, OUT), "weight": ones(H, OUT), "max_width": 3, "k": torch.tensor([1, 1]),
         "cu_seqlens": OFFSETS, "start_scores": ones(T), "end_scores": ones(T), "bias": ones(1),
     },
+    "spans_to_limits": lambda: {"starts": PAIRS[:, 0], "limits": PAIRS[:, 1], "num_tokens": T},
 }  # fmt: skip
 
 
@@ -136,6 +148,10 @@ OPTIONAL = Kind(NO_TENSOR, like_floating, optional=True)
 ROWS = but(FLOATING, "a row more")
 ALONE = but(FLOATING, "meta", "a row more")
 BUDGETS = but(Kind(whole(0).wrong, like_index), "huge", "far outside", "the largest")
+COUNTED = Kind(NO_TENSOR, lambda good: {
+    "int64": good.long(), "float32": good.float(), "meta": good.to("meta"), "a dimension more": good[None],
+    "a scalar": torch.tensor(True), "one more": torch.cat([good, good[:1]]),
+})  # fmt: skip
 INDEX, OFFSET = Kind(NO_TENSOR, like_index), Kind(NO_TENSOR, offsets_like)
 FLAG = Kind({"an integer": 1, "nothing": None, "a string": "no", "a tensor": torch.tensor([True]), "numpy": np.ones(1)})
 NUMBER = Kind({"nan": float("nan"), "infinite": float("inf"), "a flag": True, "a string": "1", "a tensor": ones(1),
@@ -178,7 +194,12 @@ KINDS: dict[str, Kind] = {
     "end_inclusive": FLAG,
     "end_scores": OPTIONAL,
     "eps": Kind({**NUMBER.wrong, "negative": -1e-9}),
+    "feature_rows": INDEX,
+    "features": ROWS,
     "first": whole(0),
+    "pair_linear.first": ROWS,
+    "pair_pool.first": ROWS,
+    "first_sentinel": OPTIONAL,
     "hidden": ALONE,
     "include_self": FLAG,
     "k": FLOATING,
@@ -188,7 +209,9 @@ KINDS: dict[str, Kind] = {
     "k_start": whole(0),
     "keys": CHOICE,
     "last": whole(0),
+    "limits": INDEX,
     "links": CSR,
+    "mask": COUNTED,
     "max_distance": whole(1),
     "max_seqlen": whole(1),
     "max_width": whole(1),
@@ -198,6 +221,7 @@ KINDS: dict[str, Kind] = {
     "out_bias": but(OPTIONAL, "a scalar"),
     "out_weight": ROWS,
     "padded": FLAG,
+    "pairs": INDEX,
     "parts": NAMES,
     "per": CHOICE,
     "precision": Kind(CHOICE.wrong),
@@ -209,11 +233,14 @@ KINDS: dict[str, Kind] = {
     "return_weights": FLAG,
     "scale": NUMBER,
     "scores": FLOATING,
+    "second": but(OPTIONAL, "a row more"),
+    "second_sentinel": OPTIONAL,
     "seed": SEED,
     "spans": INDEX,
     "stack": Kind({**NO_TENSOR, "a tensor": ones(OUT, H)}),
     "start": FLOATING,
     "start_scores": OPTIONAL,
+    "starts": INDEX,
     "v": FLOATING,
     "validate": FLAG,
     "weight": ROWS,

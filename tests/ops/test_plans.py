@@ -23,6 +23,7 @@ from spanbert_kernels.ops import (
     span_linear,
     span_pool,
     span_score,
+    spans_to_limits,
 )
 from spanbert_kernels.ops.plans import width_index, work_for
 
@@ -194,14 +195,63 @@ def test_work_lists_find_the_spans_of_every_token() -> None:
             assert not held or held[0] == int(work.reach[token])
 
 
+@small
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 12)), max_size=8), st.sampled_from([None, 1, 3]))
+def test_spans_from_starts_to_limits(given: list[tuple[int, int]], max_width: int | None) -> None:
+    """Start by start in the order given, narrowest first; the plan sorts for itself."""
+    starts, limits = torch.tensor(given, dtype=torch.int64).view(-1, 2).unbind(1)
+    plan = spans_to_limits(starts, limits.int(), max_width=max_width, num_tokens=12)
+    expected = [
+        [start, end - 1]
+        for start, limit in given
+        for end in range(start + 1, min(limit, start + (max_width or 99)) + 1)
+    ]
+    assert plan.pairs().tolist() == expected
+    assert plan.num_tokens == 12
+    assert plan.max_width == max([0, *(last + 1 - start for start, last in expected)])
+    hidden = torch.arange(12.0)[:, None]
+    assert span_pool(hidden, plan, ["end"])[:, 0].tolist() == [last for _, last in expected]
+
+
+def test_limits_that_leave_the_tokens() -> None:
+    with pytest.raises(ValueError, match=r"limits\[1\] is 4, but there are 3 tokens"):
+        spans_to_limits(torch.tensor([1, 1]), torch.tensor([2, 4]), num_tokens=3)
+    with pytest.raises(ValueError, match=r"starts\[0\] is 5, but there are 4 tokens"):
+        spans_to_limits(torch.tensor([5]), torch.tensor([4]))
+    with pytest.raises(ValueError, match="limits must have one entry for each of the 2 starts, got 1"):
+        spans_to_limits(torch.tensor([1, 2]), torch.tensor([4]))
+    with pytest.raises(ValueError, match=r"the number of spans must be at most \d+, got 4000000000"):
+        spans_to_limits(torch.zeros(2, dtype=torch.int64), torch.tensor([2 * 10**9] * 2))
+
+
+def test_spans_that_do_not_count_have_no_token() -> None:
+    """Whatever their numbers are: padding of any kind."""
+    spans, mask = torch.tensor([[1, 2], [99, -7], [-1, -1], [0, 0]]), torch.tensor([True, False, False, True])
+    plan = plan_spans(spans, num_tokens=3, mask=mask)
+    hidden = torch.tensor([[1.0], [2.0], [4.0]])
+    for taken in ({"spans": plan}, {"spans": spans, "mask": mask}):
+        assert span_pool(hidden, parts=["sum"], **taken)[:, 0].tolist() == [6, 0, 0, 1]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mask is for a span tensor: give it to plan_spans"):
+        span_pool(hidden, plan, ["sum"], mask=mask)
+    with pytest.raises(TypeError, match=r"mask must be bool, got torch\.int64"):
+        plan_spans(spans, mask=mask.long())
+    with pytest.raises(ValueError, match=r"mask must have one entry for each of the 4 spans, got \[3\]"):
+        plan_spans(spans, mask=mask[1:])
+
+
 def enumerated(offsets: Tensor) -> Any:
     return enumerate_spans(offsets, 2)
+
+
+def to_limits(limits: Tensor) -> Any:
+    return spans_to_limits(torch.tensor([0, 1]), limits)
 
 
 PLANNERS = {
     "enumerate_spans": (enumerated, torch.tensor([0, 2, 3])),
     "plan_spans": (plan_spans, torch.tensor([[0, 1], [1, 2]])),
     "plan_attention": (plan_attention, torch.tensor([0, 2, 3])),
+    "spans_to_limits": (to_limits, torch.tensor([1, 3])),
 }
 
 

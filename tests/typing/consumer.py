@@ -27,6 +27,10 @@ def spans(hidden: Tensor, given: Tensor, cu_seqlens: Tensor, weight: Tensor, bac
     assert_type(ops.span_gather(hidden, given, padded=True, backend=backend), tuple[Tensor, Tensor])
     assert_type(ops.span_pool(hidden, plan, ["mean", "max"]), Tensor)
     assert_type(ops.span_linear(hidden, plan, PARTS, weight, activation="gelu"), Tensor)
+    assert_type(ops.span_pool({"start": hidden, "end": hidden}, plan, ["start", "end"]), Tensor)
+    assert_type(ops.spans_to_limits(given[:, 0], given[:, 1]), ops.SpanPlan)
+    assert_type(ops.pair_pool(hidden, None, given, ["x", "x*y"]), Tensor)
+    assert_type(ops.pair_linear(hidden, None, given, ["x", "y"], weight), Tensor)
     activation: Activation = "relu"
     assert_type(ops.span_score(hidden, plan, PARTS, weight, None, weight[0], activation=activation), Tensor)
     assert_type(ops.banded_span_scores(hidden, hidden, None, 3), Tensor)
@@ -82,6 +86,9 @@ def modules(hidden: Tensor, cu_seqlens: Tensor, clusters: Tensor, role: Role, as
     packing = nn.Packing.from_mask(hidden, 2, 3, hidden.device)
     assert_type(packing.pack(hidden), Tensor)
     assert_type(nn.Biaffine(8, 3).pairs(hidden, hidden), Tensor)
+    extractors = [nn.EndpointSpanExtractor(8, "x,y"), nn.BidirectionalEndpointSpanExtractor(8)]
+    pooling = [nn.SelfAttentiveSpanExtractor(8), nn.MaxPoolingSpanExtractor(8, 3, 2, bucket_widths=True)]
+    assert_type([each.get_output_dim() for each in (*extractors, *pooling)], list[int])
     head: type[torch.nn.Module] = nn.SpanBoundaryHead
     assert issubclass(head, torch.nn.Module)
 

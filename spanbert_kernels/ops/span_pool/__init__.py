@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ __all__ = ["PARTS", "span_pool"]
 
 
 def span_pool(
-    hidden: Tensor,
+    hidden: Tensor | Mapping[Part, Tensor],
     spans: Tensor | SpanPlan,
     parts: Sequence[Part],
     scores: Tensor | None = None,
@@ -25,13 +25,15 @@ def span_pool(
     *,
     width_rows: Callable[[Tensor], Tensor] | None = None,
     end_inclusive: bool = True,
+    mask: Tensor | None = None,
     validate: bool = False,
     backend: Backend | None = None,
 ) -> Tensor:
     """One vector for every span, made of the parts asked for, in their order, without a `[N, width, H]` tensor.
 
     Args:
-        hidden: `[T, H]`, packed tokens; float32, bfloat16, float16 or float64.
+        hidden: `[T, H]`, packed tokens; float32, bfloat16, float16 or float64. Or a tensor for each part that reads
+            tokens, `{"start": [T, H1], "end": [T, H2]}`, of one dtype: parts of one tensor are pooled in one pass.
         spans: int32 or int64 `[N, 2]` packed positions, or a plan (`plan_spans`, `enumerate_spans`): faster.
         parts: any of `start`, `end` (the boundary tokens), `mean`, `sum`, `max` (over the span's tokens), `attention`
             (softmax of `scores` inside the span), `width` (a row of `width_embedding`), each at most once.
@@ -39,6 +41,7 @@ def span_pool(
         width_embedding: `[R, E]`; a span of w tokens takes row `min(w, R) - 1`.
         width_rows: another way from widths (int64 `[N]`) to rows (int64 `[N]`): buckets.
         end_inclusive: the end of a span tensor is its last token (default), or the one after it.
+        mask: bool `[N]`, of a span tensor; a span that is False has no token, whatever its numbers are.
         validate: check the range on any device (on a CPU it is always checked).
         backend: the backend to use; by default the best one here.
 
@@ -61,27 +64,77 @@ def span_pool(
         >>> span_pool(hidden, torch.tensor([[0, 1], [1, 2]]), ["mean", "max"]).tolist()
         [[2.0, 3.5, 3.0, 5.0], [1.5, 5.5, 3.0, 9.0]]
     """
-    checks.check_floating("hidden", hidden, 2, "[T, H]")
     plans.check_width_rows(width_rows)
-    codes = check_parts(parts)
-    resolved = plans.resolve(spans, hidden, end_inclusive, validate)
-    chosen = OPERATION.choose(hidden, backend)
-    scores = check_scores(scores, hidden, parts)
-    width_embedding = check_table(width_embedding, hidden, parts)
-    if chosen == "eager":
-        start, end = resolved.bounds() if isinstance(resolved, SpanPlan) else resolved
-        index = None if width_embedding is None else plans.width_index(end - start, len(width_embedding), width_rows)
-        # Autocast would take the weighted sums out of float32, on this backend alone.
-        with torch.autocast(hidden.device.type, enabled=False):
-            return _eager(hidden, start, end, tuple(parts), scores, width_embedding, index)
+    check_parts(parts)
+    tokens = check_hidden(hidden, parts)
+    like = next(iter(tokens.values()))
+    resolved = plans.resolve(spans, like, end_inclusive, validate, mask)
+    chosen = OPERATION.choose(like, backend)
+    scores = check_scores(scores, tokens.get("attention", like), parts)
+    width_embedding = check_table(width_embedding, like, parts)
+
+    def bounds() -> tuple[Tensor, Tensor]:
+        return resolved.bounds() if isinstance(resolved, SpanPlan) else resolved
 
     index = None
-    if width_embedding is not None and width_rows is not None:
-        start, end = resolved.bounds() if isinstance(resolved, SpanPlan) else resolved
+    if width_embedding is not None and (width_rows is not None or chosen == "eager"):
+        start, end = bounds()
         index = plans.width_index(end - start, len(width_embedding), width_rows)
-    work = plans.work_for(resolved, chosen, hidden.shape[0])
-    output: Tensor = SpanPool.apply(hidden, scores, width_embedding, index, codes, chosen, work)
-    return output
+    work = None if chosen == "eager" else plans.work_for(resolved, chosen, like.shape[0])
+
+    def pooled(source: Tensor, own: Sequence[Part]) -> Tensor:
+        attends, has_width = scores if "attention" in own else None, "width" in own
+        table, rows = (width_embedding, index) if has_width else (None, None)
+        if work is None:
+            # Autocast would take the weighted sums out of float32, on this backend alone.
+            with torch.autocast(source.device.type, enabled=False):
+                return _eager(source, *bounds(), tuple(own), attends, table, rows)
+        output: Tensor = SpanPool.apply(source, attends, table, rows, [PARTS.index(part) for part in own], chosen, work)
+        return output
+
+    groups = _groups(tokens, parts)
+    if len(groups) == 1:
+        return pooled(like, parts)
+    blocks: dict[Part, Tensor] = {}
+    for own in groups:
+        source = tokens.get(own[0], like)
+        heads = 1 if scores is None else scores.shape[1]
+        table_columns = 0 if width_embedding is None else width_embedding.shape[1]
+        sizes = [
+            {"attention": heads * source.shape[1], "width": table_columns}.get(part, source.shape[1]) for part in own
+        ]
+        blocks |= zip(own, pooled(source, own).split(sizes, 1), strict=True)
+    return torch.cat([blocks[part] for part in parts], 1)
+
+
+def check_hidden(hidden: Tensor | Mapping[Part, Tensor], parts: Sequence[Part]) -> dict[Part, Tensor]:
+    """The tensor of every part that reads tokens, for parts that are checked; the one tensor for all of them."""
+    reading = [part for part in parts if part != "width"]
+    if not isinstance(hidden, Mapping):
+        checks.check_floating("hidden", hidden, 2, "[T, H]")
+        return dict.fromkeys(reading or parts, hidden)
+    if set(hidden) != set(reading) or not reading:
+        raise ValueError(
+            f"hidden must have a tensor for each part that reads tokens ({', '.join(reading) or 'there is none'}), "
+            f"got {', '.join(map(str, hidden)) or 'none'}"
+        )
+    first = hidden[reading[0]]
+    for part in reading:
+        name, tensor = f"hidden[{part!r}]", hidden[part]
+        checks.check_floating(name, tensor, 2, "[T, H]")
+        checks.check_same(name, tensor, f"hidden[{reading[0]!r}]", first)
+        if len(tensor) != len(first):
+            raise ValueError(f"{name} must have the {len(first)} tokens of {reading[0]!r}, got {len(tensor)}")
+    return {part: hidden[part] for part in reading}
+
+
+def _groups(tokens: Mapping[Part, Tensor], parts: Sequence[Part]) -> list[list[Part]]:
+    """The parts that read one tensor together; width with the first of them."""
+    groups: dict[int, list[Part]] = {}
+    first = next(iter(tokens.values()))
+    for part in parts:
+        groups.setdefault(id(tokens.get(part, first)), []).append(part)
+    return list(groups.values())
 
 
 def check_parts(parts: Sequence[str]) -> list[int]:
