@@ -44,7 +44,8 @@ test-peers: $(VENV)/.test-installed
 # Packages that are built on encoders give the same results accelerated and not. They are installed beside what the tests
 # have, and not among it; GLiNER without what it asks for, which is an older transformers.
 test-integrations: $(INTEGRATIONS)/.installed
-	$(INTEGRATIONS)/bin/python -m pytest tests/integrations/test_packages.py
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations/test_packages.py tests/integrations/test_spacy.py \
+	  "tests/test_examples.py::test_it_runs[with_spacy]"
 
 check: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -124,7 +125,7 @@ $(INTEGRATIONS)/.installed: $(VENV)/.test-installed
 	  > "$$($(INTEGRATIONS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
 	@echo "Installing packages that are built on encoders ..."
 	@$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -q "gliclass>=0.1.21" "gliner2>=2.1" \
-	  "peft>=0.21" "sentence-transformers>=6.2" "setfit>=1.2" "evaluate>=0.4" "torchao>=0.18"
+	  "peft>=0.21" "sentence-transformers>=6.2" "setfit>=1.2" "evaluate>=0.4" "spacy>=3.8,<4" "torchao>=0.18"
 	@$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -q --no-deps "gliner>=0.2.29"
 	@touch $@
 

@@ -308,9 +308,10 @@ class BuildLibraries(build_ext):
         compiler, python = find_compiler(), sysconfig.get_path("include")
         if not (Path(python) / "Python.h").is_file():
             raise RuntimeError(f"Python's headers are not installed (no Python.h in {python})")
-        common = [*compiler, "-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall"]
+        common = [*compiler, "-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall"]
         common += [f"-I{ROOT / 'csrc'}", f"-I{pybind11.get_include()}", f"-I{python}"]
-        self.compile_and_link("host", common, [(each, "", []) for each in HOST], [*compiler, "-shared"], module, [])
+        units: list[tuple[str, str, list[str]]] = [(each, "", []) for each in HOST]
+        self.compile_and_link("host", common, units, [*compiler, "-shared", "-pthread"], module, [])
         return {"host": module.name}
 
     def compile_and_link(

@@ -30,7 +30,7 @@ LAYERS = (
     *("data", "tasks", "cli", "__main__"),
 )
 # What a layer may import beyond the package's own dependencies: an extra of pyproject.toml, or libraries by name.
-EXTRAS = {"data": "data", "tasks": "tasks", "cli": "cli", "ops": "triton"}
+EXTRAS = {"data": "data", "tasks": "tasks", "cli": "cli", "ops": "triton", "integrations": "integrations"}
 # Modules that are not called as the distribution that brings them.
 BRINGS = {
     "torch": ("typing_extensions",),
@@ -38,6 +38,7 @@ BRINGS = {
     "jinja2": ("markupsafe",),
     "rouge-score": ("rouge_score",),
     "scikit-learn": ("sklearn",),
+    "spacy": ("thinc",),
     "ufal.chu_liu_edmonds": ("ufal",),
 }
 SHARED = ("attention",)  # rooms beside the operations, of what some of them have in common

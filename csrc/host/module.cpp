@@ -8,6 +8,8 @@
 #include <optional>
 #include <stdexcept>
 
+#include "host/add_spans.h"
+#include "host/pool_spans.h"
 #include "host/prune_spans.h"
 #include "host/span_masking.h"
 #include "host/work_lists.h"
@@ -128,6 +130,101 @@ py::tuple mask_spans(const Indices& tokens, const Indices& bounds, const Flags& 
   return py::make_tuple(inputs, to_array(spans.starts), to_array(spans.ends));
 }
 
+template <class T>
+using Rows = py::array_t<T, py::array::c_style>;
+
+host::Spans to_spans(const Indices& starts, const Indices& ends) {
+  check_length("ends", ends, starts.size());
+  return {starts.size(), starts.data(), ends.data()};
+}
+
+std::vector<host::Part> to_parts(const std::vector<int>& codes) {
+  std::vector<host::Part> parts(codes.size());
+  std::transform(codes.begin(), codes.end(), parts.begin(), [](int code) { return host::Part(code); });
+  return parts;
+}
+
+template <class T>
+Rows<T> pool(const Rows<T>& hidden, const Indices& starts, const Indices& ends, const std::vector<int>& codes,
+             int64_t threads) {
+  const host::Spans spans = to_spans(starts, ends);
+  const std::vector<host::Part> parts = to_parts(codes);
+  const int64_t size = hidden.shape(1);
+  Rows<T> output({spans.count, int64_t(parts.size()) * size});
+  const T* from = hidden.data();
+  T* to = output.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    host::pool_spans(from, size, spans, parts, threads, to);
+  }
+  return output;
+}
+
+template <class T>
+Rows<T> pool_backward(const Rows<T>& grad_output, const Rows<T>& hidden, const Indices& starts, const Indices& ends,
+                      const std::vector<int>& codes, int64_t threads) {
+  const host::Spans spans = to_spans(starts, ends);
+  const std::vector<host::Part> parts = to_parts(codes);
+  const int64_t size = hidden.shape(1);
+  if (grad_output.ndim() != 2 || grad_output.shape(0) != spans.count ||
+      grad_output.shape(1) != int64_t(parts.size()) * size)
+    throw std::invalid_argument("grad_output must have a row for each span, and a column for each of its numbers");
+  Rows<T> grad_hidden({hidden.shape(0), size});
+  const T *grad = grad_output.data(), *from = hidden.data();
+  T* to = grad_hidden.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    std::fill(to, to + grad_hidden.size(), T(0));
+    host::pool_spans_backward(grad, from, size, spans, parts, threads, to);
+  }
+  return grad_hidden;
+}
+
+template <class T>
+void add(const Rows<T>& tokens, const Indices& starts, const Indices& ends, const std::vector<int>& codes,
+         int64_t threads, Rows<T>& output) {
+  const host::Spans spans = to_spans(starts, ends);
+  const std::vector<host::Part> parts = to_parts(codes);
+  const int64_t size = output.shape(1);
+  if (output.shape(0) != spans.count || tokens.shape(1) != int64_t(parts.size()) * size)
+    throw std::invalid_argument("output must have a row for each span, and tokens its columns for each part");
+  const T* from = tokens.data();
+  T* to = output.mutable_data();
+  py::gil_scoped_release unlocked;
+  host::add_spans(from, size, spans, parts, threads, to);
+}
+
+template <class T>
+Rows<T> add_backward(const Rows<T>& grad_output, int64_t num_tokens, const Indices& starts, const Indices& ends,
+                     const std::vector<int>& codes, int64_t threads) {
+  const host::Spans spans = to_spans(starts, ends);
+  const std::vector<host::Part> parts = to_parts(codes);
+  const int64_t size = grad_output.shape(1);
+  if (grad_output.shape(0) != spans.count) throw std::invalid_argument("grad_output must have a row for each span");
+  Rows<T> grad_tokens({num_tokens, int64_t(parts.size()) * size});
+  const T* grad = grad_output.data();
+  T* to = grad_tokens.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    std::fill(to, to + grad_tokens.size(), T(0));
+    host::add_spans_backward(grad, size, spans, parts, threads, to);
+  }
+  return grad_tokens;
+}
+
+template <class T>
+void define_pooling(py::module_& module) {
+  module.def("add_spans", &add<T>, py::arg("tokens").noconvert(), py::arg("starts").noconvert(),
+             py::arg("ends").noconvert(), py::arg("parts"), py::arg("threads"), py::arg("output").noconvert());
+  module.def("add_spans_backward", &add_backward<T>, py::arg("grad_output").noconvert(), py::arg("num_tokens"),
+             py::arg("starts").noconvert(), py::arg("ends").noconvert(), py::arg("parts"), py::arg("threads"));
+  module.def("pool_spans", &pool<T>, py::arg("hidden").noconvert(), py::arg("starts").noconvert(),
+             py::arg("ends").noconvert(), py::arg("parts"), py::arg("threads"));
+  module.def("pool_spans_backward", &pool_backward<T>, py::arg("grad_output").noconvert(),
+             py::arg("hidden").noconvert(), py::arg("starts").noconvert(), py::arg("ends").noconvert(),
+             py::arg("parts"), py::arg("threads"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, module) {
@@ -142,4 +239,6 @@ PYBIND11_MODULE(_host, module) {
              py::arg("word_starts").noconvert(), py::arg("seed"), py::arg("budget"), py::arg("cumulative").noconvert(),
              py::arg("mask_below"), py::arg("random_below"), py::arg("mask_token"),
              py::arg("random_tokens").noconvert());
+  define_pooling<float>(module);
+  define_pooling<double>(module);
 }

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spanbert_kernels.host import checks, fallback, library
+from spanbert_kernels.host import checks, library
 from spanbert_kernels.host.checks import Indices
 from spanbert_kernels.host.library import load
+from spanbert_kernels.host.pooling import pool_spans, span_linear
 
-__all__ = ["first_and_reach", "load", "mask_spans", "prune_spans", "sort_spans"]
+__all__ = ["first_and_reach", "load", "mask_spans", "pool_spans", "prune_spans", "sort_spans", "span_linear"]
 
 
 def prune_spans(
@@ -63,7 +64,7 @@ def prune_spans(
     starts, ends, scores, *budgets = checks.prunable(starts, ends, scores, k, documents)
     further = [checks.grouped(groups, of_each, len(starts)) for groups, of_each in limits]
     values = (scores, *budgets, bool(non_crossing), checks.most_tokens(len(starts)), further)
-    prune = _way(compiled).prune_spans
+    prune = library.way(compiled).prune_spans
     kept: Indices | None = prune(starts, ends, *values)
     if kept is None:
         checks.rankable(starts, ends, scores)
@@ -101,7 +102,7 @@ def sort_spans(
     ends = checks.indices("ends", ends, len(starts))
     num_tokens = checks.count("num_tokens", num_tokens)
     checks.inside(starts, ends, num_tokens)
-    result: tuple[Indices, Indices, Indices] = _way(compiled).sort_spans(starts, ends, num_tokens)
+    result: tuple[Indices, Indices, Indices] = library.way(compiled).sort_spans(starts, ends, num_tokens)
     return result
 
 
@@ -132,7 +133,7 @@ def first_and_reach(
     """
     num_tokens = checks.count("num_tokens", num_tokens)
     starts, ends = checks.ordered(starts, ends, num_tokens)
-    result: tuple[Indices, Indices] = _way(compiled).first_and_reach(starts, ends, num_tokens)
+    result: tuple[Indices, Indices] = library.way(compiled).first_and_reach(starts, ends, num_tokens)
     return result
 
 
@@ -200,18 +201,7 @@ def mask_spans(
     chances = geometric_p * (1.0 - geometric_p) ** np.arange(max_words)
     cumulative = np.cumsum(chances / chances.sum())
     shares = (checks.share("budget", budget), cumulative, masked, masked + randomised)
-    result: tuple[Indices, Indices, Indices] = _way(compiled).mask_spans(
+    result: tuple[Indices, Indices, Indices] = library.way(compiled).mask_spans(
         tokens, bounds, words, int(seed) % 2**64, *shares, int(mask_token), vocabulary
     )
     return result
-
-
-def _way(compiled: bool | None) -> Any:
-    if compiled is False:
-        return fallback
-    reason = load()
-    if reason is None:
-        return library.module()
-    if compiled:
-        raise RuntimeError(reason)
-    return fallback

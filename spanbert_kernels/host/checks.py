@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 Indices = NDArray[np.int64]
 Scores = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+Reals = NDArray[np.floating[Any]]
+PARTS = ("start", "end", "mean", "sum", "max")
 
 
 def indices(name: str, array: NDArray[Any], length: int | None = None) -> Indices:
@@ -94,6 +97,49 @@ def ranked(starts: NDArray[Any], ends: NDArray[Any]) -> tuple[Indices, Indices]:
     return ranks[: len(starts)], ranks[len(starts) :]
 
 
+def part_codes(parts: Sequence[str]) -> list[int]:
+    """The places of the parts' names in PARTS."""
+    if isinstance(parts, str | bytes) or not isinstance(parts, Sequence):
+        raise TypeError(f"parts must be a sequence of names, got {parts!r}")
+    if not parts:
+        raise ValueError(f"parts is empty; it takes any of {', '.join(PARTS)}")
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"parts: unknown part {part!r}; there are {', '.join(PARTS)}")
+        if list(parts).count(part) > 1:
+            raise ValueError(f"parts: part {part!r} is named twice in {list(parts)}")
+    return [PARTS.index(part) for part in parts]
+
+
+def tokens(array: NDArray[Any]) -> Reals:
+    """`hidden [T, H]` as a dense matrix that kernels add in: float32 or float64."""
+    _real("hidden", array)
+    if array.ndim != 2:
+        raise ValueError(f"hidden must have shape [T, H], got {list(array.shape)}")
+    return np.ascontiguousarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
+
+
+def layer(
+    weight: NDArray[Any], bias: NDArray[Any] | None, columns: int, dtype: np.dtype[Any]
+) -> tuple[Reals, Reals | None]:
+    """A linear layer's weight `[O, columns]` and bias `[O]` in the dtype that products are made in."""
+    _real("weight", weight)
+    if weight.ndim != 2 or weight.shape[1] != columns:
+        raise ValueError(f"weight must have shape [O, {columns}], got {list(weight.shape)}")
+    if bias is not None:
+        _floats("bias", bias, len(weight))
+        bias = np.ascontiguousarray(bias, dtype=dtype)
+    return np.ascontiguousarray(weight, dtype=dtype), bias
+
+
+def gradient(array: NDArray[Any], rows: int, columns: int, dtype: np.dtype[Any]) -> Reals:
+    """The gradient of a result `[rows, columns]` as a dense matrix of the dtype that it is taken on in."""
+    _real("grad_output", array)
+    if array.shape != (rows, columns):
+        raise ValueError(f"grad_output must have shape [{rows}, {columns}], got {list(array.shape)}")
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
 def ordered(starts: NDArray[Any], ends: NDArray[Any], num_tokens: int) -> tuple[Indices, Indices]:
     """The arguments of first_and_reach: spans as sort_spans leaves them."""
     starts = indices("starts", starts)
@@ -145,11 +191,15 @@ def _integers(name: str, array: NDArray[Any], length: int | None = None) -> None
 
 
 def _floats(name: str, array: NDArray[Any], length: int) -> None:
+    _real(name, array)
+    _one_dimension(name, array, length)
+
+
+def _real(name: str, array: NDArray[Any]) -> None:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
     if array.dtype not in (np.float16, np.float32, np.float64):
         raise TypeError(f"{name} must be float16, float32 or float64, got {array.dtype}")
-    _one_dimension(name, array, length)
 
 
 def _one_dimension(name: str, array: NDArray[Any], length: int | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spanbert_kernels.host.checks import Flags, Indices, Scores
+from spanbert_kernels.host.checks import PARTS, Flags, Indices, Reals, Scores
 
 _GOLDEN, _WORD = 0x9E3779B97F4A7C15, 2**64 - 1
 
@@ -71,6 +71,85 @@ def _best_first(scores: NDArray[Any], needed: int) -> Iterator[Indices]:
         rows = left[chosen]
         yield rows[np.argsort(worst[rows], kind="stable")]
         left, needed = left[~chosen], 2 * needed
+
+
+def pool_spans(hidden: Reals, starts: Indices, ends: Indices, parts: Sequence[int], threads: int) -> Reals:
+    """As csrc/host/pool_spans.cpp, of all spans of a width at once; `threads` is for that alone."""
+    size = hidden.shape[1]
+    output = np.zeros((len(starts), len(parts) * size), dtype=hidden.dtype)
+    for rows, first, width in _by_width(starts, ends):
+        for column, part in enumerate(PARTS[code] for code in parts):
+            if part in ("start", "end"):
+                values = hidden[first if part == "start" else first + width - 1]
+            elif part == "max":
+                values = np.take_along_axis(hidden, first[:, None] + _largest(hidden, first, width), axis=0)
+            else:
+                values = _total(hidden, first, width) / (width if part == "mean" else 1)
+            output[rows, column * size : (column + 1) * size] = values
+    return output
+
+
+def pool_spans_backward(
+    grad_output: Reals, hidden: Reals, starts: Indices, ends: Indices, parts: Sequence[int], threads: int
+) -> Reals:
+    """As csrc/host/pool_spans.cpp: the gradient of `hidden`."""
+    size = hidden.shape[1]
+    grad_hidden = np.zeros_like(hidden)
+    columns = np.arange(size)
+    for rows, first, width in _by_width(starts, ends):
+        for column, part in enumerate(PARTS[code] for code in parts):
+            grad = grad_output[rows, column * size : (column + 1) * size]
+            if part in ("start", "end"):
+                np.add.at(grad_hidden, first if part == "start" else first + width - 1, grad)
+            elif part == "max":
+                np.add.at(grad_hidden, (first[:, None] + _largest(hidden, first, width), columns), grad)
+            else:
+                share = grad / (width if part == "mean" else 1)
+                for place in range(width):
+                    np.add.at(grad_hidden, first + place, share)
+    return grad_hidden
+
+
+def add_spans(tokens: Reals, starts: Indices, ends: Indices, parts: Sequence[int], threads: int, output: Reals) -> None:
+    """As csrc/host/add_spans.cpp: adds each part of a token's projections, side by side, to the spans' rows."""
+    size = output.shape[1]
+    for column, part in enumerate(parts):
+        output += pool_spans(tokens[:, column * size : (column + 1) * size], starts, ends, [part], threads)
+
+
+def add_spans_backward(
+    grad_output: Reals, num_tokens: int, starts: Indices, ends: Indices, parts: Sequence[int], threads: int
+) -> Reals:
+    """As csrc/host/add_spans.cpp: the gradient of the tokens' projections."""
+    nothing = np.zeros((num_tokens, grad_output.shape[1]), grad_output.dtype)
+    given = [pool_spans_backward(grad_output, nothing, starts, ends, [part], threads) for part in parts]
+    return np.concatenate(given, axis=1)
+
+
+def _total(hidden: Reals, first: Indices, width: int) -> Reals:
+    total = hidden[first]
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, as ever
+        for place in range(1, width):
+            total = total + hidden[first + place]
+    return total
+
+
+def _by_width(starts: Indices, ends: Indices) -> Iterator[tuple[Indices, Indices, int]]:
+    """Of each width of spans with tokens: the spans' places, their first tokens, the width."""
+    widths = ends - starts
+    for width in np.unique(widths[widths > 0]).tolist():
+        rows = np.flatnonzero(widths == width)
+        yield rows, starts[rows], width
+
+
+def _largest(hidden: Reals, first: Indices, width: int) -> Indices:
+    """`[spans, H]`: how far behind a span's first token a column's first largest number stands, or its first NaN."""
+    best, places = hidden[first], np.zeros((len(first), hidden.shape[1]), dtype=np.int64)
+    for place in range(1, width):
+        tokens = hidden[first + place]
+        keep = (tokens <= best) | np.isnan(best)
+        best, places = np.where(keep, best, tokens), np.where(keep, places, place)
+    return places
 
 
 def sort_spans(starts: Indices, ends: Indices, num_tokens: int) -> tuple[Indices, Indices, Indices]:

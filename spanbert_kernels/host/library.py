@@ -6,8 +6,11 @@ import functools
 import importlib
 import importlib.machinery
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+from spanbert_kernels.host import fallback
 
 FOLDER = Path(__file__).resolve().parent.parent / "_lib"
 
@@ -36,6 +39,32 @@ def load() -> str | None:
 def module() -> Any:
     """The compiled module itself, for numpy arrays whose values were checked."""
     return importlib.import_module("spanbert_kernels._lib._host")
+
+
+def way(compiled: bool | None) -> Any:
+    """The functions of one of the two ways: the compiled module, or the same ones in numpy.
+
+    Raises:
+        RuntimeError: the compiled way was asked for, but was not built.
+    """
+    if compiled is False:
+        return fallback
+    reason = load()
+    if reason is None:
+        return module()
+    if compiled:
+        raise RuntimeError(reason)
+    return fallback
+
+
+def usable_threads() -> int:
+    """As many as OMP_NUM_THREADS says, which also holds for PyTorch and numpy's products, else as there are processors
+    for this process.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason() -> str:

@@ -264,7 +264,8 @@ def had_a_turn_during(call: Callable[[], object]) -> bool:
 def test_without_the_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The reason is what the installation recorded, and numpy takes over."""
     monkeypatch.setattr(library, "FOLDER", tmp_path)
-    monkeypatch.setattr(host, "load", library.load.__wrapped__)
+    for module in (host, library):
+        monkeypatch.setattr(module, "load", library.load.__wrapped__)
     assert "not installed by its setup.py" in str(host.load())
     (tmp_path / "build_info.json").write_text('{"cpu": [], "host": null, "host_reason": "no compiler"}')
     assert host.load() == "the host module was not built: no compiler"
@@ -281,7 +282,7 @@ def test_without_the_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @needs_module
 def test_the_compiled_way_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "fallback", None)
+    monkeypatch.setattr(library, "fallback", None)
     assert host.prune_spans(TWO, TWO + 1, np.array([1.0, 2.0]), 1).tolist() == [1]
 
 
@@ -289,6 +290,7 @@ def test_it_knows_nothing_of_torch() -> None:
     code = (
         "import sys, numpy as np\n"
         "from spanbert_kernels import host\n"
+        "from spanbert_kernels.integrations import spacy\n"
         "host.load(), host.prune_spans(np.arange(3), np.arange(3) + 1, np.zeros(3), 2)\n"
         "print([name for name in ('torch', 'transformers', 'triton') if name in sys.modules])"
     )

@@ -108,6 +108,10 @@ def host_work(starts: NDArray[Any], ends: NDArray[Any]) -> None:
     assert_type(host.prune_spans(starts, ends, starts, 2), NDArray[np.int64])
     starts, ends, _ = host.sort_spans(starts, ends, 3)
     assert_type(host.first_and_reach(starts, ends, 3), tuple[NDArray[np.int64], NDArray[np.int64]])
+    pooled, backward = host.pool_spans(starts / 2, starts, ends, ["mean", "max"])
+    assert_type(backward(pooled), NDArray[np.floating[Any]])
+    output, gradients = host.span_linear(starts / 2, starts, ends, ["mean"], pooled)
+    assert_type(gradients(output)[0], NDArray[np.floating[Any]])
     inputs, *_ = host.mask_spans(starts, ends, starts, seed=1, mask_token=2, random_tokens=starts)
     assert_type(inputs, NDArray[np.int64])
 
