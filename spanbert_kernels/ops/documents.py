@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spanbert_kernels.ops import checks
@@ -46,3 +47,24 @@ def document_of(cu_seqlens: Tensor, count: int) -> Tensor:
     """
     tokens = torch.arange(count, device=cu_seqlens.device)
     return torch.searchsorted(cu_seqlens[1:].long().contiguous(), tokens, right=True)
+
+
+def document_of_spans(cu_seqlens: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """For each span the document of its first token, int64 `[N]`; D for one without tokens, which is of none.
+
+    Example:
+        >>> document_of_spans(torch.tensor([0, 2, 2, 3]), torch.tensor([1, 2, 2]), torch.tensor([2, 3, 2])).tolist()
+        [0, 2, 3]
+    """
+    offsets = cu_seqlens[1:].long().contiguous()
+    return torch.where(end > start, torch.searchsorted(offsets, start.contiguous(), right=True), len(offsets))
+
+
+def rows_of_documents(table: Tensor, document: Tensor) -> Tensor:
+    """The row of `table [D, S]` of each document; zeros for document D, which is none.
+
+    Example:
+        >>> rows_of_documents(torch.tensor([[1.0], [2.0]]), torch.tensor([1, 2, 0])).tolist()
+        [[2.0], [0.0], [1.0]]
+    """
+    return F.embedding(document, F.pad(table, (0, 0, 0, 1)))

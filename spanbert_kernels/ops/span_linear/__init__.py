@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import products
+from spanbert_kernels.ops import documents, products
 from spanbert_kernels.ops.choices import ACTIVATIONS, Activation, Backend, Part
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_linear import projection, reference
-from spanbert_kernels.ops.span_linear.operators import OPERATION
+from spanbert_kernels.ops.span_linear.call import Call, check_call, eager
+from spanbert_kernels.ops.span_linear.operators import ONCE, OPERATION, SpanLinear
 
 __all__ = ["ACTIVATIONS", "span_linear"]
 
 
 def span_linear(
-    hidden: Tensor,
+    hidden: Tensor | Mapping[Part, Tensor],
     spans: Tensor | SpanPlan,
     parts: Sequence[Part],
     weight: Tensor,
@@ -27,6 +28,7 @@ def span_linear(
     width_embedding: Tensor | None = None,
     *,
     activation: Activation = "none",
+    cu_seqlens: Tensor | None = None,
     width_rows: Callable[[Tensor], Tensor] | None = None,
     end_inclusive: bool = True,
     validate: bool = False,
@@ -39,14 +41,16 @@ def span_linear(
     instead. `max` is not linear: its block is always applied to pooled spans.
 
     Args:
-        hidden: `[T, H]`, packed tokens; float32, bfloat16, float16 or float64.
+        hidden: `[T, H]`, packed tokens; float32, bfloat16, float16 or float64. Or a mapping of the parts that read
+            tokens to a tensor each, of the same T; H may differ, and the columns of `weight` with it.
         spans: int32 or int64 `[N, 2]` packed positions, or a plan (`plan_spans`, `enumerate_spans`): faster.
         parts: as `span_pool` has them: any of `start`, `end`, `mean`, `sum`, `max`, `attention`, `width`.
         weight: `[O, D]`, D the columns of that `span_pool`: a Linear's weight.
-        bias: `[O]`.
+        bias: `[O]`, or with `cu_seqlens` `[D, O]`: a row a document.
         scores: `[T]`, or `[T, K]` for K heads (K * H columns), for `attention`.
         width_embedding: `[R, E]`, for `width`; a span of w tokens takes row `min(w, R) - 1`.
         activation: `none`, `relu` or `gelu` (the exact one).
+        cu_seqlens: int32 or int64 `[D + 1]`, offsets of the documents. A span is of the document of its first token.
         width_rows: another way from widths (int64 `[N]`) to rows (int64 `[N]`): buckets.
         end_inclusive: the end of a span tensor is its last token (default), or the one after it.
         validate: check the range on any device (on a CPU it is always checked).
@@ -54,7 +58,7 @@ def span_linear(
 
     Returns:
         `[N, O]` in the dtype of `hidden`, computed in float32 (float64) and rounded once. A span without tokens has a
-        pooled vector of zeros: it gives `activation(bias)`.
+        pooled vector of zeros, and zeros for what differs by document: it gives `activation(bias)`.
 
     Gradients reach `hidden`, `weight`, `bias`, `scores` and `width_embedding`. A second derivative is there on `eager`.
 
@@ -73,22 +77,35 @@ def span_linear(
         >>> span_linear(hidden, torch.tensor([[0, 1], [1, 2], [0, 2]]), ["start", "mean"], weight).tolist()
         [[8.0], [14.0], [11.666666984558105]]
     """
-    call = projection.check_call(
-        OPERATION, hidden, spans, parts, weight, bias, scores, width_embedding, activation, width_rows, end_inclusive,
-        validate, backend,
+    call = check_call(
+        OPERATION, hidden, spans, parts, weight, bias, scores, width_embedding, activation, cu_seqlens, width_rows,
+        end_inclusive, validate, backend,
     )  # fmt: skip
     # Autocast would take the products out of float32.
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.autocast(call.like.device.type, enabled=False):
         if call.backend == "eager":
-            return projection.eager(call, _definition).to(hidden.dtype)
+            return eager(call, _definition).to(call.dtype)
         if call.fewer_products_over_spans():
-            pooled = products.linear(projection.pool(call, call.parts), call.weight, call.bias)
-            return reference.activate(pooled, activation).to(hidden.dtype)
+            return reference.activate(_over_pooled_spans(call), activation).to(call.dtype)
         addend, column = None, call.columns.maximum
         if column is not None:
-            addend = products.linear(projection.pool(call, ["max"]), call.weight[:, column : column + hidden.shape[1]])
-        return projection.pool_projected(call, "span_linear", addend).to(hidden.dtype)
+            block = call.weight[:, column : column + call.tokens.columns("max")]
+            addend = products.linear(projection.pool(call, ["max"]), block)
+        projected, work, inputs = projection.project(call, ONCE.format("span_linear"))
+        output: Tensor = SpanLinear.apply(
+            projected, inputs.scores, inputs.width_projected, inputs.bias, addend, inputs.width_index, inputs.parts,
+            inputs.activation, work, call.backend,
+        )  # fmt: skip
+        return output.to(call.dtype)
 
 
 def _definition(*inputs: Any) -> Tensor:
     return reference.span_linear(*inputs[:-1])  # the last are the output rows, which only dropout asks for
+
+
+def _over_pooled_spans(call: Call) -> Tensor:
+    """What stands before the activation, from pooled spans."""
+    pooled, document = projection.pool(call, call.parts), call.document()
+    if document is None or call.bias is None or call.bias.dim() == 1:
+        return products.linear(pooled, call.weight, call.bias)
+    return products.linear(pooled, call.weight) + documents.rows_of_documents(call.bias, document)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from spanbert_kernels.ops.backends import MOSTLY_PRODUCTS, PROJECTED, Operation
 from spanbert_kernels.ops.choices import PARTS
-from spanbert_kernels.ops.operators import raw
+from spanbert_kernels.ops.operators import Gradient, gradients, raw, save, saved
 from spanbert_kernels.ops.plans import SpanWork
+
+ONCE = '{} has no second derivative on its compiled kernels; backend="eager" has it'
 
 OPERATION = Operation(
     "span_linear",
@@ -84,3 +87,44 @@ def span_linear_backward(
     grad_output: Tensor, projected: Tensor, work: SpanWork, inputs: ProjectedInputs, addend: Tensor | None
 ) -> Gradients:
     return empty_gradients(projected, inputs, addend)
+
+
+class SpanLinear(torch.autograd.Function):
+    """The raw operators under autograd, on projected tokens."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projected: Tensor,
+        scores: Tensor | None,
+        width_projected: Tensor | None,
+        bias: Tensor | None,
+        addend: Tensor | None,
+        width_index: Tensor | None,
+        parts: list[int],
+        activation: int,
+        work: SpanWork,
+        backend: str,
+    ) -> Tensor:
+        inputs = ProjectedInputs(scores, width_projected, width_index, bias, parts, activation)
+        save(ctx, projected, work, inputs, addend, backend)
+        output: Tensor = span_linear_forward(backend, projected, work, inputs, addend)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        found = Gradient.apply(ONCE.format("span_linear"), _gradients, grad_output, *saved(ctx))
+        kept = [grad if need else None for grad, need in zip(found, ctx.needs_input_grad[:5], strict=True)]
+        return gradients(ctx, *kept)
+
+
+def _gradients(
+    grad_output: Tensor,
+    projected: Tensor,
+    work: SpanWork,
+    inputs: ProjectedInputs,
+    addend: Tensor | None,
+    backend: str,
+) -> Gradients:
+    found: Gradients = span_linear_backward(backend, grad_output, projected, work, inputs, addend)
+    return found

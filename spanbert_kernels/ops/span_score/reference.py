@@ -8,7 +8,10 @@ from torch import Tensor
 
 from spanbert_kernels.ops import philox
 from spanbert_kernels.ops.choices import Part
+from spanbert_kernels.ops.documents import rows_of_documents
 from spanbert_kernels.ops.span_linear import reference as span_linear
+from spanbert_kernels.ops.span_score.layer import SecondLayer
+from spanbert_kernels.ops.tokens import Tokens
 
 
 def drop(values: Tensor, rows: Tensor, dropout_p: float, seed: Tensor) -> Tensor:
@@ -18,8 +21,27 @@ def drop(values: Tensor, rows: Tensor, dropout_p: float, seed: Tensor) -> Tensor
     return torch.where(kept, values / (1.0 - dropout_p), 0)
 
 
+def second_layer(inner: Tensor, document: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`weight [S, O]` and `bias [S]`, or one of each for every document, and zeros for a span of none."""
+    if weight.dim() == 2:
+        scored = F.linear(inner, weight)
+    else:
+        assert document is not None
+        every = F.linear(inner, F.pad(weight, (0, 0, 0, 0, 0, 1)).flatten(0, 1)).view(len(inner), -1, weight.shape[1])
+        scored = every.gather(1, document[:, None, None].expand(-1, 1, weight.shape[1])).squeeze(1)
+    return scored if bias is None else plus_bias(scored, document, bias)
+
+
+def plus_bias(scored: Tensor, document: Tensor | None, bias: Tensor) -> Tensor:
+    """`scored [N, S]` and `bias [S]`, or that of each span's document, `bias [D, S]`."""
+    if bias.dim() == 1:
+        return scored + bias
+    assert document is not None
+    return scored + rows_of_documents(bias, document)
+
+
 def span_score(
-    hidden: Tensor,
+    tokens: Tokens,
     start: Tensor,
     end: Tensor,
     parts: tuple[Part, ...],
@@ -29,16 +51,18 @@ def span_score(
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
+    document: Tensor | None,
     rows: Tensor,
     dropout_p: float,
     seed: Tensor | None,
-    out_weight: Tensor,
-    out_bias: Tensor | None,
+    layer: SecondLayer,
 ) -> Tensor:
-    """The inputs of `span_linear`, the spans' output rows `[N]`, `out_weight [S, O]`, `out_bias [S]` -> `[N, S]`."""
+    """The inputs of `span_linear`, the spans' documents and output rows `[N]`, dropout, the layer -> `[N, S]`."""
     inner = span_linear.span_linear(
-        hidden, start, end, parts, scores, width_embedding, width_index, weight, bias, activation
+        tokens, start, end, parts, scores, width_embedding, width_index, weight, bias, activation, document
     )
     if seed is not None:
         inner = drop(inner, rows, dropout_p, seed)
-    return F.linear(inner, out_weight, out_bias)
+    if layer.epsilon is not None:
+        inner = F.layer_norm(inner, inner.shape[1:], layer.norm_weight, layer.norm_bias, layer.epsilon)
+    return second_layer(inner, document, layer.weight, layer.bias)
