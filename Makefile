@@ -42,10 +42,9 @@ test-peers: $(VENV)/.test-installed
 	$(BIN)/python tests/peers/run.py "$(PEERS)" $(FAMILIES)
 
 # Packages that are built on encoders give the same results accelerated and not. They are installed beside what the tests
-# have, and not among it; GLiNER without what it asks for, which is an older transformers.
+# have, and not among it; GLiNER and SpanMarker without what they ask for, which is an older transformers.
 test-integrations: $(INTEGRATIONS)/.installed
-	$(INTEGRATIONS)/bin/python -m pytest tests/integrations/test_packages.py tests/integrations/test_spacy.py \
-	  "tests/test_examples.py::test_it_runs[with_spacy]"
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations tests/test_examples.py
 
 check: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -125,8 +124,10 @@ $(INTEGRATIONS)/.installed: $(VENV)/.test-installed
 	  > "$$($(INTEGRATIONS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
 	@echo "Installing packages that are built on encoders ..."
 	@$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -q "gliclass>=0.1.21" "gliner2>=2.1" \
-	  "peft>=0.21" "sentence-transformers>=6.2" "setfit>=1.2" "evaluate>=0.4" "spacy>=3.8,<4" "torchao>=0.18"
-	@$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -q --no-deps "gliner>=0.2.29"
+	  "peft>=0.21" "sentence-transformers>=6.2" "setfit>=1.2" "datasets>=4" "evaluate>=0.4" "spacy>=3.8,<4" \
+	  "torchao>=0.18"
+	@$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -q --no-deps "gliner>=0.2.29" \
+	  "span-marker==1.8.1"
 	@touch $@
 
 $(VENV)/.docs-installed: $(VENV)/.installed

@@ -23,10 +23,16 @@ SHOWN = {
     "train_on_spans": "'f1': 1.0",
     "with_pure": "calls of BertForEntity: 1 fused",
     "with_spacy": "['Bob', 'New York'] as spaCy's",
+    "with_span_marker": "the same entities: True",
     "with_spert": "calls of SpERT: 1 fused",
 }
 # What those need that are about another package.
-NEEDS = {"with_pure": "entity.models", "with_spacy": "spacy", "with_spert": "spert.models"}
+NEEDS = {
+    "with_pure": "entity.models",
+    "with_spacy": "spacy",
+    "with_span_marker": "span_marker",
+    "with_spert": "spert.models",
+}
 # Packages that nobody can install: a definition of our own takes the place of one that is not there.
 DEFINED = {"entity.models": "originals.pure", "spert.models": "originals.spert"}
 

@@ -13,7 +13,7 @@ from spanbert_kernels import ops
 from spanbert_kernels.acceleration.parts import LayerParts
 from spanbert_kernels.acceleration.rotary import Angles, Rotation, rotate
 from spanbert_kernels.nn.packing import Packing
-from spanbert_kernels.ops import RelativeTerms
+from spanbert_kernels.ops import AttentionPlan, RelativeTerms
 
 _OPERATION = "document_attention"
 
@@ -26,11 +26,13 @@ class Batch:
         packing: how it is packed.
         turn: makes the rotation of queries and keys by a layer's angles, where positions are rotary.
         by_place: whether positions grow by one from token to token of a document, as in most batches.
+        linked: who sees whom, where that is not each document itself.
     """
 
     packing: Packing
     turn: Callable[[Angles], Rotation] | None = None
     by_place: bool = True
+    linked: AttentionPlan | None = None
     _rotations: dict[Angles, Rotation] = field(default_factory=dict)
 
     def rotation(self, angles: Angles) -> Rotation:
@@ -57,6 +59,10 @@ def attend(
     read, would lose more than that in training. What PyTorch's has no name for comes to it all the same.
     """
     packing, scale, window = batch.packing, parts.scale, parts.window
+    if batch.linked is not None:
+        seen = ops.cross_document_attention(query, key, value, batch.linked, dropout_p=dropout_p, scale=scale)
+        assert isinstance(seen, Tensor)
+        return seen.flatten(1)
     if parts.angles is not None:
         rotation = batch.rotation(parts.angles)
         query, key = rotate(query, rotation), rotate(key, rotation)

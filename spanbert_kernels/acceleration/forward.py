@@ -6,7 +6,7 @@ import inspect
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
@@ -20,11 +20,12 @@ from spanbert_kernels.acceleration.attention import Batch
 from spanbert_kernels.acceleration.families import Reads
 from spanbert_kernels.acceleration.family import Family, count_positions, mixes_documents
 from spanbert_kernels.acceleration.layouts import at
-from spanbert_kernels.acceleration.packed import PackedLayers, Weights, way_for
+from spanbert_kernels.acceleration.packed import PackedLayers, Weights, way_for, way_for_links
 from spanbert_kernels.acceleration.parts import EncoderParts
 from spanbert_kernels.acceleration.requests import Request, read_request
 from spanbert_kernels.acceleration.structure import Structure
 from spanbert_kernels.nn.packing import Packing
+from spanbert_kernels.ops import AttentionPlan
 
 INFERENCE = "packed-inference"
 NOT_REPACKED = "packed-inference (weights not repacked)"
@@ -170,8 +171,33 @@ class PackedForward:
             return output
         return self._packed(*prepared)
 
-    def _prepare_call(self, args: Any, kwargs: dict[str, Any]) -> tuple[Structure, Request, Packing] | str:
-        """All that the packed path needs, or the reason why it cannot be taken."""
+    def run_linked(self, inputs: Mapping[str, Tensor], plan: AttentionPlan) -> Tensor | str:
+        """The last hidden states `[T, H]` of packed documents that see each other as a plan of
+        `cross_document_attention` says, or why this encoder cannot have them.
+
+        Args:
+            inputs: `[T]` each, what the encoder takes by name; positions among them.
+            plan: of tokens as queries and as keys.
+        """
+        read = self._read((), {name: tensor[None] for name, tensor in inputs.items()})
+        if isinstance(read, str):
+            return read
+        structure, request = read
+        encoder, family = structure.parts, self.family
+        near = family.distances or family.rotary is not None or encoder.convolution is not None
+        if near or mixes_documents(self.model):
+            return f"a {family.model_class}, whose tokens see more of each other than a link between documents says"
+        if request.hidden_states is not None:
+            return "hidden states were asked for (output_hidden_states)"
+        packing = Packing.from_mask(None, 1, request.length, request.device)
+        hidden, batch = self._embed(request, packing), Batch(packing, linked=plan)
+        packed = self._packed_layers_for(encoder, hidden, batch)
+        run = partial(training.run_layers, encoder) if packed is None else packed.layers.run
+        self._note(self._path(encoder, packed, request))
+        return run(0, len(encoder.layers), hidden, batch)
+
+    def _read(self, args: Any, kwargs: dict[str, Any]) -> tuple[Structure, Request] | str:
+        """The encoder as it is now and the call, or the reason why the packed path cannot be taken."""
         # The attention kernels have a backward, but no rules for these.
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return "a function transform (torch.func) or a forward-mode derivative"
@@ -183,13 +209,19 @@ class PackedForward:
                 return structure
             self._structure = structure
         request = read_request(self.model, self.family, self._names, args, kwargs)
-        if isinstance(request, str):
-            return request
+        return request if isinstance(request, str) else (self._structure, request)
+
+    def _prepare_call(self, args: Any, kwargs: dict[str, Any]) -> tuple[Structure, Request, Packing] | str:
+        """All that the packed path needs, or the reason why it cannot be taken."""
+        read = self._read(args, kwargs)
+        if isinstance(read, str):
+            return read
+        structure, request = read
         mask = request.attention_mask
         read_is_real = None if mask is None else self._read_is_real(mask)
         if request.cu_seqlens is not None:
             packing = Packing.from_offsets(request.cu_seqlens, request.max_seqlen, request.length)
-            return self._structure, request, packing
+            return structure, request, packing
         # Rotary positions in one call of all layers are places in a document.
         holes = self.family.distances or self.family.rotary is not None
         packing = Packing.from_mask(mask, request.batch, request.length, request.device, look_for_holes=holes)
@@ -201,7 +233,7 @@ class PackedForward:
             return "the head reads padding"
         if self.loss_reads_padding and self.model.training and packing.indices is not None:
             self._say("the loss of its head looks at padding, where states are 0: it differs from transformers'")
-        return self._structure, request, packing
+        return structure, request, packing
 
     def _read_is_real(self, mask: Tensor) -> Tensor | None:
         """Whether the token that is pooled is real in every row, or None if nothing is pooled.
@@ -303,7 +335,7 @@ class PackedForward:
             return None
         if not self.repack or any(parts.drops() for parts in encoder.distinct):
             return None
-        way = way_for(hidden.dtype, self.weights)
+        way = way_for(hidden.dtype, self.weights) if batch.linked is None else way_for_links(hidden.dtype)
         packed = self._packed_layers
         if way is not None and (packed is None or not packed.follow(encoder, way)):
             packed = self._packed_layers = PackedLayers.of(encoder, way)

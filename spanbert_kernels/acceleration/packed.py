@@ -60,6 +60,11 @@ def way_for(dtype: torch.dtype, weights: Weights | None) -> Way | None:
     return None if precision is None and arithmetic != dtype else Way(dtype, precision)
 
 
+def way_for_links(dtype: torch.dtype) -> Way | None:
+    """The way for documents that see each other: product by product, with attention between them."""
+    return None if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != dtype else Way(dtype, None)
+
+
 def precision_of(way: str, dtype: torch.dtype) -> Precision | None:
     """Of a way's products: the one that it names, or float32 where this processor has no products of that."""
     precision = _WAYS[way][dtype]

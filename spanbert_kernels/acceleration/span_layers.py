@@ -25,6 +25,7 @@ from spanbert_kernels.acceleration.forward import ORIGINAL, AccelerationWarning,
 SPAN_LAYERS: dict[str, str] = {
     "entity.models.AlbertForEntity": "spanbert_kernels.integrations.pure",
     "entity.models.BertForEntity": "spanbert_kernels.integrations.pure",
+    "span_marker.modeling.SpanMarkerModel": "spanbert_kernels.integrations.span_marker",
     "spert.models.SpERT": "spanbert_kernels.integrations.spert",
 }
 
