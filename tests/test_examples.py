@@ -21,6 +21,9 @@ SHOWN = {
     "pretrain": "paths: {'packed-training': 40, 'packed-inference': 2}",
     "train_a_tagger": "accuracy: 1.0",
     "train_on_spans": "'f1': 1.0",
+    "with_gliner": "the same entities: True",
+    "with_gliner2": "the same entities: True",
+    "with_maverick": "the same mentions: True",
     "with_pure": "calls of BertForEntity: 1 fused",
     "with_spacy": "['Bob', 'New York'] as spaCy's",
     "with_span_marker": "the same entities: True",
@@ -28,13 +31,20 @@ SHOWN = {
 }
 # What those need that are about another package.
 NEEDS = {
+    "with_gliner": "gliner",
+    "with_gliner2": "gliner2",
+    "with_maverick": "maverick.models.model_mes",
     "with_pure": "entity.models",
     "with_spacy": "spacy",
     "with_span_marker": "span_marker",
     "with_spert": "spert.models",
 }
 # Packages that nobody can install: a definition of our own takes the place of one that is not there.
-DEFINED = {"entity.models": "originals.pure", "spert.models": "originals.spert"}
+DEFINED = {
+    "entity.models": "originals.pure",
+    "maverick.models.model_mes": "originals.maverick",
+    "spert.models": "originals.spert",
+}
 
 
 @pytest.mark.parametrize("name", SHOWN)

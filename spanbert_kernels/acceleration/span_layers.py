@@ -25,8 +25,14 @@ from spanbert_kernels.acceleration.forward import ORIGINAL, AccelerationWarning,
 SPAN_LAYERS: dict[str, str] = {
     "entity.models.AlbertForEntity": "spanbert_kernels.integrations.pure",
     "entity.models.BertForEntity": "spanbert_kernels.integrations.pure",
+    "gliner.modeling.span_rep.SpanRepLayer": "spanbert_kernels.integrations.gliner",
+    "gliner2.layers.SpanMarkerV0": "spanbert_kernels.integrations.gliner2",
+    "maverick.models.model_incr.Maverick_incr": "spanbert_kernels.integrations.maverick",
+    "maverick.models.model_mes.Maverick_mes": "spanbert_kernels.integrations.maverick",
+    "maverick.models.model_s2e.Maverick_s2e": "spanbert_kernels.integrations.maverick",
     "span_marker.modeling.SpanMarkerModel": "spanbert_kernels.integrations.span_marker",
     "spert.models.SpERT": "spanbert_kernels.integrations.spert",
+    "xcore.models.model_cross.xCoRe_system": "spanbert_kernels.integrations.maverick",
 }
 
 FUSED = "fused"
