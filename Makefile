@@ -127,7 +127,7 @@ $(INTEGRATIONS)/.installed: $(VENV)/.test-installed
 	  "peft>=0.21" "sentence-transformers>=6.2" "setfit>=1.2" "datasets>=4" "evaluate>=0.4" "spacy>=3.8,<4" \
 	  "torchao>=0.18"
 	@$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -q --no-deps "gliner>=0.2.29" \
-	  "span-marker==1.8.1"
+	  "span-marker==1.8.1" "fastcoref==2.1.6"
 	@touch $@
 
 $(VENV)/.docs-installed: $(VENV)/.installed

@@ -21,6 +21,7 @@ SHOWN = {
     "pretrain": "paths: {'packed-training': 40, 'packed-inference': 2}",
     "train_a_tagger": "accuracy: 1.0",
     "train_on_spans": "'f1': 1.0",
+    "with_fastcoref": "same mentions: True\nsame antecedents: True",
     "with_gliner": "the same entities: True",
     "with_gliner2": "the same entities: True",
     "with_maverick": "the same mentions: True",
@@ -30,7 +31,9 @@ SHOWN = {
     "with_spert": "calls of SpERT: 1 fused",
 }
 # What those need that are about another package.
+FASTCOREF = "fastcoref.coref_models.modeling_fcoref"
 NEEDS = {
+    "with_fastcoref": FASTCOREF,
     "with_gliner": "gliner",
     "with_gliner2": "gliner2",
     "with_maverick": "maverick.models.model_mes",
@@ -41,6 +44,7 @@ NEEDS = {
 }
 # Packages that nobody can install: a definition of our own takes the place of one that is not there.
 DEFINED = {
+    FASTCOREF: "originals.fastcoref",
     "entity.models": "originals.pure",
     "maverick.models.model_mes": "originals.maverick",
     "spert.models": "originals.spert",

@@ -31,6 +31,9 @@ SPAN_LAYERS: dict[str, str] = {
     "maverick.models.model_mes.Maverick_mes": "spanbert_kernels.integrations.maverick",
     "maverick.models.model_s2e.Maverick_s2e": "spanbert_kernels.integrations.maverick",
     "span_marker.modeling.SpanMarkerModel": "spanbert_kernels.integrations.span_marker",
+    "fastcoref.coref_models.modeling_fcoref.FCorefModel": "spanbert_kernels.integrations.fastcoref",
+    "fastcoref.coref_models.modeling_lingmess.LingMessModel": "spanbert_kernels.integrations.fastcoref",
+    "modeling.S2E": "spanbert_kernels.integrations.s2e",
     "spert.models.SpERT": "spanbert_kernels.integrations.spert",
     "xcore.models.model_cross.xCoRe_system": "spanbert_kernels.integrations.maverick",
 }

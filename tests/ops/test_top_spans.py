@@ -94,7 +94,7 @@ def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_sums_in_float32_and_autocast_changes_nothing(backend: str, dtype: torch.dtype) -> None:
-    tensors = {name: tensor.to(dtype) for name, tensor in drawn(12, 64).items()}
+    tensors = {name: tensor.to(dtype).requires_grad_() for name, tensor in drawn(12, 64).items()}
     scores, spans, _ = call(**tensors, max_width=5, k=4, backend=backend)
     assert scores.dtype == dtype
     band = banded_span_scores(max_width=5, **{n: t.float() for n, t in tensors.items()})
@@ -102,8 +102,12 @@ def test_sums_in_float32_and_autocast_changes_nothing(backend: str, dtype: torch
         sorted(band[spans[:, 0], spans[:, 1] - spans[:, 0]].tolist()) == band.flatten().topk(4).values.flip(0).tolist()
     )
     torch.testing.assert_close(scores, band[spans[:, 0], spans[:, 1] - spans[:, 0]].to(dtype))
+    expected = torch.autograd.grad(scores.sum(), list(tensors.values()))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(call(**tensors, max_width=5, k=4, backend=backend)[0], scores)
+        again = call(**tensors, max_width=5, k=4, backend=backend)[0]
+        found = torch.autograd.grad(again.sum(), list(tensors.values()))
+    assert torch.equal(again, scores)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_strides_int32_and_inputs_left_alone(backend: str) -> None:

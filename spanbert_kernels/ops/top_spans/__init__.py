@@ -194,15 +194,25 @@ class SpanScores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad_output.device.type, enabled=False):
+            if torch.is_grad_enabled():
+                return SpanScores.differentiable(ctx, grad_output)
+            return SpanScores.gradients(ctx, grad_output)
+
+    @staticmethod
+    def differentiable(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients that will be differentiated again."""
+        start, end, weight, _, first, last = ctx.saved_tensors
+        inputs = [each if each is not None and each.requires_grad else None for each in (start, end, weight)]
+        wanted = [each for each in inputs if each is not None]
+        left = rows(start, first)
+        values = ((left if weight is None else left @ weight) * rows(end, last)).sum(1)
+        found = iter(torch.autograd.grad(values, wanted, grad_output, create_graph=True))
+        return (*(None if each is None else next(found) for each in inputs), None, None, None)
+
+    @staticmethod
+    def gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         start, end, weight, chosen, first, last = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            inputs = [each for each in (start, end, weight) if each is not None]
-            wanted = [each for each in inputs if each.requires_grad]
-            left = rows(start, first)
-            values = ((left if weight is None else left @ weight) * rows(end, last)).sum(1)
-            found = iter(torch.autograd.grad(values, wanted, grad_output, create_graph=True))
-            grads = [next(found) if each is not None and each.requires_grad else None for each in (start, end, weight)]
-            return (*grads, None, None, None)
         grad_start = grad_weight = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
             # A start has several spans, which follow each other: their sum goes through the weight.
