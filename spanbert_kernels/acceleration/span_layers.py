@@ -191,6 +191,7 @@ class SpanForward:
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return self.original(*args, **kwargs)
         if torch.compiler.is_compiling() and whole_graph.is_asked_for():
+            whole_graph.say(self, "a whole graph was asked for (fullgraph=True)")
             return self.original(*args, **kwargs)
         return self._run_uncompiled(*args, **kwargs)
 
@@ -206,11 +207,15 @@ class SpanForward:
             return result
         result = self.original(*args, **kwargs)
         self._note(ORIGINAL + said)
-        if said not in self._warned:
-            self._warned.add(said)
-            name = f"{type(self.module).__name__}.{self.replacement.method}"
-            warnings.warn(f"{name}: the package's own path ran: {said}", AccelerationWarning, stacklevel=3)
+        self.warn(said)
         return result
+
+    def warn(self, reason: str) -> None:
+        """Say once why the package's own path runs."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            name = f"{type(self.module).__name__}.{self.replacement.method}"
+            warnings.warn(f"{name}: the package's own path ran: {reason}", AccelerationWarning, stacklevel=3)
 
     def _note(self, path: str) -> None:
         self.calls[path] += 1

@@ -124,6 +124,31 @@ def test_a_model_that_has_span_layers_alone(registered: Callable[..., None]) -> 
         restore(model)
 
 
+def test_compiled_exported_and_prepared_for_mixed_precision(registered: Callable[..., None]) -> None:
+    """Where the compiler may break its graph ours runs; a whole graph is the package's own. Wrappers stay around."""
+    from accelerate import Accelerator
+
+    registered(Replacement(PATH, "a product", make, covers=("scale",)))
+    model = Scorer()
+    report = accelerate(model)
+    assert torch.compile(model, backend="eager")(HIDDEN).tolist() == [5.0, 12.0]
+    assert report.span_layers[0].calls == {"fused": 1}
+    torch.compiler.reset()
+    with pytest.warns(AccelerationWarning, match=r"Scorer\.forward: .* a whole graph was asked for"):
+        assert torch.compile(model, backend="eager", fullgraph=True)(HIDDEN).tolist() == [5.0, 12.0]
+    assert torch.export.export(model, (HIDDEN,)).module()(HIDDEN).tolist() == [5.0, 12.0]
+    assert report.span_layers[0].calls == {"fused": 1}
+    prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+    assert prepared(HIDDEN).tolist() == [5.0, 12.0]
+    assert report.span_layers[0].calls == {"fused": 2}
+    restore(model)
+    assert prepared(HIDDEN).tolist() == [5.0, 12.0]
+    assert report.span_layers[0].calls == {"fused": 2}
+    assert accelerate(model).span_layers[0].calls == {}
+    prepared(HIDDEN)
+    assert accelerate(model).span_layers[0].calls == {"fused": 1}
+
+
 def replaced(model: Scorer) -> Scorer:
     model.score = lambda hidden, twice=False: hidden.sum(-1)  # type: ignore[method-assign]
     return model
