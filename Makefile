@@ -13,8 +13,10 @@ RESULTS ?= spanbert-benchmarks.json
 # For test-peers: a folder of transformers' sources, and the families to test; empty: all.
 PEERS ?=
 FAMILIES ?=
-# Where gpu-check writes its JSON.
+# Where gpu-check writes its JSON, the seconds that it may take, and which of its stages are wanted; empty: all.
 OUT ?= benchmarks/results
+BUDGET ?= 420
+STAGES ?=
 
 BIN := $(VENV)/bin
 INTEGRATIONS := build/integrations
@@ -23,7 +25,7 @@ CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o
 BUILD_TOOLS := "setuptools>=77" ninja "pybind11>=2.12"
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench gpu-check gpu-check-tests gpu-check-bench clean
+.PHONY: demo test test-all test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -77,14 +79,10 @@ aarch64: $(VENV)/.torch
 	@$(PIP) install -q $(BUILD_TOOLS) uv
 	PYTHON=$(abspath $(BIN))/python tests/aarch64/check.sh build/aarch64
 
-# On a machine with a CUDA GPU, with the torch, Triton, nvcc and pytest that it has; nothing is installed.
-gpu-check: gpu-check-tests gpu-check-bench
-
-gpu-check-tests:
-	$(PYTHON) tests/gpu/check.py tests --out $(OUT)
-
-gpu-check-bench:
-	$(PYTHON) tests/gpu/check.py bench --out $(OUT)
+# On a machine with a CUDA GPU, with the torch, Triton, nvcc and pytest that it has; nothing is installed. As many of the
+# stages as fit into BUDGET seconds, or those that STAGES names; the libraries that lie here are used if they load.
+gpu-check:
+	$(PYTHON) tests/gpu/check.py $(STAGES) --budget $(BUDGET) --out $(OUT)
 
 # dist: the sources, and a wheel built from them with the kernels. It is for every Python, so the host module stays out,
 # and for the oldest glibc that the compiler's library allows: 2.34 from g++ 12, less in a manylinux image.

@@ -22,6 +22,7 @@ beneath them (`make sanitize`); CXX names the compiler, _PYTHON_HOST_PLATFORM th
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import shlex
@@ -182,6 +183,14 @@ def compile_all(commands: dict[str, list[str]], folder: Path) -> None:
     subprocess.run([ninja, "-C", str(folder), f"-j{jobs}"], check=True)
 
 
+def sources_hash() -> str:
+    """Changes with every file that the libraries are built from."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file()):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def switched(value: str, *names: str) -> str | None:
     """The first of the named variables that has this value."""
     return next((f"{name}={value}" for name in names if os.environ.get(name) == value), None)
@@ -205,7 +214,7 @@ class BuildLibraries(build_ext):
             module = folder / f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
             self.attempt("host", "host module", module, self.build_host)
         finally:
-            info = {**self.built, "schemas": schemas}
+            info = {**self.built, "sources": sources_hash(), "schemas": schemas}
             (folder / "build_info.json").write_text(json.dumps(info, indent=2) + "\n")
 
     def attempt(self, part: str, title: str, library: Path, build: Callable[[Path], dict[str, Any]]) -> None:

@@ -144,6 +144,7 @@ class CompiledFlexAttention:
         def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return visible(query, key)
 
+        torch._dynamo.reset()  # whose limit of compilations is shared by all of one function, and is silent beyond it
         tokens = len(document)
         self.block_mask = create_block_mask(sees, None, None, tokens, tokens, device=document.device)
         self.attend = torch.compile(flex_attention, dynamic=False)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from baselines import CompiledFlexAttention, attention_padded
 from measuring import assert_agrees
-from on_gpu import DTYPE, Comparison
+from on_gpu import DTYPE, Comparison, headlines_first
 from registry import BOTH, FORWARD
 from torch import Tensor
 
@@ -102,7 +102,10 @@ class Case:
         return torch.autograd.grad(output, leaf, self.grad.to(dtype))[0] if backward else output
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+HEADLINES = ("64 x 512", "256 x 128", "256 log-normal", "32 clusters x 10 x 128, without self")
+
+
+@pytest.mark.parametrize("name", headlines_first(WORKLOADS, HEADLINES))
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
 def test_attention_on_gpu(
     keep_row: Callable[..., None], gpu_ceilings: dict[str, float], name: str, backward: bool

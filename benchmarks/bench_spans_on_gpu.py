@@ -15,7 +15,7 @@ import pytest
 import torch
 from baselines import RaggedTokens, gather_and_max, gather_and_mean
 from measuring import assert_agrees
-from on_gpu import DTYPE, Comparison
+from on_gpu import DTYPE, Comparison, headlines_first
 from registry import BOTH, FORWARD
 from torch import Tensor
 
@@ -83,8 +83,11 @@ def others(parts: str, load: SpanLoad, hidden: Tensor, spans: Tensor, scores: Te
     }
 
 
+HEADLINES = ("100,000 random spans <= 64 of 64 x 512", "16 x 512, all spans <= 30, H 1024")
+
+
 @pytest.mark.parametrize("parts", PARTS)
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", headlines_first(WORKLOADS, HEADLINES))
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
 def test_spans_on_gpu(
     keep_row: Callable[..., None], gpu_ceilings: dict[str, float], name: str, parts: str, backward: bool

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from measuring import LARGEST_DEVIATION, floor_of
 from registry import deviation
 from torch import Tensor
 
 DTYPE, NAME = torch.bfloat16, "bfloat16"
+
+
+def headlines_first(names: Iterable[str], headlines: Sequence[str]) -> list[Any]:
+    """A suite's workloads for pytest: those that a short check measures before all others, then the rest.
+
+    Example:
+        >>> [each if isinstance(each, str) else each.values[0] for each in headlines_first(["a", "b", "c"], ["c"])]
+        ['c', 'a', 'b']
+    """
+    marked = [pytest.param(name, marks=pytest.mark.headline) for name in headlines]
+    return [*marked, *(name for name in names if name not in headlines)]
 
 
 def quartiles(way: Callable[[], object]) -> list[float]:

@@ -183,6 +183,7 @@ STARTERS = (
     "tests/test_house.py",
     "tests/aot/compile_triton.py",
     "tests/gpu/check.py",
+    "tests/gpu/steps.py",
     "tests/tasks/killed_trainings.py",
 )
 STARTS = re.compile(r"\b(subprocess\.(run|Popen|call|check_\w+)|os\.(system|popen|spawn\w+|fork))\(")

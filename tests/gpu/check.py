@@ -1,101 +1,80 @@
-"""Everything that needs a GPU, in two halves: `check.py tests` and `check.py bench`. See `make gpu-check`.
+"""Everything that needs a GPU, stage by stage, within a budget of seconds. See `make gpu-check`.
 
-Builds the CUDA library, runs the tests marked `gpu` and the small cases under compute-sanitizer; or the benchmarks
-marked `gpu`. Prints a short table last, writes a JSON file with the GPU, the versions and the commit in it, and ends
-with status 1 if a step failed. Takes what the machine's Python has: no virtual environment, no network.
+Each stage can be a command of its own: `check.py values --budget 120`. The clock runs from the start of the process. A
+journal grows line by line, so that whatever ends the check leaves what was found so far; the benchmark rows in it
+become a record, as `spanbert-kernels report` reads them, after every stage and by `check.py --collect`. Ends with
+status 1 if a step failed. Takes what the machine's Python has: no virtual environment, no network.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import importlib.util
-import json
-import os
-import re
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-HALF_SECONDS = 600
-SANITIZERS = ("memcheck", "racecheck")
-ROWS = "rows.jsonl"
+START = time.monotonic()
 
+import argparse  # noqa: E402
+import datetime  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import shutil  # noqa: E402
+import signal  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Iterable, Mapping, Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
-@dataclass
-class Step:
-    """One command, what came of it, and the last lines it printed."""
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-    name: str
-    command: list[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    status: str = "not run"
-    summary: str = ""
-    tail: list[str] = field(default_factory=list)
+from gpu.stages import STAGES, Stage  # noqa: E402
+from gpu.steps import ROOT, Step, run  # noqa: E402
 
-    @property
-    def failed(self) -> bool:
-        return self.status != "passed"
-
-    def run(self, limit: float) -> None:
-        print(f"== {self.name}: {' '.join(self.command)}", flush=True)
-        start = time.monotonic()
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **self.environment}
-        try:
-            done = subprocess.run(
-                self.command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=max(limit, 1)
-            )
-            output, self.status = done.stdout + done.stderr, "passed" if done.returncode == 0 else "failed"
-        except subprocess.TimeoutExpired as error:
-            output, self.status = str(error.stdout or ""), f"stopped after {limit:.0f} s"
-        except OSError as error:
-            output, self.status = str(error), "failed"
-        self.seconds = time.monotonic() - start
-        self.tail = output.splitlines()[-60:]
-        telling = r"\d+ (passed|failed|ran)|ERROR SUMMARY|RACECHECK SUMMARY"
-        found = [line for line in self.tail if re.search(telling, line)]
-        self.summary = " ".join(found[-2:]).strip("= ") or (self.tail[-1] if self.tail else "")
-        print("\n".join(self.tail[-60 if self.failed else -3 :]), flush=True)
+RESERVED = 3.0  # seconds, for what is written last
+MACHINE_SECONDS = 60.0
+ABOUT = ("gpu", "capability", "memory_gib")
+MACHINE = """
+import json, platform, torch, triton, transformers
+p = torch.cuda.get_device_properties(0)
+print(json.dumps({"gpu": p.name, "capability": f"{p.major}{p.minor}", "memory_gib": round(p.total_memory / 2**30, 1),
+    "torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton.__version__,
+    "transformers": transformers.__version__, "python": platform.python_version()}))
+"""
 
 
-def build(capability: str) -> Step:
-    """Both libraries, the CUDA one for the GPU at hand alone."""
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", ".", "--build-temp", "build/gpu"]
-    return Step("build", command, {"SPANBERT_KERNELS_CUDA": "1", "SPANBERT_KERNELS_CUDA_ARCHITECTURES": capability})
+class Journal:
+    """JSON lines that are on the disk when `write` returns. Benchmark suites write to the same file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, **line: Any) -> None:
+        with self.path.open("ab") as file:
+            file.write(json.dumps({"at": round(time.monotonic() - START, 1), **line}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All whole ones: whoever was killed may have left a part of one."""
+        found = []
+        for line in self.path.read_bytes().splitlines() if self.path.is_file() else []:
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
 
 
-def tests(out: Path) -> Iterator[Step]:
-    side_by_side = ["-n", "8"] if importlib.util.find_spec("xdist") else []
-    yield Step("tests", [sys.executable, "-m", "pytest", "tests/ops", "-m", "gpu", "-q", *side_by_side])
-    for tool in SANITIZERS:
-        sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "1", sys.executable, "tests/gpu/sanitizer_cases.py"]
-        yield Step(tool, command)
-
-
-def bench(out: Path) -> Iterator[Step]:
-    """The suites append what they measure to a file; `record_of` makes a record of it."""
-    rows = out / ROWS
-    rows.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "benchmarks", "-m", "gpu", "--benchmark-quiet", "-q"]
-    yield Step("benchmarks", command, {"SPANBERT_KERNELS_BENCH_ROWS": str(rows)})
-
-
-def record_of(lines: list[str], found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """A record as `spanbert-kernels bench` writes them and `report` reads them."""
-    taken: dict[str, list[Any]] = {"row": [], "failure": [], "skipped": [], "ceilings": []}
+def record_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """A record as `spanbert-kernels bench` writes them and `report` reads them; None where nothing was measured."""
+    taken: dict[str, list[Any]] = {"row": [], "failure": [], "skipped": [], "ceilings": [], "machine": []}
+    seconds = 0.0
     for line in lines:
-        for name, value in json.loads(line).items():
-            if name in taken:
-                taken[name].append(value)
-    about = ("gpu", "capability", "memory_gib")
+        seconds += line.get("seconds", 0.0) if "step" in line else 0.0
+        for name in taken.keys() & line.keys():
+            taken[name].append(line[name])
+    if not taken["row"] and not taken["failure"]:
+        return None
+    found = taken["machine"][-1] if taken["machine"] else {}
     return {
         "format": 1,
         "date": datetime.date.today().isoformat(),
@@ -104,8 +83,8 @@ def record_of(lines: list[str], found: Mapping[str, Any], seconds: float) -> dic
         "quick": False,
         "seed": 0,
         "seconds": round(seconds, 1),
-        "machine": {"processor": "", **{name: str(found[name]) for name in about if name in found}},
-        "versions": {name: str(value) for name, value in found.items() if name not in (*about, "commit", "dirty")},
+        "machine": {"processor": "", **{name: str(found[name]) for name in ABOUT if name in found}},
+        "versions": {name: str(value) for name, value in found.items() if name not in (*ABOUT, "commit", "dirty")},
         "ceilings": taken["ceilings"][-1] if taken["ceilings"] else {},
         "failures": taken["failure"],
         "skipped": taken["skipped"],
@@ -113,24 +92,29 @@ def record_of(lines: list[str], found: Mapping[str, Any], seconds: float) -> dic
     }
 
 
-def name_of(kind: str) -> str:
-    return f"{datetime.date.today().isoformat()}-{kind}"
+def collect(journal: Journal, out: Path) -> None:
+    record = record_of(journal.lines())
+    if record is not None:
+        path = out / f"{datetime.date.today().isoformat()}-gpu.json"
+        aside = path.with_suffix(".part")
+        aside.write_text(json.dumps(record) + "\n")
+        aside.replace(path)
 
 
-def machine() -> dict[str, Any]:
+def machine(journal: Journal) -> dict[str, Any]:
     """The GPU and the versions, without the name of a host."""
-    code = (
-        "import json, platform, torch, triton, transformers; p = torch.cuda.get_device_properties(0);"
-        "print(json.dumps({'gpu': p.name, 'capability': f'{p.major}{p.minor}',"
-        "'memory_gib': round(p.total_memory / 2**30, 1), 'torch': torch.__version__,"
-        "'cuda': torch.version.cuda, 'triton': triton.__version__, 'transformers': transformers.__version__,"
-        "'python': platform.python_version()}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "commit": git("rev-parse", "HEAD") or os.environ.get("COMMIT", "unknown"), "dirty": changed()}
+    found: dict[str, Any] = {}
+
+    def keep(line: dict[str, Any]) -> None:
+        try:
+            found.update(json.loads(line["summary"]))
+        except ValueError:
+            found["error"] = line["summary"]
+
+    run(Step("machine", [sys.executable, "-c", MACHINE]), MACHINE_SECONDS, keep)
+    found |= {"commit": git("rev-parse", "HEAD") or os.environ.get("COMMIT", "unknown"), "dirty": changed()}
+    journal.write(machine=found)
+    return found
 
 
 def git(*words: str) -> str:
@@ -145,31 +129,79 @@ def changed() -> bool:
     return bool(git("status", "--porcelain", "--untracked-files=no"))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("half", choices=["tests", "bench"])
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    found = machine()
-    start = time.monotonic()
-    steps = [build(found.get("capability", "90")), *(tests if arguments.half == "tests" else bench)(arguments.out)]
-    for step in steps:
-        step.run(HALF_SECONDS - (time.monotonic() - start))
-        if step.name == "build" and step.failed:
+def check(stages: Mapping[str, Stage], budget: float, journal: Journal, out: Path) -> int:
+    """Runs as many stages as fit, in their order; how many steps failed."""
+    found, failures = machine(journal), 0
+    for name, stage in stages.items():
+        left = budget - (time.monotonic() - START) - RESERVED
+        if left < stage.least:
+            journal.write(stage=name, status=f"not run: {left:.0f} s are left, it wants {stage.least:.0f}")
+            continue
+        failed = run_stage(name, stage, found, min(left, stage.most), journal)
+        failures += failed
+        collect(journal, out)
+        if failed and stage.needed:
+            journal.write(stage=name, status="nothing behind it is run without it")
             break
-    record = {"machine": found, "steps": [asdict(step) for step in steps]}
-    path = arguments.out / f"{name_of('gpu-check-' + arguments.half)}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    if (rows := arguments.out / ROWS).is_file():
-        lines = rows.read_text().splitlines()
-        rows.unlink()
-        bench_path = arguments.out / f"{name_of('gpu')}.json"
-        bench_path.write_text(json.dumps(record_of(lines, found, time.monotonic() - start)) + "\n")
-    print(f"\n{found.get('gpu', found)}, torch {found.get('torch', '?')}; {path}")
-    for step in steps:
-        print(f"{step.name:<12} {step.seconds:6.1f} s  {step.status:<10} {step.summary}")
-    return int(any(step.failed for step in steps))
+    return failures
+
+
+def run_stage(name: str, stage: Stage, found: Mapping[str, Any], limit: float, journal: Journal) -> int:
+    """How many of its steps failed; all of them share the limit."""
+    end, failures = time.monotonic() + limit, 0
+
+    def keep(line: dict[str, Any]) -> None:
+        passed = line["status"] == "passed"
+        print("\n".join(line["tail"][-3 if passed else -40 :]), flush=True)
+        journal.write(stage=name, **line)
+
+    for step in stage.steps(found, journal.path):
+        current: Step | None = step
+        passed = False
+        while current is not None and not passed:
+            journal.write(stage=name, begun=current.name)
+            print(f"== {name}: {' '.join(current.command)}", flush=True)
+            passed = run(current, end - time.monotonic(), keep)
+            current = current.else_
+        failures += not passed
+    return failures
+
+
+def summary(lines: Iterable[Mapping[str, Any]]) -> str:
+    """A row a step, and what was not run."""
+    rows = []
+    for line in lines:
+        if "step" in line:
+            took = f"{line['step']:<12} {line['seconds']:6.1f} s"
+            rows.append(f"{line['stage']:<10} {took}  {line['status']:<10} {line['summary']}")
+        elif "status" in line:
+            rows.append(f"{line['stage']:<10} {line['status']}")
+    return "\n".join(rows)
+
+
+def main(words: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(stages)}; all if none is named")
+    parser.add_argument("--budget", type=float, default=420, help="seconds from the start of the process")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--collect", action="store_true", help="only make a record of the journal")
+    arguments = parser.parse_args(words)
+    if unknown := [name for name in arguments.stages if name not in stages]:
+        parser.error(f"there is no stage {unknown[0]}; there are {', '.join(stages)}")
+    # Ends like an error, so that what runs is ended too and the summary is printed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    journal = Journal(arguments.out / f"{datetime.date.today().isoformat()}-gpu-check.jsonl")
+    if arguments.collect:
+        collect(journal, arguments.out)
+        return 0
+    before = len(journal.lines())
+    wanted = {name: stage for name, stage in stages.items() if not arguments.stages or name in arguments.stages}
+    try:
+        return int(check(wanted, arguments.budget, journal, arguments.out) > 0)
+    finally:
+        collect(journal, arguments.out)
+        print(f"\n{summary(journal.lines()[before:])}\n{journal.path}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""The stages of gpu-check, the most valuable first: what each runs, and how much time it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpu.steps import Step
+
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+ONE_OF_EACH = "test_values_and_gradients and (triton-gpu or cuda-gpu) and (float32 or bfloat16)"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the check that is a command of its own.
+
+    Attributes:
+        least: seconds without which it is not begun.
+        most: seconds that it gets at most, whatever is left.
+        steps: of a machine, and the journal that benchmarks write their rows to.
+        needed: without it nothing behind it makes sense.
+    """
+
+    what: str
+    least: float
+    most: float
+    steps: Callable[[Mapping[str, Any], Path], Sequence[Step]]
+    needed: bool = False
+
+
+def build(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
+    """Libraries that were carried here are taken where they are of these sources and load; else they are built."""
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", ".", "--build-temp", "build/gpu"]
+    environment = {
+        "SPANBERT_KERNELS_CUDA": "1",
+        "SPANBERT_KERNELS_CUDA_ARCHITECTURES": str(machine.get("capability", "90")),
+        "MAX_JOBS": str(os.cpu_count()),
+    }
+    here = Step("build", command, environment)
+    return [Step("libraries", [sys.executable, "tests/gpu/libraries.py"], else_=here)]
+
+
+def values(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
+    return [Step("values", [*PYTEST, "tests/ops", "-m", "gpu", "-k", ONE_OF_EACH, *_side_by_side()])]
+
+
+def encoder(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
+    return [_suites("encoder", journal, "benchmarks/bench_encoder_on_gpu.py", "-m", "gpu")]
+
+
+def bench(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
+    files = ["benchmarks/bench_attention_on_gpu.py", "benchmarks/bench_spans_on_gpu.py"]
+    return [
+        _suites("headlines", journal, *files, "-m", "gpu and headline"),
+        _suites("other rows", journal, *files, "-m", "gpu and not headline"),
+    ]
+
+
+def sanitize(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    few = [sys.executable, "tests/gpu/sanitizer_cases.py", "--few"]
+    return [Step(each, [tool, "--tool", each, "--error-exitcode", "1", *few]) for each in ("memcheck", "racecheck")]
+
+
+def rest(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
+    return [Step("rest", [*PYTEST, "tests/ops", "-m", "gpu", "-k", f"not ({ONE_OF_EACH})", *_side_by_side()])]
+
+
+def _suites(name: str, journal: Path, *words: str) -> Step:
+    """The suites append what they measure to the journal, line by line."""
+    return Step(name, [*PYTEST, "--benchmark-quiet", *words], {"SPANBERT_KERNELS_BENCH_ROWS": str(journal)})
+
+
+def _side_by_side() -> list[str]:
+    return ["-n", "8"] if importlib.util.find_spec("xdist") else []
+
+
+STAGES: dict[str, Stage] = {
+    "build": Stage("the libraries", 20, 240, build, needed=True),
+    "values": Stage("every operation's values and gradients on every backend", 30, 240, values),
+    "encoder": Stage("accelerated encoders beside the original", 30, 150, encoder),
+    "bench": Stage("the operations' benchmarks", 45, 400, bench),
+    "sanitize": Stage("small cases under compute-sanitizer", 45, 240, sanitize),
+    "rest": Stage("all other tests that want a GPU", 60, 600, rest),
+}
