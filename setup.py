@@ -299,12 +299,24 @@ class BuildLibraries(build_ext):
             common += ["-gencode", f"arch=compute_{number},code={codes}"]
         if "CXX" in os.environ:
             common += ["-ccbin", shlex.split(os.environ["CXX"])[0]]
-        # A CPU build of PyTorch has no libtorch_cuda: what is built beside it for a test is not loaded.
-        names = [name for name in ("torch_cuda", "torch_cpu") if (torch / "lib" / f"lib{name}.so").is_file()]
-        libraries = [f"-L{torch / 'lib'}", *(f"-l{name}" for name in names)]
+        # A CPU build of PyTorch has no libtorch_cuda. An empty one of that name stands in for it, so that the library
+        # asks for it where it is carried to: what is built here loads on a machine with a CUDA build.
+        folders = [torch / "lib"]
+        if not (torch / "lib" / "libtorch_cuda.so").is_file():
+            folders.append(self.stand_in("torch_cuda"))
+        libraries = [f"-L{folder}" for folder in folders]
+        libraries += ["-Xlinker=--no-as-needed", "-ltorch_cuda", "-ltorch_cpu"]
         units: list[tuple[str, str, list[str]]] = [(each, "", []) for each in CUDA]
         self.compile_and_link("cuda", common, units, [nvcc, "-shared", "-cudart", "static"], library, libraries)
         return {"cuda": architectures}
+
+    def stand_in(self, name: str) -> Path:
+        """A folder with an empty library of this name."""
+        folder = (ROOT / self.build_temp / "stand-in").resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [*find_compiler(), "-shared", f"-Wl,-soname,lib{name}.so", "-x", "c++", "/dev/null"]
+        subprocess.run([*command, "-o", str(folder / f"lib{name}.so")], check=True)
+        return folder
 
     def build_host(self, module: Path) -> dict[str, Any]:
         """The host module: pybind11, so of this Python alone, and without PyTorch."""
