@@ -33,6 +33,7 @@ SPAN_LAYERS: dict[str, str] = {
     "span_marker.modeling.SpanMarkerModel": "spanbert_kernels.integrations.span_marker",
     "fastcoref.coref_models.modeling_fcoref.FCorefModel": "spanbert_kernels.integrations.fastcoref",
     "fastcoref.coref_models.modeling_lingmess.LingMessModel": "spanbert_kernels.integrations.fastcoref",
+    "model.CorefModel": "spanbert_kernels.integrations.coref_hoi",
     "modeling.S2E": "spanbert_kernels.integrations.s2e",
     "spert.models.SpERT": "spanbert_kernels.integrations.spert",
     "xcore.models.model_cross.xCoRe_system": "spanbert_kernels.integrations.maverick",
