@@ -10,7 +10,7 @@ SIDE_BY_SIDE ?= -n auto --maxprocesses 4
 SECONDS ?= 120
 # Where bench writes its record, and its report beside it.
 RESULTS ?= spanbert-benchmarks.json
-# For test-peers: a folder of transformers' sources, and the families to test; empty: all.
+# For test-peers: a folder of sources, and the families of transformers' to test; empty: all.
 PEERS ?=
 FAMILIES ?=
 # Where gpu-check writes its JSON, the seconds that it may take, and which of its stages are wanted; empty: all.
@@ -37,7 +37,8 @@ test: check
 test-all: check
 	$(BIN)/python -m pytest -m "not gpu" $(SIDE_BY_SIDE)
 
-# Transformers' own model tests, with models as they are and with accelerated ones: no test may fail in the second run
+# A checkout's own tests: AllenNLP's of span extractors and torch_scatter's of segments, on ours in the place of theirs, or
+# transformers' model tests, with models as they are and with accelerated ones: no test may fail in the second run
 # alone. Its wheel has no tests; PEERS names a checkout of the installed version, or of one near it.
 test-peers: $(VENV)/.test-installed
 	@[ -z "$(PEERS)" ] || $(PIP) install -q parameterized httpx

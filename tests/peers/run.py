@@ -1,7 +1,9 @@
-"""Transformers' own model tests, for every family in the table: `run.py FOLDER [FAMILY ...]`.
+"""Other packages' own tests, from a checkout: `run.py FOLDER [FAMILY ...]`.
 
-Each family's tests run twice, with models as they are and with models that are accelerated when they are made. A test
-that fails in the second run alone is a new failure.
+AllenNLP's of its span extractors and torch_scatter's of segments run on ours in the place of theirs (`stand_ins.py`).
+
+Of transformers it is the model tests, for every family in the table. Each family's tests run twice, with models as they
+are and with models that are accelerated when they are made. A test that fails in the second run alone is a new failure.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ if __name__ == "__main__":
 import children  # noqa: E402
 import transformers  # noqa: E402
 
-from peers import plugin  # noqa: E402
+from peers import plugin, stand_ins  # noqa: E402
 from spanbert_kernels.acceleration.families import FAMILIES  # noqa: E402
 
 WANTED = (
     "PEERS must name a folder of transformers' sources that has tests/models/<family>/test_modeling_*.py: a checkout "
-    f"of version {transformers.__version__}, which is installed here, or of one near it"
+    f"of version {transformers.__version__}, which is installed here, or of one near it; or a checkout of "
+    + " or ".join(f"{each.name} with {each.tests}" for each in stand_ins.CHECKOUTS)
 )
 
 
@@ -125,6 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-k", dest="chosen", help="as pytest takes it: these tests alone")
     options = parser.parse_args(arguments)
     folder, files = Path(options.folder).resolve(), tests_of_families()
+    checkout = stand_ins.checkout_at(folder) if options.folder else None
+    if checkout is not None:
+        return 0 if stand_ins.run(folder, checkout) else 1
     if not options.folder or not (folder / "tests" / "models").is_dir():
         print(WANTED if not options.folder else f"{WANTED}; {options.folder} has none", file=sys.stderr)
         return 2

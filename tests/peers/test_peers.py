@@ -1,4 +1,4 @@
-"""The runner of transformers' own tests, on a folder with a few tests of ours."""
+"""The runner of other packages' own tests, on folders with a few tests of ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peers import run
+from peers import run, stand_ins
 
 # The second test fails on an accelerated model, whose states at padding are 0; the third on any.
 TESTS = """
@@ -41,6 +41,32 @@ def test_without_a_folder_it_says_what_it_wants(named: list[str], capsys: pytest
     said = capsys.readouterr().err
     assert "PEERS must name a folder of transformers' sources that has tests/models/<family>/test_modeling_*.py" in said
     assert ("nowhere has none" in said) == bool(named)
+
+
+def test_a_checkout_is_known_by_its_tests(tmp_path: Path) -> None:
+    assert stand_ins.checkout_at(tmp_path) is None
+    for checkout in stand_ins.CHECKOUTS:
+        folder = tmp_path / checkout.name
+        (folder / checkout.tests).mkdir(parents=True)
+        assert stand_ins.checkout_at(folder) == checkout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bodies", "passes"), [(21, True), (20, False)])
+def test_all_of_a_checkout_must_pass_on_ours(bodies: int, passes: bool, tmp_path: Path) -> None:
+    """Too few tests are no proof; and the package that they import is not the one beside them."""
+    folder = tmp_path / "tests" / "modules" / "span_extractors"
+    folder.mkdir(parents=True)
+    (tmp_path / "allennlp").mkdir()
+    (tmp_path / "allennlp" / "__init__.py").write_text("raise ImportError")
+    test = (
+        "def test_{0}():\n    assert SpanExtractor.from_params(Params(type='endpoint', input_dim=4, combination='x'))\n"
+    )
+    text = "from allennlp.common.params import Params\nfrom allennlp.modules.span_extractors import SpanExtractor\n"
+    (folder / "some_test.py").write_text(text + "".join(map(test.format, range(bodies))))
+    assert run.main([str(tmp_path)]) == (0 if passes else 1)
+    (folder / "some_test.py").write_text(text + "def test_false():\n    assert False\n")
+    assert run.main([str(tmp_path)]) == 1
 
 
 @pytest.mark.slow
