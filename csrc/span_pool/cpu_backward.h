@@ -28,7 +28,8 @@ struct Backward {
   std::unique_ptr<A[]> dots;  // of each span of a group: its gradient times what it pooled, slice by slice
   std::unique_ptr<A[]> maxima{call.has(kMax) ? new A[pad] : nullptr};
   std::unique_ptr<A[]> gathered{call.has(kMax) ? new A[pad] : nullptr};
-  std::unique_ptr<int64_t[]> winner{call.has(kMax) ? new int64_t[pad] : nullptr};
+  typedef int8_t Bytes __attribute__((vector_size(lanes<A>)));
+  std::unique_ptr<int8_t[]> changed{call.has(kMax) ? new int8_t[call.max_width * pad] : nullptr};
   std::unique_ptr<RunningSoftmax<A>[]> softmax{call.has(kAttention) ? new RunningSoftmax<A>[call.max_width] : nullptr};
 
   Backward(const SpanPoolCall& call, const SpanPoolGrads& grads, int64_t tile)
@@ -184,38 +185,46 @@ struct Backward {
     }
   }
 
+  // As a span grows by token t, some columns get t as their maximum: `changed` says which. From the widest span down
+  // the gradients gather until the token that their maximum came with.
   void walk_max(int64_t group) {
     const SpanGroups& groups = call.groups;
-    const int64_t start = groups.start[group];
-    each([&](int64_t c, int) {
-      store(maxima.get() + c, broadcast<A>(-INFINITY));
+    const int64_t start = groups.start[group], begin = groups.first[group];
+    int64_t i = groups.first[group + 1] - 1;
+    const int64_t stop = groups.end(group, i);
+    each([&](int64_t c, int n) {
+      store(maxima.get() + c, load_up_to(token(start) + c, n));
       store(gathered.get() + c, V{});
     });
-    for (int64_t c = 0; c < width; ++c) winner[c] = start;
-    int64_t t = start;
-    for (int64_t i = groups.first[group]; i < groups.first[group + 1]; ++i) {
-      for (const int64_t end = groups.end(group, i); t < end; ++t) {
-        const S* x = token(t);
-        each([&](int64_t c, int n) {
-          const V value = load_up_to(x + c, n), before = load(maxima.get() + c);
-          const auto replaced = ((value > before) | (value != value)) & (before == before);
-          typename Simd<A>::Mask any = replaced;
-          bool some = false;
-          for (int v = 0; v < lanes<A>; ++v) some |= any[v] != 0;
-          if (!some) return;
-          for (int v = 0; v < n; ++v) {
-            if (!any[v]) continue;
-            grad_token(winner[c + v])[c + v] += gathered[c + v];
-            gathered[c + v] = 0;
-            winner[c + v] = t;
-          }
-          store(maxima.get() + c, replaced ? value : before);
-        });
-      }
-      const S* grad = grad_row(groups.row(i), call.offset[kMax]);
-      each([&](int64_t c, int n) { store(gathered.get() + c, load(gathered.get() + c) + load_up_to(grad + c, n)); });
+    for (int64_t t = start + 1; t < stop; ++t) {
+      const S* x = token(t);
+      int8_t* const row = changed.get() + (t - start) * pad;
+      each([&](int64_t c, int n) {
+        const V value = load_up_to(x + c, n), before = load(maxima.get() + c);
+        const auto replaced = ((value > before) | (value != value)) & (before == before);
+        const Bytes bytes = __builtin_convertvector(replaced, Bytes);
+        std::memcpy(row + c, &bytes, sizeof(bytes));
+        store(maxima.get() + c, replaced ? value : before);
+      });
     }
-    for (int64_t c = 0; c < width; ++c) grad_token(winner[c])[c] += gathered[c];
+    for (int64_t t = stop - 1; t >= start; --t) {
+      for (; i >= begin && groups.end(group, i) - 1 == t; --i) {
+        if (i - kAhead >= begin) prefetch(groups, i - kAhead, call.offset[kMax]);
+        const S* grad = grad_row(groups.row(i), call.offset[kMax]);
+        each([&](int64_t c, int n) { store(gathered.get() + c, load(gathered.get() + c) + load_up_to(grad + c, n)); });
+      }
+      A* const to = grad_token(t);
+      const int8_t* const row = changed.get() + (t - start) * pad;
+      each([&](int64_t c, int n) {
+        const V sum = load(gathered.get() + c);
+        Bytes bytes;
+        std::memcpy(&bytes, row + c, sizeof(bytes));
+        const auto own =
+            t == start ? typename Simd<A>::Mask{} == 0 : __builtin_convertvector(bytes, typename Simd<A>::Mask) != 0;
+        store_up_to(to + c, load_up_to(to + c, n) + (own ? sum : V{}), n);
+        store(gathered.get() + c, own ? V{} : sum);
+      });
+    }
   }
 
   void walk_table(A* grad_table) const {
