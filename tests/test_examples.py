@@ -21,6 +21,7 @@ SHOWN = {
     "pretrain": "paths: {'packed-training': 40, 'packed-inference': 2}",
     "train_a_tagger": "accuracy: 1.0",
     "train_on_spans": "'f1': 1.0",
+    "with_allennlp": "vectors: [2, 50, 132] of 132 numbers",
     "with_fastcoref": "same mentions: True\nsame antecedents: True",
     "with_gliner": "the same entities: True",
     "with_gliner2": "the same entities: True",

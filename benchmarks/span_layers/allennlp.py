@@ -1,5 +1,5 @@
-"""AllenNLP's four span extractors, with an embedding of widths: all spans of a segment, as coreference wants them, and of
-a batch of sentences, as recognising entities does.
+"""AllenNLP's four span extractors, with an embedding of widths: all spans of a segment, as coreference wants them, and
+of a batch of sentences, as recognising entities does.
 """
 
 from __future__ import annotations
