@@ -24,7 +24,7 @@ from spanbert_kernels.acceleration.packed import PackedLayers, Weights, way_for,
 from spanbert_kernels.acceleration.parts import EncoderParts
 from spanbert_kernels.acceleration.requests import Request, read_request
 from spanbert_kernels.acceleration.structure import Structure
-from spanbert_kernels.nn.packing import Packing
+from spanbert_kernels.nn.packing import Packing, remember
 from spanbert_kernels.ops import AttentionPlan
 
 INFERENCE = "packed-inference"
@@ -274,7 +274,9 @@ class PackedForward:
         if self.weights == "int8" and packed is not None and self.int8_error is None and not mixes:
             self.int8_error = _difference(encoder, embedded, batch, hidden)
         self._note(self._path(encoder, packed, request))
-        final = states[count] if count in states else packing.pad(hidden if packed is None else hidden.to(dtype))
+        last_states = hidden if packed is None else hidden.to(dtype)
+        final = states[count] if count in states else packing.pad(last_states)
+        remember(final, last_states, packing, request.attention_mask)
         asked = None if request.hidden_states is None else tuple(states.get(index) for index in range(count + 1))
         return self._output(request, packing, final, asked)
 

@@ -66,18 +66,8 @@ def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = Tru
         raise ValueError('weights="int8" are copies: repack=False leaves none')
     replaced: list[Replaced] = []
     skipped: list[Skipped] = []
-    spans: list[ReplacedSpanLayer] = []
-    fresh = False
+    spans, fresh = _replace_span_layers({**_holder(model), **found}, skipped)
     for module, name in found.items():
-        for replacement in span_layers.replacements_of(module):
-            stands = span_layers.installed(module, replacement.method)
-            refused = None if stands is not None else span_layers.refusal(module, replacement)
-            if refused is not None:
-                skipped.append(Skipped(name, type(module).__name__, refused))
-                continue
-            fresh = fresh or stands is None
-            stands = stands or span_layers.install(module, replacement)
-            spans.append(ReplacedSpanLayer(name, type(module).__name__, stands))
         family = family_of(module)
         class_name = type(module).__name__
         if family is None:
@@ -137,7 +127,7 @@ def restore(model: Any) -> None:
         False
     """
     found = _modules_in(model, "restore")
-    spans = [(module, stands) for module in found for stands in span_layers.all_installed(module)]
+    spans = [(each, stands) for each in (*_holder(model), *found) for stands in span_layers.all_installed(each)]
     for module, stands in spans:
         span_layers.remove(module, stands)
     encoders = [module for module in found if places.installed(module) is not None]
@@ -145,6 +135,28 @@ def restore(model: Any) -> None:
         places.remove(module)
     if not encoders and not spans:
         raise ValueError(f"{type(model).__name__} is not accelerated")
+
+
+def _holder(model: Any) -> dict[Any, str]:
+    """An object that is no module but holds some, if methods of its class are replaced."""
+    return {} if isinstance(model, nn.Module) or not span_layers.replacements_of(model) else {model: ""}
+
+
+def _replace_span_layers(found: dict[Any, str], skipped: list[Skipped]) -> tuple[list[ReplacedSpanLayer], bool]:
+    """What is replaced, and whether something was not before; what is not, and why, is added to `skipped`."""
+    spans: list[ReplacedSpanLayer] = []
+    fresh = False
+    for module, name in found.items():
+        for replacement in span_layers.replacements_of(module):
+            stands = span_layers.installed(module, replacement.method)
+            refused = None if stands is not None else span_layers.refusal(module, replacement)
+            if refused is not None:
+                skipped.append(Skipped(name, type(module).__name__, refused))
+                continue
+            fresh = fresh or stands is None
+            stands = stands or span_layers.install(module, replacement)
+            spans.append(ReplacedSpanLayer(name, type(module).__name__, stands))
+    return spans, fresh
 
 
 def _modules_in(model: Any, function: str) -> dict[nn.Module, str]:

@@ -37,6 +37,15 @@ SPAN_LAYERS: dict[str, str] = {
     "modeling.S2E": "spanbert_kernels.integrations.s2e",
     "spert.models.SpERT": "spanbert_kernels.integrations.spert",
     "xcore.models.model_cross.xCoRe_system": "spanbert_kernels.integrations.maverick",
+    "sentence_transformers.sentence_transformer.modules.pooling.Pooling": (
+        "spanbert_kernels.integrations.sentence_transformers"
+    ),
+    "transformers.pipelines.document_question_answering.DocumentQuestionAnsweringPipeline": (
+        "spanbert_kernels.integrations.question_answering"
+    ),
+    "transformers.pipelines.token_classification.TokenClassificationPipeline": (
+        "spanbert_kernels.integrations.token_classification"
+    ),
 }
 
 FUSED = "fused"
@@ -70,8 +79,8 @@ class Replacement:
     refusal: Callable[[Any], str | None] = lambda module: None
 
 
-def replacements_of(module: nn.Module) -> tuple[Replacement, ...]:
-    """What there is for a module's class; empty for most.
+def replacements_of(module: object) -> tuple[Replacement, ...]:
+    """What there is for the class of a module, or of an object that holds some; empty for most.
 
     Example:
         >>> replacements_of(nn.Linear(1, 1))

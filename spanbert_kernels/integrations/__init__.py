@@ -9,13 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spanbert_kernels.integrations.question_answering import decode_spans, select_starts_ends
     from spanbert_kernels.integrations.transformers_attention import register_attention
 
 _HOMES = {
+    "decode_spans": "question_answering",
     "register_attention": "transformers_attention",
+    "select_starts_ends": "question_answering",
 }
 
-__all__ = ["register_attention"]
+__all__ = ["decode_spans", "register_attention", "select_starts_ends"]
 
 
 def __getattr__(name: str) -> Any:

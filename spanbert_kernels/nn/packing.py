@@ -7,9 +7,13 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from spanbert_kernels import ops
 from spanbert_kernels.ops import checks
+
+# What `remember` left with a padded result, as long as that lives: as an attribute it would be saved with the tensor.
+_PACKED = WeakIdKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +165,53 @@ class Packing:
         if self.indices is None:
             return torch.arange(self.length, device=self.cu_seqlens.device).repeat(self.batch)
         return self.indices % self.length
+
+
+def remember(padded: Tensor, packed: Tensor, packing: Packing, mask: Tensor | None) -> None:
+    """Leave with a padded result what it was padded from, for who can take that: `recall`.
+
+    Args:
+        padded: `[B, L, H]`.
+        packed: `[T, H]`, its real tokens.
+        packing: where they are.
+        mask: the mask `[B, L]` that says so, None where nothing is padding.
+    """
+    if not padded.is_inference() or padded.device.type == "cpu":
+        _PACKED[padded] = (packed, packing, mask, _version(padded))
+
+
+def recall(padded: Tensor, mask: Tensor | None) -> tuple[Tensor, Packing] | None:
+    """What a result was padded from, if it was left with it, under this mask, and nobody has changed it since.
+
+    Args:
+        padded: `[B, L, H]`.
+        mask: `[B, L]` or None, as the result was made with.
+
+    Returns:
+        `packed [T, H]` and the packing; or None.
+
+    Example:
+        >>> mask = torch.tensor([[1, 1, 0]])
+        >>> packing, packed = Packing.from_mask(mask, 1, 3, "cpu"), torch.tensor([[1.0], [2.0]])
+        >>> padded = packing.pad(packed)
+        >>> remember(padded, packed, packing, mask)
+        >>> recall(padded, mask)[0] is packed
+        True
+        >>> recall(padded.mul_(2), mask) is None
+        True
+    """
+    found = _PACKED.get(padded)
+    if found is None or found[2] is not mask or found[3] != _version(padded):
+        return None
+    return found[:2]
+
+
+def _version(tensor: Tensor) -> int | bytes:
+    """Differs after a change in place; where PyTorch counts none, it is the values of the first and the last token."""
+    if not tensor.is_inference():
+        return tensor._version
+    ends = tensor.flatten(0, 1)[:: max(tensor.shape[0] * tensor.shape[1] - 1, 1)]
+    return ends.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _check_shape(attention_mask: Tensor, batch: int, length: int) -> None:

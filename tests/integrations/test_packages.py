@@ -97,7 +97,8 @@ def same(model: Any, use: Callable[[Any], Any], found: str) -> None:
     assert [each.name for each in report.replaced] == [found]
     after = use(model)
     assert report.calls, "the encoder was not called"
-    assert {path for path in report.calls if path.startswith("original")} == set()
+    calls = [report.calls, *(layer.calls for layer in report.span_layers)]
+    assert {path for each in calls for path in each if path.startswith("original")} == set()
     assert_close(after, before)
     sk.restore(model)
     assert_close(use(model), before, rtol=1e-6, atol=1e-6)
@@ -172,9 +173,9 @@ def test_gliclass(model_type: str, tokenizer: PreTrainedTokenizerFast, tmp_path:
 
 
 @pytest.mark.parametrize("model_type", ["bert", "mpnet", "modernbert"])
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", ("max", "weightedmean", "mean_sqrt_len_tokens", "lasttoken")])
 def test_sentence_transformers(
-    model_type: str, pooling: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    model_type: str, pooling: str | tuple[str, ...], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -182,6 +183,7 @@ def test_sentence_transformers(
     body = Transformer(saved(AutoModel, model_type, tmp_path))
     model = sentence_transformers.SentenceTransformer(modules=[body, Pooling(32, pooling)], device="cpu")
     same(model, lambda model: model.encode(TEXTS, batch_size=4), "0.model")
+    assert [str(each) for each in sk.accelerate(model).span_layers] == ["Pooling at '1', pooled over packed tokens"]
 
 
 def test_sentence_transformers_that_takes_padding_out_itself(

@@ -13,6 +13,7 @@ from typing_extensions import assert_type
 import spanbert_kernels as sk
 from spanbert_kernels import host, models, nn, ops
 from spanbert_kernels.acceleration import AccelerationReport, AccelerationWarning
+from spanbert_kernels.integrations import decode_spans, select_starts_ends
 from spanbert_kernels.ops.choices import Activation, Anchor, Backend, Normalization, Part, Role
 from spanbert_kernels.ops.encoder_stack import Normalize
 
@@ -112,6 +113,8 @@ def host_work(starts: NDArray[Any], ends: NDArray[Any]) -> None:
     assert_type(backward(pooled), NDArray[np.floating[Any]])
     output, gradients = host.span_linear(starts / 2, starts, ends, ["mean"], pooled)
     assert_type(gradients(output)[0], NDArray[np.floating[Any]])
+    assert_type(decode_spans(pooled, pooled, 1, 3, starts)[2], NDArray[Any])
+    assert_type(select_starts_ends(pooled, pooled, starts, None)[3], float)
     inputs, *_ = host.mask_spans(starts, ends, starts, seed=1, mask_token=2, random_tokens=starts)
     assert_type(inputs, NDArray[np.int64])
 
