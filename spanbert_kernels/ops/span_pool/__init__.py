@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from spanbert_kernels.ops.choices import PARTS, Backend, Part
 from spanbert_kernels.ops.plans import SpanPlan
 from spanbert_kernels.ops.span_pool import reference
 from spanbert_kernels.ops.span_pool.operators import OPERATION, SpanPool
+from spanbert_kernels.ops.tokens import check_tokens
 
 __all__ = ["PARTS", "span_pool"]
 
@@ -66,11 +68,11 @@ def span_pool(
     """
     plans.check_width_rows(width_rows)
     check_parts(parts)
-    tokens = check_hidden(hidden, parts)
-    like = next(iter(tokens.values()))
+    tokens = check_tokens(hidden, parts)
+    like = tokens.tensors[0]
     resolved = plans.resolve(spans, like, end_inclusive, validate, mask)
     chosen = OPERATION.choose(like, backend)
-    scores = check_scores(scores, tokens.get("attention", like), parts)
+    scores = check_scores(scores, tokens.of("attention"), parts)
     width_embedding = check_table(width_embedding, like, parts)
 
     def bounds() -> tuple[Tensor, Tensor]:
@@ -92,49 +94,18 @@ def span_pool(
         output: Tensor = SpanPool.apply(source, attends, table, rows, [PARTS.index(part) for part in own], chosen, work)
         return output
 
-    groups = _groups(tokens, parts)
-    if len(groups) == 1:
+    if len(tokens.tensors) == 1:
         return pooled(like, parts)
+    sizes: dict[str, Any] = {
+        "attention": tokens.columns("attention") * (1 if scores is None else scores.shape[1]),
+        "width": 0 if width_embedding is None else width_embedding.shape[1],
+    }
     blocks: dict[Part, Tensor] = {}
-    for own in groups:
-        source = tokens.get(own[0], like)
-        heads = 1 if scores is None else scores.shape[1]
-        table_columns = 0 if width_embedding is None else width_embedding.shape[1]
-        sizes = [
-            {"attention": heads * source.shape[1], "width": table_columns}.get(part, source.shape[1]) for part in own
-        ]
-        blocks |= zip(own, pooled(source, own).split(sizes, 1), strict=True)
+    for place, source in enumerate(tokens.tensors):
+        own = [part for part in parts if tokens.places.get(part, 0) == place]
+        widths = [sizes.get(part, source.shape[1]) for part in own]
+        blocks |= zip(own, pooled(source, own).split(widths, 1), strict=True)
     return torch.cat([blocks[part] for part in parts], 1)
-
-
-def check_hidden(hidden: Tensor | Mapping[Part, Tensor], parts: Sequence[Part]) -> dict[Part, Tensor]:
-    """The tensor of every part that reads tokens, for parts that are checked; the one tensor for all of them."""
-    reading = [part for part in parts if part != "width"]
-    if not isinstance(hidden, Mapping):
-        checks.check_floating("hidden", hidden, 2, "[T, H]")
-        return dict.fromkeys(reading or parts, hidden)
-    if set(hidden) != set(reading) or not reading:
-        raise ValueError(
-            f"hidden must have a tensor for each part that reads tokens ({', '.join(reading) or 'there is none'}), "
-            f"got {', '.join(map(str, hidden)) or 'none'}"
-        )
-    first = hidden[reading[0]]
-    for part in reading:
-        name, tensor = f"hidden[{part!r}]", hidden[part]
-        checks.check_floating(name, tensor, 2, "[T, H]")
-        checks.check_same(name, tensor, f"hidden[{reading[0]!r}]", first)
-        if len(tensor) != len(first):
-            raise ValueError(f"{name} must have the {len(first)} tokens of {reading[0]!r}, got {len(tensor)}")
-    return {part: hidden[part] for part in reading}
-
-
-def _groups(tokens: Mapping[Part, Tensor], parts: Sequence[Part]) -> list[list[Part]]:
-    """The parts that read one tensor together; width with the first of them."""
-    groups: dict[int, list[Part]] = {}
-    first = next(iter(tokens.values()))
-    for part in parts:
-        groups.setdefault(id(tokens.get(part, first)), []).append(part)
-    return list(groups.values())
 
 
 def check_parts(parts: Sequence[str]) -> list[int]:
