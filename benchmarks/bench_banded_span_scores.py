@@ -18,7 +18,8 @@ def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
     generator, length = torch.Generator().manual_seed(0), workload.options["length"]
     start, end = torch.randn(2, length, HIDDEN, generator=generator).to(dtype)
     weight = (torch.randn(HIDDEN, HIDDEN, generator=generator) / HIDDEN**0.5).to(dtype)
-    return Inputs((start, end, weight) if workload.options["weighted"] else (start, end))
+    numbers = torch.randn(2, length, generator=generator).to(dtype) if workload.options["numbers"] else ()
+    return Inputs((start, end, weight, *numbers) if workload.options["weighted"] else (start, end))
 
 
 def work(workload: Workload, inputs: Inputs) -> Work:
@@ -35,8 +36,9 @@ def finite(scores: Tensor) -> Tensor:
 
 
 def ours(workload: Workload, inputs: Inputs) -> Way | Prepared:
-    def way(start: Tensor, end: Tensor, weight: Tensor | None = None) -> Tensor:
-        return ops.banded_span_scores(start, end, weight, MAX_WIDTH)
+    def way(start: Tensor, end: Tensor, weight: Tensor | None = None, *numbers: Tensor) -> Tensor:
+        more = dict(zip(("start_scores", "end_scores"), numbers, strict=False))
+        return ops.banded_span_scores(start, end, weight, MAX_WIDTH, **more)
 
     if workload.direction == BOTH:
         return lambda *leaves: finite(way(*leaves))
@@ -54,8 +56,10 @@ def dense(workload: Workload, inputs: Inputs) -> Way | Prepared:
     token = torch.arange(workload.options["length"])
     outside = (token < token[:, None]) | (token >= token[:, None] + MAX_WIDTH)
 
-    def way(start: Tensor, end: Tensor, weight: Tensor | None = None) -> Tensor:
+    def way(start: Tensor, end: Tensor, weight: Tensor | None = None, *numbers: Tensor) -> Tensor:
         scores = (start if weight is None else start @ weight) @ end.T
+        if numbers:
+            scores = scores + numbers[0][:, None] + numbers[1]
         return scores.masked_fill(outside, -torch.inf)
 
     if workload.direction == BOTH:
@@ -63,9 +67,12 @@ def dense(workload: Workload, inputs: Inputs) -> Way | Prepared:
     return Prepared(way, inputs.leaves, band_of)
 
 
-def case(length: int, weighted: bool, direction: str = "forward", quick: bool = False) -> Workload:
-    name = f"{length} tokens, {'weight' if weighted else 'no weight'}"
-    return Workload(name, direction, options={"length": length, "weighted": weighted}, seconds=3.0, quick=quick)
+def case(
+    length: int, weighted: bool, direction: str = "forward", quick: bool = False, numbers: bool = False
+) -> Workload:
+    name = f"{length} tokens, {'weight' if weighted else 'no weight'}{' and numbers' if numbers else ''}"
+    options = {"length": length, "weighted": weighted, "numbers": numbers}
+    return Workload(name, direction, options=options, seconds=3.0, quick=quick)
 
 
 SUITE = register(
@@ -74,6 +81,7 @@ SUITE = register(
         (
             *(case(length, weighted, quick=length == 512) for length in (512, 4096) for weighted in (True, False)),
             *(case(4096, weighted, BOTH) for weighted in (True, False)),
+            case(4096, True, BOTH, numbers=True),
         ),
         {"ours": Provider(ours, "ours"), DENSE: Provider(dense, "eager")},
         inputs,

@@ -14,16 +14,19 @@ from spanbert_kernels import ops
 LENGTH, MAX_WIDTH, KEPT = 1536, 30, 614
 
 
-def pruned_by_loop(spans: Tensor, scores: Tensor, k: int) -> Tensor:
+def pruned_by_loop(spans: Tensor, scores: Tensor, k: int, k_start: int | None) -> Tensor:
     """What PyTorch's coreference models do: a Python loop over lists, with dictionaries."""
     starts, ends = spans[:, 0].tolist(), spans[:, 1].tolist()
     latest_end: dict[int, int] = {}
     earliest_start: dict[int, int] = {}
+    of_start: dict[int, int] = {}
     kept: list[int] = []
     for row in torch.argsort(scores, descending=True, stable=True).tolist():
         if len(kept) == k:
             break
         start, end, crosses = starts[row], ends[row], False
+        if k_start is not None and of_start.get(start, 0) == k_start:
+            continue
         for token in range(start, end + 1):
             if token > start and latest_end.get(token, -1) > end:
                 crosses = True
@@ -34,6 +37,7 @@ def pruned_by_loop(spans: Tensor, scores: Tensor, k: int) -> Tensor:
         if crosses:
             continue
         kept.append(row)
+        of_start[start] = of_start.get(start, 0) + 1
         latest_end[start] = max(end, latest_end.get(start, -1))
         earliest_start[end] = min(start, earliest_start.get(end, start))
     return torch.tensor(sorted(kept, key=lambda row: (starts[row], ends[row], row)))
@@ -64,22 +68,24 @@ def work(workload: Workload, inputs: Inputs) -> Work:
 
 
 def ours(workload: Workload, inputs: Inputs) -> Way:
-    backend = workload.options["backend"]
-    return lambda scores: ops.prune_spans(inputs.given["spans"], scores, KEPT, backend=backend)
+    options = {name: workload.options[name] for name in ("backend", "k_start")}
+    return lambda scores: ops.prune_spans(inputs.given["spans"], scores, KEPT, **options)
 
 
 def loop(workload: Workload, inputs: Inputs) -> Way:
-    return lambda scores: pruned_by_loop(inputs.given["spans"], scores, KEPT)
+    return lambda scores: pruned_by_loop(inputs.given["spans"], scores, KEPT, workload.options["k_start"])
 
 
 SUITE = register(
     Suite(
         "prune_spans",
         tuple(
-            Workload(f"{scores}, {backend}", options={"scores": scores, "backend": backend}, seconds=seconds,
-                     quick=backend == "cpu")
-            for scores, backend, seconds in (
-                ("random scores", "cpu", 2.0), ("peaked scores", "cpu", 2.0), ("random scores", "eager", 0.4),
+            Workload(f"{scores}, {backend}" if k_start is None else f"{scores}, {k_start} of each start, {backend}",
+                     options={"scores": scores, "backend": backend, "k_start": k_start}, seconds=seconds,
+                     quick=backend == "cpu" and k_start is None)
+            for scores, backend, seconds, k_start in (
+                ("random scores", "cpu", 2.0, None), ("peaked scores", "cpu", 2.0, None),
+                ("random scores", "cpu", 2.0, 1), ("random scores", "eager", 0.4, None),
             )
         ),
         {"ours": Provider(ours, "ours"), "Python loop": Provider(loop, "eager")},

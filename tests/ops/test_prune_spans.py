@@ -138,6 +138,8 @@ def test_a_sentence_and_a_start_keep_their_best(backend: str) -> None:
     assert kept(3, cu_sentences=cu_sentences, k_sentence=torch.tensor([3, 1])) == [1, 2, 4]
     assert kept(None, k_start=1) == [1, 2, 4]
     assert kept(2, k_start=1) == [2, 4]
+    far = torch.tensor([[-5, -9], [2**60, 2**60 + 1], [2**60, 2**60], [-5, -9]])
+    assert prune_spans(far, scores[:4], None, k_start=1, backend=backend).tolist() == [3, 2]
     assert kept(None, cu_sentences=cu_sentences, k_sentence=2, k_start=1) == [1, 2, 4]
 
 

@@ -132,9 +132,17 @@ def _limits(
     if cu_sentences is not None and k_sentence is not None:
         limits.append(_of_each("sentence", "k_sentence", k_sentence, "cu_sentences", cu_sentences, start, end))
     if k_start is not None:
-        firsts, group = torch.unique(start, return_inverse=True)
-        limits.append((group.numpy(), np.full(len(firsts), checks.check_integer("k_start", k_start, 0))))
+        group = _numbered(start)
+        most = int(group.max()) + 1 if len(group) else 0
+        limits.append((group.numpy(), np.full(most, checks.check_integer("k_start", k_start, 0))))
     return limits
+
+
+def _numbered(start: Tensor) -> Tensor:
+    """A number for each start, from 0 on: its distance from the first, or its rank where they lie far apart."""
+    if len(start) and int(start.max()) - int(start.min()) > 8 * len(start):
+        return torch.unique(start, return_inverse=True)[1]
+    return start - start.min() if len(start) else start
 
 
 def _of_each(

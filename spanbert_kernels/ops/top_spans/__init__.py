@@ -155,11 +155,16 @@ def _chosen(
             assert wide.end is not None
             size = min(max(reference.SMALLEST_BLOCK, width), block.stop - first)
             scores = reference.band(projected[block], wide.end[first:], width, size)
-        scores = wide.with_rank_one(scores, block, width)
-        start, step_to_last = inside.nonzero(as_tuple=True)
-        candidates = selection.Candidates(
-            start + first, start + first + step_to_last, scores[inside], group[block][start]
-        )
+        scores, starts = wide.with_rank_one(scores, block, width), token[block]
+        if per == "document":
+            # The k best spans begin at no more than k starts: at those whose own best are the best.
+            strongest = scores.masked_fill(~inside, -torch.inf).amax(1)
+            candidates = selection.Candidates(starts, starts, strongest, group[block])
+            starts = selection.best(candidates, budgets, compiled).start
+            scores, inside = scores[starts - first], inside[starts - first]
+        row, ahead = inside.nonzero(as_tuple=True)
+        start = starts[row]
+        candidates = selection.Candidates(start, start + ahead, scores[inside], group[start])
         found.append(selection.best(candidates, budgets, compiled))
     if not found:
         return selection.Candidates(token, token, torch.zeros_like(token), token)
