@@ -32,16 +32,29 @@ struct LinearLoss {
   const int64_t left;
   const Activate<A> activate{call.activation};
 
-  template <int N>
-  [[gnu::always_inline]] void gradient(int64_t row, int64_t c, int used, const V (&pre)[N], V (&g)[N]) const {
-    const A* from = static_cast<const A*>(grads.output) + row * grads.output_stride + left + c;
-    for (int v = 0; v < N; ++v) g[v] = load_up_to(from + v * lanes<A>, used);
-    activate.backward(pre, g);
-    if (!grads.addend) return;
-    A* to = static_cast<A*>(grads.addend) + row * call.columns + left + c;
-    for (int v = 0; v < N; ++v) store_up_to(to + v * lanes<A>, g[v], used);
+  int64_t document(int64_t) const { return 0; }
+
+  template <class RowOf>
+  void gradients(int64_t, int64_t, int64_t spans, const RowOf& row_of, A* rows) const {
+    const int64_t width = std::min(call.columns - left, kProjectedTile);
+    for (int64_t i = 0; i < spans; ++i, rows += kProjectedTile) {
+      const A* from = static_cast<const A*>(grads.output) + row_of(i) * grads.output_stride + left;
+      A* to = grads.addend ? static_cast<A*>(grads.addend) + row_of(i) * call.columns + left : nullptr;
+      each_block<A>(width, [&](auto n, int64_t c, int count) SPANBERT_INLINE {
+        const int used = n == 1 ? count : lanes<A>;
+        V pre[n], g[n];
+        for (int v = 0; v < n; ++v) {
+          pre[v] = load(rows + c + v * lanes<A>);
+          g[v] = load_up_to(from + c + v * lanes<A>, used);
+        }
+        activate.backward(pre, g);
+        for (int v = 0; v < n; ++v) {
+          store(rows + c + v * lanes<A>, g[v]);
+          if (to) store_up_to(to + c + v * lanes<A>, g[v], used);
+        }
+      });
+    }
   }
-  void end_group() {}
 };
 
 }  // namespace

@@ -87,7 +87,7 @@ PreparedProjection::PreparedProjection(const Tensor& projected_, const SpanArgum
   }
 }
 
-std::vector<std::pair<int64_t, int64_t>> PreparedProjection::ranges(int64_t size) const {
+std::vector<std::pair<int64_t, int64_t>> PreparedProjection::ranges(int64_t size, const int64_t* documents) const {
   std::vector<std::pair<int64_t, int64_t>> result;
   const SpanGroups& groups = call.groups;
   int64_t begin = 0, spans = 0, steps = 0;
@@ -95,7 +95,12 @@ std::vector<std::pair<int64_t, int64_t>> PreparedProjection::ranges(int64_t size
     const int64_t next = groups.first[group + 1];
     spans += next - groups.first[group];
     steps += groups.end(group, next - 1) - groups.start[group];
-    if (std::max(spans, steps) * std::max<int64_t>(1, call.heads) >= size || group + 1 == groups.count) {
+    bool full = std::max(spans, steps) * std::max<int64_t>(1, call.heads) >= size || group + 1 == groups.count;
+    if (documents && !full) {
+      while (groups.start[group] >= documents[1]) ++documents;
+      full = groups.start[group + 1] >= documents[1];
+    }
+    if (full) {
       result.emplace_back(begin, group + 1);
       begin = group + 1;
       spans = steps = 0;

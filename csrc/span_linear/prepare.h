@@ -34,8 +34,9 @@ struct PreparedProjection {
   PreparedProjection(const Tensor& projected, const SpanArguments& work, const ProjectedArguments& inputs,
                      const OptionalTensor& addend);
 
-  // Ranges of groups with about `size` of a range's largest thing: spans or steps, times the heads.
-  std::vector<std::pair<int64_t, int64_t>> ranges(int64_t size) const;
+  // Ranges of groups with about `size` of a range's largest thing: spans or steps, times the heads. Of one document
+  // each, if their offsets are given.
+  std::vector<std::pair<int64_t, int64_t>> ranges(int64_t size, const int64_t* documents = nullptr) const;
   int64_t tiles() const { return (call.columns + kProjectedTile - 1) / kProjectedTile; }
 };
 

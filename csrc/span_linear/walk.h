@@ -7,12 +7,13 @@
 // so that a span costs a handful of additions a column. A block of columns is carried through all spans of a group,
 // and through the groups one after the other, with its rows of P in the nearest cache.
 //
-// The backward walks a block of columns the same way for the pre-activations, keeps the group's gradients g_n (the
-// spans of one group, a tile wide), then walks back from the widest span and hands every token a suffix sum of them,
-// as span_pool's backward does, with P in the place of hidden; B of a score's gradient needs g_n . out_n of the pooled
-// part alone, which the way there has at hand.
+// The backward walks a block of columns the same way for the pre-activations of a batch of groups, a tile wide, has the
+// loss make them their gradients g_n, then walks back from the widest span of each group and hands every token a suffix
+// sum of them, as span_pool's backward does, with P in the place of hidden; B of a score's gradient needs g_n . out_n
+// of the pooled part alone, which the way there has at hand.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <type_traits>
 
@@ -136,18 +137,18 @@ struct ForwardWalk {
     }
   }
 
-  // The same for the spans without tokens.
+  // The same for spans without tokens, `spans` of them from `first` on.
   template <int N, class Finish>
-  void empty(int64_t c, int count, const Finish& finish) const {
+  void empty(int64_t c, int count, int64_t first, int64_t spans, const Finish& finish) const {
     const int used = N == 1 ? count : lanes<A>;
-    for (int64_t i = 0; i < call.empties; ++i) {
+    for (int64_t i = 0; i < spans; ++i) {
       V pre[N] = {};
       if (call.bias) {
         const A* from = static_cast<const A*>(call.bias) + c;
         for (int v = 0; v < N; ++v) pre[v] += load_up_to(from + v * lanes<A>, used);
       }
       if (call.addend) {
-        const A* from = static_cast<const A*>(call.addend) + call.empty[i] * call.addend_stride + c;
+        const A* from = static_cast<const A*>(call.addend) + call.empty[first + i] * call.addend_stride + c;
         for (int v = 0; v < N; ++v) pre[v] += load_up_to(from + v * lanes<A>, used);
       }
       finish(i, pre);
@@ -160,7 +161,7 @@ struct ForwardWalk {
   void run(const Finish& finish) const {
     each_block<A>(call.columns, [&](auto n, int64_t c, int count) {
       if (factors.first == factors.last) {
-        empty<n>(c, count, [&](int64_t i, const V(&pre)[n]) { finish(c, count, i, pre); });
+        empty<n>(c, count, 0, call.empties, [&](int64_t i, const V(&pre)[n]) { finish(c, count, i, pre); });
       }
       for (int64_t g = factors.first; g < factors.last; ++g) {
         const int64_t shift = call.groups.first[g] - factors.first_span;
@@ -176,8 +177,16 @@ struct ForwardWalk {
   }
 };
 
-// One tile of columns of the backward. `Loss` gives the gradients of pre-activations, and is told when a group ends:
-//   loss.gradient(output row, column of the tile, lanes in use, pre-activations [N], gradients [N]), loss.end_group().
+// Of spans without tokens.
+constexpr int64_t kNoDocument = -1;
+
+// Spans whose pre-activations the backward has at a time, more only where a group has more.
+constexpr int64_t kBatch = 32;
+
+// One tile of columns of the backward. `Loss` makes pre-activations, rows of kProjectedTile, their gradients:
+//   loss.document(first token) tells what must not be mixed in a batch (first tokens ascend),
+//   loss.gradients(document, position of the first span, spans, row_of(i) in the output, rows).
+// Positions count the spans in their order, those without tokens after the others.
 template <class A, class Loss>
 struct BackwardWalk {
   using V = Vector<A>;
@@ -188,8 +197,11 @@ struct BackwardWalk {
   Loss& loss;
   const int64_t tile, left, width;  // the tile's columns are left .. left + width - 1
   const ForwardWalk<A> way_there{call, factors};
-  const std::unique_ptr<A[]> gradients{new A[(factors.widest_group + 1) * kProjectedTile]};
-  const std::unique_ptr<V[]> dots{new V[factors.widest_group * call.heads + 1]};  // lanes to be added up, as of scores
+  const int64_t room = std::max(factors.widest_group, kBatch);
+  // Of the spans of a batch.
+  const std::unique_ptr<A[]> gradients{new A[room * kProjectedTile]()};
+  const std::unique_ptr<A[]> pooled{new A[room * call.heads * kProjectedTile]()};
+  const std::unique_ptr<V[]> dots{new V[room * call.heads]};  // lanes to be added up, as of scores
   const std::unique_ptr<V[]> scores{new V[call.tokens * call.heads + 1]};
 
   BackwardWalk(const ProjectedCall& call, const Factors<A>& factors, const ProjectedGrads& grads, Loss& loss,
@@ -215,30 +227,38 @@ struct BackwardWalk {
     }
   }
 
-  // Gradients of the pre-activations of a group, and what each pooled head times them adds up to.
+  // The pre-activations of a group, and its pooled heads; `place` is that of its first span in the batch.
   template <int N, bool OneHead>
-  void there(int64_t group, int64_t c, int count) {
-    const auto* own = factors.spans_of(call.groups, group);
-    const int64_t heads = call.heads;
-    A* const to = gradients.get() + c;
-    V* const dot = dots.get();
+  void there(int64_t group, int64_t place, int64_t c, int count) const {
+    const int64_t heads = OneHead ? 1 : call.heads;
+    A* const to = gradients.get() + place * kProjectedTile + c;
+    A* const heads_to = pooled.get() + place * heads * kProjectedTile + c;
     way_there.template group<N, OneHead>(group, left + c, count,
                                          [&](int64_t i, const V(&pre)[N], const V* outs) SPANBERT_INLINE {
-                                           V g[N];
-                                           loss.gradient(own[i].row, c, N == 1 ? count : lanes<A>, pre, g);
                                            for (int v = 0; v < N; ++v)
-                                             store(to + i * kProjectedTile + v * lanes<A>, g[v]);
-                                           for (int64_t k = 0; k < (OneHead ? 1 : heads); ++k) {
-                                             V product{};
-                                             for (int v = 0; v < N; ++v) product += g[v] * outs[k * N + v];
-                                             dot[i * heads + k] = c == 0 ? product : dot[i * heads + k] + product;
+                                             store(to + i * kProjectedTile + v * lanes<A>, pre[v]);
+                                           for (int64_t k = 0; k < heads; ++k) {
+                                             A* head = heads_to + (i * heads + k) * kProjectedTile;
+                                             for (int v = 0; v < N; ++v) store(head + v * lanes<A>, outs[k * N + v]);
                                            }
                                          });
   }
 
+  // What each pooled head times the gradient of its span adds up to.
+  void multiply_heads(int64_t spans) const {
+    for (int64_t i = 0; i < spans; ++i) {
+      for (int64_t k = i * call.heads; k < (i + 1) * call.heads; ++k) {
+        const A *grad = gradients.get() + i * kProjectedTile, *head = pooled.get() + k * kProjectedTile;
+        V dot{};
+        for (int64_t c = 0; c < width; c += lanes<A>) dot += load(grad + c) * load(head + c);
+        dots[k] = dot;
+      }
+    }
+  }
+
   // From the widest span down, all parts but the attention.
   template <int N>
-  void back(int64_t group, int64_t c, int count) const {
+  void back(int64_t group, int64_t place, int64_t c, int count) const {
     const int used = N == 1 ? count : lanes<A>;
     const int64_t start = call.groups.start[group], stride = call.blocks * call.columns, columns = call.columns;
     const auto* own = factors.spans_of(call.groups, group);
@@ -247,7 +267,7 @@ struct BackwardWalk {
     A* const sum = column(grad_block(kSum));
     A* const mean = column(grad_block(kMean));
     A* const table = call.table ? static_cast<A*>(grads.table) + left + c : nullptr;
-    const A* const from = gradients.get() + c;
+    const A* const from = gradients.get() + place * kProjectedTile + c;
     V sums[N] = {}, means[N] = {};
     int64_t i = call.groups.first[group + 1] - call.groups.first[group] - 1;
     for (int64_t t = own[i].end - 1; t >= start; --t) {
@@ -275,7 +295,7 @@ struct BackwardWalk {
   }
 
   template <int N>
-  void back_attention(int64_t group, int64_t head, int64_t c, int count) const {
+  void back_attention(int64_t group, int64_t place, int64_t head, int64_t c, int count) const {
     const int used = N == 1 ? count : lanes<A>;
     const int64_t start = call.groups.start[group], heads = call.heads;
     const int64_t stride = call.projected_stride, grad_stride = call.blocks * call.columns;
@@ -285,8 +305,8 @@ struct BackwardWalk {
     const A* const rows = way_there.block(kAttention, head) + left + c;
     A* const to = grad_block(kAttention, head) + c;
     V* const grad_scores = scores.get() + head;
-    const A* const from = gradients.get() + c;
-    const V* const own_dots = dots.get() + head;
+    const A* const from = gradients.get() + place * kProjectedTile + c;
+    const V* const own_dots = dots.get() + place * heads + head;
     V gathered[N] = {};
     V dot{};
     int64_t i = call.groups.first[group + 1] - call.groups.first[group] - 1;
@@ -316,14 +336,27 @@ struct BackwardWalk {
     if (factors.first == factors.last) return run_empty();
     const int64_t count = call.tokens * call.heads;
     for (int64_t i = 0; i < count; ++i) scores[i] = V{};
-    for (int64_t group = factors.first; group < factors.last; ++group) {
-      each_block<A>(width, [&](auto n, int64_t c, int used) {
-        call.heads == 1 ? there<n, true>(group, c, used) : there<n, false>(group, c, used);
+    const SpanGroups& groups = call.groups;
+    for (int64_t group = factors.first, stop; group < factors.last; group = stop) {
+      const int64_t position = groups.first[group], document = loss.document(groups.start[group]);
+      for (stop = group + 1; stop < factors.last; ++stop) {
+        if (groups.first[stop + 1] - position > kBatch || loss.document(groups.start[stop]) != document) break;
+      }
+      const auto each = [&](const auto& f) {
+        for (int64_t g = group; g < stop; ++g) {
+          each_block<A>(width, [&](auto n, int64_t c, int used) { f(n, g, groups.first[g] - position, c, used); });
+        }
+      };
+      each([&](auto n, int64_t g, int64_t place, int64_t c, int used) {
+        call.heads == 1 ? there<n, true>(g, place, c, used) : there<n, false>(g, place, c, used);
       });
-      loss.end_group();
-      each_block<A>(width, [&](auto n, int64_t c, int used) {
-        back<n>(group, c, used);
-        for (int64_t k = 0; k < call.heads; ++k) back_attention<n>(group, k, c, used);
+      const int64_t spans = groups.first[stop] - position;
+      const auto* own = factors.spans_of(groups, group);
+      loss.gradients(document, position, spans, [&](int64_t i) { return own[i].row; }, gradients.get());
+      multiply_heads(spans);
+      each([&](auto n, int64_t g, int64_t place, int64_t c, int used) {
+        back<n>(g, place, c, used);
+        for (int64_t k = 0; k < call.heads; ++k) back_attention<n>(g, place, k, c, used);
       });
     }
     A* const grad_scores = static_cast<A*>(grads.scores) + tile * count;
@@ -331,16 +364,25 @@ struct BackwardWalk {
   }
 
   void run_empty() {
-    each_block<A>(width, [&](auto n, int64_t c, int count) {
-      V sums[n] = {};
-      way_there.template empty<n>(left + c, count, [&](int64_t i, const V(&pre)[n]) {
-        V g[n];
-        loss.gradient(call.empty[i], c, n == 1 ? count : lanes<A>, pre, g);
-        for (int v = 0; v < n; ++v) sums[v] += g[v];
+    const int64_t position = call.groups.first[call.groups.count];
+    for (int64_t first = 0; first < call.empties; first += kBatch) {
+      const int64_t spans = std::min(kBatch, call.empties - first);
+      A* const rows = gradients.get();
+      each_block<A>(width, [&](auto n, int64_t c, int count) {
+        way_there.template empty<n>(left + c, count, first, spans, [&](int64_t i, const V(&pre)[n]) {
+          for (int v = 0; v < n; ++v) store(rows + i * kProjectedTile + c + v * lanes<A>, pre[v]);
+        });
       });
-      if (grads.bias) add<n>(static_cast<A*>(grads.bias) + left + c, sums, n == 1 ? count : lanes<A>);
-    });
-    loss.end_group();
+      const int64_t* own = call.empty + first;
+      loss.gradients(kNoDocument, position + first, spans, [&](int64_t i) { return own[i]; }, rows);
+      each_block<A>(width, [&](auto n, int64_t c, int count) {
+        V sums[n] = {};
+        for (int64_t i = 0; i < spans; ++i) {
+          for (int v = 0; v < n; ++v) sums[v] += load(rows + i * kProjectedTile + c + v * lanes<A>);
+        }
+        if (grads.bias) add<n>(static_cast<A*>(grads.bias) + left + c, sums, n == 1 ? count : lanes<A>);
+      });
+    }
   }
 };
 

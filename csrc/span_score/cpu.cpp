@@ -7,55 +7,123 @@
 namespace spanbert {
 namespace {
 
+// ops/span_score/operators.py: ScoreLayer
+struct ScoreLayerArguments {
+  Tensor out_weight;
+  OptionalTensor documents;
+  double epsilon = -1;
+
+  auto fields() { return std::tie(out_weight, documents, epsilon); }
+};
+
 // A raw call with everything it points to kept alive.
 struct Prepared {
   PreparedProjection inner;
   Tensor out_weight;
+  OptionalTensor documents;
   SpanScoreCall call{};
+
+  Prepared(const Tensor& projected, const SpanArguments& work, const ProjectedArguments& inputs,
+           const ScoreLayerArguments& layer, const DropoutArguments& dropout)
+      : inner(projected, work, inputs, std::nullopt), out_weight(with_dense_rows(layer.out_weight)) {
+    STD_TORCH_CHECK(out_weight.dim() == 3 && out_weight.size(2) == inner.call.columns &&
+                        out_weight.scalar_type() == inner.projected.scalar_type(),
+                    "out_weight must have shape [D, S, O] and the dtype of projected");
+    call.inner = inner.call;
+    call.out_weight = out_weight.const_data_ptr();
+    call.out_document = out_weight.stride(0);
+    call.out_stride = out_weight.stride(1);
+    call.scores = out_weight.size(1);
+    call.document_count = out_weight.size(0);
+    call.epsilon = layer.epsilon;
+    call.dropout = dropout_of(dropout);
+    if (!layer.documents) {
+      STD_TORCH_CHECK(call.document_count == 1, "out_weight must be one of all spans, or documents be given");
+      return;
+    }
+    documents = as_int64(*layer.documents);
+    call.documents = documents->const_data_ptr<int64_t>();
+    const SpanGroups& groups = call.inner.groups;
+    STD_TORCH_CHECK(documents->numel() == call.document_count + 1,
+                    "documents must have an offset more than out_weight");
+    STD_TORCH_CHECK(groups.count == 0 || (groups.start[0] >= call.documents[0] &&
+                                          groups.start[groups.count - 1] < call.documents[call.document_count]),
+                    "documents must hold the first token of every span");
+  }
+
+  // Rows by output row in the order of the groups, those of the spans without tokens last.
+  Tensor sorted(const Tensor& rows) const {
+    const SpanGroups& groups = call.inner.groups;
+    const Tensor dense = torch::stable::contiguous(rows);
+    if (!groups.rows && call.inner.empties == 0) return dense;
+    Tensor result = torch::stable::new_empty(dense, dense.sizes());
+    const int64_t bytes = dense.size(1) * static_cast<int64_t>(dense.element_size()),
+                  spans = groups.first[groups.count];
+    const char* from = static_cast<const char*>(dense.const_data_ptr());
+    char* to = static_cast<char*>(result.mutable_data_ptr());
+    for (int64_t i = 0; i < dense.size(0); ++i) {
+      const int64_t row = i < spans ? groups.row(i) : call.inner.empty[i - spans];
+      std::memcpy(to + i * bytes, from + row * bytes, bytes);
+    }
+    return result;
+  }
 };
 
-Prepared prepare(PreparedProjection inner, const Tensor& out_weight, const DropoutArguments& dropout) {
-  Prepared p{std::move(inner), with_dense_rows(out_weight)};
-  STD_TORCH_CHECK(out_weight.dim() == 2 && out_weight.size(1) == p.inner.call.columns &&
-                      out_weight.scalar_type() == p.inner.projected.scalar_type(),
-                  "out_weight must have shape [S, O] and the dtype of projected");
-  p.call.inner = p.inner.call;
-  p.call.out_weight = p.out_weight.const_data_ptr();
-  p.call.out_stride = p.out_weight.stride(0);
-  p.call.scores = out_weight.size(0);
-  p.call.dropout = dropout_of(dropout);
-  return p;
-}
-
-Tensor forward(const Tensor& projected, const SpanArguments& work, const ProjectedArguments& inputs,
-               const Tensor& out_weight, const DropoutArguments& dropout) {
-  const Prepared p = prepare({projected, work, inputs, std::nullopt}, out_weight, dropout);
-  Tensor output = torch::stable::new_empty(projected, {work.num_spans, p.call.scores});
-  if (output.numel() == 0) return output;
-  void* to = output.mutable_data_ptr();
+std::tuple<Tensor, Tensor> forward(const Tensor& projected, const SpanArguments& work, const ProjectedArguments& inputs,
+                                   const ScoreLayerArguments& layer, const DropoutArguments& dropout) {
+  Prepared p(projected, work, inputs, layer, dropout);
+  SpanScoreCall& call = p.call;
+  const Tensor output = torch::stable::new_zeros(projected, {work.num_spans, call.scores});
+  const Tensor statistics = torch::stable::new_zeros(projected, {call.normed() ? work.num_spans : 0, 2});
+  if (output.numel() == 0 || call.inner.columns == 0) return {output, statistics};
+  Tensor panels = torch::stable::new_empty(projected, {0});
+  if (call.scores > kFewScores) {
+    call.panel_size = SPANBERT_KERNEL(span_score_panel_size)(call);
+    panels = torch::stable::new_empty(projected, {call.document_count, call.panel_size});
+    void* to = panels.mutable_data_ptr();
+    const auto pack = SPANBERT_KERNEL(span_score_pack);
+    parallel_tasks(call.document_count, [&](int64_t document) { pack(call, to, document); });
+    call.panels = to;
+  }
+  void *to = output.mutable_data_ptr(), *statistics_to = statistics.mutable_data_ptr();
   // The partial sums of a range should stay in the second cache; every range reads its tokens' projections again.
-  const int64_t spans = std::max<int64_t>(64, 1024 / p.call.scores);
-  const auto ranges = p.inner.ranges(spans);
+  const int64_t spans = call.scores > kFewScores ? 256 : std::max<int64_t>(64, 1024 / call.scores);
+  const auto ranges = p.inner.ranges(spans, call.documents);
   const auto kernel = SPANBERT_KERNEL(span_score_forward);
   parallel_tasks(static_cast<int64_t>(ranges.size()),
-                 [&](int64_t task) { kernel(p.call, to, ranges[task].first, ranges[task].second); });
-  if (p.call.inner.empties > 0) kernel(p.call, to, 0, 0);
-  return output;
+                 [&](int64_t task) { kernel(call, to, statistics_to, ranges[task].first, ranges[task].second); });
+  // Of no document: zeros, where the documents' weights differ.
+  if (call.inner.empties > 0 && !call.documents) kernel(call, to, statistics_to, 0, 0);
+  return {output, statistics};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& projected,
                                                             const SpanArguments& work, const ProjectedArguments& inputs,
-                                                            const Tensor& out_weight, const DropoutArguments& dropout) {
-  const Prepared p = prepare({projected, work, inputs, std::nullopt}, out_weight, dropout);
-  STD_TORCH_CHECK(grad_output.dim() == 2 && grad_output.size(0) == work.num_spans &&
-                      grad_output.size(1) == p.call.scores && grad_output.scalar_type() == projected.scalar_type(),
-                  "grad_output must have the output's shape and dtype");
-  const Tensor grad = torch::stable::contiguous(grad_output);
+                                                            const ScoreLayerArguments& layer,
+                                                            const DropoutArguments& dropout,
+                                                            const OptionalTensor& of_norm) {
+  const Prepared p(projected, work, inputs, layer, dropout);
+  const auto check = [&](const char* name, const Tensor& tensor, int64_t columns) {
+    STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == work.num_spans && tensor.size(1) == columns &&
+                        tensor.scalar_type() == projected.scalar_type(),
+                    name, " must have shape [N, ", columns, "] and the dtype of projected");
+  };
+  check("grad_output", grad_output, p.call.scores);
+  const Tensor grad = p.sorted(grad_output);
+  OptionalTensor rows;
+  if (of_norm) {
+    check("of_norm", *of_norm, 3);
+    rows = p.sorted(*of_norm);
+  }
   const ProjectionGradients sums(p.inner);
-  const Tensor grad_out = torch::stable::new_zeros(sums.projected, {p.call.scores, p.call.inner.columns});
-  const SpanScoreGrads grads{sums.view(), grad.const_data_ptr(), grad_out.mutable_data_ptr()};
+  const Tensor grad_out =
+      torch::stable::new_zeros(sums.projected, {p.call.document_count, p.call.scores, p.call.inner.columns});
+  const SpanScoreGrads grads{sums.view(), grad.const_data_ptr(), rows ? rows->const_data_ptr() : nullptr,
+                             grad_out.mutable_data_ptr()};
   const auto kernel = SPANBERT_KERNEL(span_score_backward);
-  walk_back(p.inner, [&](const void* factors, int64_t tile) { kernel(p.call, grads, factors, tile); });
+  walk_back(p.inner, [&](const void* factors, int64_t tile) {
+    if (factors || !p.call.documents) kernel(p.call, grads, factors, tile);
+  });
   return std::tuple_cat(sums.finished(p.inner), std::make_tuple(grad_out));
 }
 

@@ -160,6 +160,13 @@ def layered(draw: Draw, names: list[str], scores: int | None) -> Case:
         tensors["spans"] = draw.index(draw.spans(len(tensors["hidden"])))
     planned = pool_cases.with_plan if draw.chance(0.4) else linear_cases.unchanged
     options: dict[str, Any] = {"activation": draw.pick(("none", "relu", "gelu"))}
+    if draw.chance(0.25) and parts != ["width"]:
+        tensors = linear_cases.separate(tensors, parts, draw.pick((0, 1, 16)))
+    varying = linear_cases.DOCUMENTS if scores else ("bias",)
+    if draw.chance(0.3):
+        options["by_document"] = tuple(draw.subset(varying))
+    if scores is not None and draw.chance(0.2):
+        options["norm"] = True
     if scores is not None and draw.chance(0.4):
         options |= {"dropout_p": draw.pick((0.1, 0.5)), "seed": draw.integer(-(2**62), 2**62)}
     if "width" in parts and draw.chance(0.3):
@@ -181,7 +188,7 @@ def span_linear_row(draw: Draw) -> Case:
 
 
 def span_score_row(draw: Draw) -> Case:
-    return layered(draw, linear_cases.LINEAR, draw.pick((0, 1, 2, 5)))
+    return layered(draw, linear_cases.LINEAR, draw.pick((0, 1, 2, 5, 20)))
 
 
 def draw_pairs(draw: Draw, linear: bool) -> tuple[Tensors, list[str]]:

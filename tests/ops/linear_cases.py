@@ -18,6 +18,7 @@ from op_checks import (
     Setting,
     Tensors,
     check_identical,
+    largest,
     run_setting,
     unchanged,
 )
@@ -278,11 +279,16 @@ def row(
             plain = {name: option for name, option in options.items() if name != "dropout_p"}
             inner = linear_by_loop(**{"activation": "relu", **plain}, **as_arguments(layer)).abs()
             flat = grad.reshape(len(inner), max(scores, 1))
-            found["out_weight"] = float((flat.T @ inner).max())
+            normed = inner * tensors["norm_weight"].abs() + tensors["norm_bias"].abs() if norm else inner
+            found["out_weight"] = float((flat.T @ normed).max())
             if norm:  # which subtracts means of the gradients
                 pooling = {n: t for n, t in layer.items() if n not in ("weight", "bias", "offsets")}
                 pooled = pooled_by_loop(parts=parts, **as_arguments(pooling)).abs()
                 found["weight"] = float((before.T @ pooled).max())
+                found["output 0"] = float((normed @ out_weight.T).max() + tensors["out_bias"].abs().max())
+                if "attention" in parts:
+                    tokens = tokens_by_part(tensors, parts)["attention"]
+                    found["scores"] = largest(tokens) * tokens.shape[1] * max(found[n] for n in found if "hidden" in n)
                 found["norm_weight"] = float((flat @ out_weight * inner).sum(0).max())
         return found
 
@@ -336,25 +342,22 @@ SCORE_CASES = (
     row("no bias", ["end", "sum"], many, scores=2, bias=False, activation="none"),
     row("enumerated", LINEAR, documents, arguments=with_enumeration, scores=1, seed=5, dropout_p=0.2),
     row("no tokens", LINEAR, without_tokens, scores=2),
-    row("a tensor a part", ATTENTION_FIRST[1:], partial(separated, many), scores=3),
+    row("by document", ATTENTION_FIRST[1:], partial(separated, many), scores=6, by_document=DOCUMENTS, seed=4,
+        dropout_p=0.3, compiled=("cpu",)),
+    row("norm", ["start", "end"], many, outputs=35, scores=2, norm=True, activation="gelu", seed=2, dropout_p=0.2),
+    row("enumerated by document with a norm", ["start", "end"], documents, arguments=with_enumeration, scores=5,
+        by_document=("out_weight",), norm=True),
     row("large", LINEAR, partial(pool_inputs, tokens=150, columns=19, spans=400, heads=2, table=5), outputs=83,
         scores=5, seed=9, dropout_p=0.3, activation="gelu", large=True),
     row("large mention", MENTION, partial(pool_inputs, tokens=120, columns=19, spans=500, heads=1, table=5), outputs=71,
         scores=1, arguments=with_plan, large=True),
 )  # fmt: skip
-SCORE_BY_DOCUMENT = (
-    row("by document", ATTENTION_FIRST[1:], partial(separated, many), scores=6, by_document=DOCUMENTS, seed=4,
-        dropout_p=0.3),
-    row("norm", ["start", "end"], many, outputs=35, scores=2, norm=True, activation="gelu", seed=2, dropout_p=0.2),
-    row("enumerated by document with a norm", ["start", "end"], documents, arguments=with_enumeration, scores=5,
-        by_document=("out_weight",), norm=True),
-    row("fewer spans by document", ATTENTION_FIRST[1:], partial(separated, few), scores=6, by_document=DOCUMENTS,
-        norm=True, seed=3, dropout_p=0.3),
-)  # fmt: skip
 SCORE_POOLED_FIRST_CASES = (
     row("fewer spans", LINEAR, partial(few, heads=2, table=3), scores=2, seed=3, dropout_p=0.3),
     row("no spans", LINEAR, without_spans, scores=2),
-)
+    row("fewer spans by document", ATTENTION_FIRST[1:], partial(separated, few), scores=6, by_document=DOCUMENTS,
+        norm=True, seed=3, dropout_p=0.3),
+)  # fmt: skip
 
 
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,8 @@ def enumerated_oracle(cu_seqlens: Tensor, **tensors: Tensor) -> Tensor:
 
 
 def with_plan(tensors: Tensors, **options: Any) -> dict[str, Any]:
-    return {**tensors, "spans": plan_spans(tensors["spans"], num_tokens=len(tensors["hidden"]), **options)}
+    tokens = next(tensor for name, tensor in tensors.items() if name.startswith("hidden"))
+    return {**tensors, "spans": plan_spans(tensors["spans"], num_tokens=len(tokens), **options)}
 
 
 def with_half_open_plan(tensors: Tensors) -> dict[str, Any]:

@@ -120,9 +120,14 @@ def slope(x, grad, ACTIVATION: tl.constexpr):
 @triton.jit
 def load_tile(spans, tile, tokens, num_spans, COUNT: tl.constexpr):
     """A tile of COUNT sorted spans."""
-    first = tile.to(tl.int64) * COUNT
+    return load_spans_from(spans, tile.to(tl.int64) * COUNT, tokens, num_spans, COUNT)
+
+
+@triton.jit
+def load_spans_from(spans, first, tokens, last, COUNT: tl.constexpr):
+    """The sorted spans from `first` on, COUNT of them, but none from `last` on."""
     span = first + tl.arange(0, COUNT)
-    there = span < num_spans
+    there = span < last
     start = tl.load(spans.starts + span, mask=there, other=0)
     end = tl.load(spans.ends + span, mask=there, other=0)
     valid = (start >= 0) & (start < end) & (end <= tokens)

@@ -105,21 +105,23 @@ def span_score(
     dropout = checks.check_dropout(dropout_p, seed, "hidden", call.like)
     # Autocast would take the products out of float32.
     with torch.autocast(call.like.device.type, enabled=False):
-        if call.backend == "eager" or layer.epsilon is not None or layer.weight.dim() == 3:
+        if call.backend == "eager":
             inputs = (*dropout, layer)
             widest = layers.widest(layer)
             scored = eager(call, reference.span_score, *inputs, sources=layer.tensors(), widest=widest)
         else:
-            factor, added = layers.in_kernels(layer)
-            document = call.document()
+            weight, added = layers.in_kernels(layer)
+            document = of_span = call.document()
             if call.fewer_products_over_spans():
                 call = projection.over_pooled_spans(call)
             projected, work, inner = projection.project(call, ONCE.format("span_score"))
+            documents = call.cu_seqlens if weight.dim() == 3 else None
+            weight, document = (weight[None], None) if documents is None else (weight, document)
             scored = SpanScore.apply(
-                projected, inner.scores, inner.width_projected, inner.bias, factor, inner.width_index, inner.parts,
-                inner.activation, dropout, work, call.backend,
+                projected, inner.scores, inner.width_projected, inner.bias, weight, inner.width_index, inner.parts,
+                inner.activation, documents, document, layer.epsilon, dropout, work, call.backend,
             )  # fmt: skip
             for each in added:
-                scored = reference.plus_bias(scored, document, each)
+                scored = reference.plus_bias(scored, of_span, each)
     scored = scored.to(call.dtype)
     return scored.squeeze(1) if out_weight.dim() == 1 else scored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -83,4 +84,4 @@ def in_kernels(layer: SecondLayer) -> tuple[Tensor, list[Tensor]]:
 
 def widest(layer: SecondLayer) -> int:
     """The most columns that the definition makes of a span."""
-    return layer.weight[..., 0].numel()
+    return math.prod(layer.weight.shape[:-1])

@@ -27,7 +27,8 @@ def second_layer(inner: Tensor, document: Tensor | None, weight: Tensor, bias: T
         scored = F.linear(inner, weight)
     else:
         assert document is not None
-        every = F.linear(inner, F.pad(weight, (0, 0, 0, 0, 0, 1)).flatten(0, 1)).view(len(inner), -1, weight.shape[1])
+        padded = F.pad(weight, (0, 0, 0, 0, 0, 1))
+        every = F.linear(inner, padded.flatten(0, 1)).view(len(inner), *padded.shape[:2])
         scored = every.gather(1, document[:, None, None].expand(-1, 1, weight.shape[1])).squeeze(1)
     return scored if bias is None else plus_bias(scored, document, bias)
 
