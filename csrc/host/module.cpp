@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "host/add_spans.h"
+#include "host/layers.h"
 #include "host/pool_spans.h"
 #include "host/prune_spans.h"
 #include "host/span_masking.h"
@@ -27,6 +28,12 @@ using Flags = py::array_t<bool, py::array::c_style>;
 void check_length(const char* name, const py::array& array, int64_t length) {
   if (array.ndim() != 1 || array.shape(0) != length)
     throw std::invalid_argument(std::string(name) + " must be one-dimensional, of length " + std::to_string(length));
+}
+
+void check_shape(const char* name, const py::array& array, int64_t rows, int64_t columns) {
+  if (array.ndim() != 2 || array.shape(0) != rows || array.shape(1) != columns)
+    throw std::invalid_argument(std::string(name) + " must have shape [" + std::to_string(rows) + ", " +
+                                std::to_string(columns) + "]");
 }
 
 Indices to_array(const std::vector<int64_t>& values) {
@@ -166,9 +173,7 @@ Rows<T> pool_backward(const Rows<T>& grad_output, const Rows<T>& hidden, const I
   const host::Spans spans = to_spans(starts, ends);
   const std::vector<host::Part> parts = to_parts(codes);
   const int64_t size = hidden.shape(1);
-  if (grad_output.ndim() != 2 || grad_output.shape(0) != spans.count ||
-      grad_output.shape(1) != int64_t(parts.size()) * size)
-    throw std::invalid_argument("grad_output must have a row for each span, and a column for each of its numbers");
+  check_shape("grad_output", grad_output, spans.count, int64_t(parts.size()) * size);
   Rows<T> grad_hidden({hidden.shape(0), size});
   const T *grad = grad_output.data(), *from = hidden.data();
   T* to = grad_hidden.mutable_data();
@@ -213,6 +218,70 @@ Rows<T> add_backward(const Rows<T>& grad_output, int64_t num_tokens, const Indic
 }
 
 template <class T>
+py::tuple maxout(const Rows<T>& input, const Rows<T>& bias, int64_t pieces, int64_t threads) {
+  if (pieces < 1 || input.shape(1) % pieces) throw std::invalid_argument("rows must have whole pieces");
+  const int64_t rows = input.shape(0), size = input.shape(1) / pieces;
+  check_length("bias", bias, input.shape(1));
+  Rows<T> best({rows, size});
+  Rows<int32_t> which({rows, size});
+  const T *from = input.data(), *added = bias.data();
+  T* to = best.mutable_data();
+  int32_t* place = which.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    host::maxout(from, added, rows, size, pieces, threads, to, place);
+  }
+  return py::make_tuple(best, which);
+}
+
+template <class T>
+py::tuple layer_norm(const Rows<T>& input, const Rows<T>& gain, const Rows<T>& shift, T epsilon, int64_t threads) {
+  const int64_t rows = input.shape(0), size = input.shape(1);
+  check_length("gain", gain, size);
+  check_length("shift", shift, size);
+  Rows<T> output({rows, size}), mean(rows), inverse(rows);
+  const T *from = input.data(), *factors = gain.data(), *added = shift.data();
+  T *to = output.mutable_data(), *middle = mean.mutable_data(), *root = inverse.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    host::layer_norm(from, factors, added, rows, size, epsilon, threads, to, middle, root);
+  }
+  return py::make_tuple(output, mean, inverse);
+}
+
+template <class T>
+py::tuple layer_norm_backward(const Rows<T>& grad_output, const Rows<T>& input, const Rows<T>& gain,
+                              const Rows<T>& mean, const Rows<T>& inverse, int64_t threads) {
+  const int64_t rows = input.shape(0), size = input.shape(1);
+  check_shape("grad_output", grad_output, rows, size);
+  check_length("gain", gain, size);
+  check_length("mean", mean, rows);
+  check_length("inverse", inverse, rows);
+  Rows<T> grad_input({rows, size}), grad_gain(size), grad_shift(size);
+  const T *grad = grad_output.data(), *from = input.data(), *factors = gain.data(), *middle = mean.data();
+  const T* root = inverse.data();
+  T *to = grad_input.mutable_data(), *of_gain = grad_gain.mutable_data(), *of_shift = grad_shift.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    std::fill(of_gain, of_gain + size, T(0));
+    std::fill(of_shift, of_shift + size, T(0));
+    host::layer_norm_backward(grad, from, factors, middle, root, rows, size, threads, to, of_gain, of_shift);
+  }
+  return py::make_tuple(grad_input, grad_gain, grad_shift);
+}
+
+template <class T>
+void define_layers(py::module_& module) {
+  module.def("maxout", &maxout<T>, py::arg("rows").noconvert(), py::arg("bias").noconvert(), py::arg("pieces"),
+             py::arg("threads"));
+  module.def("layer_norm", &layer_norm<T>, py::arg("rows").noconvert(), py::arg("gain").noconvert(),
+             py::arg("shift").noconvert(), py::arg("epsilon"), py::arg("threads"));
+  module.def("layer_norm_backward", &layer_norm_backward<T>, py::arg("grad_output").noconvert(),
+             py::arg("rows").noconvert(), py::arg("gain").noconvert(), py::arg("mean").noconvert(),
+             py::arg("inverse").noconvert(), py::arg("threads"));
+}
+
+template <class T>
 void define_pooling(py::module_& module) {
   module.def("add_spans", &add<T>, py::arg("tokens").noconvert(), py::arg("starts").noconvert(),
              py::arg("ends").noconvert(), py::arg("parts"), py::arg("threads"), py::arg("output").noconvert());
@@ -241,4 +310,6 @@ PYBIND11_MODULE(_host, module) {
              py::arg("random_tokens").noconvert());
   define_pooling<float>(module);
   define_pooling<double>(module);
+  define_layers<float>(module);
+  define_layers<double>(module);
 }

@@ -10,26 +10,6 @@
 namespace spanbert::host {
 namespace {
 
-// The first largest number wins, and the first NaN over all numbers.
-template <class T>
-void keep_largest(T* __restrict best, const T* __restrict from, int64_t count) {
-  for (int64_t c = 0; c < count; ++c) {
-    const T value = from[c], known = best[c];
-    best[c] = (value <= known) | (known != known) ? known : value;
-  }
-}
-
-template <class T, class Place>
-void keep_largest(T* __restrict best, Place* __restrict places, Place place, const T* __restrict from, int64_t count) {
-  for (int64_t c = 0; c < count; ++c) {
-    const T value = from[c], known = best[c];
-    const Place before = places[c];
-    const bool keep = (value <= known) | (known != known);
-    best[c] = keep ? known : value;
-    places[c] = keep ? before : place;
-  }
-}
-
 // To where a place is the one named, a number more.
 template <class T, class Place>
 void add_where(T* __restrict to, const T* __restrict each, const T* __restrict there, const Place* __restrict places,

@@ -126,6 +126,31 @@ def add_spans_backward(
     return np.concatenate(given, axis=1)
 
 
+def maxout(rows: Reals, bias: Reals, pieces: int, threads: int) -> tuple[Reals, NDArray[np.int32]]:
+    """As csrc/host/layers.cpp."""
+    each = (rows + bias).reshape(len(rows), rows.shape[1] // pieces, pieces)
+    which = each.argmax(-1)
+    return np.take_along_axis(each, which[..., None], -1)[..., 0], which.astype(np.int32)
+
+
+def layer_norm(rows: Reals, gain: Reals, shift: Reals, epsilon: float, threads: int) -> tuple[Reals, Reals, Reals]:
+    """As csrc/host/layers.cpp."""
+    mean = rows.mean(1)
+    inverse = 1 / np.sqrt(rows.var(1) + rows.dtype.type(epsilon))
+    return (rows - mean[:, None]) * inverse[:, None] * gain + shift, mean, inverse
+
+
+def layer_norm_backward(
+    grad_output: Reals, rows: Reals, gain: Reals, mean: Reals, inverse: Reals, threads: int
+) -> tuple[Reals, Reals, Reals]:
+    """As csrc/host/layers.cpp."""
+    normed = (rows - mean[:, None]) * inverse[:, None]
+    grad = grad_output * gain
+    along = (grad * normed).mean(1, keepdims=True)
+    grad_rows = (grad - grad.mean(1, keepdims=True) - normed * along) * inverse[:, None]
+    return grad_rows, (grad_output * normed).sum(0), grad_output.sum(0)
+
+
 def _total(hidden: Reals, first: Indices, width: int) -> Reals:
     total = hidden[first]
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, as ever

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spanbert_kernels import host
+from spanbert_kernels.host import layers
 
 # thinc's reductions, by the modules that define them, and the parts that they are.
 PARTS = {
@@ -131,7 +132,8 @@ def spans_of_widths(lengths: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray
 def pool_in_place(reducer: Any) -> bool:
     """Let a reducer read spans where they stand, if its first layers are thinc's reductions; whether they are.
 
-    A Maxout layer behind them is applied to tokens before spans are pooled, where that is less work.
+    A Maxout layer behind them is applied to tokens before spans are pooled, where that is less work, and its
+    normalisation is ours too.
     """
     first, *rest = _steps(reducer)
     if getattr(first._func, "func", None) is _pool:
@@ -145,6 +147,8 @@ def pool_in_place(reducer: Any) -> bool:
     _replace(first, _pool, parts, multiplies)
     if multiplies:
         _replace(rest[0], _maxout)
+        if len(rest) > 1 and _home(rest[1]) == "thinc.layers.layernorm":
+            _replace(rest[1], _layer_norm)
     return True
 
 
@@ -195,18 +199,32 @@ def _maxout(original: Callable[..., Any], model: Any, X: Any, is_train: bool) ->
         return original(model, X, is_train)
     weight, bias = model.get_param("W"), model.get_param("b")
     pieces = weight.shape[1]
-    output, backward = host.span_linear(*X.spans, X.parts, weight.reshape(-1, weight.shape[2]), bias.ravel())
-    best, which = model.ops.maxout(output.reshape(len(output), -1, pieces))
+    output, backward = host.span_linear(*X.spans, X.parts, weight.reshape(-1, weight.shape[2]))
+    best, which = layers.maxout(output, bias.ravel(), pieces)
 
     def backprop(grad: Any) -> Any:
-        grad_output = model.ops.backprop_maxout(grad, which, pieces)
-        grad_tokens, grad_weight, grad_bias = backward(grad_output.reshape(len(output), -1))
-        assert grad_bias is not None
+        grad_output = model.ops.backprop_maxout(grad, which, pieces).reshape(len(best), -1)
+        grad_tokens, grad_weight, _ = backward(grad_output)
         model.inc_grad("W", grad_weight.reshape(weight.shape))
-        model.inc_grad("b", grad_bias.reshape(bias.shape))
+        model.inc_grad("b", grad_output.sum(0).reshape(bias.shape))
         return grad_tokens
 
     return best, backprop
+
+
+def _layer_norm(original: Callable[..., Any], model: Any, X: Any, is_train: bool) -> tuple[Any, Any]:
+    gain, shift = model.get_param("G"), model.get_param("b")
+    if not isinstance(X, np.ndarray) or X.dtype != gain.dtype:
+        return original(model, X, is_train)
+    normed, backward = layers.layer_norm(X, gain, shift, 1e-8)  # as thinc's
+
+    def backprop(grad: Any) -> Any:
+        grad_rows, grad_gain, grad_shift = backward(np.ascontiguousarray(grad, dtype=X.dtype))
+        model.inc_grad("G", grad_gain)
+        model.inc_grad("b", grad_shift)
+        return grad_rows
+
+    return normed, backprop
 
 
 def _select(original: Callable[..., Any], model: Any, X: Any, is_train: bool) -> tuple[Any, Any]:

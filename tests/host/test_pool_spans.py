@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from spanbert_kernels import host, ops
+from spanbert_kernels.host import layers, library
 
 ALL = ["end", "start", "max", "mean", "sum"]
 ONE, TWO = np.array([1]), np.array([0, 2])
@@ -173,3 +174,56 @@ def test_a_gradient_of_another_shape() -> None:
         backward(np.zeros((2, 1)))
     with pytest.raises(TypeError, match="grad_output must be float16, float32 or float64, got int64"):
         backward(np.zeros((1, 2), dtype=int))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_the_largest_of_some_pieces(compiled: bool, pieces: int, dtype: Any) -> None:
+    """More columns than a block has; many numbers are equal, and one is NaN."""
+    generator = np.random.default_rng(0)
+    rows = generator.integers(-2, 3, (7, 70 * pieces)).astype(dtype)
+    rows[2, 5] = np.nan
+    bias = generator.integers(-1, 2, 70 * pieces).astype(dtype)
+    each = (rows + bias).reshape(7, 70, pieces)
+    best, which = layers.maxout(rows, bias, pieces, compiled=compiled)
+    assert best.dtype == dtype
+    np.testing.assert_array_equal(best, each.max(-1))
+    np.testing.assert_array_equal(which, each.argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(5, 70), (3, 1), (0, 4)])
+def test_normalised_rows(compiled: bool, shape: tuple[int, int], dtype: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = (shape, shape[1:], shape[1:], shape)
+    *tensors, grad = (torch.randn(size, dtype=torch.float64, generator=generator) for size in sizes)
+    for tensor in tensors:
+        tensor.requires_grad_()
+    expected = torch.nn.functional.layer_norm(tensors[0], shape[1:], *tensors[1:], eps=1e-3)
+    expected.backward(grad)
+    arrays = [tensor.detach().numpy().astype(dtype) for tensor in tensors]
+    found, backward = layers.layer_norm(*arrays, 1e-3, compiled=compiled)
+    close = {"rtol": 1e-12, "atol": 1e-12} if dtype == np.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(found, expected.detach(), **close)
+    for given, tensor in zip(backward(grad.numpy().astype(dtype)), tensors, strict=True):
+        assert given.dtype == dtype
+        np.testing.assert_allclose(given, tensor.grad, **close)
+
+
+def test_the_module_refuses_shapes_that_do_not_fit() -> None:
+    """Nothing reaches the C++ code that would be read out of bounds."""
+    if host.load() is not None:
+        pytest.skip(str(host.load()))
+    module, row, rows = library.module(), np.zeros(4), np.zeros((3, 4))
+    for name, arguments in {
+        "maxout": (rows, row, 3, 1),
+        "layer_norm": (rows, row[:2], row, 0.0, 1),
+        "layer_norm_backward": (rows[:2], rows, row, row[:3], row[:3], 1),
+        "pool_spans_backward": (rows, rows, ONE, ONE, [0], 1),
+        "add_spans": (rows, ONE, ONE, [0], 1, rows),
+        "add_spans_backward": (rows, 3, ONE, ONE, [0], 1),
+    }.items():
+        with pytest.raises(ValueError, match="must"):
+            getattr(module, name)(*arguments)
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            getattr(module, name)(rows.astype(int), *arguments[1:])
