@@ -54,7 +54,7 @@ def case(mode: str, texts: int, words: int, labels: int, **more: Any) -> SpanLay
 
 
 CASES = (
-    case("markerV0", 8, 384, 25, goal=3, peak=0.5),
+    case("markerV0", 8, 384, 25, goal=3, peak=0.25),
     case("markerV0", 1, 384, 25, goal=3, peaks=True),
     case("markerV0", 1, 12, 5, quick=True),
     *(

@@ -19,33 +19,6 @@ _OPERATION = "document_attention"
 
 
 @dataclass(frozen=True, eq=False)
-class Links:
-    """Documents that see others, of tokens as queries and as keys.
-
-    Attributes:
-        whole: all that each document sees.
-        parts: the same in two plans that have no key of a token in common, if documents are larger in them, for which
-            attention is faster: without gradients, both are computed and joined.
-    """
-
-    whole: AttentionPlan
-    parts: tuple[AttentionPlan, AttentionPlan] | None = None
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout_p: float) -> Tensor:
-        """`[T, heads, head_dim]` each -> the same."""
-        differentiated = torch.is_grad_enabled() and query.requires_grad
-        if self.parts is None or differentiated or dropout_p > 0:
-            found = ops.cross_document_attention(query, key, value, self.whole, dropout_p=dropout_p, scale=scale)
-            assert isinstance(found, Tensor)
-            return found
-        (found, sums), (other, other_sums) = (
-            ops.cross_document_attention(query, key, value, part, scale=scale, return_lse=True) for part in self.parts
-        )
-        share = torch.sigmoid(other_sums - sums).T.unsqueeze(-1)  # of the second softmax in both, [T, heads, 1]
-        return found.lerp_(other, share.to(found.dtype))
-
-
-@dataclass(frozen=True, eq=False)
 class Batch:
     """What all layers are told of a batch.
 
@@ -53,13 +26,13 @@ class Batch:
         packing: how it is packed.
         turn: makes the rotation of queries and keys by a layer's angles, where positions are rotary.
         by_place: whether positions grow by one from token to token of a document, as in most batches.
-        links: who sees whom, where that is not each document itself.
+        linked: who sees whom, where that is not each document itself.
     """
 
     packing: Packing
     turn: Callable[[Angles], Rotation] | None = None
     by_place: bool = True
-    links: Links | None = None
+    linked: AttentionPlan | None = None
     _rotations: dict[Angles, Rotation] = field(default_factory=dict)
 
     def rotation(self, angles: Angles) -> Rotation:
@@ -86,8 +59,10 @@ def attend(
     read, would lose more than that in training. What PyTorch's has no name for comes to it all the same.
     """
     packing, scale, window = batch.packing, parts.scale, parts.window
-    if batch.links is not None:
-        return batch.links.attend(query, key, value, scale, dropout_p).flatten(1)
+    if batch.linked is not None:
+        seen = ops.cross_document_attention(query, key, value, batch.linked, dropout_p=dropout_p, scale=scale)
+        assert isinstance(seen, Tensor)
+        return seen.flatten(1)
     if parts.angles is not None:
         rotation = batch.rotation(parts.angles)
         query, key = rotate(query, rotation), rotate(key, rotation)

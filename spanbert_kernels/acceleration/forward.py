@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from spanbert_kernels.acceleration import places, training, whole_graph
-from spanbert_kernels.acceleration.attention import Batch, Links
+from spanbert_kernels.acceleration.attention import Batch
 from spanbert_kernels.acceleration.families import Reads
 from spanbert_kernels.acceleration.family import Family, count_positions, mixes_documents
 from spanbert_kernels.acceleration.layouts import at
@@ -25,6 +25,7 @@ from spanbert_kernels.acceleration.parts import EncoderParts
 from spanbert_kernels.acceleration.requests import Request, read_request
 from spanbert_kernels.acceleration.structure import Structure
 from spanbert_kernels.nn.packing import Packing, remember
+from spanbert_kernels.ops import AttentionPlan
 
 INFERENCE = "packed-inference"
 NOT_REPACKED = "packed-inference (weights not repacked)"
@@ -170,12 +171,13 @@ class PackedForward:
             return output
         return self._packed(*prepared)
 
-    def run_linked(self, inputs: Mapping[str, Tensor], links: Links) -> Tensor | str:
-        """The last hidden states `[T, H]` of packed documents that see others, or why this encoder cannot have them.
+    def run_linked(self, inputs: Mapping[str, Tensor], plan: AttentionPlan) -> Tensor | str:
+        """The last hidden states `[T, H]` of packed documents that see each other as a plan of
+        `cross_document_attention` says, or why this encoder cannot have them.
 
         Args:
             inputs: `[T]` each, what the encoder takes by name; positions among them.
-            links: who sees whom.
+            plan: of tokens as queries and as keys.
         """
         read = self._read((), {name: tensor[None] for name, tensor in inputs.items()})
         if isinstance(read, str):
@@ -188,7 +190,7 @@ class PackedForward:
         if request.hidden_states is not None:
             return "hidden states were asked for (output_hidden_states)"
         packing = Packing.from_mask(None, 1, request.length, request.device)
-        hidden, batch = self._embed(request, packing), Batch(packing, links=links)
+        hidden, batch = self._embed(request, packing), Batch(packing, linked=plan)
         packed = self._packed_layers_for(encoder, hidden, batch)
         run = partial(training.run_layers, encoder) if packed is None else packed.layers.run
         self._note(self._path(encoder, packed, request))
@@ -335,7 +337,7 @@ class PackedForward:
             return None
         if not self.repack or any(parts.drops() for parts in encoder.distinct):
             return None
-        way = way_for(hidden.dtype, self.weights) if batch.links is None else way_for_links(hidden.dtype)
+        way = way_for(hidden.dtype, self.weights) if batch.linked is None else way_for_links(hidden.dtype)
         packed = self._packed_layers
         if way is not None and (packed is None or not packed.follow(encoder, way)):
             packed = self._packed_layers = PackedLayers.of(encoder, way)

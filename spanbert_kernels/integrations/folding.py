@@ -184,23 +184,32 @@ def without_padding(words: Tensor, spans: Tensor) -> tuple[Tensor, Tensor, Tenso
     In the place of a span that its text is too short for stands the text's first span once more.
 
     Returns:
-        `[1, T, H]`, the words that spans begin or end with, or all words as they came; `[M, 2]`, different spans of
-        those, packed; where documents begin; and which of these spans stands in the place of each given one, or None.
+        `[1, T, H]`, the words at the ends of spans, or all words as they came; `[M, 2]`, different spans of those,
+        packed; where documents begin; and which of these spans stands in the place of each given one, or None.
     """
     batch, length = words.shape[:2]
     grid = spans.view(batch, -1, 2)
     kept = (grid != grid[:, :1]).any(-1)
     kept[:, 0] = True
-    # Elsewhere than on a CPU counting them would wait for the device.
-    if spans.device.type != "cpu" or int(kept.sum()) > 7 / 8 * kept.numel():
+    if not is_few(kept):
         return words, spans, offsets(batch, length, words.device), None
     row = kept.flatten().cumsum(0).view_as(kept) - 1
     cells = torch.where(kept, row, row[:, :1]).flatten()
-    spans = spans[kept.flatten()]
+    return *words_of(words, spans[kept.flatten()]), cells
+
+
+def is_few(kept: Tensor) -> bool:
+    """Whether leaving the others out is worth it. Elsewhere than on a CPU counting would wait for the device."""
+    return kept.device.type == "cpu" and int(kept.sum()) <= 7 / 8 * kept.numel()
+
+
+def words_of(words: Tensor, spans: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The words `[1, T, H]` that packed `spans [M, 2]` begin or end with, these spans of them, and their offsets."""
+    batch, length = words.shape[:2]
     used = torch.zeros(batch * length, dtype=torch.bool)
     used[spans.flatten()] = True
     cu_seqlens = F.pad(used.view(batch, length).sum(1).cumsum(0), (1, 0))
-    return words.flatten(0, 1)[used][None], (used.cumsum(0) - 1)[spans], cu_seqlens, cells
+    return words.flatten(0, 1)[used][None], (used.cumsum(0) - 1)[spans], cu_seqlens
 
 
 def endpoints(layer: Any, words: Tensor, spans: Tensor, context: Tensor | None = None) -> Layers:

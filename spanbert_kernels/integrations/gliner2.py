@@ -15,28 +15,41 @@ from torch import Tensor
 from spanbert_kernels.acceleration.span_layers import OriginalPath, Replacement, probe_refusal
 from spanbert_kernels.integrations import folding
 from spanbert_kernels.integrations.folding import Layers
+from spanbert_kernels.ops.choices import Part
 
 
-def _every_span(module: Any, words: Tensor) -> Layers:
-    """What gives `words [B, L, H]` their scores `[B, L, max_width, ...]`, spans that leave the text included.
-
-    Behind the last word the original takes zeros for the projected ends, before they are multiplied.
-    """
+def _layers(
+    module: Any, words: Tensor, spans: Tensor, cu_seqlens: Tensor, widths: int, shape: tuple[int, ...]
+) -> Layers:
+    """The layers over packed `spans`; each text of `words [B, L, H]` gets `widths - 1` more, zeros as projected."""
     first, _, dropout, last = folding.layers_of(module.out_project)
-    (batch, length, size), widths = words.shape, module.max_width
     start, end = module.project_start(words).relu(), module.project_end(words).relu()
+    tokens: dict[Part, Tensor] = {"start": folding.lengthened(start, widths), "end": folding.lengthened(end, widths)}
     return Layers(
-        {"start": folding.lengthened(start, widths), "end": folding.lengthened(end, widths)},
-        folding.cells(batch, length, widths, words.device),
-        folding.offsets(batch, length + widths - 1, words.device),
-        (batch, length, widths, size),
-        start.dtype,
-        ("start", "end"),
-        first.weight,
-        first.bias,
-        dropout=dropout,
+        tokens, spans, cu_seqlens, shape, start.dtype, ("start", "end"), first.weight, first.bias, dropout=dropout,
         last=last,
-    )
+    )  # fmt: skip
+
+
+def _scores_of_all(module: Any, words: Tensor, queries: Tensor) -> Tensor:
+    """`[B, L, max_width, Q]`. Behind the last word the original takes zeros for the projected ends."""
+    (batch, length, size), widths = words.shape, module.max_width
+    spans = folding.cells(batch, length, widths, words.device)
+    cu_seqlens = folding.offsets(batch, length + widths - 1, words.device)
+    shape = (batch, length, widths, size)
+    return _layers(module, words, spans, cu_seqlens, widths, shape).scores(queries)
+
+
+def _scores_of(module: Any, words: Tensor, queries: Tensor, valid: Tensor) -> Tensor:
+    """The same for spans `valid [B, L, max_width]`, all of which lie inside their texts, and -inf for others."""
+    place = valid.flatten().nonzero().squeeze(1)
+    start = place.div(module.max_width, rounding_mode="floor")
+    spans = torch.stack([start, start + place % module.max_width], dim=1)
+    used, spans, cu_seqlens = folding.words_of(words, spans)
+    layers = _layers(module, used, spans, cu_seqlens, 1, (len(place), words.shape[-1]))
+    found = layers.scores(queries)
+    scores = found.new_full((valid.numel(), queries.shape[1]), float("-inf")).index_copy(0, place, found)
+    return scores.view(*valid.shape, -1)
 
 
 def _make_score_queries(module: Any) -> Callable[..., Tensor]:
@@ -48,15 +61,17 @@ def _make_score_queries(module: Any) -> Callable[..., Tensor]:
         mixed = queries.dtype != h.dtype and not torch.is_autocast_enabled(h.device.type)
         if queries.shape[::2] != h.shape[::2] or mixed or queries.device != h.device:
             raise OriginalPath(f"words {list(h.shape)} and queries {list(queries.shape)} do not belong together")
-        scores = _every_span(module, h).scores(queries).permute(0, 3, 1, 2).contiguous()
-        if not mask_invalid:
-            return scores
         length = h.shape[1]
         ends = torch.arange(length, device=h.device)[:, None] + torch.arange(module.max_width, device=h.device)
-        valid = (ends < length)[None]
+        valid = (ends < length).expand(len(h), -1, -1)
         if text_lengths is not None:
             valid = valid & (ends < text_lengths[:, None, None])
-        return scores.masked_fill(~valid[:, None], float("-inf"))
+        if mask_invalid and folding.is_few(valid):
+            scores = _scores_of(module, h, queries, valid)
+        else:
+            scores = _scores_of_all(module, h, queries)
+            scores = scores.masked_fill(~valid[..., None], float("-inf")) if mask_invalid else scores
+        return scores.permute(0, 3, 1, 2).contiguous()
 
     return score_queries
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration import places
-from spanbert_kernels.acceleration.attention import Links
 from spanbert_kernels.acceleration.forward import PackedForward
 from spanbert_kernels.acceleration.span_layers import OriginalPath, Replacement
 
@@ -72,75 +71,59 @@ def texts_of(rows: MarkedRows, *inputs: Tensor) -> list[int]:
 
 
 @dataclass(frozen=True)
-class MarkedDocuments:
+class Linked:
     """The documents of a batch.
 
     Attributes:
         tokens: where each packed token is in the flattened batch.
-        links: who sees whom.
+        plan: who sees whom.
         markers: where the markers of each pair are among the packed tokens, `[P, 2]`.
         pairs: row and place of each pair in the batch, `[P]` each.
     """
 
     tokens: Tensor
-    links: Links
+    plan: ops.AttentionPlan
     markers: Tensor
     pairs: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, rows: MarkedRows, same: list[int], size: int, device: torch.device) -> MarkedDocuments:
+    def of(cls, rows: MarkedRows, same: list[int], size: int, device: torch.device) -> Linked:
         """Of rows and, for each, the row whose text stands for its own; `size` columns each."""
         tokens: list[Tensor] = []
+        lengths: list[int] = []
+        links: list[list[int]] = []
         markers: list[Tensor] = []
         where: list[Tensor] = []
-        counts: list[tuple[int, int]] = []
-        offset = 0
+        clusters, offset = [0], 0
         for owner in dict.fromkeys(same):
-            text, of_text = rows.texts[owner], [row for row, of in enumerate(same) if of == owner]
+            text, first = rows.texts[owner], len(lengths)
             tokens.append(torch.arange(text) + owner * size)
+            lengths.append(text)
+            links.append([first])
             offset += text
-            for row in of_text:
+            for row in (row for row, of in enumerate(same) if of == owner):
                 begin, pairs = row * size + rows.begins[row], rows.pairs[row]
                 place = torch.arange(pairs)
                 tokens.append(torch.stack([begin + place, begin + pairs + place], 1).flatten())
                 markers.append(torch.arange(offset, offset + 2 * pairs).view(pairs, 2))
                 where.append(torch.stack([torch.full_like(place, row), place]))
+                links += [[first, len(links) + pair] for pair in range(pairs)]
+                lengths += [2] * pairs
                 offset += 2 * pairs
-            counts.append((text, sum(rows.pairs[row] for row in of_text)))
+            clusters.append(len(lengths))
+        offsets = torch.tensor(list(itertools.accumulate(lengths, initial=0)), dtype=torch.int32)
+        starts = torch.tensor(list(itertools.accumulate(map(len, links), initial=0)), dtype=torch.int32)
+        targets = torch.tensor(list(itertools.chain.from_iterable(links)), dtype=torch.int32)
+        plan = ops.plan_attention(
+            offsets.to(device),
+            torch.tensor(clusters, dtype=torch.int32, device=device),
+            "tokens",
+            "tokens",
+            include_self=True,
+            links=(starts.to(device), targets.to(device)),
+        )
         row, place = torch.cat(where, 1).to(device)
-        return cls(torch.cat(tokens).to(device), links_of(counts, device), torch.cat(markers).to(device), (row, place))
-
-
-def links_of(counts: list[tuple[int, int]], device: torch.device) -> Links:
-    """Of texts, each followed by its pairs of markers: tokens of the text and number of pairs.
-
-    A text sees itself, a pair the text and itself. In two parts: all markers of a text, as one document, see the text;
-    and each pair sees itself.
-    """
-    lengths: list[int] = []
-    linked: list[list[int]] = []
-    for text, pairs in counts:
-        first = len(lengths)
-        lengths += [text, *[2] * pairs]
-        linked += [[first], *([first, first + 1 + pair] for pair in range(pairs))]
-    in_pairs = [1 + pairs for _, pairs in counts]
-    alone = [of[1:] for of in linked]
-    blocks = [length for text, pairs in counts for length in (text, 2 * pairs)]
-    to_text = [[2 * place] for place in range(len(counts)) for _ in range(2)]
-    return Links(
-        _plan(lengths, in_pairs, linked, device),
-        (_plan(blocks, [2] * len(counts), to_text, device), _plan(lengths, in_pairs, alone, device)),
-    )
-
-
-def _plan(lengths: list[int], clusters: list[int], linked: list[list[int]], device: torch.device) -> ops.AttentionPlan:
-    """Of the documents' lengths, the clusters' numbers of documents, and what each document is linked to."""
-    offsets, firsts, starts = (
-        torch.tensor(list(itertools.accumulate(numbers, initial=0)), dtype=torch.int32, device=device)
-        for numbers in (lengths, clusters, map(len, linked))
-    )
-    targets = torch.tensor(list(itertools.chain.from_iterable(linked)), dtype=torch.int32, device=device)
-    return ops.plan_attention(offsets, firsts, "tokens", "tokens", include_self=True, links=(starts, targets))
+        return cls(torch.cat(tokens).to(device), plan, torch.cat(markers).to(device), (row, place))
 
 
 def make(module: Any) -> Callable[..., Any]:
@@ -169,13 +152,13 @@ def make(module: Any) -> Callable[..., Any]:
         # Rows that share a text must not share what dropout leaves of it.
         drops = any(isinstance(each, nn.Dropout) and each.training and each.p > 0 for each in module.encoder.modules())
         same = list(range(batch)) if drops else texts_of(rows, input_ids, position_ids)
-        marked = MarkedDocuments.of(rows, same, size, input_ids.device)
-        given = {name: each.flatten()[marked.tokens] for name, each in _inputs(input_ids, position_ids).items()}
-        hidden = encoder.run_linked(given, marked.links)
+        linked = Linked.of(rows, same, size, input_ids.device)
+        given = {name: each.flatten()[linked.tokens] for name, each in _inputs(input_ids, position_ids).items()}
+        hidden = encoder.run_linked(given, linked.plan)
         if isinstance(hidden, str):
             raise OriginalPath(hidden)
-        found = module.dropout(hidden[marked.markers]).flatten(1)  # [P, 2 H]
-        vectors = found.new_zeros(batch, size // 2, found.shape[1]).index_put(marked.pairs, found)
+        found = module.dropout(hidden[linked.markers]).flatten(1)  # [P, 2 H]
+        vectors = found.new_zeros(batch, size // 2, found.shape[1]).index_put(linked.pairs, found)
         logits = module.classifier(module.dropout(vectors))
         loss = None
         if labels is not None:

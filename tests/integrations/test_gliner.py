@@ -134,6 +134,7 @@ def test_sixteen_bits(mode: str) -> None:
     assert_as_exact_as_eager(rounded[0], exact, rounded[1])
 
 
+@pytest.mark.filterwarnings("ignore:SpanRepLayer.forward")
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_compiled(fullgraph: bool) -> None:
     """The graph breaks at the layer; where it must not, the package's own code is traced."""
@@ -180,6 +181,10 @@ def hooked(layer: Any) -> None:
     layer.span_rep_layer.out_project.register_forward_hook(lambda module, args, output: 2 * output)
 
 
+def hooked_inside(layer: Any) -> None:
+    layer.span_rep_layer.out_project[0].register_forward_hook(lambda module, args, output: 2 * output)
+
+
 def adapted(layer: Any) -> None:
     class Adapter(nn.Module):
         def __init__(self, linear: nn.Linear) -> None:
@@ -192,7 +197,7 @@ def adapted(layer: Any) -> None:
     layer.span_rep_layer.out_project[0] = Adapter(layer.span_rep_layer.out_project[0])
 
 
-@pytest.mark.parametrize("change", [hooked, adapted])
+@pytest.mark.parametrize("change", [hooked, hooked_inside, adapted])
 def test_what_was_put_inside_keeps_its_effect(change: Callable[[Any], None]) -> None:
     plain, fused, report = layers("markerV0")
     for layer in (plain, fused):

@@ -23,9 +23,10 @@ def layers(dropout: float = 0.0) -> tuple[Any, Any, Any]:
     return plain, fused, sk.accelerate(fused)
 
 
-def given(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def given(dtype: torch.dtype = torch.float32, count: int = 5) -> tuple[Tensor, Tensor]:
+    """Words and queries."""
     generator = torch.Generator().manual_seed(3)
-    made = (torch.randn(2, n, SIZE, generator=generator, dtype=torch.float64) for n in (5, 4))
+    made = (torch.randn(2, n, SIZE, generator=generator, dtype=torch.float64) for n in (count, 4))
     words, queries = (each.to(dtype).requires_grad_() for each in made)
     return words, queries
 
@@ -35,11 +36,14 @@ def gradients(layer: Any, scores: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]
     return torch.autograd.grad((scores * weights).sum(), (*inputs, *layer.parameters()))
 
 
-@pytest.mark.parametrize(("text_lengths", "mask_invalid"), [(LENGTHS, False), (None, True), (LENGTHS, True)])
-def test_scores_and_gradients(text_lengths: Tensor | None, mask_invalid: bool) -> None:
-    """Spans that leave the text have the scores that the package gives them, or -inf."""
+@pytest.mark.parametrize(
+    ("count", "text_lengths", "mask_invalid"),
+    [(5, LENGTHS, False), (5, LENGTHS, True), (5, torch.tensor([4, 0]), True), (24, None, True)],
+)
+def test_scores_and_gradients(count: int, text_lengths: Tensor | None, mask_invalid: bool) -> None:
+    """Spans that leave the text have the scores that the package gives them, or -inf; a text may be empty."""
     plain, fused, report = layers()
-    words, queries = given(torch.float64)
+    words, queries = given(torch.float64, count)
     scores = [
         layer.double().score_queries(words, queries, text_lengths, mask_invalid=mask_invalid)
         for layer in (fused, plain)

@@ -80,7 +80,7 @@ def entities(model: Any, **options: Any) -> list[Any]:
 
 def one_by_one(model: Any) -> list[Any]:
     """A model of tokens cannot take texts of several lengths, which is its own matter."""
-    return [model.inference([text], LABELS, threshold=0.4, flat_ner=False, multi_label=True)[0] for text in TEXTS]
+    return [model.inference([text], LABELS, threshold=0.05, flat_ner=False, multi_label=True)[0] for text in TEXTS]
 
 
 def with_relations(model: Any) -> list[Any]:
