@@ -80,15 +80,20 @@ struct Pairs {
     for (int64_t c = begin; c < end; c += lanes<A>) f(c, static_cast<int>(std::min<int64_t>(lanes<A>, end - c)));
   }
 
+  // Rows without columns may be nowhere.
+  static void copy(S* to, const S* from, int64_t count) {
+    if (count > 0) std::memcpy(to, from, count * sizeof(S));
+  }
+
   void write(int64_t pair, S* out) const {
     const S* const rows[2] = {row(pair, 0), row(pair, 1)};
     for (int64_t p = 0; p < call.part_count; ++p) {
       const PairPart& part = call.parts[p];
       S* to = out + part.offset;
       if (part.operation == PairOperation::feature) {
-        std::memcpy(to, feature(pair), call.feature_columns * sizeof(S));
+        copy(to, feature(pair), call.feature_columns);
       } else if (part.operation == PairOperation::take) {
-        std::memcpy(to, rows[part.left], call.side[part.left].columns * sizeof(S));
+        copy(to, rows[part.left], call.side[part.left].columns);
       } else {
         const S *left = rows[part.left], *right = rows[part.right];
         each(0, call.side[part.left].columns, [&](int64_t c, int n) {
