@@ -165,7 +165,7 @@ def predictions_and_loss(model: Any) -> Callable[..., Any]:
         assert gold_ends is not None
         clusters = _clusters_of(found.spans, gold_starts, gold_ends, gold_mention_cluster_map)
         model.update_steps += 1
-        return outputs, _loss(model, found, best, scores, clusters)
+        return outputs, loss_of(model, found, best, scores, clusters)
 
     return method
 
@@ -215,7 +215,8 @@ def _clusters_of(spans: Tensor, gold_starts: Tensor, gold_ends: Tensor, clusters
     return (same * clusters).sum(1)
 
 
-def _loss(model: Any, found: ScoredMentions, best: Antecedents, scores: Tensor, clusters: Tensor) -> Tensor:
+def loss_of(model: Any, found: ScoredMentions, best: Antecedents, scores: Tensor, clusters: Tensor) -> Tensor:
+    """The package's loss of scores `[K, C + 1]`, the first of them of no antecedent, and clusters `[K]`."""
     config = model.config
     of_antecedent = clusters[best.index].masked_fill(~best.mask, -1)
     right = (of_antecedent == clusters[:, None]) & (clusters > 0)[:, None]

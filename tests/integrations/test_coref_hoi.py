@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel
 
 import spanbert_kernels as sk
 from spanbert_kernels.acceleration import AccelerationWarning
+from spanbert_kernels.integrations import coref_hoi
 
 SMALL = {**CONFIG, "max_span_width": 5, "feature_emb_size": 4, "ffnn_size": 12, "max_top_antecedents": 4}
 # Whole configurations: what is left out, and what is asked for more.
@@ -76,6 +77,22 @@ def test_predictions_losses_and_gradients_in_float64(name: str) -> None:
         torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda text, place=place: f"{place}: {text}")  # type: ignore[misc]
     assert dict(report.span_layers[0].calls) == {"fused": 2}
     assert list(fused.state_dict()) == state
+
+
+@pytest.mark.parametrize("loss_type", ["marginalized", "hinge"])
+def test_losses_of_any_scores(loss_type: str) -> None:
+    """Mentions that are wrongly new, wrongly linked and right."""
+    model, generator = built(loss_type=loss_type, mention_loss_coef=0.3), torch.Generator().manual_seed(0)
+    scores, own = torch.randn(300, 4, generator=generator), torch.randn(300, generator=generator)
+    scores[:, 0] = 0
+    index = torch.randint(0, 300, (300, 3), generator=generator)
+    before = index < torch.arange(300)[:, None]
+    clusters = torch.randint(0, 4, (300,), generator=generator)
+    nothing = torch.zeros(0)
+    found = coref_hoi.ScoredMentions(nothing, nothing, nothing, nothing, nothing, own)
+    best = coref_hoi.Antecedents(index, nothing, nothing, before)
+    mine = coref_hoi.loss_of(model, found, best, scores, clusters)
+    torch.testing.assert_close(mine, model.loss(scores, own, clusters, index, before))
 
 
 def test_fewer_mentions_than_asked_for_repeat_the_first() -> None:
