@@ -45,6 +45,13 @@ def test_the_same_spans_to_the_bit(dtype: Any, levels: int | None) -> None:
                 )
 
 
+def test_scores_below_those_outside_the_band() -> None:
+    """Transformers zeroes what is no answer, and finds it where all answers have less."""
+    start, end = (probabilities(np.random.default_rng(seed), 9, np.float32, None) for seed in (0, 1))
+    arguments = (-start, end, 1, 3, np.ones((1, 9), int))
+    agree(decode_spans(*arguments), theirs.decode_spans(*arguments))
+
+
 def test_the_band_is_what_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no two scores are equal, nothing is left to transformers."""
     monkeypatch.setattr(theirs, "decode_spans", None)
