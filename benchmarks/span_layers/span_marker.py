@@ -53,7 +53,6 @@ CASES = (
         forward(ours=False),
         forward(ours=True),
         goal=2,
-        peaks=True,
         directions=(FORWARD,),
     ),
 )

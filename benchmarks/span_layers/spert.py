@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from baselines import all_spans
 from originals.spert import SpERT, masked_maximum
+from registry import BOTH
 from torch import Tensor
 from transformers import BertConfig
 
@@ -115,7 +116,14 @@ CASES = (
         lambda: contexts(128, 1000),
         their_contexts,
         our_contexts,
+        directions=(BOTH,),
         **ASKED,
     ),
-    SpanLayerCase("scores of 1,235 candidates in 128 tokens", REPLACES, classifier(ours=False), classifier(ours=True)),
+    SpanLayerCase(
+        "scores of 1,235 candidates in 128 tokens",
+        REPLACES,
+        classifier(ours=False),
+        classifier(ours=True),
+        directions=(BOTH,),
+    ),
 )
