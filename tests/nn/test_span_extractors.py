@@ -16,6 +16,7 @@ from spanbert_kernels.nn import (
     MaxPoolingSpanExtractor,
     SelfAttentiveSpanExtractor,
 )
+from spanbert_kernels.nn.span_extractors import width_bucket
 
 SIZE, WIDTHS = 6, (5, 3)
 SPANS = torch.tensor([[[0, 0], [1, 3], [0, 4], [2, 4]], [[0, 1], [2, 2], [0, 2], [1, 2]]])
@@ -107,6 +108,14 @@ def test_tokens_outside_count_for_nothing_in_self_attention() -> None:
     torch.testing.assert_close(ours(sequence, spans), original(sequence, spans))
     outside = ours(sequence, torch.tensor([[[5, 6]], [[-3, -1]]]))
     assert not outside.any()
+
+
+def test_wide_spans_share_buckets_by_powers_of_two() -> None:
+    """AllenNLP's ten are 0, 1, 2, 3, 4, 5-7, 8-15, 16-31, 32-63 and all above."""
+    rows = width_bucket(torch.arange(200), 10).tolist()
+    assert [rows.index(bucket) for bucket in range(10)] == [0, 1, 2, 3, 4, 5, 8, 16, 32, 64]
+    assert rows == sorted(rows)
+    assert set(width_bucket(torch.arange(200), 6).tolist()) == set(range(6))
 
 
 def test_no_spans_and_no_sequences() -> None:
