@@ -285,6 +285,7 @@ def row(
                 pooling = {n: t for n, t in layer.items() if n not in ("weight", "bias", "offsets")}
                 pooled = pooled_by_loop(parts=parts, **as_arguments(pooling)).abs()
                 found["weight"] = float((before.T @ pooled).max())
+                found["norm_bias"] = float((flat @ out_weight).sum(0).max())
                 found["output 0"] = float((normed @ out_weight.T).max() + tensors["out_bias"].abs().max())
                 if "attention" in parts:
                     tokens = tokens_by_part(tensors, parts)["attention"]

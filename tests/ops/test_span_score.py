@@ -29,6 +29,7 @@ from op_checks import (
     cast,
     check_error,
     check_result,
+    differentiable,
     every_backend,
     place_parameters,
     run_setting,
@@ -41,6 +42,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spanbert_kernels.ops import backends, enumerate_spans, philox, span_linear, span_score
+from spanbert_kernels.testing import deviation
 
 everywhere = every_backend("span_score")
 
@@ -245,6 +247,58 @@ def test_what_is_dropped_may_be_infinite(backend: str, enumerated: bool) -> None
     assert output.item() == 2 * int(kept.sum())
     for grad in torch.autograd.grad(output.sum(), [bias, out_weight]):
         assert torch.equal(grad, 2.0 * kept)
+
+
+@everywhere
+@pytest.mark.parametrize("scores", [2, 7])
+def test_the_norm_keeps_its_digits(backend: str, scores: int) -> None:
+    """Where the mean is a thousand times the deviation, as much is left as of plain PyTorch's."""
+    tensors = make(["start", "end"], outputs=90, scores=scores)
+    tensors["bias"] += 1000.0
+    tensors["weight"] *= 0.5
+    tensors |= {"out_bias": torch.zeros(scores), "out_weight": tensors["out_weight"] + 1.0}
+
+    def results(name: str, dtype: torch.dtype) -> list[Tensor]:
+        leaves = differentiable(cast(tensors, dtype))
+        norm = (None, None, 1e-5)
+        output = span_score(**leaves, parts=["start", "end"], activation="none", norm=norm, backend=name)
+        wanted = [leaf for name, leaf in leaves.items() if name in ("hidden", "weight", "out_weight")]
+        return [output, *torch.autograd.grad(output.square().sum(), wanted)]
+
+    exact, plain, found = (
+        results("eager", torch.float64),
+        results("eager", torch.float32),
+        results(backend, torch.float32),
+    )
+    for value, own, ref in zip(found, plain, exact, strict=True):
+        assert deviation(value, ref) <= 4 * deviation(own, ref) + 1e-6 * float(ref.abs().max())
+
+
+@everywhere
+def test_documents_do_not_touch_each_other(backend: str) -> None:
+    """One that holds NaN, in its tokens, its weight and its gradients, spoils no other's scores or gradients."""
+    tensors = make(["start", "end"], scores=6, tokens=12, spans=30)
+    tensors["spans"][4] = torch.tensor([3, 2])
+    cu_seqlens, bad = torch.tensor([0, 4, 4, 9, 12]), slice(4, 9)
+    tensors["out_weight"] = torch.randn(4, 6, 7, generator=torch.Generator().manual_seed(1))
+    start, last = tensors["spans"].unbind(1)
+    document = torch.bucketize(start, cu_seqlens[1:], right=True)
+    tensors["spans"][:, 1] = torch.minimum(last, cu_seqlens[document + 1] - 1)
+    spoilt = (document == 2) & (last >= start)
+    grad = torch.randn(30, 6, generator=torch.Generator().manual_seed(2))
+    results = []
+    for value in (0.0, torch.nan):
+        given = {name: tensor.clone() for name, tensor in tensors.items()}
+        given["hidden"][bad], given["out_weight"][2] = value, value
+        leaves = differentiable(given)
+        output = span_score(**leaves, parts=["start", "end"], norm=(None, None, 1e-5), cu_seqlens=cu_seqlens,
+                            backend=backend)  # fmt: skip
+        incoming = torch.where(spoilt[:, None], value, grad)
+        found = torch.autograd.grad(output, [leaves["hidden"], leaves["out_weight"]], incoming)
+        results.append((output[~spoilt], found[0][[0, 1, 2, 3, 9, 10, 11]], found[1][[0, 1, 3]]))
+    for clean, beside in zip(*results, strict=True):
+        assert beside.isfinite().all()
+        torch.testing.assert_close(beside, clean)
 
 
 @everywhere

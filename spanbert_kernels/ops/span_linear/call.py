@@ -197,12 +197,8 @@ def eager(
     function: Callable[..., Tensor],
     *rest: Any,
     sources: Sequence[Tensor | None] = (),
-    widest: int = 0,
 ) -> Tensor:
-    """`function(tokens, start, end, ..., document, rows, *rest)` over all spans, by chunks without gradients.
-
-    `widest` is the most columns that `function` makes of a span, beside those of pooling and the first layer.
-    """
+    """`function(tokens, start, end, ..., document, rows, *rest)` over all spans, by chunks without gradients."""
     start, end = call.bounds()
     index, rows = call.width_index(always=True), torch.arange(len(start), device=start.device)
     document = call.document()
@@ -219,6 +215,6 @@ def eager(
     if torch.compiler.is_compiling() or differentiable or len(start) == 0:
         return over(slice(None))
     columns = max(tensor.shape[1] for tensor in call.tokens.tensors)
-    elements = max(1, int((end - start).max()) * columns, len(call.weight), widest)
+    elements = max(1, int((end - start).max()) * columns, len(call.weight))
     step = max(1, span_pool.EAGER_CHUNK // elements)
     return torch.cat([over(slice(i, i + step)) for i in range(0, len(start), step)])

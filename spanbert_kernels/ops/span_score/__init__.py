@@ -106,9 +106,7 @@ def span_score(
     # Autocast would take the products out of float32.
     with torch.autocast(call.like.device.type, enabled=False):
         if call.backend == "eager":
-            inputs = (*dropout, layer)
-            widest = layers.widest(layer)
-            scored = eager(call, reference.span_score, *inputs, sources=layer.tensors(), widest=widest)
+            scored = eager(call, reference.span_score, *dropout, layer, sources=layer.tensors())
         else:
             weight, added = layers.in_kernels(layer)
             document = of_span = call.document()

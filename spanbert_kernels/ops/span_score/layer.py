@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -80,8 +79,3 @@ def in_kernels(layer: SecondLayer) -> tuple[Tensor, list[Tensor]]:
     weight = layer.weight if layer.norm_weight is None else layer.weight * layer.norm_weight
     of_norm = None if layer.norm_bias is None else layer.weight @ layer.norm_bias
     return weight, [each for each in (of_norm, layer.bias) if each is not None]
-
-
-def widest(layer: SecondLayer) -> int:
-    """The most columns that the definition makes of a span."""
-    return math.prod(layer.weight.shape[:-1])

@@ -27,9 +27,10 @@ def second_layer(inner: Tensor, document: Tensor | None, weight: Tensor, bias: T
         scored = F.linear(inner, weight)
     else:
         assert document is not None
-        padded = F.pad(weight, (0, 0, 0, 0, 0, 1))
-        every = F.linear(inner, padded.flatten(0, 1)).view(len(inner), *padded.shape[:2])
-        scored = every.gather(1, document[:, None, None].expand(-1, 1, weight.shape[1])).squeeze(1)
+        scored = inner.new_zeros(len(inner), weight.shape[1])
+        for number, own in enumerate(weight):  # rows are selected: what is not finite stays with its document
+            rows = (document == number).nonzero()[:, 0]
+            scored = scored.index_add(0, rows, F.linear(inner[rows], own))
     return scored if bias is None else plus_bias(scored, document, bias)
 
 
