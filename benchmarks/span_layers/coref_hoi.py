@@ -4,6 +4,7 @@ spans of up to 30 tokens, 0.4 mentions a token.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,16 +18,33 @@ from spanbert_kernels.integrations import coref_hoi
 
 REPLACES = "model.CorefModel"
 SIZE, UNITS = 1024, 3000
+KINK = 1e-5
+
+
+def drawn(tokens: int, dtype: torch.dtype) -> tuple[CorefModel, Tensor]:
+    """The model over an encoder's states, and those."""
+    torch.manual_seed(0)
+    encoder = torch.nn.Identity()
+    encoder.config = SimpleNamespace(hidden_size=SIZE)  # type: ignore[assignment]
+    model = CorefModel({**CONFIG, "ffnn_size": UNITS, "fine_grained": False}, "cpu", encoder).eval().to(dtype)
+    hidden = torch.randn(tokens, SIZE, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return model, hidden.requires_grad_()
+
+
+@lru_cache(maxsize=1)
+@torch.no_grad()
+def steady(tokens: int, sentence: int) -> Tensor:
+    """Candidates none of whose units stands next to the kink of its activation, where rounding decides the gradient."""
+    model, hidden = drawn(tokens, torch.float64)
+    pairs = zip(*(each.split(2048) for each in model.candidates(torch.arange(tokens) // sentence)), strict=True)
+    first = model.span_emb_score_ffnn[0]  # type: ignore[index]
+    return torch.cat([first(model.vectors(hidden, *pair)).abs().amin(1) for pair in pairs]) > KINK
 
 
 def build(tokens: int, sentence: int, ours: bool) -> Build:
     def made(dtype: torch.dtype) -> Side:
-        torch.manual_seed(0)
-        encoder = torch.nn.Identity()
-        encoder.config = SimpleNamespace(hidden_size=SIZE)  # type: ignore[assignment]
-        model = CorefModel({**CONFIG, "ffnn_size": UNITS, "fine_grained": False}, "cpu", encoder).eval().to(dtype)
-        hidden = torch.randn(tokens, SIZE, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
-        sentences = torch.arange(tokens) // sentence
+        model, hidden = drawn(tokens, dtype)
+        sentences, kept_gradients = torch.arange(tokens) // sentence, steady(tokens, sentence)
 
         def way() -> Tensor:
             """The scores of candidates, and what a loss reads of the antecedents' scores."""
@@ -36,6 +54,7 @@ def build(tokens: int, sentence: int, ours: bool) -> Build:
             else:
                 _, _, scores, kept, vectors = model.mentions(hidden, sentences)
                 best = model.coarse(vectors, scores[kept])[0]
+            scores = torch.where(kept_gradients, scores, scores.detach())
             return torch.cat([scores, torch.nn.functional.pad(best, (1, 0)).logsumexp(1)])
 
         unused = ("emb_genre", "emb_same_speaker", "emb_segment_distance", "emb_top_antecedent_distance")
