@@ -38,7 +38,7 @@ def drawn(tokens: int, columns: int = 3, left_out: tuple[str, ...] = (), seed: i
     return {n: (2 * t).round() for n, t in found.items()} if whole else found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 12), max_size=4),
     max_width=st.integers(1, 14),
@@ -66,19 +66,20 @@ def test_against_the_loop(
 
 
 @pytest.mark.parametrize("left_out", LEFT_OUT)
-def test_gradients_reach_the_tokens_of_the_chosen(backend: str, left_out: tuple[str, ...]) -> None:
+def test_gradients_reach_the_tokens_of_the_chosen(left_out: tuple[str, ...]) -> None:
+    """Behind the choice the backends are one."""
     tensors = {name: tensor.requires_grad_() for name, tensor in drawn(9, left_out=left_out).items()}
     options: Any = {"max_width": 4, "k": torch.tensor([5, 2]), "cu_seqlens": torch.tensor([0, 6, 9])}
 
     def scores(*values: Tensor) -> Tensor:
-        return call(**dict(zip(tensors, values, strict=True)), **options, backend=backend)[0]
+        return call(**dict(zip(tensors, values, strict=True)), **options)[0]
 
     values = tuple(tensors.values())
     grad = torch.randn(7, dtype=torch.float64)
     expected = torch.autograd.grad(by_loop(**tensors, **options)[0], values, grad)
     for found, wanted in zip(torch.autograd.grad(scores(*values), values, grad), expected, strict=True):
         torch.testing.assert_close(found, wanted)
-    assert torch.autograd.gradcheck(scores, values)
+    assert torch.autograd.gradcheck(scores, values, fast_mode=True)
     assert torch.autograd.gradgradcheck(scores, values, fast_mode=True)
 
 
@@ -158,12 +159,12 @@ def test_memory_is_that_of_a_block() -> None:
                     largest = max(largest, result.untyped_storage().nbytes() // result.element_size())
             return out
 
-    tokens = 1500
+    tokens = 600
     start, end = (torch.randn(tokens, 2, requires_grad=True) for _ in range(2))
     with Watch(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MODULE, "BLOCK", 2**14)
+        patch.setattr(MODULE, "BLOCK", 2**13)
         top_spans(start, end, None, tokens, k=100, per="document").scores.sum().backward()
-    assert largest <= 4 * 2**14 < tokens**2 / 8
+    assert largest <= 4 * 2**13 < tokens**2 / 8
 
 
 @pytest.mark.slow
