@@ -230,8 +230,8 @@ def row(
         rest = {name: t for name, t in tensors.items() if name != "cu_seqlens"}
         return rest if "spans" in rest else {**rest, "spans": enumerated_by_loop(tensors["cu_seqlens"], 3)}
 
-    def hidden_terms(tensors: Tensors, inner: Tensor) -> dict[str, float]:
-        """A token's gradient sums those of all spans and units over it: the largest such sum without signs."""
+    def hidden_terms(tensors: Tensors, inner: Tensor) -> Tensors:
+        """A token's gradient sums those of all spans and units over it: such sums without signs."""
         leaves = {n: t.detach().requires_grad_() for n, t in tensors.items() if n.split("_")[0] == "hidden"}
         taken = {name: tensors[name] for name in ("spans", "scores", "width_embedding") if name in tensors}
         pooling = {name: options[name] for name in ("parts", "width_rows", "end_inclusive") if name in options}
@@ -240,7 +240,7 @@ def row(
             return {}
         weighed = inner @ tensors["weight"].abs()
         grads = torch.autograd.grad(pooled, list(leaves.values()), weighed, materialize_grads=True, allow_unused=True)
-        return {n: float(grad.max()) if grad.numel() else 0.0 for n, grad in zip(leaves, grads, strict=True)}
+        return dict(zip(leaves, grads, strict=True))
 
     def by_loop(**tensors: Tensor) -> Tensor:
         result: Tensor = oracle(**as_arguments(with_spans(tensors)))
@@ -262,7 +262,11 @@ def row(
             found["out_bias"] = float(grad.reshape(len(grad), -1).sum(0).max())
         before = inner
         found["bias"] = float(inner.sum(0).max())
-        found |= hidden_terms(with_spans(tensors), inner)
+        unsigned = hidden_terms(with_spans(tensors), inner)
+        found |= {name: largest(grad) for name, grad in unsigned.items()}
+        if "attention" in parts and "hidden_attention" in unsigned:
+            products = tensors["hidden_attention"].abs() * unsigned["hidden_attention"]
+            found["scores"] = largest(products.sum(1))
         table = tensors.get("width_embedding")
         if table is not None and "width" in parts:
             rows = {"width_embedding": torch.eye(len(table), dtype=table.dtype), "parts": ["width"]}
@@ -317,8 +321,6 @@ LINEAR_CASES = (
         activation="gelu"),
     row("enumerated", LINEAR, documents, arguments=with_enumeration, activation="relu", compiled=("cpu",)),
     row("no tokens", LINEAR, without_tokens, activation="gelu"),
-    row("a tensor a part", ATTENTION_FIRST[1:], partial(separated, many), activation="relu"),
-    row("bias by document", ["end", "width"], partial(many, table=3), by_document=("bias",), activation="gelu"),
     # A block of columns, vectors and a rest after it; several ranges of groups.
     row("large", LINEAR, partial(pool_inputs, tokens=150, columns=19, spans=400, heads=2, table=5), outputs=83,
         activation="gelu", large=True),
@@ -330,8 +332,6 @@ POOLED_FIRST_CASES = (
     row("fewer spans", EVERY, partial(few, heads=2, table=3), activation="gelu", compiled=("cpu",)),
     row("fewer spans, plan", MENTION, partial(few, heads=1, table=3), activation="relu", arguments=with_plan),
     row("no spans", LINEAR, without_spans),
-    row("with max, a tensor a part", ATTENTION_FIRST, partial(separated, many), by_document=("bias",)),
-    row("fewer spans by document", ATTENTION_FIRST, partial(separated, few), by_document=("bias",)),
     row("with max", EVERY, partial(many, heads=2, table=3), activation="gelu", compiled=("cpu",)),
     row("max alone", ["max"], many, activation="relu", bias=False),
 )
@@ -343,11 +343,6 @@ SCORE_CASES = (
     row("no bias", ["end", "sum"], many, scores=2, bias=False, activation="none"),
     row("enumerated", LINEAR, documents, arguments=with_enumeration, scores=1, seed=5, dropout_p=0.2),
     row("no tokens", LINEAR, without_tokens, scores=2),
-    row("by document", ATTENTION_FIRST[1:], partial(separated, many), scores=6, by_document=DOCUMENTS, seed=4,
-        dropout_p=0.3, compiled=("cpu",)),
-    row("norm", ["start", "end"], many, outputs=35, scores=2, norm=True, activation="gelu", seed=2, dropout_p=0.2),
-    row("enumerated by document with a norm", ["start", "end"], documents, arguments=with_enumeration, scores=5,
-        by_document=("out_weight",), norm=True),
     row("large", LINEAR, partial(pool_inputs, tokens=150, columns=19, spans=400, heads=2, table=5), outputs=83,
         scores=5, seed=9, dropout_p=0.3, activation="gelu", large=True),
     row("large mention", MENTION, partial(pool_inputs, tokens=120, columns=19, spans=500, heads=1, table=5), outputs=71,
@@ -356,6 +351,24 @@ SCORE_CASES = (
 SCORE_POOLED_FIRST_CASES = (
     row("fewer spans", LINEAR, partial(few, heads=2, table=3), scores=2, seed=3, dropout_p=0.3),
     row("no spans", LINEAR, without_spans, scores=2),
+)  # fmt: skip
+# A tensor of tokens a part, documents and norms; all checks of them belong to the slow tests.
+LINEAR_BY_DOCUMENT = (
+    row("a tensor a part", ATTENTION_FIRST[1:], partial(separated, many), activation="relu"),
+    row("bias by document", ["end", "width"], partial(many, table=3), by_document=("bias",), activation="gelu"),
+)  # fmt: skip
+POOLED_FIRST_BY_DOCUMENT = (
+    row("with max, a tensor a part", ATTENTION_FIRST, partial(separated, many), by_document=("bias",)),
+    row("fewer spans by document", ATTENTION_FIRST, partial(separated, few), by_document=("bias",)),
+)  # fmt: skip
+SCORE_BY_DOCUMENT = (
+    row("by document", ATTENTION_FIRST[1:], partial(separated, many), scores=6, by_document=DOCUMENTS, seed=4,
+        dropout_p=0.3),
+    row("norm", ["start", "end"], many, outputs=35, scores=2, norm=True, activation="gelu", seed=2, dropout_p=0.2),
+    row("enumerated by document with a norm", ["start", "end"], documents, arguments=with_enumeration, scores=5,
+        by_document=("out_weight",), norm=True),
+)  # fmt: skip
+SCORE_POOLED_FIRST_BY_DOCUMENT = (
     row("fewer spans by document", ATTENTION_FIRST[1:], partial(separated, few), scores=6, by_document=DOCUMENTS,
         norm=True, seed=3, dropout_p=0.3),
 )  # fmt: skip

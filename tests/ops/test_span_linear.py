@@ -13,8 +13,10 @@ from linear_cases import (
     EVERY,
     LINEAR,
     LINEAR_BLOCKS,
+    LINEAR_BY_DOCUMENT,
     LINEAR_CASES,
     MENTION,
+    POOLED_FIRST_BY_DOCUMENT,
     POOLED_FIRST_CASES,
     ProjectedChecks,
     layer_inputs,
@@ -62,6 +64,25 @@ class TestPooledFirst(ProjectedChecks):
             way = ["span_pool_forward", "span_pool_backward"]
         # Once for each tensor of tokens.
         assert list(dict.fromkeys(ours)) == ([] if best_backend == "eager" else way)
+
+
+@pytest.mark.slow
+class TestByDocument(ProjectedChecks):
+    operation = "span_linear"
+    cases = LINEAR_BY_DOCUMENT
+
+
+@pytest.mark.slow
+class TestPooledFirstByDocument(TestPooledFirst):
+    cases = POOLED_FIRST_BY_DOCUMENT
+
+
+@everywhere
+@pytest.mark.parametrize("case", [LINEAR_BY_DOCUMENT[0], POOLED_FIRST_BY_DOCUMENT[-1]], ids=lambda case: case.name)
+def test_by_document(backend: str, case: Case) -> None:
+    """What every test run checks of those: values and gradients."""
+    setting = Setting(case)
+    check_result(setting, backend, run_setting(setting, backend))
 
 
 def make(parts: list[str], dtype: torch.dtype = torch.float32, *, outputs: int = 7, **inputs: Any) -> Tensors:

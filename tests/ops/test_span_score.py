@@ -13,7 +13,9 @@ from linear_cases import (
     LINEAR,
     MENTION,
     SCORE_BLOCKS,
+    SCORE_BY_DOCUMENT,
     SCORE_CASES,
+    SCORE_POOLED_FIRST_BY_DOCUMENT,
     SCORE_POOLED_FIRST_CASES,
     ProjectedChecks,
     layer_inputs,
@@ -67,6 +69,25 @@ class TestPooledFirst(ProjectedChecks):
         way = ["span_pool_forward", "span_score_forward", "span_score_backward", "span_pool_backward"]
         # Once for each tensor of tokens.
         assert list(dict.fromkeys(ours)) == ([] if best_backend == "eager" else way)
+
+
+@pytest.mark.slow
+class TestByDocument(ProjectedChecks):
+    operation = "span_score"
+    cases = SCORE_BY_DOCUMENT
+
+
+@pytest.mark.slow
+class TestPooledFirstByDocument(TestPooledFirst):
+    cases = SCORE_POOLED_FIRST_BY_DOCUMENT
+
+
+@everywhere
+@pytest.mark.parametrize("case", [SCORE_BY_DOCUMENT[0], SCORE_POOLED_FIRST_BY_DOCUMENT[-1]], ids=lambda case: case.name)
+def test_by_document(backend: str, case: Case) -> None:
+    """What every test run checks of those: values and gradients."""
+    setting = Setting(case)
+    check_result(setting, backend, run_setting(setting, backend))
 
 
 def make(parts: list[str], *, outputs: int = 7, scores: int = 2, **inputs: Any) -> Tensors:
