@@ -37,7 +37,8 @@ def workload(title: str, case: SpanLayerCase, direction: str, dtype: torch.dtype
 
 def inputs(workload: Workload, dtype: torch.dtype) -> Inputs:
     """Each side makes its own."""
-    return Inputs((), {"dtype": dtype})
+    steady = CASES[workload.name].steady if workload.direction == BOTH else None
+    return Inputs((), {"dtype": dtype}, None if steady is None else steady())
 
 
 def work(workload: Workload, inputs: Inputs) -> Work:

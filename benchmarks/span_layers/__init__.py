@@ -46,6 +46,7 @@ class SpanLayerCase:
         peak: at most this share of the original's peak memory.
         peaks: whether peak memory is measured, if nothing is asked of it.
         exact: the original for float64, where it must be computed in pieces to fit.
+        steady: a factor of the gradient that comes in, 0 for results next to a kink, where rounding decides what it is.
         others: further ways that a user could take.
         axes: sizes by name, for curves.
         operations: at least so many in a forward.
@@ -60,6 +61,7 @@ class SpanLayerCase:
     peak: float | None = None
     peaks: bool = False
     exact: Build | None = None
+    steady: Callable[[], Tensor] | None = None
     others: Mapping[str, Build] = field(default_factory=dict)
     axes: Mapping[str, float] = field(default_factory=dict)
     operations: int = 0

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 import torch
 from originals import gliner as definition
-from torch import nn
+from torch import Tensor, nn
 
 from span_layers import Build, Side, SpanLayerCase
 from spanbert_kernels import accelerate
 
 REPLACES = "gliner.modeling.span_rep.SpanRepLayer"
 SIZE, WIDTHS = 512, 12
+KINK = 1e-5  # far more than float32 is off by
 
 
 def layer_of(mode: str) -> nn.Module:
@@ -27,14 +29,17 @@ def layer_of(mode: str) -> nn.Module:
     return layer
 
 
+def drawn(texts: int, count: int, dtype: torch.dtype, seed: int) -> Tensor:
+    return torch.randn(texts, count, SIZE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
 def scoring(mode: str, texts: int, words: int, labels: int, fused: bool) -> Build:
     def build(dtype: torch.dtype) -> Side:
         layer = layer_of(mode).to(dtype)
         if fused:
             accelerate(layer)
-        generator = torch.Generator().manual_seed(1)
         states, vectors = (
-            torch.randn(texts, count, SIZE, generator=generator).to(dtype).requires_grad_() for count in (words, labels)
+            drawn(texts, count, dtype, seed).requires_grad_() for seed, count in enumerate((words, labels))
         )
         spans, _ = definition.spans_of(torch.full((texts,), words), WIDTHS)
         equation = "BND,BCD->BNC" if mode == "token_level" else "BLKD,BCD->BLKC"
@@ -47,10 +52,41 @@ def scoring(mode: str, texts: int, words: int, labels: int, fused: bool) -> Buil
     return build
 
 
+def steady_spans(layer: Any, words: Tensor, spans: Tensor) -> Tensor:
+    """1 for spans `[B, N, 2]` none of whose units is near relu's kink: rounding decides nothing about them.
+
+    Of a layer that projects starts and ends, in two layers each; layer and words in float64.
+    """
+    inner = [layer.project_start[0], layer.project_start[-1], layer.project_end[0], layer.project_end[-1]]
+    inner += [] if isinstance(layer.out_project, nn.Linear) else [layer.out_project[0]]
+    near: dict[nn.Module, Tensor] = {}
+    hooks = [
+        each.register_forward_hook(lambda module, given, found: near.__setitem__(module, found.abs().amin(-1)))
+        for each in inner
+    ]
+    with torch.no_grad():
+        layer(words, spans)
+    for hook in hooks:
+        hook.remove()
+    starts, ends = (torch.minimum(near[one], near[other]) for one, other in (inner[:2], inner[2:4]))
+    found = [starts.gather(1, spans[..., 0]), ends.gather(1, spans[..., 1]), *(near[each] for each in inner[4:])]
+    return (torch.stack(found).amin(0) > KINK).float()
+
+
+def steady_scores(mode: str, texts: int, words: int) -> Tensor:
+    """The factor for scores `[B, L, K, C]`."""
+    spans, _ = definition.spans_of(torch.full((texts,), words), WIDTHS)
+    layer: Any = layer_of(mode).double()
+    found = steady_spans(layer.span_rep_layer, drawn(texts, words, torch.float64, 0), spans)[..., None]
+    return found if mode == "token_level" else found.view(texts, words, WIDTHS, 1)
+
+
 def case(mode: str, texts: int, words: int, labels: int, **more: Any) -> SpanLayerCase:
     name = f"{mode}, {texts} text{'s' * (texts > 1)} of {words} words, {labels} labels"
     ours, original = (scoring(mode, texts, words, labels, fused) for fused in (True, False))
-    return SpanLayerCase(name, REPLACES, original, ours, **more)
+    kinks = mode in ("marker", "markerV0", "markerV1", "token_level")
+    steady = partial(steady_scores, mode, texts, words) if kinks else None
+    return SpanLayerCase(name, REPLACES, original, ours, steady=steady, **more)
 
 
 CASES = (

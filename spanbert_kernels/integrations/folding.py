@@ -96,7 +96,7 @@ class Layers:
         tokens: packed, a tensor for each part that reads tokens, or one for all.
         spans: `[M, 2]`, packed.
         cu_seqlens: `[B + 1]`.
-        shape: of the vectors, `[B, ..., D]`.
+        shape: of the vectors, `[B, ..., D]`, or `[M, D]` where texts have different numbers of them.
         dtype: of vectors and scores.
         parts: what is pooled of a span, in the order of W's columns.
         weight: W `[O, columns]`.
@@ -136,6 +136,9 @@ class Layers:
 
     def scores(self, queries: Tensor) -> Tensor:
         weight, bias = (queries, None) if self.last is None else fold(queries, self.last)
+        # Where every text has as many places, its bias is added to all of them: the gradient is then a sum over a
+        # dimension, which is closer than that of a bias picked for each span.
+        at_once = bias if len(self.shape) > 2 else None
         scores = ops.span_score(
             self.tokens,
             self.spans,
@@ -143,13 +146,16 @@ class Layers:
             self.weight,
             self.bias,
             weight,
-            bias,
+            None if at_once is not None else bias,
             width_embedding=self.widths,
             activation="relu",
             dropout_p=self.dropout.p if self.dropout is not None and self.dropout.training else 0.0,
             cu_seqlens=self.cu_seqlens,
         )
-        return self._laid_out(scores)
+        scores = self._laid_out(scores)
+        if at_once is None:
+            return scores
+        return (scores + at_once.view(len(queries), *[1] * (len(self.shape) - 2), -1)).to(self.dtype)
 
     def _laid_out(self, rows: Tensor) -> Tensor:
         rows = rows.to(self.dtype)
