@@ -79,9 +79,12 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "plan_spans": lambda: {"spans": SPANS, "num_tokens": T, "cu_seqlens": OFFSETS, "mask": MASK},
     "span_gather": lambda: {"hidden": ones(T, H), "spans": SPANS},
-    "span_linear": layer,
+    "span_linear": lambda: {**layer(), "cu_seqlens": OFFSETS},
     "span_pool": lambda: {**pooling(), "mask": MASK},
-    "span_score": lambda: {**layer(), "out_weight": ones(2, OUT), "out_bias": ones(2), **SEEDED},
+    "span_score": lambda: {
+        **layer(), "out_weight": ones(2, OUT), "out_bias": ones(2), **SEEDED, "cu_seqlens": OFFSETS,
+        "norm": (ones(OUT), ones(OUT), 1e-5)
+    },
     "top_spans": lambda: {
         "start": ones(T, H), "end": ones(T, OUT), "weight": ones(H, OUT), "max_width": 3, "k": torch.tensor([1, 1]),
         "cu_seqlens": OFFSETS, "start_scores": ones(T), "end_scores": ones(T), "bias": ones(1),
@@ -169,6 +172,11 @@ NAMES = Kind({**NO_TENSOR, "none": [], "unknown": ["median"], "twice": ["mean", 
 SEED = Kind(NO_TENSOR, lambda good: {
     "int32": good.int(), "float": good.float(), "two": torch.tensor([1, 2]), "none": good[:0], "meta": good.to("meta")
 }, optional=True)  # fmt: skip
+NORM = Kind({**NO_TENSOR, "two": (ones(OUT), ones(OUT)), "no tensors": (1, 2, 3)}, lambda good: {
+    "int64": (good[0].long(), *good[1:]), "short": (good[0], good[1][:1], good[2]),
+    "a column": (good[0][:, None], *good[1:]), "meta": (good[0].to("meta"), *good[1:]),
+    "no number": (*good[:2], "1"), "nan": (*good[:2], float("nan")),
+}, optional=True)  # fmt: skip
 CSR = Kind({**NO_TENSOR, "one": (OFFSETS,), "three": (OFFSETS, OFFSETS, OFFSETS), "no tensors": (1, 2)}, lambda good: {
     "float offsets": (good[0].float(), good[1]), "float targets": (good[0], good[1].float()),
     "meta": (good[0].to("meta"), good[1].to("meta")), "beyond": (good[0], good[1] + 5), "short": (good[0][:1], good[1]),
@@ -216,6 +224,7 @@ KINDS: dict[str, Kind] = {
     "max_seqlen": whole(1),
     "max_width": whole(1),
     "non_crossing": FLAG,
+    "norm": NORM,
     "normalize": CHOICE,
     "num_tokens": whole(0),
     "out_bias": but(OPTIONAL, "a scalar"),
