@@ -110,6 +110,8 @@ def unavailable(place: Place, operation: str = "") -> str | None:
         return fibers.load()
     reason = backends.refusal(place.backend, place.device, torch.float32, operation)
     if reason is None and place.backend == "cpu" and place.kind:
+        reason = library.load_cpu()  # an operation of the host module has not asked for it
+    if reason is None and place.backend == "cpu" and place.kind:
         before = torch.ops.spanbert_kernels.cpu_isa()
         try:
             torch.ops.spanbert_kernels.set_cpu_isa(place.kind)
