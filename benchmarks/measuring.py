@@ -30,7 +30,6 @@ SLOW_SECONDS = 1.0  # what takes longer is warm after its gate, which for all bu
 WAITED = 0.8
 VERY_SLOW_SECONDS = 5.0  # and as the only one
 FAR = 3.0  # times of ours
-UNTIMED = "gives only the error that ours may have"
 SETTLING_SECONDS = 0.02  # in which the threads of another runtime's pool stop to spin
 # A peer may round as it likes, but has to compute the same thing: deviations of the norm.
 LARGEST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.int8: 1e-1}
@@ -249,8 +248,7 @@ def measure(suite: Suite, workload: Workload, ceilings: Mapping[str, float], ben
     suite.inputs(workload, workload.dtype)  # raises where the data are not there
     if not QUICK:  # while this process itself is small
         peaks = {n: peak_megabytes(suite.name, workload.id, n, workload.memory_limit) for n in workload.peaks}
-    untimed = dict.fromkeys(workload.options.get("untimed", ()), UNTIMED)
-    gated = gate(suite, workload, untimed | {name: peak for name, peak in peaks.items() if isinstance(peak, str)})
+    gated = gate(suite, workload, {name: peak for name, peak in peaks.items() if isinstance(peak, str)})
     found = gated.found
     for name, peak in peaks.items():
         found[name].peak = peak if isinstance(peak, float) else None

@@ -1,9 +1,10 @@
 """Peak memory of one call, measured in a process of its own.
 
-`python memory.py` serves: it imports the suites, computes nothing, and for each line on its input forks a process that
-runs a provider on a workload twice and says how far its resident memory rose above what it was before the second call;
-a slow one runs once, since it takes far more than what the libraries set up in a first call. With a limit the process
-may not take more than so much beyond its inputs. A fork saves the seconds that imports take.
+`python memory.py` serves: it imports the suites, computes on one thread what they want for that (a forked process has
+none of a pool's threads, and would wait for them), and for each line on its input forks a process that runs a provider
+on a workload twice and says how far its resident memory rose above what it was before the second call; a slow one runs
+once, since it takes far more than what the libraries set up in a first call. With a limit the process may not take more
+than so much beyond its inputs. A fork saves the seconds that imports take.
 """
 
 from __future__ import annotations
@@ -94,13 +95,17 @@ def _answer(line: str) -> dict[str, int | str]:
 def serve() -> None:
     """One process a line, one after the other."""
     import registry
+    import torch
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for name in registry.names():
         if not name.endswith("_on_gpu"):
             registry.load(name)
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
+            torch.set_num_threads(threads)
             print(json.dumps(_answer(line)), flush=True)
             os._exit(0)
         if os.waitpid(child, 0)[1]:

@@ -150,7 +150,7 @@ def encoder(results: Results) -> str:
                 f"{row.speed_up(rival):.2f}",
                 number(row.ours.milliseconds),
                 f"{time_of(row, rival)} ({rival.removeprefix('transformers, ')})",
-                f"{row.speed_up(eager):.2f}",
+                f"{row.speed_up(eager):.2f}" if eager in row.providers else "",
             ]
 
     return table(["", "speed-up", "ours, ms", "the fastest of transformers', ms", "against its eager"], lines())
