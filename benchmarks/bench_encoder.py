@@ -79,7 +79,7 @@ def near_floor(factor: float) -> Goal:
 GOALS: dict[tuple[str, torch.dtype], tuple[Goal, ...]] = {
     ("16 documents", F32): (faster(2.8, OPENVINO), faster(6, *TRANSFORMERS), faster(1.8, CTRANSLATE2),
                             faster(3.2, ONNX), near_floor(1.0)),
-    ("16 documents", BF16): (faster(2.7, OPENVINO), faster(3.3, *TRANSFORMERS), near_floor(1.03)),
+    ("16 documents", BF16): (faster(2.7, OPENVINO), faster(3.3, SDPA), near_floor(1.03)),
     ("16 documents", INT8): (faster(2.0, OPENVINO),),
     (MIDDLE, F32): (faster(1.45, OPENVINO), near_floor(1.0)),
     (MIDDLE, BF16): (faster(1.45, OPENVINO), near_floor(1.03)),

@@ -73,18 +73,31 @@ def steady_spans(layer: Any, words: Tensor, spans: Tensor) -> Tensor:
     return (torch.stack(found).amin(0) > KINK).float()
 
 
+def steady_windows(layer: Any, words: Tensor) -> Tensor:
+    """The same of windows `[B, L, K]`, whose sums relu takes."""
+    near: list[Tensor] = []
+    hook = layer.project.register_forward_pre_hook(lambda module, given: near.append(given[0].abs().amin(-1)))
+    with torch.no_grad():
+        layer(words)
+    hook.remove()
+    return (near[0] > KINK).float()
+
+
 def steady_scores(mode: str, texts: int, words: int) -> Tensor:
     """The factor for scores `[B, L, K, C]`."""
     spans, _ = definition.spans_of(torch.full((texts,), words), WIDTHS)
     layer: Any = layer_of(mode).double()
-    found = steady_spans(layer.span_rep_layer, drawn(texts, words, torch.float64, 0), spans)[..., None]
+    states = drawn(texts, words, torch.float64, 0)
+    if mode == "conv_share":
+        return steady_windows(layer.span_rep_layer, states)[..., None]
+    found = steady_spans(layer.span_rep_layer, states, spans)[..., None]
     return found if mode == "token_level" else found.view(texts, words, WIDTHS, 1)
 
 
 def case(mode: str, texts: int, words: int, labels: int, **more: Any) -> SpanLayerCase:
     name = f"{mode}, {texts} text{'s' * (texts > 1)} of {words} words, {labels} labels"
     ours, original = (scoring(mode, texts, words, labels, fused) for fused in (True, False))
-    kinks = mode in ("marker", "markerV0", "markerV1", "token_level")
+    kinks = mode in ("marker", "markerV0", "markerV1", "token_level", "conv_share")
     steady = partial(steady_scores, mode, texts, words) if kinks else None
     return SpanLayerCase(name, REPLACES, original, ours, steady=steady, **more)
 
