@@ -324,8 +324,21 @@ def span_layers(package: str, results: Results) -> str:
     return table(columns, iter(found)) if found else "Not measured yet.\n"
 
 
+def refused(results: Results) -> str:
+    """Workloads of the newest records that got no row: what was wrong with our result, or what stopped the run."""
+    found = [
+        f"- {each['suite']}: {each['workload']}: {each['reason']}"
+        for one in (results, *results.later)
+        for each in one.record.failures
+        if results.of(each["suite"]) is one
+    ]
+    lines = ["Without a figure, refused when the result was checked:", "", *found] if found else ["None was refused."]
+    return "\n".join(lines) + "\n"
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "machine": machine,
+    "refused": refused,
     "encoder": encoder,
     "families": families,
     "runtimes": runtimes,
