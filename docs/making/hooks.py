@@ -61,8 +61,10 @@ def span_layers() -> str:
     found = [
         each for module in dict.fromkeys(SPAN_LAYERS.values()) for each in importlib.import_module(module).REPLACEMENTS
     ]
-    lines = ["| class | method | what is computed in another way |", "| --- | --- | --- |"]
-    return "\n".join([*lines, *(f"| `{each.class_path}` | `{each.method}` | {each.what} |" for each in found)])
+    lines = ["| class | what is computed in another way |", "| --- | --- |"]
+    # Paths may be broken at their points: in one piece they would leave no room for the words beside them.
+    paths = ["<wbr>".join(f"`{name}`" for name in each.class_path.replace(".", ". ").split()) for each in found]
+    return "\n".join([*lines, *(f"| {path} | {each.what} |" for path, each in zip(paths, found, strict=True))])
 
 
 def operations() -> str:
