@@ -92,8 +92,8 @@ def _answer(line: str) -> dict[str, int | str]:
         return {"error": str(error) or type(error).__name__}
 
 
-def serve() -> None:
-    """One process a line, one after the other."""
+def load_suites() -> int:
+    """Imports all suites without starting PyTorch's pool of threads; how many threads it is to have afterwards."""
     import registry
     import torch
 
@@ -102,6 +102,14 @@ def serve() -> None:
     for name in registry.names():
         if not name.endswith("_on_gpu"):
             registry.load(name)
+    return threads
+
+
+def serve() -> None:
+    """One process a line, one after the other."""
+    import torch
+
+    threads = load_suites()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

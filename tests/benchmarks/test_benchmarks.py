@@ -12,7 +12,20 @@ from records import running
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LOAD = """
+import memory
+import multiprocessing
 import registry
+import torch
+def compute():
+    torch.set_num_threads(2)
+    torch.ones(2**22).exp_()
+assert memory.load_suites() == 2
+forked = multiprocessing.get_context("fork").Process(target=compute, daemon=True)
+forked.start()
+forked.join(60)
+ended = forked.exitcode == 0
+forked.kill()
+assert ended, "an import of a suite started threads, for which a forked process waits"
 for name in {names}:
     suite = registry.load(name)
     if suite is None:  # measures by itself
@@ -89,7 +102,7 @@ def python(code: str, **more: str) -> list[str]:
 
 
 def test_every_suite_holds_together() -> None:
-    lines = python(LOAD.format(names=running.suite_names()))
+    lines = python(LOAD.format(names=running.suite_names()), OMP_NUM_THREADS="2")
     quick = {name: int(count) for name, count in map(str.split, lines)}
     assert set(quick) == set(running.suite_names())
     assert [name for name, count in quick.items() if not count] == [
