@@ -437,12 +437,20 @@ class OpChecks:
             assert not result.numel() or result.untyped_storage().data_ptr() not in storages, "a result is an input"
 
     def test_gradcheck(self, logic: Case, backend: str) -> None:
+        """In a drawn direction, against differences."""
+        self.check_gradients(logic, backend, fast_mode=True)
+
+    @pytest.mark.slow
+    def test_gradcheck_entry_by_entry(self, logic: Case, backend: str) -> None:
+        self.check_gradients(logic, backend, fast_mode=False)
+
+    def check_gradients(self, case: Case, backend: str, fast_mode: bool) -> None:
         if torch.float64 not in backends.DTYPES.get(backend, DTYPES):
             pytest.skip(f"{backend} takes no float64")
-        function, values = self.function_of(logic, backend)
+        function, values = self.function_of(case, backend)
         if not function(*values):
             pytest.skip("no output with a gradient")
-        assert torch.autograd.gradcheck(function, values)
+        assert torch.autograd.gradcheck(function, values, fast_mode=fast_mode)
 
     def test_second_derivative(self, logic: Case, backend: str) -> None:
         in_float64 = torch.float64 in backends.DTYPES.get(backend, DTYPES)
