@@ -49,7 +49,7 @@ _own_loaders: dict[tuple[str, str], Callable[[], str | None]] = {}
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _constant_in_graphs(function: Function) -> Function:
+def constant_in_graphs(function: Function) -> Function:
     """What torch.compiler.assume_constant_result sets; that one imports the compiler, and Triton with it, at once."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -152,7 +152,7 @@ class Operation:
         return chosen
 
 
-@_constant_in_graphs
+@constant_in_graphs
 def _choose(
     name: str, backends: Order, device: str, dtype: torch.dtype, wish: Backend | None, lacking: Reasons
 ) -> Backend:

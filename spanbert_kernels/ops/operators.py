@@ -87,13 +87,13 @@ REGISTERED: dict[str, RawOperator] = {}
 class RawOperator:
     """An operator that backends implement. Made by `raw`, found by its name in REGISTERED."""
 
-    def __init__(self, fake: Callable[..., Any], operation: Operation) -> None:
+    def __init__(self, fake: Callable[..., Any], backends: Sequence[str]) -> None:
         functools.update_wrapper(self, fake)
-        self.name, self.backends, self.schema = fake.__name__, operation.backends, schema(fake)
+        self.name, self.backends, self.schema = fake.__name__, backends, schema(fake)
         REGISTERED[self.name] = self
         hints = typing.get_type_hints(fake)
         self.kinds = [kind if hasattr(kind, "_fields") else None for kind in map(hints.get, _parameters(fake))]
-        suffixes = {"_triton" if backend == "triton" else "" for backend in operation.backends if backend != "eager"}
+        suffixes = {"_triton" if backend == "triton" else "" for backend in backends if backend != "eager"}
         for suffix in sorted(suffixes):
             torch.library.define(f"spanbert_kernels::{self.name}{suffix}", self.schema)
             torch.library.register_fake(f"spanbert_kernels::{self.name}{suffix}", self._of_leaves(fake))
@@ -122,9 +122,9 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def raw(operation: Operation) -> Callable[[Callable[..., Any]], RawOperator]:
-    """Declare the raw operator of an operation's backends by its fake kernel."""
-    return lambda fake: RawOperator(fake, operation)
+def raw(owner: Operation | Sequence[str]) -> Callable[[Callable[..., Any]], RawOperator]:
+    """Declare the raw operator of an operation's backends, or of these backends, by its fake kernel."""
+    return lambda fake: RawOperator(fake, owner.backends if isinstance(owner, Operation) else owner)
 
 
 def save(ctx: Any, *values: Any) -> None:

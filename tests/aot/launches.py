@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import torch
 from compile_triton import ROOT, operation_modules
 
 from spanbert_kernels.ops import backends
@@ -34,8 +36,12 @@ def run_cases() -> None:
     """Forward and backward of every case, in every dtype; a second time with span_score's backward in chunks."""
     from op_checks import DTYPES, OpChecks, Setting, run_setting
 
+    from spanbert_kernels.ops.attention.triton_lists import make_lists
     from spanbert_kernels.ops.span_score import triton as score
 
+    offsets = torch.tensor([0, 3, 5])
+    for clusters, *anchors in itertools.product((None, offsets), (False, True), (False, True)):
+        make_lists(offsets, clusters, 5, *anchors)
     for module in operation_modules():
         operation = module.split(".")[-2]
         tests = map(importlib.import_module, (f"test_{operation}", *MORE_TESTS.get(operation, ())))

@@ -8,6 +8,8 @@ import pytest
 import torch
 from op_checks import every_backend
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spanbert_kernels.ops import (
     AttentionPlan,
@@ -16,6 +18,7 @@ from spanbert_kernels.ops import (
     document_attention,
     plan_attention,
 )
+from spanbert_kernels.ops.attention import work
 
 everywhere = every_backend("document_attention")
 
@@ -45,14 +48,14 @@ def bad(error: type[Exception], text: str, **changes: Any) -> Any:
     return pytest.param(error, text, changes, id=text[:40])
 
 
-CLUSTERS = {"cu_clusters": torch.tensor([0, 2]), "include_self": False}
+IN_A_CLUSTER = {"cu_clusters": torch.tensor([0, 2]), "include_self": False}
 
 
 @pytest.mark.parametrize(
     ("error", "text", "changes"),
     [
         bad(ValueError, "keys must be 'tokens' without cu_clusters, got 'banana'", keys="banana"),
-        bad(ValueError, 'keys must be "anchors" or "tokens", got \'banana\'', keys="banana", **CLUSTERS),
+        bad(ValueError, 'keys must be "anchors" or "tokens", got \'banana\'', keys="banana", **IN_A_CLUSTER),
         bad(ValueError, "include_self must be True without cu_clusters, got False", include_self=False),
         bad(TypeError, "include_self must be True or False, got int: 1", include_self=1),
         bad(
@@ -63,14 +66,14 @@ CLUSTERS = {"cu_clusters": torch.tensor([0, 2]), "include_self": False}
         bad(ValueError, "max_seqlen is 2, but document 0 has 3 tokens", max_seqlen=2),
         bad(ValueError, "max_seqlen must be at least 0, got -1", max_seqlen=-1),
         bad(ValueError, "max_documents is 3, but the largest cluster has 1", max_documents=3),
-        bad(ValueError, "max_documents is 3, but the largest cluster has 2", max_documents=3, **CLUSTERS),
+        bad(ValueError, "max_documents is 3, but the largest cluster has 2", max_documents=3, **IN_A_CLUSTER),
         bad(ValueError, r"cu_seqlens\[2\] = 2 comes after 3", cu_seqlens=torch.tensor([0, 3, 2]), num_tokens=2),
         bad(ValueError, "the number of documents, 2, but ends with 3", cu_clusters=torch.tensor([0, 3])),
         bad(
             ValueError,
             "document 0 links to document 5, but there are 2",
             links=(torch.tensor([0, 1, 1]), torch.tensor([5])),
-            **CLUSTERS,
+            **IN_A_CLUSTER,
         ),
     ],
 )
@@ -111,3 +114,69 @@ def test_a_wrong_max_seqlen_that_nobody_can_look_at_changes_no_bit(
     monkeypatch.setattr(attention_plans, "can_look", lambda offsets: False)
     for found, exact in zip(run(max_seqlen=20), expected, strict=True):
         assert torch.equal(found, exact)
+
+
+# Lists of a GPU's kernels.
+
+OFFSETS = torch.tensor([0, 3, 3, 73, 137, 337, 401, 401, 402, 531] + [531 + 10 * n for n in range(1, 12)])
+CLUSTERS = torch.tensor([0, 2, 2, 9, 20])
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """The tensor, every second number of another."""
+    return torch.stack([tensor] * 2, 1)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "clusters", "num_tokens", "anchors"),
+    [
+        pytest.param(OFFSETS, None, 641, (False, False), id="documents"),
+        pytest.param(OFFSETS.int(), CLUSTERS, 641, (False, True), id="clusters"),
+        pytest.param(
+            torch.stack([OFFSETS] * 2, 1)[:, 0],
+            torch.stack([CLUSTERS] * 2, 1).int()[:, 0],
+            641,
+            (True, False),
+            id="views",
+        ),
+        pytest.param(OFFSETS, CLUSTERS, 0, (True, True), id="anchors"),
+        pytest.param(torch.tensor([5, 900, -3, 64, 10**12]), None, 500, (False, False), id="no offsets"),
+        pytest.param(torch.tensor([0]), None, 130, (False, False), id="no documents"),
+    ],
+)
+def test_one_kernel_makes_the_lists(
+    offsets: Tensor, clusters: Tensor | None, num_tokens: int, anchors: tuple[bool, bool]
+) -> None:
+    lists = pytest.importorskip("spanbert_kernels.ops.attention.triton_lists", reason="Triton is not installed")
+    documents, query_tiles, key_tiles = lists.make_lists(offsets, clusters, num_tokens, *anchors)
+    expected = work.bounds_of_documents(offsets, clusters, num_tokens, *anchors)
+    tiles = work.tiles_of_documents(expected, num_tokens, *anchors)
+    assert torch.equal(documents, expected)
+    assert torch.equal(query_tiles, tiles[0])
+    assert torch.equal(key_tiles, tiles[1][:0] if anchors[0] == anchors[1] else tiles[1])
+
+
+class Launches(TorchDispatchMode):
+    """Notes the operators that launch a kernel on a GPU; views and empty tensors need none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not function.is_view and "empty" not in function.name():
+            self.names.append(function.name().split("::")[1])
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_call_without_a_plan_launches_one_kernel_more() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    names = ["attention_lists_triton", "document_attention_forward_triton"]
+    with FakeTensorMode():
+        q = torch.empty(70, 2, 16, device="cuda")
+        offsets, clusters = (torch.empty(count, dtype=torch.int32, device="cuda") for count in (5, 3))
+        with Launches() as alone:
+            document_attention(q, q, q, offsets)
+        with Launches() as among_others:
+            cross_document_attention(q, q, q, offsets, clusters, "tokens", "tokens")
+    assert alone.names == among_others.names == names

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from spanbert_kernels.ops.backends import constant_in_graphs, refusal
+from spanbert_kernels.ops.operators import raw
+
 TILE_ROWS = 64
+MOST_DOCUMENTS = 2**13  # whose lists one kernel makes: it compares each document with each
 Links = tuple[Tensor | None, Tensor | None]
 
 
@@ -57,31 +62,21 @@ def make_work(
     tiled: bool,
 ) -> AttentionWork:
     """Nothing here waits for a GPU. `max_seqlen` is 0 where it is not known."""
-    count = cu_seqlens.shape[0] - 1
-    offsets = cu_seqlens.long()
-    if "tokens" in (queries, keys):  # offsets on a GPU are not checked: whatever they are, no row beyond T is read
-        offsets = offsets.clamp(0, num_tokens)
-    begin, end = offsets[:-1], torch.maximum(offsets[:-1], offsets[1:])
-    index = torch.arange(count, device=offsets.device)
-    anchors = (index, index + (end > begin))
-    bounds = [anchors if side == "anchors" else (begin, end) for side in (queries, keys)]
-    first, last = index, index + 1
-    if cu_clusters is not None:
-        clusters = cu_clusters.long().clamp(0, count)
-        cluster = torch.searchsorted(clusters[1:].contiguous(), index, right=True)
-        cluster = cluster.clamp(max=max(len(clusters) - 2, 0))
-        first, last = clusters[cluster], clusters[cluster + 1]
-    documents = torch.stack([*bounds[0], *bounds[1], first, last])
+    anchors = (queries == "anchors", keys == "anchors")
+    arguments = (cu_seqlens, cu_clusters, num_tokens, *anchors)
+    query_tiles: Tensor | None
+    key_tiles: Tensor | None
+    if tiled and _in_one_launch(cu_seqlens):
+        documents, query_tiles, key_tiles = attention_lists("triton", *arguments)
+        key_tiles = query_tiles if anchors[0] == anchors[1] else key_tiles
+    else:
+        documents = bounds_of_documents(*arguments)
+        query_tiles, key_tiles = tiles_of_documents(documents, num_tokens, *anchors) if tiled else (None, None)
     forth: Links = (None, None)
     back: Links = (None, None)
     if links is not None:
-        forth, back = _sorted_links(links, first, last, include_self)
-    query_tiles = key_tiles = None
-    if tiled:
-        query_tiles, key_tiles = (
-            _tiles(*bounds[place], num_tokens if side == "tokens" else 0) for place, side in enumerate((queries, keys))
-        )
-    max_seqlen_q, max_seqlen_k = (min(max_seqlen, 1) if side == "anchors" else max_seqlen for side in (queries, keys))
+        forth, back = _sorted_links(links, documents[4], documents[5], include_self)
+    max_seqlen_q, max_seqlen_k = (min(max_seqlen, 1) if is_anchors else max_seqlen for is_anchors in anchors)
     return AttentionWork(
         documents,
         *forth,
@@ -91,10 +86,78 @@ def make_work(
         max_seqlen_q,
         max_seqlen_k,
         include_self,
-        queries == "anchors",
-        keys == "anchors",
+        *anchors,
         cu_clusters is not None,
     )
+
+
+def _in_one_launch(cu_seqlens: Tensor) -> bool:
+    return cu_seqlens.device.type == "cuda" and cu_seqlens.shape[0] <= MOST_DOCUMENTS and _has_kernel()
+
+
+@constant_in_graphs
+def _has_kernel() -> bool:
+    if refusal("triton", "cuda", torch.float32) is not None:
+        return False
+    importlib.import_module("spanbert_kernels.ops.attention.triton_lists")
+    return True
+
+
+@raw(("triton",))
+def attention_lists(
+    cu_seqlens: Tensor, cu_clusters: Tensor | None, num_tokens: int, anchor_queries: bool, anchor_keys: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    # AttentionWork's documents, query_tiles and key_tiles, by `bounds_of_documents` and `tiles_of_documents`; the last
+    # are empty where both sides are of one kind, whose tiles are the same.
+    return new_lists(cu_seqlens, num_tokens, anchor_queries, anchor_keys)
+
+
+def new_lists(
+    cu_seqlens: Tensor, num_tokens: int, anchor_queries: bool, anchor_keys: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for what `attention_lists` makes."""
+    count = cu_seqlens.shape[0] - 1
+    queries, keys = (most_tiles(count, 0 if anchors else num_tokens) for anchors in (anchor_queries, anchor_keys))
+    keys = 0 if anchor_queries == anchor_keys else keys
+    query_tiles, key_tiles = (cu_seqlens.new_empty(size, 2, dtype=torch.int32) for size in (queries, keys))
+    return cu_seqlens.new_empty(6, count, dtype=torch.int64), query_tiles, key_tiles
+
+
+def most_tiles(documents: int, rows: int) -> int:
+    """As many as there can be, whatever the lengths."""
+    return documents + rows // TILE_ROWS
+
+
+def bounds_of_documents(
+    cu_seqlens: Tensor, cu_clusters: Tensor | None, num_tokens: int, anchor_queries: bool, anchor_keys: bool
+) -> Tensor:
+    """AttentionWork's documents."""
+    count = cu_seqlens.shape[0] - 1
+    offsets = cu_seqlens.long()
+    if not (anchor_queries and anchor_keys):
+        # Offsets on a GPU are not checked: whatever they are, no row beyond T is read.
+        offsets = offsets.clamp(0, num_tokens)
+    begin, end = offsets[:-1], torch.maximum(offsets[:-1], offsets[1:])
+    index = torch.arange(count, device=offsets.device)
+    tokens, anchors = (begin, end), (index, index + (end > begin))
+    first, last = index, index + 1
+    if cu_clusters is not None:
+        clusters = cu_clusters.long().clamp(0, count)
+        cluster = torch.searchsorted(clusters[1:].contiguous(), index, right=True)
+        cluster = cluster.clamp(max=max(len(clusters) - 2, 0))
+        first, last = clusters[cluster], clusters[cluster + 1]
+    sides = (anchors if is_anchors else tokens for is_anchors in (anchor_queries, anchor_keys))
+    return torch.stack([*next(sides), *next(sides), first, last])
+
+
+def tiles_of_documents(
+    documents: Tensor, num_tokens: int, anchor_queries: bool, anchor_keys: bool
+) -> tuple[Tensor, Tensor]:
+    """AttentionWork's query_tiles and key_tiles: the same tensor where both sides are of one kind."""
+    query_tiles = _tiles(documents[0], documents[1], 0 if anchor_queries else num_tokens)
+    if anchor_queries == anchor_keys:
+        return query_tiles, query_tiles
+    return query_tiles, _tiles(documents[2], documents[3], 0 if anchor_keys else num_tokens)
 
 
 def _sorted_links(links: tuple[Tensor, Tensor], first: Tensor, last: Tensor, include_self: bool) -> tuple[Links, Links]:
@@ -160,8 +223,8 @@ def pair_statistics(work: AttentionWork, query_rows: int, places: int) -> PairSt
 
 
 def _tiles(begin: Tensor, end: Tensor, rows: int) -> Tensor:
-    """Pieces of TILE_ROWS rows, int32 `[D + rows / TILE_ROWS, 2]`: as many as there can be, whatever the lengths."""
-    most = begin.shape[0] + rows // TILE_ROWS
+    """Pieces of TILE_ROWS rows, int32 `[tiles, 2]`."""
+    most = most_tiles(begin.shape[0], rows)
     order = (end - begin).argsort(descending=True, stable=True)
     pieces = ((end - begin)[order] + TILE_ROWS - 1) // TILE_ROWS
     after = pieces.cumsum(0)  # [D]: tiles of this document and all before it

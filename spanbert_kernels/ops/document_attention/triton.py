@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops.aot import AotConfiguration, configurations_of, meta
+from spanbert_kernels.ops.attention import triton_lists
 from spanbert_kernels.ops.attention.relative import DistanceTerms
 from spanbert_kernels.ops.attention.triton_by_distance import by_distance_backward, by_distance_forward
 from spanbert_kernels.ops.attention.triton_joint import WHOLE_FORWARD, backward, forward
@@ -57,7 +58,7 @@ def _calls_by_distance() -> dict[str, Any]:
 
 def aot_configurations() -> list[AotConfiguration]:
     """What calls compile with everything, and without dropout where the blocks are others then."""
-    calls = _calls_by_distance()
+    calls = _calls_by_distance() | triton_lists.aot_calls()
     for name, q, work in meta_calls():
         calls[name] = partial(_both, q, work)
         if name.startswith("bf16 64"):
