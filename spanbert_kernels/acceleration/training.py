@@ -14,6 +14,7 @@ from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
 from spanbert_kernels.acceleration.stand_ins import is_read
 from spanbert_kernels.nn.feed_forward import gelu_feed_forward
 from spanbert_kernels.ops import products
+from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
 
 
 def run_layers(encoder: EncoderParts, first: int, last: int, hidden: Tensor, batch: Batch) -> Tensor:
@@ -84,14 +85,16 @@ def _finish(dropout: nn.Dropout | None, norm: nn.LayerNorm | None, x: Tensor, re
         return (x if dropout is None else dropout(x)) + residual
     dropout_p = dropout.p if dropout is not None and dropout.training else 0.0
     given = (x, residual, norm.weight, norm.bias)
+    backend = ops.backends.asked() or ("cpu" if x.device.type == "cpu" else "triton")
     one_pass = (
         is_read(norm)
-        and ops.backends.asked() in (None, "cpu")
-        and ops.backends.refusal("cpu", x.device.type, x.dtype) is None
+        and backend in ("cpu", "triton")
+        and ops.backends.refusal(backend, x.device.type, x.dtype) is None
         and norm.weight is not None
         and {each.dtype for each in given if each is not None} == {x.dtype}
         and products.ordinary(*given)
         and dropout_p < 1
+        and (backend == "cpu" or x.shape[1] <= LARGEST_ROW)
     )
     if not one_pass:
         normalized: Tensor = norm((x if dropout is None else dropout(x)) + residual)

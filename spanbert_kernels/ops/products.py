@@ -122,10 +122,10 @@ def product_for(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Produc
 
 
 def ordinary(*tensors: Tensor | None) -> bool:
-    """Whether a call on tensors of a CPU is no more than it seems: no subclass, no autocast, transform or tracing."""
+    """Whether a call on tensors is no more than it seems: no subclass, no autocast, transform or tracing."""
     return not (
         torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled(next(each.device.type for each in tensors if each is not None))
         or any(type(each) not in _PLAIN or each.layout != torch.strided for each in tensors if each is not None)
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0

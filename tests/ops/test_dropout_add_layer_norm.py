@@ -12,7 +12,10 @@ from norm_cases import Conditions, norm_by_formula, norm_inputs
 from op_checks import Case, OpChecks, every_backend
 from torch import Tensor
 
-from spanbert_kernels.ops import dropout_add_layer_norm, philox
+from spanbert_kernels.ops import dropout_add_layer_norm, library, philox
+from spanbert_kernels.ops.backends import BackendUnavailable
+from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
+from spanbert_kernels.ops.philox import Dropout
 
 EPS = 1e-3  # rows of one number, which some layouts make, are divided by its root
 
@@ -36,6 +39,7 @@ def row(
 
 class TestShared(OpChecks):
     operation = "dropout_add_layer_norm"
+    emulated = ("plain", "dropout", "no bias", "no rows", "no columns", "chunks")
     cases = (
         row("plain"),
         row("dropout", dropout_p=0.4, seed=-(2**62) - 3, compiled=("cpu",)),
@@ -45,21 +49,23 @@ class TestShared(OpChecks):
         row("one column", columns=1),
         # More rows than a task has, more columns than a vector of words, with rests.
         row("large", rows=71, columns=149, dropout_p=0.3, seed=7, large=True),
+        # More columns than a chunk of Triton's has, with a rest of one, and rows that leave one in a program.
+        row("chunks", rows=5, columns=513, dropout_p=0.3, seed=7, large=True),
     )
 
 
 @every_backend("dropout_add_layer_norm")
-@pytest.mark.parametrize("columns", [3, 32, 150])
+@pytest.mark.parametrize("columns", [3, 150])
 def test_what_is_dropped(backend: str, columns: int) -> None:
     """By (seed, 0, row, column); what is left is divided by its share."""
-    rows, p, seed = 40, 0.25, torch.tensor([11])
-    x = torch.ones(rows, columns, dtype=torch.float64, requires_grad=True)
+    rows, p, seed = 8, 0.25, torch.tensor([11])
+    x = torch.ones(rows, columns, requires_grad=True)
     residual = torch.zeros_like(x)
-    weight = torch.arange(1.0, columns + 1, dtype=torch.float64)
+    weight = torch.arange(1.0, columns + 1)
     output = dropout_add_layer_norm(x, residual, weight, dropout_p=p, eps=1e-3, seed=seed, backend=backend)  # type: ignore[arg-type]
     index = torch.arange(columns)
     kept = philox.keep(seed, p, torch.tensor(0), torch.arange(rows)[:, None], index)
-    expected = F.layer_norm(kept.double() / (1 - p), (columns,), weight, eps=1e-3)
+    expected = F.layer_norm(kept / (1 - p), (columns,), weight, eps=1e-3)
     torch.testing.assert_close(output, expected)
     (grad,) = torch.autograd.grad(output.square().sum(), x)
     assert not grad[~kept].any()
@@ -68,7 +74,7 @@ def test_what_is_dropped(backend: str, columns: int) -> None:
 
 @every_backend("dropout_add_layer_norm")
 def test_every_call_drops_anew_and_the_generator_s_seed_decides(backend: Any) -> None:
-    x, weight = torch.randn(20, 30), torch.ones(30)
+    x, weight = torch.randn(6, 30), torch.ones(30)
     call = partial(dropout_add_layer_norm, x, x, weight, dropout_p=0.5, backend=backend)
     torch.manual_seed(1)
     first, second = call(), call()
@@ -99,6 +105,32 @@ def test_what_is_not_a_number_stays_in_its_row(backend: Any) -> None:
     output = dropout_add_layer_norm(x, torch.randn(6, 17), torch.ones(17), eps=1e-5, backend=backend)
     assert output.isnan().all(1).tolist() == [False, False, True, False, True, False]
     assert output.isfinite().all(1).tolist() == [True, True, False, True, False, True]
+
+
+def test_programs_with_several_tiles_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows' gradients are the same bits, and those of weight and bias the same sums, however few programs there are."""
+    if not library.interpreted():
+        pytest.skip("Triton is not in its interpreter")
+    from spanbert_kernels.ops.dropout_add_layer_norm import triton as kernels
+
+    generator, width = torch.Generator().manual_seed(3), kernels.WIDEST_OF_A_WARP + 1  # of two warps a row
+    x, residual, grad = (torch.randn(5, width, generator=generator) for _ in range(3))
+    weight, dropout = torch.rand(width, generator=generator), Dropout(0.1, torch.tensor([5]))
+    _, mean, rstd = kernels.forward(x, residual, weight, None, dropout, 1e-5)
+    results = []
+    for programs in (kernels.PROGRAMS, 2):  # three tiles of rows: the second of the last program is beyond them
+        monkeypatch.setattr(kernels, "PROGRAMS", programs)
+        results.append(kernels.backward(grad, x, residual, weight, mean, rstd, dropout))
+    (of_residual, of_x, sums), (again, of_x_again, sums_again) = results
+    assert torch.equal(of_residual, again)
+    assert torch.equal(of_x, of_x_again)
+    torch.testing.assert_close(sums, sums_again)
+
+
+def test_rows_that_are_too_wide_for_triton_are_refused() -> None:
+    x = torch.zeros(1, LARGEST_ROW + 1)
+    with pytest.raises(BackendUnavailable, match=r"at most 6144 columns|on cuda, not on cpu"):
+        dropout_add_layer_norm(x, x, x[0], backend="triton")
 
 
 def good_call() -> dict[str, Any]:

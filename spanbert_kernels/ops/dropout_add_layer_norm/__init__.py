@@ -8,7 +8,7 @@ from torch import Tensor
 from spanbert_kernels.ops import checks
 from spanbert_kernels.ops.choices import Backend
 from spanbert_kernels.ops.dropout_add_layer_norm import reference
-from spanbert_kernels.ops.dropout_add_layer_norm.operators import OPERATION, DropoutAddLayerNorm
+from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW, OPERATION, DropoutAddLayerNorm
 
 __all__ = ["dropout_add_layer_norm"]
 
@@ -65,7 +65,8 @@ def dropout_add_layer_norm(
     checks.check_number("eps", eps)
     if eps < 0:
         raise ValueError(f"eps must not be negative, got {eps}")
-    chosen = OPERATION.choose(x, backend)
+    wide = x.shape[1] > LARGEST_ROW
+    chosen = OPERATION.choose(x, backend, (("triton", f"it takes rows of at most {LARGEST_ROW} columns"),) * wide)
     if chosen == "eager":
         with torch.autocast(x.device.type, enabled=False):
             return reference.dropout_add_layer_norm(x, residual, weight, bias, dropout, eps)
