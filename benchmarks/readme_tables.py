@@ -17,6 +17,8 @@ import click
 import scaling
 import task_tables
 from records.record import NotARecord, Record, Row, load
+from roof import keeping
+from roof.table import markdown
 
 FOLDER = Path(__file__).resolve().parent
 DOCS = FOLDER.parent / "docs"
@@ -381,6 +383,8 @@ def filled(text: str) -> str:
         name = match[2]
         if name == "gpu":
             content = gpu()
+        elif name == "roof":
+            content = markdown(keeping.load(keeping.newest()))
         elif name == "tasks":
             content = task_tables.tasks(table)
         elif name.startswith(OF_PACKAGE):
@@ -388,7 +392,9 @@ def filled(text: str) -> str:
         elif name in TABLES:
             content = TABLES[name](results)
         else:
-            raise click.ClickException(f"there is no table {name}; there are {', '.join([*TABLES, 'gpu'])}")
+            raise click.ClickException(
+                f"there is no table {name}; there are {', '.join([*TABLES, 'gpu', 'roof', 'tasks'])}"
+            )
         return f"{match[1]}{content}{match[3]}"
 
     return MARKED.sub(made, text)

@@ -1,0 +1,185 @@
+"""The least time of a launch: the cycles that its instructions ask of each pipe, and the bytes that it must move."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from .card import Card
+from .compiling import CompiledKernel, compiled
+from .pipes import PIPES, TENSOR, cycles
+from .recording import AnyLaunch, KernelLaunch, LibraryLaunch
+from .sass import Code, Loop, parse
+from .source import header_of, is_rare
+from .trips import TRIPS, Trips
+
+# What kernels reach of the rates of memory and of the busiest pipe.
+OF_BANDWIDTH, OF_PIPES = 0.8, 0.65
+MEMORY = "memory"
+LAUNCH = "launch"
+MOVES = ("LDG", "STG", "LDGSTS")  # between a thread and global memory
+WIDEST = 16
+
+
+class UnknownLoop(ValueError):
+    """A kernel or a loop of it that TRIPS has no row for."""
+
+
+@dataclass(frozen=True)
+class LaunchRoof:
+    """What a launch takes at least, in microseconds.
+
+    Attributes:
+        name: the kernel's.
+        programs: how many there are, and how many of them have something to do.
+        pipes: by pipe.
+        memory: for its tensors, each once.
+        predicted: what it is expected to take, and `limit` what decides that.
+        registers, warps, blocks: of a thread, of a block, and blocks at a time on a multiprocessor.
+        spilled: bytes of stack and local memory of a thread.
+        shared: bytes of shared memory of a block.
+        copies: for each way between threads and global memory, what part of the bytes goes 16 bytes a thread.
+    """
+
+    name: str
+    memory: float
+    predicted: float
+    limit: str
+    pipes: Mapping[str, float] = field(default_factory=dict)
+    programs: tuple[int, int] = (0, 0)
+    warps: int = 0
+    registers: int = 0
+    spilled: int = 0
+    shared: int = 0
+    blocks: int = 0
+    copies: Mapping[str, float] = field(default_factory=dict)
+
+
+def weights(code: Code, trips: Trips, programs: int) -> Iterator[tuple[int, float]]:
+    """How often each instruction is executed by a warp of each program, all programs together.
+
+    Args:
+        code: the kernel's.
+        trips: how often its loops are gone through.
+        programs: all of the launch; those that have nothing to do leave at the first exit.
+
+    Raises:
+        UnknownLoop: a loop that `trips` does not have.
+    """
+    early = next((i for i, each in enumerate(code.instructions) if each.base == "EXIT"), 0)
+    counts = dict(_counts(code, code.loops, trips, trips.programs))
+    skipped = _skipped(code, {loop for loop, count in counts.items() if count == 0})
+    for place in code.straight():
+        yield place, 0 if place in skipped else programs if place <= early else trips.programs
+    for loop, count in counts.items():
+        for place in loop.own():
+            yield place, 0 if place in skipped else count
+
+
+def _counts(code: Code, loops: Iterable[Loop], trips: Trips, outside: float) -> Iterator[tuple[Loop, float]]:
+    """Of each loop how often it is gone through; one that the compiler made, once where it stands."""
+    for loop in loops:
+        if is_rare(code, loop):
+            yield from ((each, 0.0) for each in loop.all())
+            continue
+        header = header_of(code, loop)
+        if header is not None and header not in trips.loops:
+            raise UnknownLoop(f"it has a loop {header!r}, of which nothing is known but {', '.join(trips.loops)}")
+        count = outside if header is None else trips.loops[header]
+        yield loop, count
+        yield from _counts(code, loop.inner, trips, count)
+
+
+def _skipped(code: Code, never: Collection[Loop]) -> set[int]:
+    """What a branch passes over that holds loops which are never gone through, and no other: the way to these loops."""
+    loops = [each for loop in code.loops for each in loop.all()]
+    found: set[int] = set()
+    for place, instruction in enumerate(code.instructions):
+        if instruction.target is None or instruction.target < place:
+            continue
+        inside = [loop for loop in loops if place < loop.first and loop.last < instruction.target]
+        if inside and all(loop in never for loop in inside):
+            found.update(range(place + 1, instruction.target))
+    return found
+
+
+def sums(code: Code, trips: Trips, programs: int, warps: int) -> dict[str, float]:
+    """Cycles of one multiprocessor by pipe, for all of a launch's programs."""
+    found = dict.fromkeys(PIPES, 0.0)
+    for place, count in weights(code, trips, programs):
+        for pipe, each in cycles(code.instructions[place]).items():
+            found[pipe] += each * count * warps
+    return found
+
+
+def copies(code: Code, trips: Trips, programs: int) -> dict[str, float]:
+    """Of what goes between threads and global memory, each way, the part that goes 16 bytes a thread."""
+    moved, wide = dict.fromkeys(MOVES, 0.0), dict.fromkeys(MOVES, 0.0)
+    for place, count in weights(code, trips, programs):
+        instruction = code.instructions[place]
+        if instruction.base in MOVES:
+            moved[instruction.base] += instruction.width * count
+            wide[instruction.base] += instruction.width * count * (instruction.width >= WIDEST)
+    return {name: round(wide[name] / moved[name], 3) for name in MOVES if moved[name]}
+
+
+def roof_of(launch: AnyLaunch, card: Card) -> LaunchRoof:
+    """The least time of one launch on a card."""
+    return _of_library(launch, card) if isinstance(launch, LibraryLaunch) else _of_kernel(launch, card)
+
+
+def _of_library(launch: LibraryLaunch, card: Card) -> LaunchRoof:
+    memory = 1e6 * launch.bytes / card.bandwidth
+    product = 1e6 * launch.operations / (card.products32 if launch.wide else card.products16)
+    return _limited(LaunchRoof(launch.name, memory, 0.0, "", {TENSOR: product} if product else {}), card)
+
+
+def _of_kernel(launch: KernelLaunch, card: Card) -> LaunchRoof:
+    kernel = compiled(launch.configuration, card.architecture)
+    if launch.name not in TRIPS:
+        raise UnknownLoop(f"{launch.name}: trips.py has no row for this kernel")
+    return of_compiled(launch.name, kernel, TRIPS[launch.name](launch.arguments), launch.programs, launch.bytes, card)
+
+
+def of_compiled(
+    name: str, kernel: CompiledKernel, trips: Trips, programs: int, moved: int, card: Card, section: str | None = None
+) -> LaunchRoof:
+    """The least time of a launch of a compiled kernel.
+
+    Args:
+        name: the kernel's.
+        kernel: its machine code and what it needs.
+        trips: how often its loops are gone through.
+        programs: of the launch.
+        moved: bytes of its tensors.
+        card: the GPU.
+        section: the kernel's in the text, where that has several.
+    """
+    code = parse(kernel.text, section)
+    try:
+        busy = sums(code, trips, programs, kernel.warps)
+        widths = copies(code, trips, programs)
+    except UnknownLoop as error:
+        raise UnknownLoop(f"{name}: {error}") from error
+    roof = LaunchRoof(
+        name,
+        memory=1e6 * moved / card.bandwidth,
+        predicted=0.0,
+        limit="",
+        pipes={pipe: 1e6 * card.seconds(each) for pipe, each in busy.items()},
+        programs=(programs, round(trips.programs)),
+        warps=kernel.warps,
+        registers=kernel.registers,
+        spilled=kernel.stack + kernel.local,
+        shared=kernel.shared,
+        blocks=card.blocks_at_once(kernel.registers, kernel.warps, kernel.shared),
+        copies=widths,
+    )
+    return _limited(roof, card)
+
+
+def _limited(roof: LaunchRoof, card: Card) -> LaunchRoof:
+    times = {MEMORY: roof.memory / OF_BANDWIDTH, LAUNCH: 1e6 * card.launch}
+    times |= {pipe: time / OF_PIPES for pipe, time in roof.pipes.items()}
+    limit = max(times, key=lambda name: times[name])
+    return LaunchRoof(**{**vars(roof), "predicted": times[limit], "limit": limit})

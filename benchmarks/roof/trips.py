@@ -1,0 +1,245 @@
+"""How often the programs of a launch go through each loop of their kernel, from the launch's own arguments.
+
+A kernel is a row of TRIPS. Its loops go by the text of their line in the source; one that is missing is an error, so
+that no loop is left out by mistake. What is made again where a result is not finite never happens here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = Mapping[str, Any]
+QUERIES, KEYS = 0, 2  # the first of a side's rows in AttentionWork.documents
+
+BLOCKS = "for block in tl.range(0, blocks)"
+PARTS = "for part in tl.range(0, BLOCK.N // BLOCK.M)"
+CHUNKS = "while done < head_dim"
+LINKS = "while place < behind"
+WINDOW = "for done in tl.range(0, window.extent, BLOCK.K)"
+SLICE = "for done in tl.range(0, part.extent, BLOCK.K)"
+NEVER = dict.fromkeys(
+    ("while done < window.extent", "while token < window.extent", "while done < part.extent", "while span < part.high"),
+    0.0,
+)
+
+
+@dataclass(frozen=True)
+class Trips:
+    """Of all programs of a launch together.
+
+    Attributes:
+        programs: those that have something to do; the others leave at once.
+        loops: how often each loop is gone through, by the text of its line.
+    """
+
+    programs: float
+    loops: Mapping[str, float] = field(default_factory=dict)
+
+
+def block_of(arguments: Arguments) -> Mapping[str, Any]:
+    """The fields of the launch's block."""
+    block = arguments["BLOCK"]
+    return {name: getattr(value, "value", value) for name, value in block._asdict().items()}
+
+
+def parts_of(lengths: Tensor, size: int) -> Tensor:
+    """How many parts of a size there are in each of some lengths.
+
+    Example:
+        >>> parts_of(torch.tensor([0, 1, 64, 65, -3]), 64).tolist()
+        [0, 1, 1, 2, 0]
+    """
+    return (lengths.clamp(min=0) + size - 1) // size
+
+
+def total(values: Tensor) -> float:
+    return float(values.sum())
+
+
+# Attention.
+
+
+def _tiles(arguments: Arguments, side: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Of every block that has rows: its document, and its first row counted from the document's."""
+    documents, tiles = arguments["mask"].documents, arguments["mask"].tiles.long()
+    real = tiles[tiles[:, 0] >= 0]
+    part = torch.arange(arguments["parts"]) * rows
+    document = real[:, :1].expand(-1, len(part)).reshape(-1)
+    first = (real[:, 1:] + part).reshape(-1)
+    there = first < (documents[side + 1] - documents[side])[document]
+    return document[there], first[there]
+
+
+def _blocks_seen(arguments: Arguments, side: int, rows: int) -> Tensor:
+    """Of every document how many blocks of rows on a side it sees, or is seen by."""
+    mask = arguments["mask"]
+    begin, end = mask.documents[side : side + 2]
+    if mask.links is not None:
+        of_link = torch.where(mask.links >= 0, parts_of((end - begin)[mask.links.clamp(min=0)], rows), 0)
+        counted = torch.cat([of_link.new_zeros(1), of_link.cumsum(0)])[mask.offsets]
+        return counted.diff()
+    first, last = mask.documents[4:6]
+    cluster_begin, cluster_end = begin[first], end[last - 1]
+    if arguments["include_self"]:
+        return parts_of(cluster_end - cluster_begin, rows)
+    return parts_of(begin - cluster_begin, rows) + parts_of(cluster_end - end, rows)
+
+
+def attention(side: int, other: int, own_rows: str, other_rows: str) -> Callable[[Arguments], Trips]:
+    """A kernel that takes a block of rows on one side through all blocks on the other."""
+
+    def trips(arguments: Arguments) -> Trips:
+        block = block_of(arguments)
+        document, _ = _tiles(arguments, side, block[own_rows])
+        columns = -(-arguments["head_dim"] // block["D"])
+        alike = arguments["heads"] * columns
+        programs = len(document) * alike
+        if block["WHOLE"]:
+            return Trips(programs)
+        steps = total(_blocks_seen(arguments, other, block[other_rows])[document]) * alike
+        return Trips(programs, {BLOCKS: steps, LINKS: steps, CHUNKS: steps * columns})
+
+    return trips
+
+
+def whole_backward(arguments: Arguments) -> Trips:
+    block = block_of(arguments)
+    _, first = _tiles(arguments, QUERIES, block["N"])
+    programs = int((first == 0).sum()) * arguments["heads"]
+    return Trips(programs, {PARTS: programs * (block["N"] // block["M"])})
+
+
+# Spans.
+
+
+def _column_blocks(columns: int, block: Mapping[str, Any]) -> int:
+    return max(1, -(-columns // block["D"]))
+
+
+def _window_steps(spans: Any, block: Mapping[str, Any]) -> float:
+    """Of all tiles of sorted spans the steps through their windows."""
+    rows, step = block["M"], block["K"]
+    starts, ends = (_padded(each, rows) for each in (spans.starts, spans.ends))
+    low = starts.amin(1) // step * step
+    return total(parts_of(ends.amax(1) - low, step))
+
+
+def _padded(values: Tensor, rows: int) -> Tensor:
+    """In rows, the last one filled up with its own last value."""
+    missing = -len(values) % rows
+    return torch.cat([values, values[-1:].expand(missing)]).view(-1, rows)
+
+
+def _slice_steps(spans: Any, tokens: int, block: Mapping[str, Any]) -> float:
+    """Of all tiles of tokens the steps through the sorted spans that may hold one of them."""
+    first = torch.arange(0, tokens, block["M"])
+    low, high = spans.reach[first], spans.first[(first + block["M"]).clamp(max=tokens)]
+    return total(parts_of(high - low, block["K"]))
+
+
+def banded_forward(arguments: Arguments) -> Trips:
+    block = block_of(arguments)
+    alike = _column_blocks(arguments["columns"], block) * arguments["heads"]
+    programs = -(-arguments["num_spans"] // block["M"]) * alike
+    return Trips(programs, {**NEVER, WINDOW: _window_steps(arguments["spans"], block) * alike})
+
+
+def walk_forward(arguments: Arguments) -> Trips:
+    """A program follows its own spans; one that starts where the span before it does goes on from that one's end."""
+    block, spans, share = block_of(arguments), arguments["spans"], arguments["share"]
+    alike = _column_blocks(arguments["columns"], block) * arguments["heads"]
+    count = arguments["num_spans"]
+    enumerated = spans.first is not None
+    steps = torch.ones(count, dtype=torch.long)
+    if not enumerated:
+        starts, ends = spans.starts, spans.ends
+        goes_on = torch.cat([torch.zeros(1, dtype=torch.bool), starts[1:] == starts[:-1]])
+        goes_on &= torch.arange(count) % share != 0
+        steps = ends - torch.where(goes_on, ends.roll(1), starts)
+    unroll = block["UNROLL"]
+    tokens = arguments["tokens"] if enumerated else count
+    return Trips(
+        -(-tokens // (share * block["LANES"])) * alike,
+        {
+            "while tl.max(stop - item, 0) > 0": count * alike,
+            "while tl.max(limit - walk.position, 0) >= BLOCK.UNROLL": total(steps // unroll) * alike,
+            "while tl.max(limit - walk.position, 0) > 0": total(steps % unroll if unroll > 1 else steps) * alike,
+            "while done < table_columns": 0.0,
+        },
+    )
+
+
+def linear_backward(arguments: Arguments) -> Trips:
+    block = block_of(arguments)
+    blocks = _column_blocks(arguments["columns"], block)
+    steps = _slice_steps(arguments["spans"], arguments["tokens"], block) * blocks
+    return Trips(-(-arguments["tokens"] // block["M"]) * blocks, {**NEVER, SLICE: steps})
+
+
+def attention_backward(arguments: Arguments) -> Trips:
+    heads = arguments["heads"]
+    found = linear_backward(arguments)
+    loops = {**found.loops, SLICE: found.loops[SLICE] * heads, "while head < heads": found.programs * heads}
+    return Trips(found.programs, loops)
+
+
+def max_backward(arguments: Arguments) -> Trips:
+    block = block_of(arguments)
+    blocks = _column_blocks(arguments["columns"], block)
+    steps = _slice_steps(arguments["spans"], arguments["tokens"], block) * blocks
+    return Trips(-(-arguments["tokens"] // block["M"]) * blocks, {"while part.low + done < part.high": steps})
+
+
+def softmax_of_spans(arguments: Arguments) -> Trips:
+    block = block_of(arguments)
+    programs = -(-arguments["num_spans"] // block["M"]) * arguments["heads"]
+    steps = _window_steps(arguments["spans"], block) * arguments["heads"]
+    return Trips(programs, {"while done < window.extent": steps})
+
+
+def _projected(arguments: Arguments, block: Mapping[str, Any]) -> dict[str, float]:
+    """The loops of a tile of spans through the blocks of the projection, for all blocks of columns."""
+    columns = _column_blocks(arguments["outputs"], block)
+    kinds = sum(arguments[f"{name}_block"] >= 0 for name in ("mean", "sum")) + arguments["heads"]
+    tiles = -(-arguments["num_spans"] // block["M"])
+    return {
+        **NEVER,
+        "while part < last_head - first_head": tiles * columns * (2 + arguments["heads"]),
+        WINDOW: _window_steps(arguments["spans"], block) * columns * kinds,
+    }
+
+
+def linear_forward(arguments: Arguments) -> Trips:
+    block = block_of(arguments)
+    programs = -(-arguments["num_spans"] // block["M"]) * _column_blocks(arguments["outputs"], block)
+    return Trips(programs, _projected(arguments, block))
+
+
+def score_forward(arguments: Arguments) -> Trips:
+    block = block_of(arguments)
+    tiles = -(-arguments["num_spans"] // block["M"])
+    groups = -(-arguments["num_scores"] // getattr(arguments["SCORES"], "value", arguments["SCORES"]))
+    loops = {name: count * groups for name, count in _projected(arguments, block).items()}
+    columns = tiles * groups * _column_blocks(arguments["outputs"], block)
+    return Trips(tiles * groups, {**loops, "while done < outputs": columns})
+
+
+TRIPS: dict[str, Callable[[Arguments], Trips]] = {
+    "attention_forward": attention(QUERIES, KEYS, "M", "N"),
+    "query_backward": attention(QUERIES, KEYS, "M", "N"),
+    "key_backward": attention(KEYS, QUERIES, "N", "M"),
+    "whole_backward": whole_backward,
+    "banded_forward": banded_forward,
+    "walk_forward": walk_forward,
+    "linear_backward": linear_backward,
+    "attention_backward": attention_backward,
+    "max_backward": max_backward,
+    "softmax_of_spans": softmax_of_spans,
+    "linear_forward": linear_forward,
+    "score_forward": score_forward,
+}
