@@ -6,6 +6,8 @@ TORCH_VERSION ?= 2.13.0
 TORCH ?=
 DOCUMENTS ?=
 SIDE_BY_SIDE ?= -n auto --maxprocesses 4
+# For test-triton: a release beside the oldest that is taken, which the other tests have.
+TRITON ?= 3.9.0
 # How long fuzz goes on, and sanitize with the fuzzer.
 SECONDS ?= 120
 # Where bench writes its record, and its report beside it.
@@ -25,7 +27,7 @@ CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o
 BUILD_TOOLS := "setuptools>=77" ninja "pybind11>=2.12"
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench gpu-check clean
+.PHONY: demo test test-all test-triton test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -36,6 +38,14 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest -m "not gpu" $(SIDE_BY_SIDE)
+	$(MAKE) test-triton
+
+# Triton's kernels with another release of Triton: in its interpreter, and compiled for a GPU.
+test-triton: $(VENV)/.test-installed
+	@$(PIP) install -q --no-deps --upgrade --target build/triton/$(TRITON) "triton==$(TRITON)"
+	PYTHONPATH=$(CURDIR)/build/triton/$(TRITON) $(BIN)/python -c 'import triton; assert triton.__version__ == "$(TRITON)"'
+	PYTHONPATH=$(CURDIR)/build/triton/$(TRITON) \
+	  $(BIN)/python -m pytest -m "not slow and not gpu" -k triton $(SIDE_BY_SIDE) tests/ops tests/aot
 
 # A checkout's own tests: AllenNLP's of span extractors and torch_scatter's of segments, on ours in the place of theirs, or
 # transformers' model tests, with models as they are and with accelerated ones: no test may fail in the second run

@@ -21,6 +21,7 @@ import triton.language as tl
 from spanbert_kernels.ops.attention import triton_tiles as tiles
 from spanbert_kernels.ops.attention.triton_tiles import LOG2_E
 from spanbert_kernels.ops.triton_arguments import Matrix
+from spanbert_kernels.ops.triton_masks import only_if
 
 
 class Near(NamedTuple):
@@ -183,7 +184,7 @@ def seen_product(left, seen, source, row, tile, total):
         sees = tl.max((mine[None, :] & seen).to(tl.int32), 1) > 0
         there = tl.max(sees.to(tl.int32), 0) > 0
         start = source.data + tile.own + tl.sum(tl.where(mine, row, 0), 0) * source.stride
-        right = tl.load(start, mask=tile.inside[None, :] & there, other=0.0).to(tl.float32)
+        right = tl.load(start, mask=only_if(there, tile.inside[None, :]), other=0.0).to(tl.float32)
         total += tl.where(sees[:, None], factor[:, None] * right, 0.0)
         place += 1
     return total

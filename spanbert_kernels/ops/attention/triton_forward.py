@@ -15,6 +15,7 @@ from spanbert_kernels.ops.attention import triton_distance as distance
 from spanbert_kernels.ops.attention import triton_tiles as tiles
 from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, QUERIES, UNSPECIALIZED
 from spanbert_kernels.ops.triton_arguments import Matrix, Philox
+from spanbert_kernels.ops.triton_masks import only_if
 
 
 class Forward(NamedTuple):
@@ -140,4 +141,4 @@ def attention_forward(
     tiles.store_rows(output, tile, heads, head_dim, None, softmax.total / tl.where(seen, mass, 1.0)[:, None])
     sums = tl.where(seen, (softmax.peak + tl.log2(tl.where(seen, softmax.mass, 1.0))) / LOG2_E, -float("inf"))
     row, there = tiles.rows_again(tile, None, BLOCK.M)
-    tl.store(lse + tile.head * query_rows + tile.first + row, sums, mask=there & (tile.own == 0))
+    tl.store(lse + tile.head * query_rows + tile.first + row, sums, mask=only_if(tile.own == 0, there))

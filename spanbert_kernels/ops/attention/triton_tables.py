@@ -21,6 +21,7 @@ from spanbert_kernels.ops.attention import triton_tiles as tiles
 from spanbert_kernels.ops.attention.triton_tiles import LOG2_E, UNSPECIALIZED
 from spanbert_kernels.ops.attention.triton_whole_backward import rounded
 from spanbert_kernels.ops.triton_arguments import Matrix, Philox
+from spanbert_kernels.ops.triton_masks import only_if
 
 
 class DistanceSums(NamedTuple):
@@ -241,7 +242,7 @@ def table_backward(
         number += pieces
     start = ((piece.to(tl.int64) * heads + head) * runs + turn) * BLOCK.N + tl.arange(0, BLOCK.N)
     if terms.bias is not None:
-        tl.store(sums.bias + start, total.bias, mask=(start >= 0) & (own == 0))
+        tl.store(sums.bias + start, total.bias, mask=only_if(own == 0, start >= 0))
     start = start[:, None] * head_dim + own + tl.arange(0, BLOCK.D)[None, :]
     if terms.keys is not None:
         tl.store(sums.keys + start, total.keys * scale, mask=inside[None, :])

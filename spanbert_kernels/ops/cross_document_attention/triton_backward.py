@@ -15,6 +15,7 @@ from spanbert_kernels.ops.attention import triton_tiles as tiles
 from spanbert_kernels.ops.attention.triton_backward import Backward, gradient_step, new_sums, row_statistics, sums_step
 from spanbert_kernels.ops.attention.triton_tiles import LOG2_E, QUERIES, UNSPECIALIZED, Numbers, Ranges, Statistics
 from spanbert_kernels.ops.cross_document_attention.triton_forward import pair_slot, seen_document, seen_list
+from spanbert_kernels.ops.triton_masks import only_if
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -70,7 +71,7 @@ def pairwise_backward(
             own = Statistics(lse, delta, share)
             program = Backward(queries, grads, k, v, own, tile, mask, terms, dropout, numbers, factor)
             total = tiles.over_ranges(gradient_step, total, program, ranges, BLOCK.N, BLOCK)
-            tl.store(statistics.delta + slot, delta, mask=tile.there & (tile.own == 0))
-            tl.store(statistics.share + slot, share, mask=tile.there & (tile.own == 0))
+            tl.store(statistics.delta + slot, delta, mask=only_if(tile.own == 0, tile.there))
+            tl.store(statistics.share + slot, share, mask=only_if(tile.own == 0, tile.there))
         item += 1
     tiles.store_rows(grad_q, tile, heads, head_dim, None, total * scale)

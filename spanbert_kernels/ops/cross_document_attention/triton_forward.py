@@ -14,6 +14,7 @@ import triton.language as tl
 from spanbert_kernels.ops.attention import triton_tiles as tiles
 from spanbert_kernels.ops.attention.triton_forward import Forward, forward_step, new_softmax
 from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, QUERIES, UNSPECIALIZED, Numbers, Operand, Ranges
+from spanbert_kernels.ops.triton_masks import only_if
 
 
 @triton.jit
@@ -86,7 +87,7 @@ def weights_forward(
             mass += tl.sum(tl.where(there[None, :], scores, 0.0), 1)
             begin += BLOCK.N
         total += mass
-        tl.store(target + other, mass, mask=tile.there & seen)
+        tl.store(target + other, mass, mask=only_if(seen, tile.there))
         item += 1
     # What the log-sum-exp was rounded by is the same for all: it goes out with their sum.
     total = tl.where(total == 0.0, 1.0, total)
@@ -94,8 +95,8 @@ def weights_forward(
     item = begin_item
     while item < end_item:
         other, begin, end = seen_document(mask, item, tile.document, numbers)
-        mass = tl.load(target + other, mask=tile.there & (begin < end), other=0.0)
-        tl.store(target + other, mass / total, mask=tile.there & (begin < end))
+        mass = tl.load(target + other, mask=only_if(begin < end, tile.there), other=0.0)
+        tl.store(target + other, mass / total, mask=only_if(begin < end, tile.there))
         item += 1
 
 
@@ -149,7 +150,7 @@ def pairwise_forward(
             number += 1
             slot = tile.head * size + pair_slot(mask.slots, item, other - first_document, query_rows)
             sums = (softmax.peak + tl.log2(softmax.mass)) / LOG2_E
-            tl.store(lse + slot + tile.row, sums, mask=tile.there & (tile.own == 0))
+            tl.store(lse + slot + tile.row, sums, mask=only_if(tile.own == 0, tile.there))
         item += 1
     softmaxes = tl.maximum(number, 1)
     if dropout is not None:

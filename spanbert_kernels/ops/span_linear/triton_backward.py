@@ -21,6 +21,7 @@ from spanbert_kernels.ops.span_linear.triton_forward import Blocks, Sizes, load_
 from spanbert_kernels.ops.span_pool.triton_backward import Held, Slice
 from spanbert_kernels.ops.span_pool.triton_forward import add_product, is_finite
 from spanbert_kernels.ops.triton_arguments import Matrix
+from spanbert_kernels.ops.triton_masks import only_if
 
 # Blocks whose weights are 0 and 1, two bits each in `kinds`. The weighed ones are the mean and then the heads.
 START = tl.constexpr(0)
@@ -70,7 +71,8 @@ def slice_step(
     start, end, row = load_spans(spans, span, span < part.high, part.first_token)
     touched = (end > 0) & (start < BLOCK.M)  # other spans of the slice are not read
     if not WEIGHED:
-        touched = touched & ((start >= 0) | (kind != START)) & ((end <= BLOCK.M) | (kind != END))
+        touched = touched & (tl.where(kind == START, start, 0) >= 0)
+        touched = touched & (tl.where(kind == END, end, 0) <= BLOCK.M)
     rows = source.data + row[:, None] * source.stride
     grad = tl.load(rows, mask=touched[:, None] & inside[None, :], other=0.0)  # [K, D]
     if SANITIZE:
@@ -81,7 +83,7 @@ def slice_step(
     if WEIGHED:
         scale = 1.0 / tl.maximum(end - start, 1).to(tl.float32)
         if head is not None:
-            mine = touched & is_head
+            mine = only_if(is_head, touched)
             scale = tl.where(is_head, tl.load(head.scales + span, mask=mine, other=1.0), scale)
             peak = tl.load(head.peaks + span, mask=mine, other=0.0)
             delta = tl.load(head.deltas + span, mask=mine, other=0.0)
@@ -193,7 +195,7 @@ def product_backward(
     of_head = None
     if weights is not None:
         of_head = HeadGradient(
-            tl.load(weights.scores + head * tokens + token, mask=there & is_head, other=0.0),
+            tl.load(weights.scores + head * tokens + token, mask=only_if(is_head, there), other=0.0),
             weights.peaks + head * num_spans,
             weights.scales + head * num_spans,
             deltas + head * num_spans,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spanbert_kernels.ops.span_pool.triton_forward import add_product, is_finite, window_of
 from spanbert_kernels.ops.triton_arguments import Matrix
+from spanbert_kernels.ops.triton_masks import only_if
 
 
 class Projection(NamedTuple):
@@ -179,7 +180,7 @@ def window_step(total, done, source, head, window, inside, weighed, SANITIZE: tl
     held = (token[:, None] >= window.start[None, :]) & (token[:, None] < window.end[None, :])
     weights = tl.where(held, head.scale[None, :], 0.0)
     if head.scores is not None:
-        score = tl.load(head.scores + token, mask=there & weighed, other=0.0)
+        score = tl.load(head.scores + token, mask=only_if(weighed, there), other=0.0)
         weights = tl.where(held, tl.exp(score[:, None] - head.peak[None, :]) * head.scale[None, :], 0.0)
     return add_product(total, tl.trans(weights), x, False, BLOCK.PRECISION)
 

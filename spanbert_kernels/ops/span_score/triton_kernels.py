@@ -26,6 +26,7 @@ from spanbert_kernels.ops.span_linear.triton_forward import (
     pre_activation,
     slope,
 )
+from spanbert_kernels.ops.triton_masks import only_if
 
 
 class DocumentTiles(NamedTuple):
@@ -123,7 +124,7 @@ def score_forward(
             sums += tl.sum(inner, 1)
             squares += tl.sum(inner * inner, 1)
         for i in tl.static_range(SCORES):
-            used = (column < outputs) & (first_score + i < num_scores)
+            used = only_if(first_score + i < num_scores, column < outputs)
             weight = tl.load(own_weight + i * outputs + column, mask=used, other=0.0)
             dots = tl.sum(inner * weight.to(tl.float32)[None, :], 1)
             total += tl.where(score[None, :] == i, dots[:, None], 0.0)
@@ -135,7 +136,7 @@ def score_forward(
         known = first_score + score < num_scores
         of_rows = tl.load(norm.sums + document * num_scores + first_score + score, mask=known, other=0.0)
         total = (total - mean[:, None] * of_rows[None, :]) * scale[:, None]
-        counted = tile.there & (first_score == 0)
+        counted = only_if(first_score == 0, tile.there)
         if tiles is not None:
             scale = tl.where(tile.valid, scale, 0.0)
         tl.store(norm.statistics + tile.row * 2, shift + mean, mask=counted)
