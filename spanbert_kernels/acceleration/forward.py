@@ -20,7 +20,8 @@ from spanbert_kernels.acceleration.attention import Batch
 from spanbert_kernels.acceleration.families import Reads
 from spanbert_kernels.acceleration.family import Family, count_positions, mixes_documents
 from spanbert_kernels.acceleration.layouts import at
-from spanbert_kernels.acceleration.packed import PackedLayers, Weights, way_for, way_for_links
+from spanbert_kernels.acceleration.on_gpu import GpuLayers, is_on_gpu
+from spanbert_kernels.acceleration.packed import Layers, PackedLayers, Weights, way_for, way_for_links
 from spanbert_kernels.acceleration.parts import EncoderParts
 from spanbert_kernels.acceleration.requests import Request, read_request
 from spanbert_kernels.acceleration.structure import Structure
@@ -93,7 +94,7 @@ class PackedForward:
             self._forget()
 
     def _forget(self) -> None:
-        self._packed_layers: PackedLayers | None = None
+        self._packed_layers: PackedLayers | GpuLayers | None = None
 
     @property
     def kept(self) -> str | None:
@@ -101,7 +102,8 @@ class PackedForward:
         packed = self._packed_layers
         if packed is None:
             return None
-        return f"{packed.layers.products}, {packed.layers.num_bytes / 2**20:.0f} MiB of repacked weights"
+        layers = packed if isinstance(packed, GpuLayers) else packed.layers
+        return f"{layers.products}, {layers.num_bytes / 2**20:.0f} MiB of repacked weights"
 
     def _prepare(self) -> None:
         self._structure: Structure | None = None
@@ -192,7 +194,7 @@ class PackedForward:
         packing = Packing.from_mask(None, 1, request.length, request.device)
         hidden, batch = self._embed(request, packing), Batch(packing, linked=plan)
         packed = self._packed_layers_for(encoder, hidden, batch)
-        run = partial(training.run_layers, encoder) if packed is None else packed.layers.run
+        run = partial(training.run_layers, encoder) if packed is None else packed.run
         self._note(self._path(encoder, packed, request))
         return run(0, len(encoder.layers), hidden, batch)
 
@@ -263,8 +265,8 @@ class PackedForward:
         stops = list(every) if mixes else sorted({*wanted, count}.intersection(every)) or [0]
         embedded, dtype = hidden, hidden.dtype
         if packed is not None and (len(stops) > 1 or encoder.convolution is not None) and not mixes:
-            hidden = hidden.to(packed.layers.stream_dtype or dtype)
-        run = partial(training.run_layers, encoder) if packed is None else packed.layers.run
+            hidden = hidden.to(packed.stream_dtype or dtype)
+        run = partial(training.run_layers, encoder) if packed is None else packed.run
         for first, last in itertools.pairwise([0, *stops]):
             hidden = _run(run, encoder, first, last, hidden, batch)
             if mixes:
@@ -280,7 +282,7 @@ class PackedForward:
         asked = None if request.hidden_states is None else tuple(states.get(index) for index in range(count + 1))
         return self._output(request, packing, final, asked)
 
-    def _path(self, encoder: EncoderParts, packed: PackedLayers | None, request: Request) -> str:
+    def _path(self, encoder: EncoderParts, packed: Layers | None, request: Request) -> str:
         if packed is not None:
             return INFERENCE
         if self.model.training:
@@ -326,22 +328,29 @@ class PackedForward:
         """Whether position ids are a token's place in its document, or only differ from it alike in all of it."""
         return given is None or (given.device.type == "cpu" and torch.equal(_pack(packing, given), packing.places()))
 
-    def _packed_layers_for(self, encoder: EncoderParts, hidden: Tensor, batch: Batch) -> PackedLayers | None:
+    def _packed_layers_for(self, encoder: EncoderParts, hidden: Tensor, batch: Batch) -> Layers | None:
         """The layers with copied weights, if the inference path can take this call, else None."""
         trains = torch.is_grad_enabled() and (
             hidden.requires_grad or any(p.requires_grad for p in self.model.parameters())
         )
-        if trains or hidden.device.type != "cpu" or not encoder.read:
+        on_gpu = is_on_gpu(hidden)
+        if trains or (hidden.device.type != "cpu" and not on_gpu) or not encoder.read:
             # The weights are about to change or have moved, and the memory is better spent on activations.
             self._forget()
             return None
         if not self.repack or any(parts.drops() for parts in encoder.distinct):
             return None
-        way = way_for(hidden.dtype, self.weights) if batch.linked is None else way_for_links(hidden.dtype)
         packed = self._packed_layers
-        if way is not None and (packed is None or not packed.follow(encoder, way)):
+        if on_gpu:
+            if not isinstance(packed, GpuLayers) or not packed.follow(encoder, hidden):
+                packed = self._packed_layers = GpuLayers.of(encoder, hidden)
+            return packed
+        way = way_for(hidden.dtype, self.weights) if batch.linked is None else way_for_links(hidden.dtype)
+        if way is not None and not (isinstance(packed, PackedLayers) and packed.follow(encoder, way)):
             packed = self._packed_layers = PackedLayers.of(encoder, way)
-        return packed if way is not None and packed is not None and packed.layers.serve(batch) else None
+        if way is None or not isinstance(packed, PackedLayers) or not packed.layers.serve(batch):
+            return None
+        return packed.layers
 
     def _output(
         self, request: Request, packing: Packing, last: Tensor, states: tuple[Tensor | None, ...] | None

@@ -57,7 +57,7 @@ class Linears:
         """`activation(x W^T + b)`."""
         if self.activated is not None:
             return self.activated(x, packed, bias, activation)
-        return _activate(activation, self.linear(x, packed, bias))
+        return activate(activation, self.linear(x, packed, bias))
 
 
 PLAIN = Linears(
@@ -141,7 +141,7 @@ def is_exact_gelu(activation: object) -> bool:
     return _class_of(activation) == _EXACT_GELU and getattr(activation, "act", None) is F.gelu
 
 
-def _activate(activation: nn.Module, x: Tensor) -> Tensor:
+def activate(activation: nn.Module, x: Tensor) -> Tensor:
     """`activation(x)` for an x that nobody else holds: the exact GELU in place, another by its module."""
     if is_exact_gelu(activation):
         return torch.ops.aten.gelu_(x)

@@ -16,6 +16,7 @@ from spanbert_kernels.acceleration.attention import Batch
 from spanbert_kernels.acceleration.fused import FusedLayers, steps_refusal
 from spanbert_kernels.acceleration.inference import SeparateLayers
 from spanbert_kernels.acceleration.linears import exact_gelu, linears_for
+from spanbert_kernels.acceleration.on_gpu import GpuLayers
 from spanbert_kernels.acceleration.parts import EncoderParts, Joint, LayerParts
 from spanbert_kernels.acceleration.weights import Watch, copyable
 from spanbert_kernels.nn.packing import Packing
@@ -85,6 +86,10 @@ def int8_refusal(encoder: EncoderParts) -> str | None:
         return "its layers hold adapters, quantized products or weights that are elsewhere"
     unknown = filter(None, (steps_refusal(parts) for parts in encoder.distinct))
     return next(unknown, None) or _fused_refusal(torch.float32) or encoder_stack_refusal("int8")
+
+
+# What a call runs: on a CPU all layers at once or product by product, on a GPU launch by launch.
+Layers = FusedLayers | SeparateLayers | GpuLayers
 
 
 @dataclass

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.attention import Batch, attend
 from spanbert_kernels.acceleration.linears import is_exact_gelu
+from spanbert_kernels.acceleration.on_gpu import PLAIN, is_on_gpu
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
 from spanbert_kernels.acceleration.stand_ins import is_read
 from spanbert_kernels.nn.feed_forward import gelu_feed_forward
@@ -43,8 +46,7 @@ def run_layer(parts: LayerParts, hidden: Tensor, batch: Batch) -> Tensor:
 
 def _compute(parts: LayerParts, batch: Batch, hidden: Tensor) -> Tensor:
     given = _normalized(parts.norm_before(parts.attention_norm), hidden)
-    heads = (-1, parts.heads, parts.head_dim)
-    query, key, value = (each.view(heads) for each in parts.projections(_linear, given))
+    query, key, value = _projected(parts, given)
     relative = None if parts.relative is None else parts.relative.terms(_linear)
     context = attend(parts, query, key, value, batch, relative, dropout_p=parts.attention_dropout_p)
     dense = _linear(parts.dense, context)
@@ -53,6 +55,15 @@ def _compute(parts: LayerParts, batch: Batch, hidden: Tensor) -> Tensor:
         return _feed_forward(parts, attended)
     rows = parts.chunk_size * batch.packing.batch
     return torch.cat([_feed_forward(parts, part) for part in attended.split(rows)])
+
+
+def _projected(parts: LayerParts, given: Tensor) -> Iterable[Tensor]:
+    """Query, key and value, `[T, heads, head_dim]` each; on a GPU one product, whose input is read once."""
+    projections, heads = parts.projections, (parts.heads, parts.head_dim)
+    apart = len(projections.linears) > 1 and all(map(is_read, projections.linears))
+    if apart and is_on_gpu(given) and all(type(each) in PLAIN for each in projections.weights()):
+        return F.linear(given, projections.weight(), projections.bias()).view(-1, 3, *heads).unbind(1)
+    return (each.view(-1, *heads) for each in projections(_linear, given))
 
 
 def _feed_forward(parts: LayerParts, attended: Tensor) -> Tensor:

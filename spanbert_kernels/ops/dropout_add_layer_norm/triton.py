@@ -27,6 +27,7 @@ from spanbert_kernels.ops.philox import Dropout
 from spanbert_kernels.ops.triton_arguments import Options, contiguous, matrix, on, philox_of
 from spanbert_kernels.ops.triton_philox import philox_words
 
+NOTHING_DROPPED = Dropout(0.0, None)
 WIDEST_OF_A_WARP = LARGEST_ROW // 8  # columns
 PROGRAMS = 1056  # of the backward at most: few write few sums, many fill a GPU
 
@@ -79,8 +80,8 @@ def norm_forward(
     bias,  # [H], or None
     dropout,  # None without
     output,  # [T, H]
-    means,  # [T]
-    rstds,  # [T]
+    means,  # [T], or None
+    rstds,  # [T], or None
     rows,
     columns,
     eps,
@@ -113,8 +114,9 @@ def norm_forward(
             normal += load_columns(bias, row, column, columns)
         target = output + row[:, None] * columns + column[None, :]
         tl.store(target, normal.to(output.dtype.element_ty), mask=there[:, None] & (column < columns)[None, :])
-    tl.store(means + row, mean, mask=there)
-    tl.store(rstds + row, rstd, mask=there)
+    if means is not None:
+        tl.store(means + row, mean, mask=there)
+        tl.store(rstds + row, rstd, mask=there)
 
 
 @triton.jit(do_not_specialize=("rows", "tiles"))
@@ -199,15 +201,18 @@ def options(columns: int) -> Options:
     return Options(RowTiling(max(1, 4 // warps), chunk, max(1, triton.cdiv(columns, chunk))), num_warps=max(4, warps))
 
 
-@dropout_add_layer_norm_forward.triton
-def forward(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, dropout: Dropout, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _normalize(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dropout: Dropout,
+    eps: float,
+    statistics: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
+    """The output; `statistics`, where they are wanted, are filled."""
     rows, columns = x.shape
     output = x.new_empty(rows, columns)
-    mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    if output.numel() == 0:
-        return output, mean.zero_(), rstd.zero_()
     chosen = options(columns)
     with on(x.device):
         norm_forward[(triton.cdiv(rows, chosen.block.M),)](
@@ -217,14 +222,30 @@ def forward(
             contiguous(bias),
             philox_of(dropout),
             output,
-            mean,
-            rstd,
+            *statistics,
             rows,
             columns,
             eps,
             **chosen.arguments,
         )
-    return output, mean, rstd
+    return output
+
+
+@dropout_add_layer_norm_forward.triton
+def forward(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, dropout: Dropout, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, rstd = (x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(2))
+    if x.numel() == 0:
+        return x.new_empty(x.shape), mean.zero_(), rstd.zero_()
+    return _normalize(x, residual, weight, bias, dropout, eps, (mean, rstd)), mean, rstd
+
+
+def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """`LayerNorm(x + residual)` of arguments that were checked, without autograd and what that would keep."""
+    if x.numel() == 0:
+        return x.new_empty(x.shape)
+    return _normalize(x, residual, weight, bias, NOTHING_DROPPED, eps, (None, None))
 
 
 @dropout_add_layer_norm_backward.triton
@@ -272,4 +293,6 @@ def aot_configurations() -> list[AotConfiguration]:
                 dropout, call = Dropout(0.1, seed), f"{name}, {columns}{drops}{', seldom' * (not everyday)}"
                 calls[call] = partial(forward, x, x, weight, weight, dropout, 1e-12)
                 calls[f"{call}, gradient"] = partial(backward, x, x, x, weight, numbers, numbers, dropout)
+    x, weight = meta(2000, 768, dtype=torch.bfloat16), meta(768, dtype=torch.bfloat16)
+    calls["no statistics"] = partial(add_layer_norm, x, x, weight, weight, 1e-12)
     return configurations_of(calls)

@@ -1,0 +1,158 @@
+"""Encoder layers on packed tokens on a GPU without autograd: few launches, and little Python between them.
+
+A layer is one product for query, key and value, attention, a product, addition with LayerNorm, a product, the
+activation, a product, addition with LayerNorm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spanbert_kernels import ops
+from spanbert_kernels.acceleration.attention import Batch, attend
+from spanbert_kernels.acceleration.linears import activate
+from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
+from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
+
+PLAIN = (Tensor, nn.Parameter)
+
+
+def is_on_gpu(hidden: Tensor) -> bool:
+    """Whether kernels of a GPU are to take hidden states: they are on one, or Triton was asked for by name."""
+    return hidden.device.type == "cuda" or ops.backends.asked() == "triton"
+
+
+def _refusal(encoder: EncoderParts, hidden: Tensor) -> str | None:
+    """Why layers cannot run in this way on hidden states like these, or None."""
+    if ops.backends.asked() not in (None, "triton"):
+        return "another backend was asked for"
+    if hidden.shape[1] > LARGEST_ROW:
+        return f"more than {LARGEST_ROW} columns"
+    if any(parts.chunk_size > 0 for parts in encoder.distinct):
+        return "feed-forward blocks in chunks"
+    tensors = [tensor for parts in encoder.distinct for tensor in parts.parameters()]
+    if any(type(t) not in PLAIN or t.dtype != hidden.dtype or t.device != hidden.device for t in tensors):
+        return "weights of another kind, dtype or device"
+    return ops.backends.refusal("triton", hidden.device.type, hidden.dtype)
+
+
+class GpuLayers:
+    """The layers of an encoder, and one buffer for the weights of each layer's query, key and value.
+
+    The buffers are filled on each call, all in one launch, from parameters that stay transformers' own: whatever is
+    done to these is followed, also through `.data`. To look for changes first would mean to wait for the GPU.
+
+    Attributes:
+        stream_dtype: None, hidden states are in the dtype of the weights.
+        products: how it multiplies, in words.
+    """
+
+    stream_dtype: torch.dtype | None = None
+    products = "PyTorch's, query, key and value in one"
+
+    def __init__(self, encoder: EncoderParts, hidden: Tensor) -> None:
+        from spanbert_kernels.ops.dropout_add_layer_norm.triton import add_layer_norm
+
+        self.encoder = encoder
+        self.kind = (hidden.dtype, hidden.device)
+        self.layers = [GpuLayer(parts, add_layer_norm) for parts in encoder.distinct]
+        self.targets = [target for layer in self.layers for target in layer.targets()]
+
+    @classmethod
+    def of(cls, encoder: EncoderParts, hidden: Tensor) -> GpuLayers | None:
+        """The layers for hidden states like these, or None where they cannot run in this way."""
+        return None if _refusal(encoder, hidden) is not None else cls(encoder, hidden)
+
+    def follow(self, encoder: EncoderParts, hidden: Tensor) -> bool:
+        """Whether these are the layers, for hidden states like these."""
+        return self.encoder is encoder and self.kind == (hidden.dtype, hidden.device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory kept: the buffers."""
+        return sum(each.numel() * each.element_size() for each in self.targets)
+
+    def run(self, first: int, last: int, hidden: Tensor, batch: Batch) -> Tensor:
+        """Layers first .. last - 1, and the norm after the last of all: `hidden [T, H]` -> `[T, H]`."""
+        if self.targets:
+            torch._foreach_copy_(self.targets, [source for layer in self.layers for source in layer.sources()])
+        for place in self.encoder.places[first:last]:
+            hidden = self.layers[place].run(hidden, batch)
+        return _normalized(self.encoder.norm_after(last), hidden)
+
+
+class GpuLayer:
+    """A layer; what does not change with its parameters is looked up once."""
+
+    def __init__(self, parts: LayerParts, add_layer_norm: Any) -> None:
+        projections = parts.projections
+        self.parts = parts
+        self.add_layer_norm = add_layer_norm
+        self.shape = (-1, 3, parts.heads, parts.head_dim)
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+        # Otherwise one Linear has them all, one output after the other.
+        if len(projections.linears) > 1 or projections.groups > 1 or projections.beside is not None:
+            with torch.no_grad():
+                self.weight, self.bias = projections.weight(), projections.bias()
+
+    def targets(self) -> list[Tensor]:
+        """Parts of the buffers, one for each of `sources`."""
+        found = [] if self.weight is None else list(self.weight.chunk(3))
+        if self.bias is not None:
+            pairs = zip(self.bias.chunk(3), self.parts.projections.biases(), strict=True)
+            found += [target for target, bias in pairs if bias is not None]
+        return found
+
+    def sources(self) -> list[Tensor]:
+        """The parameters that the buffers are filled from, as they are now."""
+        if self.weight is None:
+            return []
+        projections = self.parts.projections
+        return [*projections.weights(), *(bias for bias in projections.biases() if bias is not None)]
+
+    def run(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """`hidden [T, H]` -> `[T, H]`."""
+        parts = self.parts
+        given = _normalized(parts.norm_before(parts.attention_norm), hidden)
+        joint = (self.weight, self.bias) if self.weight is not None else _tensors(parts.projections.linears[0])
+        query, key, value = F.linear(given, *joint).view(self.shape).unbind(1)
+        context = attend(parts, query, key, value, batch, parts.fixed_terms())
+        attended = self._finish(parts.norm_after(parts.attention_norm), _linear(parts.dense, context), hidden)
+        given = _normalized(parts.norm_before(parts.norm), attended)
+        wide = self._wide(given)
+        return self._finish(parts.norm_after(parts.norm), _linear(parts.down, wide), attended)
+
+    def _wide(self, given: Tensor) -> Tensor:
+        parts = self.parts
+        if not parts.gated:
+            return activate(parts.activation, _linear(parts.up.linears[0], given))
+        (weight, gate), (bias, gate_bias) = parts.up.weights(), parts.up.biases()
+        return activate(parts.activation, F.linear(given, weight, bias)) * F.linear(given, gate, gate_bias)
+
+    def _finish(self, norm: nn.LayerNorm | None, x: Tensor, residual: Tensor) -> Tensor:
+        if norm is None:
+            return x.add_(residual)
+        weight, bias = _tensors(norm)
+        if weight is None:
+            return _normalized(norm, x.add_(residual))
+        summed: Tensor = self.add_layer_norm(x, residual, weight, bias, eps_of(norm))
+        return summed
+
+
+def _tensors(module: nn.Module) -> tuple[Any, Any]:
+    """A module's weight and bias; as parameters they are quicker to get at."""
+    held = module._parameters
+    return held["weight"], held["bias"]
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, *_tensors(module))
+
+
+def _normalized(norm: nn.LayerNorm | None, x: Tensor) -> Tensor:
+    return x if norm is None else F.layer_norm(x, x.shape[-1:], *_tensors(norm), eps_of(norm))

@@ -1,0 +1,126 @@
+"""Inference launch by launch, as on a GPU: Triton's kernels in its interpreter, on tensors of a CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spanbert_kernels import accelerate, ops
+from spanbert_kernels.ops import library
+
+pytest.importorskip("triton", reason="Triton is not installed")
+if not library.interpreted():
+    pytest.skip("Triton is not in its interpreter", allow_module_level=True)
+
+from transformers import BertConfig, BertModel, MegatronBertConfig, MegatronBertModel
+
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 40}
+# Views and fresh memory are no launches.
+FREE = ("view", "unbind", "t", "transpose", "empty", "slice", "select", "detach", "alias", "unsqueeze", "expand")
+# What the interpreter does, and operators that are but Triton's kernels, which are counted as such.
+NO_OWN = ("copy_", "_to_copy", "set_", "document_attention_forward_triton", "dropout_add_layer_norm_forward_triton")
+
+
+class Launches(TorchDispatchMode):
+    """Counts operators that start work on a GPU, Triton's with the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        if name.lstrip("_").removeprefix("unsafe_").removeprefix("new_") not in FREE and name not in NO_OWN:
+            self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def triton_alone() -> Iterator[None]:
+    with ops.backends.use("triton"):
+        yield
+
+
+def batch() -> dict[str, Tensor]:
+    ids = torch.arange(14).view(2, 7) + 5
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def model_of(kind: type, config: type, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(config(num_hidden_layers=2, **SIZES, **options)).eval()
+
+
+def states(model: Any) -> Tensor:
+    given = batch()
+    with torch.no_grad():
+        found: Tensor = model(**given).last_hidden_state[given["attention_mask"] != 0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [(BertModel, BertConfig), (MegatronBertModel, MegatronBertConfig)], ids=["post", "pre"]
+)
+def test_same_states(kind: type, config: type) -> None:
+    model = model_of(kind, config)
+    expected, report = states(model), accelerate(model)
+    torch.testing.assert_close(states(model), expected, rtol=1e-4, atol=1e-5)
+    assert report.calls == {"packed-inference": 1}
+    assert "query, key and value in one" in str(report)
+
+
+def test_whatever_is_done_to_parameters_is_followed() -> None:
+    model = model_of(BertModel, BertConfig)
+    accelerate(model)
+    states(model)
+    attention = model.encoder.layer[0].attention.self
+    names = list(model.state_dict())
+    with torch.no_grad():
+        attention.query.weight.mul_(2)
+        attention.key.weight.data.mul_(-1)  # counted nowhere
+        attention.value.bias = nn.Parameter(torch.ones(16))
+    fresh = BertModel(model.config).eval()
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(states(model), states(fresh), rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(states(copy.deepcopy(model)), states(fresh), rtol=1e-4, atol=1e-5)
+
+
+def launches_of(layers: int, train: bool) -> Counter[str]:
+    """Of a call behind the first."""
+    from triton.runtime import interpreter
+
+    without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = BertModel(BertConfig(num_hidden_layers=layers, **SIZES, **without)).train(train)
+    accelerate(model)
+    with torch.set_grad_enabled(train), pytest.MonkeyPatch.context() as patch, Launches() as found:
+        model(**batch())
+        found.names.clear()
+        run = interpreter.GridExecutor.__call__
+
+        def counted(executor: Any, *args: Any, **kwargs: Any) -> None:
+            found.names[executor.fn.__name__] += 1
+            run(executor, *args, **kwargs)
+
+        patch.setattr(interpreter.GridExecutor, "__call__", counted)
+        model(**batch())
+    return found.names
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
+def test_launches_of_a_layer(train: bool) -> None:
+    launches = launches_of(2, train)
+    launches.subtract(launches_of(1, train))
+    once = {"attention_forward": 1, "norm_forward": 2, "addmm": 4}
+    assert {name: count for name, count in launches.items() if count} == once | (
+        {"gelu": 1, "cat": 2} if train else {"gelu_": 1}
+    )
