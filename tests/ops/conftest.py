@@ -12,12 +12,18 @@ from places import Place
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Checks at emulated places of cases that their class does not name (`emulated`) are slow."""
+    """Checks at emulated places of cases that their class does not name (`emulated`) are slow.
+
+    So is float16 in large blocks of Triton's interpreter: `test_gpu_blocks.py` has it in those of a GPU.
+    """
     for item in items:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         case, values = parameters.get("case", parameters.get("logic")), parameters.values()
         names = getattr(getattr(item, "cls", None), "emulated", ())
         if names and case and case.name not in names and any(isinstance(p, Place) and p.emulated for p in values):
+            item.add_marker(pytest.mark.slow)
+        large_blocks = getattr(getattr(item, "cls", None), "operation", "") in places.OF_TWO_BLOCKS
+        if large_blocks and Place("triton", "interpreter") in values and torch.float16 in values:
             item.add_marker(pytest.mark.slow)
 
 

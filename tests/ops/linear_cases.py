@@ -381,7 +381,7 @@ def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     small = Tiling(M=8, K=8, D=8, INTERPRETED=True)
     monkeypatch.setattr(triton_call, "product_options", lambda outputs, forward: Options(small))
-    monkeypatch.setattr(triton_call, "SOFTMAX_OPTIONS", Options(small))
+    monkeypatch.setattr(triton_call, "softmax_options", lambda: Options(small))
     monkeypatch.setattr(triton_call, "TABLE_TILE", 2)
     monkeypatch.setattr(triton_call, "TABLE_SHARE", 8)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 
 from spanbert_kernels.ops import backends, library
@@ -57,6 +60,9 @@ def places_of(operation: str) -> tuple[Place, ...]:
     return (*rooms, *(place for place in PLACES if place.backend in backends._registry[operation]))
 
 
+OPERATIONS = "spanbert_kernels.ops."
+# Whose kernels in Triton have blocks for its interpreter beside those for a GPU.
+OF_TWO_BLOCKS = ("cross_document_attention", "document_attention", "span_linear", "span_pool", "span_score")
 # Set by `at`: where tensors are made.
 current = Place("eager")
 
@@ -76,6 +82,42 @@ def patch_the_language_once() -> None:
         return interpreter._LangPatchScope()
 
     interpreter._patch_lang = patch_once
+
+
+@contextmanager
+def gpu_blocks() -> Iterator[None]:
+    """Triton's interpreter runs the blocks, loops and roundings of a GPU's kernels, in float32 and float16.
+
+    It has no products in bfloat16; a product of float32 has no name of its own there.
+    """
+    from triton.runtime import interpreter
+
+    choosing = [
+        each for name, each in sys.modules.items() if name.startswith(OPERATIONS) and hasattr(each, "INTERPRETED")
+    ]
+    cached = [
+        value
+        for module in choosing
+        for value in vars(module).values()
+        if hasattr(value, "cache_clear") and value.__module__ == module.__name__
+    ]
+    set_attr, builder = interpreter._LangPatchScope.set_attr, interpreter.interpreter_builder
+    precisions = (*builder.options.allowed_dot_input_precisions, "bf16x6")
+
+    def set_any(scope: Any, target: Any, name: str, value: Any) -> None:
+        # As Triton 3.9 has it: NumPy 2.4 makes no number of an array of one.
+        set_attr(scope, target, name, value if name != "__index__" else lambda self: int(self.handle.data.item()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in choosing:
+            patch.setattr(module, "INTERPRETED", False)
+        patch.setattr(interpreter._LangPatchScope, "set_attr", set_any)
+        patch.setattr(builder, "options", replace(builder.options, allowed_dot_input_precisions=precisions))
+        for function in cached:
+            function.cache_clear()
+        yield
+    for function in cached:
+        function.cache_clear()
 
 
 @contextmanager

@@ -23,9 +23,13 @@ INTERPRETED = library.interpreted()
 TABLE_TILE = 32  # rows of the width table in a backward product
 TABLE_SHARE = 2048  # spans, at least, whose gradients are summed for the width table before all are
 TABLE_BYTES = 2**26  # which these sums may take
-# A step costs the interpreter the same for any size of block, so it gets large ones.
-SOFTMAX_OPTIONS = Options(Tiling(M=256, K=128, D=1) if INTERPRETED else Tiling(M=64, K=64, D=1))
 KINDS = ("start", "end", "sum")  # two bits each in the kernel
+
+
+# A step costs the interpreter the same for any size of block, so it gets large ones.
+@functools.cache
+def softmax_options() -> Options:
+    return Options(Tiling(M=256, K=128, D=1) if INTERPRETED else Tiling(M=64, K=64, D=1))
 
 
 @functools.cache
@@ -135,13 +139,13 @@ class KernelCall:
         if self.scores is None:
             return self
         weights = Weights(self.scores, *self.scores.new_empty(2, self.heads, len(self)).unbind(0))
-        softmax_of_spans[(triton.cdiv(len(self), SOFTMAX_OPTIONS.block.M), self.heads)](
+        softmax_of_spans[(triton.cdiv(len(self), softmax_options().block.M), self.heads)](
             spans=self.spans,
             weights=weights,
             tokens=self.tokens,
             num_spans=len(self),
             heads=self.heads,
-            **SOFTMAX_OPTIONS.arguments,
+            **softmax_options().arguments,
         )
         return replace(self, weights=weights)
 

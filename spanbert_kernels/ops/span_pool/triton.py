@@ -70,8 +70,14 @@ def walk_options(enumerated: bool) -> Options:
     return Options(Lanes(LANES=1, UNROLL=1 if enumerated else 4, D=256), num_warps=1)
 
 
-MAX_OPTIONS = Options(Tiling(M=64, K=64, D=128) if INTERPRETED else Tiling(M=16, K=1, D=128), num_warps=1)
-TABLE_OPTIONS = Options(Tiling(M=1, K=1024 if INTERPRETED else 64, D=32), num_warps=4)
+@functools.cache
+def max_options() -> Options:
+    return Options(Tiling(M=64, K=64, D=128) if INTERPRETED else Tiling(M=16, K=1, D=128), num_warps=1)
+
+
+@functools.cache
+def table_options() -> Options:
+    return Options(Tiling(M=1, K=1024 if INTERPRETED else 64, D=32), num_warps=4)
 
 
 def columns_of(hidden: Tensor, inputs: PoolInputs) -> PartColumns:
@@ -180,7 +186,7 @@ def backward(
         sums = hidden.new_empty(hidden.shape, dtype=torch.float32) if len(wanted) > 1 else None
         arguments["columns"] = columns
         for name in wanted:
-            options = MAX_OPTIONS if name == "max" else backward_options(hidden.dtype, name)
+            options = max_options() if name == "max" else backward_options(hidden.dtype, name)
             grid = (triton.cdiv(tokens, options.block.M) * triton.cdiv(columns, options.block.D),)
             target = {"grad_hidden": grad_hidden if name == wanted[-1] else sums, **options.arguments}
             others = None if name == wanted[0] else sums
@@ -222,7 +228,7 @@ def _table_backward(arguments: dict[str, Any], table: Tensor, index: Tensor | No
     table_rows, table_columns = table.shape
     shares = triton.cdiv(arguments["num_spans"], TABLE_SHARE)
     partial_table = table.new_empty(shares, table_rows, table_columns, dtype=torch.float32)
-    table_backward[(shares * table_rows * triton.cdiv(table_columns, TABLE_OPTIONS.block.D),)](
+    table_backward[(shares * table_rows * triton.cdiv(table_columns, table_options().block.D),)](
         **arguments,
         table_index=contiguous(index),
         partial_table=partial_table,
@@ -230,7 +236,7 @@ def _table_backward(arguments: dict[str, Any], table: Tensor, index: Tensor | No
         table_rows=table_rows,
         table_columns=table_columns,
         width_column=width_column,
-        **TABLE_OPTIONS.arguments,
+        **table_options().arguments,
     )
     return partial_table.sum(0).to(table.dtype)
 

@@ -1,0 +1,118 @@
+"""Triton's kernels with the blocks, loops and roundings that a GPU gets, a case for each of their branches.
+
+The other tests run them in blocks as large as a small case, for a step costs the interpreter the same for any size.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import test_attention_by_distance as distance
+import test_cross_document_attention as cross
+import test_document_attention as document
+import torch
+from distance_cases import distance_inputs
+from linear_cases import LINEAR, MENTION
+from linear_cases import row as linear
+from op_checks import Case, Place, Setting, check_result, run_setting
+from places import gpu_blocks
+from pool_cases import ALL, pool_inputs
+from pool_cases import LINEAR as LINEAR_PARTS
+from pool_cases import row as pool
+
+from spanbert_kernels.ops import clipped_index
+
+HALF, SINGLE = torch.float16, torch.float32
+SIDES = {"queries": "tokens", "keys": "tokens"}
+FOUR = {"lengths": (34, 0, 3, 21), "clusters": (0, 4), "heads": 1}
+
+
+def attention(name: str, lengths: tuple[int, ...], dim: int, longest: int, dropout_p: float = 0.0) -> Case:
+    inputs = partial(document.attention_inputs, lengths=lengths, heads=1, dim=dim, seed=6 if dropout_p else None)
+    return document.row(name, inputs, dropout_p=dropout_p, max_seqlen=longest)
+
+
+def clusters(name: str, dim: int, build: dict[str, Any] | None = None, **options: Any) -> Case:
+    return cross.row(name, build={**FOUR, "dim": dim, **(build or {})}, **{**SIDES, **options})
+
+
+def terms(name: str, dim: int, *tables: str, **options: Any) -> Case:
+    inputs = partial(distance_inputs, lengths=(40, 3), heads=1, dim=dim, seed=5)
+    if tables:
+        inputs = partial(inputs, index=clipped_index(9), tables=tables)
+    return distance.row(name, inputs, **options)
+
+
+spans = partial(pool_inputs, tokens=80, columns=70, spans=90, width=9, table=3)
+PAIRWISE = {"normalize": "pairwise"}
+LINKS = {"links": ((3, 2), (), (3,), (0, 3))}
+TABLES = ("bias", "keys", "queries")
+EVERYDAY = (
+    # Whole rows, by the longest document and the columns of a head.
+    (HALF, attention("whole 32", (20, 0, 3), 20, 20, 0.3)),
+    (HALF, attention("whole 64", (40, 3), 20, 40)),
+    (HALF, attention("whole 128", (70, 3), 20, 70, 0.3)),
+    (HALF, attention("whole 64, wide", (40, 3), 70, 40)),
+    (HALF, attention("whole 128, wide", (70, 3), 70, 70)),
+    # Loops, by the size of an element, the columns of a program, and whether a head has more.
+    (HALF, attention("loop", (70, 3), 20, 200)),
+    (HALF, attention("loop, dropout", (70, 3), 20, 200, 0.3)),
+    (HALF, attention("loop, wide", (40, 3), 70, 200)),
+    (HALF, attention("loop, widest", (40, 3), 130, 200)),
+    (SINGLE, attention("loop", (40, 3), 20, 200, 0.3)),
+    (SINGLE, attention("loop, wide", (20, 3), 70, 200)),
+    # Anchors, links and softmaxes of their own.
+    (HALF, clusters("joint", 20)),
+    (HALF, clusters("anchors to tokens", 20, queries="anchors")),
+    (HALF, clusters("tokens to anchors, links", 20, LINKS, keys="anchors")),
+    (HALF, clusters("pairwise", 20, **PAIRWISE)),
+    (HALF, clusters("pairwise, wide", 70, **PAIRWISE)),
+    (SINGLE, clusters("joint", 20)),
+    (SINGLE, clusters("pairwise", 20, **PAIRWISE)),
+    # Windows and tables.
+    (HALF, terms("window", 20, window=9)),
+    (HALF, terms("window, wide", 70, window=9, dropout_p=0.3)),
+    (HALF, terms("tables", 20, *TABLES, dropout_p=0.3)),
+    (HALF, terms("bias", 20, "bias")),
+    (SINGLE, terms("tables", 20, *TABLES)),
+    # Products of spans and tokens, walks along spans, and sums of the width table.
+    (HALF, pool("banded", ["mean", "attention", "width"], partial(spans, heads=2), planned=True)),
+    (SINGLE, pool("banded", LINEAR_PARTS, spans, planned=True)),
+    (HALF, pool("walk", ALL, partial(spans, heads=1))),
+    (SINGLE, linear("linear", LINEAR, partial(spans, heads=2), outputs=70, activation="gelu")),
+    (HALF, linear("score", MENTION, partial(spans, heads=1), outputs=70, scores=3, seed=7, dropout_p=0.3)),
+)
+REST = (
+    (HALF, clusters("anchors", 70, queries="anchors", keys="anchors")),
+    (HALF, clusters("joint, dropout", 20, {"seed": 3}, dropout_p=0.3)),
+    (HALF, clusters("joint, wide", 70)),
+    (HALF, clusters("joint, widest", 130, LINKS)),
+    (HALF, clusters("pairwise, links", 20, {**LINKS, "seed": 3}, **PAIRWISE, dropout_p=0.3)),
+    (SINGLE, clusters("joint, wide", 70)),
+    (SINGLE, clusters("pairwise, wide", 70, **PAIRWISE)),
+    (HALF, terms("tables, wide", 70, *TABLES, window=9)),
+    (HALF, terms("bias, wide", 70, "bias", window=9)),
+    (SINGLE, terms("window", 20, window=9)),
+    (SINGLE, terms("window, wide", 70, window=9)),
+    (SINGLE, terms("bias", 20, "bias")),
+    (SINGLE, pool("walk", ALL, partial(spans, heads=1))),
+    (HALF, linear("linear", LINEAR, partial(spans, heads=2), outputs=70, activation="gelu")),
+)
+
+
+@pytest.mark.parametrize("backend", [Place("triton", "interpreter")], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "case"),
+    [
+        pytest.param(dtype, case, id=f"{case.name}, {str(dtype).removeprefix('torch.')}", marks=marks)
+        for table, marks in ((EVERYDAY, ()), (REST, (pytest.mark.slow,)))
+        for dtype, case in table
+    ],
+)
+def test_values_and_gradients(backend: str, dtype: torch.dtype, case: Case) -> None:
+    setting = Setting(case, dtype=dtype)
+    with gpu_blocks():
+        result = run_setting(setting, backend)
+    check_result(setting, backend, result)
