@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "common/vector.h"
+#include "common/sums.h"
 #include "dropout_add_layer_norm/kernels.h"
 
 namespace spanbert {
@@ -139,11 +139,13 @@ void differentiate(const NormCall& call, const NormGrads& grads, int64_t first, 
 
 template <class A>
 void add_up(const A* partials, int64_t count, int64_t size, int64_t first, int64_t last, A* sums) {
-  std::fill(sums + first, sums + last, A(0));
+  LongSums<A> long_sums(1, last - first);
   for (int64_t i = 0; i < count; ++i) {
-    const A* partial = partials + i * size;
-    for (int64_t c = first; c < last; ++c) sums[c] += partial[c];
+    const A* partial = partials + i * size + first;
+    A* to = long_sums.next(0);
+    for (int64_t c = 0; c < last - first; ++c) to[c] += partial[c];
   }
+  std::copy_n(long_sums.sum(0), last - first, sums + first);
 }
 
 }  // namespace

@@ -1,12 +1,11 @@
 // Pair pooling on a CPU. Forward: every pair's row of the output is written once, part by part. Backward: every row's
-// gradient is the sum over the pairs that read it, in their order, so a result depends neither on the number of threads
-// nor on how the columns are tiled.
+// gradient is the sum over the pairs that read it, in their order (LongSums), so a result depends neither on the number
+// of threads nor on how the columns are tiled.
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 
-#include "common/vector.h"
+#include "common/sums.h"
 #include "pair_pool/kernels.h"
 
 namespace spanbert {
@@ -160,19 +159,19 @@ template <class S>
 void gradients(const PairPoolGrads& grads, int side, int64_t first, int64_t last, int64_t left, int64_t right) {
   using A = typename Accumulator<S>::type;
   const Pairs<S> pairs{grads.call};
-  const std::unique_ptr<A[]> sums(new A[right - left]);
+  LongSums<A> sums(1, right - left);
   for (int64_t r = first; r < last; ++r) {
-    std::fill_n(sums.get(), right - left, A(0));
+    sums.clear(0);
     for (int64_t i = grads.begin[r]; i < grads.begin[r + 1]; ++i) {
       if (side == 2) {
-        pairs.add_features(grads, grads.readers[i], left, right, sums.get());
+        pairs.add_features(grads, grads.readers[i], left, right, sums.next(0));
       } else {
-        pairs.add_rows(grads, side, grads.readers[i], left, right, sums.get());
+        pairs.add_rows(grads, side, grads.readers[i], left, right, sums.next(0));
       }
     }
     S* to = r == grads.rows ? static_cast<S*>(grads.sentinel) : static_cast<S*>(grads.gradient) + r * grads.columns;
-    Pairs<S>::each(left, right,
-                   [&](int64_t c, int n) { store_up_to(to + c, load_up_to(sums.get() + c - left, n), n); });
+    const A* sum = sums.sum(0);
+    Pairs<S>::each(left, right, [&](int64_t c, int n) { store_up_to(to + c, load_up_to(sum + c - left, n), n); });
   }
 }
 

@@ -1,12 +1,11 @@
 // The backward of span gathering on a CPU: every token's gradient is the sum of the rows that it was copied to, in
-// their order, so a result depends neither on the number of threads nor on how the columns are tiled. Each row is read
-// once.
+// their order (LongSums), so a result depends neither on the number of threads nor on how the columns are tiled. Each
+// row is read once.
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 
-#include "common/vector.h"
+#include "common/sums.h"
 #include "span_gather/kernels.h"
 
 namespace spanbert {
@@ -18,25 +17,26 @@ void add_rows(const SpanGatherGrads& grads, int64_t first, int64_t last, int64_t
   using A = typename Accumulator<S>::type;
   constexpr int kLanes = lanes<A>;
   const int64_t width = right - left;
-  const std::unique_ptr<A[]> sums(new A[width]);
+  LongSums<A> sums(1, width);
   const S* output = static_cast<const S*>(grads.output) + left;
   S* hidden = static_cast<S*>(grads.hidden) + left;
   const auto each = [&](const auto& f) {
     for (int64_t c = 0; c < width; c += kLanes) f(c, static_cast<int>(std::min<int64_t>(kLanes, width - c)));
   };
   for (int64_t t = first; t < last; ++t) {
-    std::fill_n(sums.get(), width, A(0));
+    sums.clear(0);
     for (int64_t i = grads.begin[t]; i < grads.begin[t + 1]; ++i) {
       const S* row = output + grads.sources[i] * grads.output_stride;
+      A* const to = sums.next(0);
       each([&](int64_t c, int n) {
         // A span's next row is that of the next token.
         __builtin_prefetch(row + grads.output_stride + c);
-        A* sum = sums.get() + c;
-        store_up_to(sum, load_up_to(sum, n) + load_up_to(row + c, n), n);
+        store_up_to(to + c, load_up_to(to + c, n) + load_up_to(row + c, n), n);
       });
     }
     S* to = hidden + t * grads.columns;
-    each([&](int64_t c, int n) { store_up_to(to + c, load_up_to(sums.get() + c, n), n); });
+    const A* sum = sums.sum(0);
+    each([&](int64_t c, int n) { store_up_to(to + c, load_up_to(sum + c, n), n); });
   }
 }
 

@@ -17,7 +17,7 @@
 #include <memory>
 #include <type_traits>
 
-#include "common/vector.h"
+#include "common/sums.h"
 #include "span_linear/factors.h"
 
 namespace spanbert {
@@ -183,6 +183,9 @@ constexpr int64_t kNoDocument = -1;
 // Spans whose pre-activations the backward has at a time, more only where a group has more.
 constexpr int64_t kBatch = 32;
 
+// Spans of a group whose gradients are added one behind the other: see LongSums.
+constexpr int64_t kLongGroup = 256;
+
 // One tile of columns of the backward. `Loss` makes pre-activations, rows of kProjectedTile, their gradients:
 //   loss.document(first token) tells what must not be mixed in a batch (first tokens ascend),
 //   loss.gradients(document, position of the first span, spans, row_of(i) in the output, rows).
@@ -203,6 +206,8 @@ struct BackwardWalk {
   const std::unique_ptr<A[]> pooled{new A[room * call.heads * kProjectedTile]()};
   const std::unique_ptr<V[]> dots{new V[room * call.heads]};  // lanes to be added up, as of scores
   const std::unique_ptr<V[]> scores{new V[call.tokens * call.heads + 1]};
+  // Of the tile: what all spans add up to.
+  LongSums<A> bias{1, kProjectedTile}, table{call.table_rows, kProjectedTile};
 
   BackwardWalk(const ProjectedCall& call, const Factors<A>& factors, const ProjectedGrads& grads, Loss& loss,
                int64_t tile)
@@ -224,6 +229,19 @@ struct BackwardWalk {
     for (int v = 0; v < N; ++v) {
       A* here = to + v * lanes<A>;
       store_up_to(here, load_up_to(here, used) + values[v], used);
+    }
+  }
+  template <int N>
+  [[gnu::always_inline]] static void add(A* to, const V (&values)[N], const V (&before)[N], int used) {
+    V both[N];
+    for (int v = 0; v < N; ++v) both[v] = values[v] + before[v];
+    add<N>(to, both, used);
+  }
+  template <int N>
+  static void settle(V (&values)[N], V (&before)[N]) {
+    for (int v = 0; v < N; ++v) {
+      before[v] += values[v];
+      values[v] = V{};
     }
   }
 
@@ -258,40 +276,61 @@ struct BackwardWalk {
 
   // From the widest span down, all parts but the attention.
   template <int N>
-  void back(int64_t group, int64_t place, int64_t c, int count) const {
+  void back(int64_t group, int64_t place, int64_t c, int count) {
     const int used = N == 1 ? count : lanes<A>;
-    const int64_t start = call.groups.start[group], stride = call.blocks * call.columns, columns = call.columns;
+    const int64_t start = call.groups.start[group], stride = call.blocks * call.columns;
     const auto* own = factors.spans_of(call.groups, group);
     const auto column = [&](A* to) { return to ? to + c : nullptr; };
     A* const end = column(grad_block(kEnd));
     A* const sum = column(grad_block(kSum));
     A* const mean = column(grad_block(kMean));
-    A* const table = call.table ? static_cast<A*>(grads.table) + left + c : nullptr;
     const A* const from = gradients.get() + place * kProjectedTile + c;
-    V sums[N] = {}, means[N] = {};
-    int64_t i = call.groups.first[group + 1] - call.groups.first[group] - 1;
+    // Of the last kLongGroup spans, and of those before.
+    V sums[N] = {}, means[N] = {}, sums_before[N] = {}, means_before[N] = {};
+    const int64_t widest = call.groups.first[group + 1] - call.groups.first[group] - 1;
+    int64_t i = widest;
     for (int64_t t = own[i].end - 1; t >= start; --t) {
+      V ends[N] = {};
+      const bool any = i >= 0 && own[i].end - 1 == t;
       for (; i >= 0 && own[i].end - 1 == t; --i) {
+        if (i < widest && (widest - i) % kLongGroup == 0) {
+          if (grads.bias) add<N>(bias.next(0) + c, sums, used);
+          if (end) add<N>(end + t * stride, ends, used);
+          settle(sums, sums_before);
+          settle(means, means_before);
+          for (int v = 0; v < N; ++v) ends[v] = V{};
+        }
         V g[N];
         for (int v = 0; v < N; ++v) {
           g[v] = load(from + i * kProjectedTile + v * lanes<A>);
           sums[v] += g[v];
+          ends[v] += g[v];
         }
-        if (end) add<N>(end + t * stride, g, used);
-        if (table) add<N>(table + own[i].table_row * columns, g, used);
+        if (call.table) add<N>(table.next(own[i].table_row) + c, g, used);
         if (mean) {
           for (int v = 0; v < N; ++v) means[v] += g[v] * own[i].inverse_width;
         }
       }
-      if (sum) add<N>(sum + t * stride, sums, used);
-      if (mean) add<N>(mean + t * stride, means, used);
+      if (end && any) add<N>(end + t * stride, ends, used);
+      if (sum) add<N>(sum + t * stride, sums, sums_before, used);
+      if (mean) add<N>(mean + t * stride, means, means_before, used);
       if (!sum && !mean) {
         if (i < 0) break;
         t = own[i].end;  // nothing to do between two ends
       }
     }
-    if (A* to = column(grad_block(kStart))) add<N>(to + start * stride, sums, used);
-    if (grads.bias) add<N>(static_cast<A*>(grads.bias) + left + c, sums, used);
+    if (A* to = column(grad_block(kStart))) add<N>(to + start * stride, sums, sums_before, used);
+    if (grads.bias) add<N>(bias.next(0) + c, sums, used);
+  }
+
+  // What was added up for all spans goes to the whole gradients.
+  void hand_over() {
+    const auto add_row = [&](const A* from, void* all, int64_t row) {
+      A* to = static_cast<A*>(all) + row * call.columns + left;
+      for (int64_t c = 0; c < width; ++c) to[c] += from[c];
+    };
+    if (grads.bias) add_row(bias.sum(0), grads.bias, 0);
+    for (int64_t row = 0; row < call.table_rows; ++row) add_row(table.sum(row), grads.table, row);
   }
 
   template <int N>
@@ -361,6 +400,7 @@ struct BackwardWalk {
     }
     A* const grad_scores = static_cast<A*>(grads.scores) + tile * count;
     for (int64_t i = 0; i < count; ++i) grad_scores[i] += sum_of<A>(scores[i]);
+    hand_over();
   }
 
   void run_empty() {
@@ -380,9 +420,10 @@ struct BackwardWalk {
         for (int64_t i = 0; i < spans; ++i) {
           for (int v = 0; v < n; ++v) sums[v] += load(rows + i * kProjectedTile + c + v * lanes<A>);
         }
-        if (grads.bias) add<n>(static_cast<A*>(grads.bias) + left + c, sums, n == 1 ? count : lanes<A>);
+        if (grads.bias) add<n>(bias.next(0) + c, sums, n == 1 ? count : lanes<A>);
       });
     }
+    hand_over();
   }
 };
 

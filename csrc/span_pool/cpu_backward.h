@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "common/vector.h"
+#include "common/sums.h"
 #include "span_pool/cpu_softmax.h"
 #include "span_pool/kernels.h"
 
@@ -23,7 +23,8 @@ struct Backward {
   const int64_t tile, left, width, pad;  // the tile's columns are left .. left + width - 1
   A* const grad_hidden;
   // Rows of the tile, each `pad` long.
-  std::unique_ptr<A[]> linear{new A[pad]};
+  std::unique_ptr<A[]> linear{new A[pad]}, linear_before{new A[pad]};
+  LongSums<A> starts{1, pad}, ends{1, pad};  // of long groups
   std::unique_ptr<A[]> weighted{call.has(kAttention) ? new A[pad] : nullptr};
   std::unique_ptr<A[]> dots;  // of each span of a group: its gradient times what it pooled, slice by slice
   std::unique_ptr<A[]> maxima{call.has(kMax) ? new A[pad] : nullptr};
@@ -71,31 +72,43 @@ struct Backward {
     }
   }
 
-  void add_to_token(int64_t t, const S* grad) const {
-    A* to = grad_token(t);
+  template <class From>
+  void add(A* to, const From* grad) const {
     each([&](int64_t c, int n) { store_up_to(to + c, load_up_to(to + c, n) + load_up_to(grad + c, n), n); });
   }
+  void clear(A* row) const {
+    each([&](int64_t c, int) { store(row + c, V{}); });
+  }
+  void hand_over(LongSums<A>& sums, int64_t t) const {
+    add(grad_token(t), sums.sum(0));
+    sums.clear(0);
+  }
 
-  // Sum, mean and the ends: from the widest span down, `linear` holds the suffix sum.
+  // Sum, mean and the ends: from the widest span down, `linear` holds the suffix sum, in a long group that of the last
+  // spans, and `linear_before` that of those before.
   void walk_linear(int64_t group) {
     const SpanGroups& groups = call.groups;
     const int64_t start = groups.start[group];
     const bool inner = call.has(kMean) || call.has(kSum);
-    if (inner) each([&](int64_t c, int) { store(linear.get() + c, V{}); });
+    if (inner) clear(linear.get());
     int64_t i = groups.first[group + 1] - 1;
-    const int64_t begin = groups.first[group];
+    const int64_t begin = groups.first[group], widest = i;
+    const bool many = widest - begin >= kSumBlock;
+    if (many) clear(linear_before.get());
     for (int64_t t = groups.end(group, i) - 1; i >= begin || (inner && t >= start); --t) {
+      const bool repeated = i - kSumBlock >= begin && groups.end(group, i - kSumBlock) - 1 == t;
       for (; i >= begin && groups.end(group, i) - 1 == t; --i) {
         const int64_t row = groups.row(i);
         for (const Part part : {kStart, kEnd, kSum, kMean}) {
           if (call.has(part)) prefetch(groups, i - kAhead, call.offset[part]);
         }
-        if (call.has(kStart)) add_to_token(start, grad_row(row, call.offset[kStart]));
-        if (call.has(kEnd)) add_to_token(t, grad_row(row, call.offset[kEnd]));
-        if (call.has(kSum)) {
-          const S* grad = grad_row(row, call.offset[kSum]);
-          each([&](int64_t c, int n) { store(linear.get() + c, load(linear.get() + c) + load_up_to(grad + c, n)); });
+        if (call.has(kStart)) add(many ? starts.next(0) : grad_token(start), grad_row(row, call.offset[kStart]));
+        if (call.has(kEnd)) add(repeated ? ends.next(0) : grad_token(t), grad_row(row, call.offset[kEnd]));
+        if (inner && i < widest && (widest - i) % kSumBlock == 0) {
+          add(linear_before.get(), linear.get());
+          clear(linear.get());
         }
+        if (call.has(kSum)) add(linear.get(), grad_row(row, call.offset[kSum]));
         if (call.has(kMean)) {
           const S* grad = grad_row(row, call.offset[kMean]);
           const A part_of_width = 1 / static_cast<A>(t + 1 - start);
@@ -104,13 +117,15 @@ struct Backward {
           });
         }
       }
+      if (repeated && call.has(kEnd)) hand_over(ends, t);
       if (inner) {
-        A* to = grad_token(t);
-        each([&](int64_t c, int n) { store_up_to(to + c, load_up_to(to + c, n) + load(linear.get() + c), n); });
+        add(grad_token(t), linear.get());
+        if (many) add(grad_token(t), linear_before.get());
       } else if (i >= begin) {
         t = groups.end(group, i);  // nothing to do between two ends
       }
     }
+    if (many && call.has(kStart)) hand_over(starts, start);
   }
 
   // The forward of one head again, unrounded: the softmax up to every token, and the `dots`.
@@ -229,13 +244,17 @@ struct Backward {
 
   void walk_table(A* grad_table) const {
     const SpanGroups& groups = call.groups;
+    LongSums<A> sums(call.table_rows, call.table_columns);
     for (int64_t group = 0; group < groups.count; ++group) {
       for (int64_t i = groups.first[group]; i < groups.first[group + 1]; ++i) {
         const int64_t row = groups.row(i);
         const S* grad = static_cast<const S*>(grads.output) + row * grads.output_stride + call.offset[kWidth];
-        A* to = grad_table + call.table_row(row, groups.end(group, i) - groups.start[group]) * call.table_columns;
+        A* to = sums.next(call.table_row(row, groups.end(group, i) - groups.start[group]));
         for (int64_t c = 0; c < call.table_columns; ++c) to[c] += to_accumulator(grad[c]);
       }
+    }
+    for (int64_t row = 0; row < call.table_rows; ++row) {
+      std::copy_n(sums.sum(row), call.table_columns, grad_table + row * call.table_columns);
     }
   }
 

@@ -206,7 +206,8 @@ struct ScoreLoss {
   const Activate<A> activate{call.inner.activation};
   int64_t known = 0, opened = kNoDocument;  // documents: the last that was asked for, and the one whose weight is here
   // [S, kProjectedTile] of a document, and [kBatch, kProjectedTile] of a batch of spans.
-  const std::unique_ptr<A[]> weight{new A[scores * kProjectedTile]}, grad_weight{new A[scores * kProjectedTile]()};
+  const std::unique_ptr<A[]> weight{new A[scores * kProjectedTile]};
+  LongSums<A, 8> grad_weight{1, scores * kProjectedTile};  // of batches
   const std::unique_ptr<A[]> values{new A[kBatch * kProjectedTile]}, slopes{new A[kBatch * kProjectedTile]};
   const std::unique_ptr<A[]> kept{new A[kBatch * kProjectedTile]};
 
@@ -237,11 +238,11 @@ struct ScoreLoss {
   void close() {
     if (opened == kNoDocument) return;
     A* to = static_cast<A*>(grads.out_weight) + opened * scores * call.inner.columns + left;
-    for (int64_t s = 0; s < scores; ++s, to += call.inner.columns) {
-      A* from = grad_weight.get() + s * kProjectedTile;
+    const A* from = grad_weight.sum(0);
+    for (int64_t s = 0; s < scores; ++s, to += call.inner.columns, from += kProjectedTile) {
       for (int64_t c = 0; c < width; ++c) to[c] += from[c];
-      for (int64_t c = 0; c < kProjectedTile; ++c) from[c] = 0;
     }
+    grad_weight.clear(0);
   }
 
   template <class RowOf>
@@ -279,10 +280,11 @@ struct ScoreLoss {
   }
 
   template <class RowOf>
-  void batch(int64_t position, int64_t spans, const RowOf& row_of, A* rows) const {
+  void batch(int64_t position, int64_t spans, const RowOf& row_of, A* rows) {
     const A* const incoming = static_cast<const A*>(grads.output) + position * scores;
     // Mean, constant and slope.
     const A* const normed = grads.rows ? static_cast<const A*>(grads.rows) + position * 3 : nullptr;
+    A* const of_weight = grad_weight.next(0);
     V pre[kTileVectors], x[kTileVectors], g[kTileVectors];
     if (scores <= kFewScores) {
       for (int64_t i = 0; i < spans; ++i, rows += kProjectedTile) {
@@ -291,7 +293,7 @@ struct ScoreLoss {
         for (int64_t s = 0; s < scores; ++s) {
           const A grad = incoming[i * scores + s];
           const A* own = at(weight, s);
-          A* to = at(grad_weight, s);
+          A* to = of_weight + s * kProjectedTile;
           for (int v = 0; v < kTileVectors; ++v) {
             store(to + v * lanes<A>, load(to + v * lanes<A>) + grad * x[v]);
             g[v] += grad * load(own + v * lanes<A>);
@@ -309,7 +311,7 @@ struct ScoreLoss {
         store(at(slopes, i) + v * lanes<A>, g[v]);
       }
     }
-    tile_product(scores, spans, incoming, 1, scores, values.get(), grad_weight.get());
+    tile_product(scores, spans, incoming, 1, scores, values.get(), of_weight);
     tile_product(spans, scores, incoming, scores, 1, weight.get(), slopes.get());
     for (int64_t i = 0; i < spans; ++i) {
       read(rows + i * kProjectedTile, pre);
