@@ -47,9 +47,10 @@ test-triton: $(VENV)/.test-installed
 	PYTHONPATH=$(CURDIR)/build/triton/$(TRITON) \
 	  $(BIN)/python -m pytest -m "not slow and not gpu" -k triton $(SIDE_BY_SIDE) tests/ops tests/aot
 
-# A checkout's own tests: AllenNLP's of span extractors and torch_scatter's of segments, on ours in the place of theirs, or
-# transformers' model tests, with models as they are and with accelerated ones: no test may fail in the second run
-# alone. Its wheel has no tests; PEERS names a checkout of the installed version, or of one near it.
+# A checkout's own tests: AllenNLP's of span extractors and torch_scatter's of segments, on ours in the place of theirs;
+# GLiNER2's golden ones of span models, on ours inside of the package, which test-integrations installs; or transformers'
+# model tests, with models as they are and with accelerated ones: no test may fail in the second run alone. Its wheel has
+# no tests; PEERS names a checkout of the installed version, or of one near it.
 test-peers: $(VENV)/.test-installed
 	@[ -z "$(PEERS)" ] || $(PIP) install -q parameterized httpx
 	$(BIN)/python tests/peers/run.py "$(PEERS)" $(FAMILIES)

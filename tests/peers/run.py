@@ -1,6 +1,7 @@
 """Other packages' own tests, from a checkout: `run.py FOLDER [FAMILY ...]`.
 
-AllenNLP's of its span extractors and torch_scatter's of segments run on ours in the place of theirs (`stand_ins.py`).
+AllenNLP's of its span extractors and torch_scatter's of segments run on ours in the place of theirs, GLiNER2's of its
+span models on ours inside of it (`stand_ins.py`).
 
 Of transformers it is the model tests, for every family in the table. Each family's tests run twice, with models as they
 are and with models that are accelerated when they are made. A test that fails in the second run alone is a new failure.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import children
 
 TESTS = Path(__file__).resolve().parents[1]
+# Where `make test-integrations` installs packages that ours stands inside of.
+INTEGRATIONS = TESTS.parent / "build" / "integrations" / "bin" / "python"
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,20 @@ class Checkout:
         tests: the file or folder of the tests, by which a checkout is known.
         plugin: what puts ours in the place of the package.
         count: tests that there are, at least.
+        needs: a package that has to be installed: ours stands inside of it, not in its place.
     """
 
     name: str
     tests: str
     plugin: str
     count: int
+    needs: str | None = None
 
 
 CHECKOUTS = (
     Checkout("allennlp", "tests/modules/span_extractors", "peers.allennlp_stub", 21),
     Checkout("torch_scatter", "test/test_segment.py", "peers.torch_scatter_stub", 570),
+    Checkout("gliner2", "tests/models/span", "peers.gliner2_plugin", 9, needs="gliner2"),
 )
 
 
@@ -41,8 +47,19 @@ def checkout_at(folder: Path) -> Checkout | None:
     return next((each for each in CHECKOUTS if (folder / each.tests).exists()), None)
 
 
+def interpreter(checkout: Checkout) -> str | None:
+    """The one that has what the tests need, or None."""
+    if checkout.needs is None or importlib.util.find_spec(checkout.needs) is not None:
+        return sys.executable
+    return str(INTEGRATIONS) if INTEGRATIONS.exists() else None
+
+
 def run(folder: Path, checkout: Checkout) -> bool:
     """Whether all of its tests are there and pass; it prints what pytest says."""
+    python = interpreter(checkout)
+    if python is None:
+        print(f"{checkout.needs} is not installed here, nor in {INTEGRATIONS}: `make test-integrations` installs it")
+        return False
     options = [
         "-p",
         checkout.plugin,
@@ -54,7 +71,7 @@ def run(folder: Path, checkout: Checkout) -> bool:
         "-p",
         "no:cacheprovider",
     ]
-    words = [sys.executable, "-m", "pytest", *options, "--import-mode=importlib", "-q", "--disable-warnings"]
+    words = [python, "-m", "pytest", *options, "--import-mode=importlib", "-q", "--disable-warnings"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
     done = children.run(
         [*words, "-o", "python_files=*_test.py test_*.py", checkout.tests], cwd=folder, env=environment,

@@ -51,6 +51,18 @@ def test_a_checkout_is_known_by_its_tests(tmp_path: Path) -> None:
         assert stand_ins.checkout_at(folder) == checkout
 
 
+def test_a_package_that_is_needed_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout = stand_ins.Checkout("peer", "tests", "peers.plugin", 1, needs="no_such_package")
+    python = tmp_path / "python"
+    monkeypatch.setattr(stand_ins, "INTEGRATIONS", python)
+    assert not stand_ins.run(tmp_path, checkout)
+    assert "no_such_package is not installed here" in capsys.readouterr().out
+    python.touch()
+    assert stand_ins.interpreter(checkout) == str(python)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("bodies", "passes"), [(21, True), (20, False)])
 def test_all_of_a_checkout_must_pass_on_ours(bodies: int, passes: bool, tmp_path: Path) -> None:
