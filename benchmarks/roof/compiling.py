@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -15,56 +16,61 @@ USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """A kernel's machine code, disassembled with the lines of its source, and what a program of it needs.
+    """A kernel's machine code, and what a program of it needs.
 
     Attributes:
-        text: what nvdisasm writes.
+        cubin: the machine code, of one kernel.
         warps: of a block.
         registers: of a thread.
         stack, local: bytes of a thread outside the registers; what is there was spilled.
-        shared: bytes of a block.
+        shared: bytes of a block, those that Triton asks for at the launch.
     """
 
-    text: str
+    cubin: bytes
     warps: int
     registers: int
     stack: int
     local: int
     shared: int
 
+    def text(self) -> str:
+        """Disassembled, with the lines of its source."""
+        return _printed("nvdisasm", self.cubin, "-c", "-gi")
+
 
 def compiled(configuration: AotConfiguration, architecture: int) -> CompiledKernel:
-    """A configuration compiled for an architecture. Triton keeps what it compiled, the disassembly beside it."""
+    """A configuration compiled for an architecture, such as 90. Raises whatever the compiler does."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.runtime.cache import get_cache_manager
 
     options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
     kernel = triton.compile(configuration.source(), target=GPUTarget("cuda", architecture, 32), options=options)
-    kept = get_cache_manager(kernel.hash)
-    name = f"{kernel.metadata.name}.roof"
-    path = kept.get_file(name)
-    if path is None:
-        path = kept.put(_disassembled(kernel.asm["cubin"]), name, binary=False)
-    usage, text = Path(path).read_text().split("\n", 1)
-    registers, stack, local = map(int, usage.split())
-    return CompiledKernel(text, configuration.num_warps, registers, stack, local, kernel.metadata.shared)
+    cubin = kernel.asm["cubin"]
+    return CompiledKernel(cubin, configuration.num_warps, *resource_usage(cubin), kernel.metadata.shared)
 
 
-def _disassembled(cubin: bytes) -> str:
-    """A line with registers, stack and local memory of the one kernel, then its instructions."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = USAGE.search(_printed("cuobjdump", "-res-usage", file.name))
-        if usage is None:
-            raise RuntimeError("cuobjdump says nothing of the kernel's resources")
-        return f"{' '.join(usage.groups())}\n{_printed('nvdisasm', '-c', '-gi', file.name)}"
+def resource_usage(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, stack and local memory of the one kernel in `cubin`."""
+    printed = _printed("cuobjdump", cubin, "-res-usage")
+    found = USAGE.search(printed)
+    if found is None:
+        raise RuntimeError(f"cuobjdump says nothing of the kernel's resources: {printed}")
+    registers, stack, local = map(int, found.groups())
+    return registers, stack, local
 
 
-def _printed(tool: str, *arguments: str) -> str:
-    """What one of the tools prints that come with Triton."""
+def _printed(tool: str, cubin: bytes, *options: str) -> str:
+    """What one of the tools that come with Triton prints of a kernel; kept beside what Triton keeps."""
     import triton.backends.nvidia
+    from triton.runtime.cache import get_cache_manager
 
     path = Path(triton.backends.nvidia.__file__).parent / "bin" / tool
-    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+    kept, name = get_cache_manager(hashlib.sha256(cubin + triton.__version__.encode()).hexdigest()), f"{tool}.txt"
+    found = kept.get_file(name)
+    if found is None:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(cubin)
+            file.flush()
+            done = subprocess.run([path, *options, file.name], capture_output=True, text=True, check=True)
+        found = kept.put(done.stdout, name, binary=False)
+    return Path(found).read_text()

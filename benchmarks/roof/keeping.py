@@ -29,7 +29,7 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 1 if abs(value) >= 1 else 3)
     if isinstance(value, Mapping):
-        return {name: _rounded(each) for name, each in value.items() if each}
+        return {name: _rounded(each) for name, each in value.items()}
     return value
 
 

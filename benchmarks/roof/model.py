@@ -138,24 +138,24 @@ def _of_kernel(launch: KernelLaunch, card: Card) -> LaunchRoof:
     kernel = compiled(launch.configuration, card.architecture)
     if launch.name not in TRIPS:
         raise UnknownLoop(f"{launch.name}: trips.py has no row for this kernel")
-    return of_compiled(launch.name, kernel, TRIPS[launch.name](launch.arguments), launch.programs, launch.bytes, card)
+    trips = TRIPS[launch.name](launch.arguments)
+    return of_code(launch.name, kernel, parse(kernel.text()), trips, launch.programs, launch.bytes, card)
 
 
-def of_compiled(
-    name: str, kernel: CompiledKernel, trips: Trips, programs: int, moved: int, card: Card, section: str | None = None
+def of_code(
+    name: str, kernel: CompiledKernel, code: Code, trips: Trips, programs: int, moved: int, card: Card
 ) -> LaunchRoof:
     """The least time of a launch of a compiled kernel.
 
     Args:
         name: the kernel's.
-        kernel: its machine code and what it needs.
+        kernel: what a program of it needs.
+        code: its instructions.
         trips: how often its loops are gone through.
         programs: of the launch.
         moved: bytes of its tensors.
         card: the GPU.
-        section: the kernel's in the text, where that has several.
     """
-    code = parse(kernel.text, section)
     try:
         busy = sums(code, trips, programs, kernel.warps)
         widths = copies(code, trips, programs)

@@ -126,6 +126,10 @@ class _Noted(TorchDispatchMode):
         self.recording = recording
         self.place = place
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to skip it would import the compiler
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function.namespace != "aten":

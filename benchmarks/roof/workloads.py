@@ -175,7 +175,7 @@ EVEN, SHORT, MIXED = (512,) * 64, (128,) * 256, log_normal(256)
 ACROSS = (128,) * 320
 
 WORKLOADS: dict[str, Roofed] = {
-    "attention 64 x 512 forward": Roofed(partial(attention, EVEN), 150, headline=True),
+    "attention 64 x 512 forward": Roofed(partial(attention, EVEN), 150),
     "attention 64 x 512 backward": Roofed(partial(attention, EVEN, backward=True), 400, headline=True),
     "attention 256 x 128 forward": Roofed(partial(attention, SHORT), 65),
     "attention 256 x 128 backward": Roofed(partial(attention, SHORT, backward=True), 140, headline=True),
@@ -195,7 +195,7 @@ WORKLOADS: dict[str, Roofed] = {
     "anchors 64 x 10, the whole sub-layer": Roofed(partial(anchors, 64, 10), 20),
     "attention 256 x 128 forward of raw offsets": Roofed(offsets_alone, most_launches=3),
     "span_pool mean random forward": Roofed(partial(pooling, "mean"), 75, headline=True),
-    "span_pool mean random backward": Roofed(partial(pooling, "mean", backward=True), 90, headline=True),
+    "span_pool mean random backward": Roofed(partial(pooling, "mean", backward=True), 90),
     "span_pool max random forward": Roofed(partial(pooling, "max"), 120),
     "span_pool max random forward for a gradient": Roofed(partial(pooling, "max", gradient=True), 170),
     "span_pool max random backward": Roofed(partial(pooling, "max", backward=True)),

@@ -67,9 +67,9 @@ def test_a_loop_of_eight_products_and_two_loads_of_16_bytes() -> None:
 
 
 def test_what_takes_longest_decides() -> None:
-    kernel = CompiledKernel(EIGHT_AND_TWO, warps=4, registers=40, stack=0, local=0, shared=20_000)
+    kernel, code = CompiledKernel(b"", 4, registers=40, stack=0, local=0, shared=20_000), sass.parse(EIGHT_AND_TWO)
     steps = 132 * 1_900_000  # 1,000 microseconds of a cycle each
-    launch = model.of_compiled("kernel", kernel, Trips(0, {LOOP: steps}), 0, moved=480_000_000, card=H200)
+    launch = model.of_code("kernel", kernel, code, Trips(0, {LOOP: steps}), 0, moved=480_000_000, card=H200)
     assert launch.pipes == pytest.approx({ISSUE: 11_000, FMA: 8_000, SHARED: 32_000, ALU: 0, XU: 0, TENSOR: 0})
     assert launch.memory == pytest.approx(100)
     assert (launch.limit, launch.predicted) == (SHARED, pytest.approx(32_000 / 0.65))
@@ -140,9 +140,9 @@ def test_what_is_passed_over_is_not_counted() -> None:
 
 
 def test_a_loop_that_nobody_counted_is_an_error() -> None:
-    kernel = CompiledKernel(EIGHT_AND_TWO, 4, 40, 0, 0, 0)
+    kernel, code = CompiledKernel(b"", 4, 40, 0, 0, 0), sass.parse(EIGHT_AND_TWO)
     with pytest.raises(model.UnknownLoop, match=r"kernel: it has a loop 'for block in tl.range\(0, blocks\)'"):
-        model.of_compiled("kernel", kernel, Trips(1, {"while True": 1}), 1, 0, H200)
+        model.of_code("kernel", kernel, code, Trips(1, {"while True": 1}), 1, 0, H200)
 
 
 def test_narrow_copies_are_seen() -> None:
