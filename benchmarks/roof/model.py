@@ -84,7 +84,7 @@ def _counts(code: Code, loops: Iterable[Loop], trips: Trips, outside: float) -> 
             continue
         header = header_of(code, loop)
         if header is not None and header not in trips.loops:
-            raise UnknownLoop(f"it has a loop {header!r}, of which nothing is known but {', '.join(trips.loops)}")
+            raise UnknownLoop(f"it has a loop {header!r}; trips.py knows {', '.join(trips.loops) or 'none'}")
         count = outside if header is None else trips.loops[header]
         yield loop, count
         yield from _counts(code, loop.inner, trips, count)
@@ -136,9 +136,8 @@ def _of_library(launch: LibraryLaunch, card: Card) -> LaunchRoof:
 
 def _of_kernel(launch: KernelLaunch, card: Card) -> LaunchRoof:
     kernel = compiled(launch.configuration, card.architecture)
-    if launch.name not in TRIPS:
-        raise UnknownLoop(f"{launch.name}: trips.py has no row for this kernel")
-    trips = TRIPS[launch.name](launch.arguments)
+    count = TRIPS.get(launch.name)
+    trips = Trips(launch.programs) if count is None else count(launch.arguments)
     return of_code(launch.name, kernel, parse(kernel.text()), trips, launch.programs, launch.bytes, card)
 
 

@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes as unnoted
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spanbert_kernels.ops import backends
+from spanbert_kernels.ops import library
 from spanbert_kernels.ops.aot import AotConfiguration, launches
 
-DEVICE = torch.device("cuda", 0)
+from .lists import LISTS
+
+DEVICE, CAPABILITY = torch.device("cuda", 0), (9, 0)
 CPU = torch.device("cpu")
 # Products of two tensors: which argument is the first of them.
 FIRST_FACTOR = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
@@ -112,6 +115,15 @@ class _OnTheGPU(TorchFunctionMode):
         kwargs = {name: _placed(value) for name, value in (kwargs or {}).items()}
         return function(*map(_placed, args), **kwargs)
 
+    @contextmanager
+    def truthful(self) -> Iterator[None]:
+        """Tensors say where they lie."""
+        before, self.pretends = self.pretends, False
+        try:
+            yield
+        finally:
+            self.pretends = before
+
     def attribute(self, name: str, pretended: Any) -> Any:
         """The attribute of a tensor that names its device."""
         own = getattr(torch._C.TensorBase, name)
@@ -133,12 +145,10 @@ class _Noted(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function.namespace != "aten":
-            return function(*args, **kwargs)
-        before, self.place.pretends = self.place.pretends, False
-        try:
+            with self:  # what an operator of ours does is noted as well
+                return function._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
+        with self.place.truthful():
             return self._noted(function, args, kwargs)
-        finally:
-            self.place.pretends = before
 
     def _noted(self, function: Any, args: Any, kwargs: Any) -> Any:
         packet = function.overloadpacket
@@ -218,11 +228,6 @@ _NOTHING = _packets(
 )
 
 
-def _refusal(backend: str, device: str, dtype: torch.dtype, operation: str = "") -> str | None:
-    """Triton takes every call; of the libraries nobody can see here what they launch."""
-    return None if backend in ("triton", "eager") else "its launches are not recorded"
-
-
 @contextmanager
 def recorded() -> Iterator[Recording]:
     """Collect what calls inside launch, on tensors that lie in the CPU's memory.
@@ -241,13 +246,17 @@ def recorded() -> Iterator[Recording]:
         arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
         grid = grid(arguments) if callable(grid) else grid
         recording.launches.append(KernelLaunch(configuration, tuple(grid), arguments))
+        if kernel.__name__ in LISTS:
+            with unnoted(), place.truthful():
+                LISTS[kernel.__name__](arguments)
         return result
 
     with ExitStack() as stack:
         configurations, place = stack.enter_context(launches()), _OnTheGPU()
         contexts: tuple[AbstractContextManager[Any], ...] = (
             mock.patch.object(JITFunction, "run", noted),
-            mock.patch.object(backends, "refusal", _refusal),
+            mock.patch.object(torch.cuda, "is_available", return_value=True),
+            mock.patch.object(torch.cuda, "get_device_capability", return_value=CAPABILITY),
             *(
                 mock.patch.object(torch.Tensor, name, place.attribute(name, value), create=True)
                 for name, value in {"device": DEVICE, "is_cuda": True, "is_cpu": False}.items()
@@ -258,4 +267,6 @@ def recorded() -> Iterator[Recording]:
         )
         for context in contexts:
             stack.enter_context(context)
+        stack.callback(library.load_triton.cache_clear)
+        library.load_triton.cache_clear()
         yield recording

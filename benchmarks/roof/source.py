@@ -14,6 +14,7 @@ PACKAGE = "spanbert_kernels"
 ROOT = Path(__file__).resolve().parents[2]
 # What a kernel's code hangs on that is for Inf and NaN alone.
 FOR_WHAT_IS_NOT_FINITE = "SANITIZE"
+UNROLLED = "tl.static_range"
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,15 @@ def read_loops(text: str) -> SourceLoops:
     r"""The loops of a source text.
 
     Example:
-        >>> read_loops("while a < b:\n    if SANITIZE:\n        a += 1\n    a += 2")
+        >>> read_loops("while a < b:\n    if SANITIZE:\n        a = 1\n    for i in tl.static_range(4):\n        b += 2")
         SourceLoops(headers={1: 'while a < b'}, rare={3})
     """
     lines, nodes = text.splitlines(), list(ast.walk(ast.parse(text)))
-    numbers = (node.lineno for node in nodes if isinstance(node, ast.For | ast.While))
+    numbers = (
+        node.lineno
+        for node in nodes
+        if isinstance(node, ast.While) or (isinstance(node, ast.For) and UNROLLED not in ast.unparse(node.iter))
+    )
     rare = {
         number
         for node in nodes

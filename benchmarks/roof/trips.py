@@ -1,7 +1,7 @@
 """How often the programs of a launch go through each loop of their kernel, from the launch's own arguments.
 
-A kernel is a row of TRIPS. Its loops go by the text of their line in the source; one that is missing is an error, so
-that no loop is left out by mistake. What is made again where a result is not finite never happens here.
+A kernel with loops is a row of TRIPS. They go by the text of their line in the source; one that is missing is an error,
+so that no loop is left out by mistake. What is made again where a result is not finite never happens here.
 """
 
 from __future__ import annotations
@@ -112,6 +112,28 @@ def whole_backward(arguments: Arguments) -> Trips:
     _, first = _tiles(arguments, QUERIES, block["N"])
     programs = int((first == 0).sum()) * arguments["heads"]
     return Trips(programs, {PARTS: programs * (block["N"] // block["M"])})
+
+
+def document_lists(arguments: Arguments) -> Trips:
+    block, documents = block_of(arguments), arguments["num_documents"]
+    programs = -(-documents // block["M"])
+    pieces = parts_of(arguments["documents"][1] - arguments["documents"][0], 64 * block["N"])
+    empty = max(0, arguments["num_tiles"] - total(pieces))
+    loops = {
+        "while done < num_clusters": programs * -(-arguments["num_clusters"] // block["N"]),
+        "while done < num_documents": programs * -(-documents // block["N"]),
+        "while done < most": total(pieces),
+        "while begin < tiles.size": empty / block["M"],
+    }
+    return Trips(programs, loops)
+
+
+# Layers.
+
+
+def norm_backward(arguments: Arguments) -> Trips:
+    tiles = -(-arguments["rows"] // block_of(arguments)["M"])
+    return Trips(-(-tiles // arguments["tiles"]), {"while tile < stop": tiles})
 
 
 # Spans.
@@ -234,6 +256,8 @@ TRIPS: dict[str, Callable[[Arguments], Trips]] = {
     "query_backward": attention(QUERIES, KEYS, "M", "N"),
     "key_backward": attention(KEYS, QUERIES, "N", "M"),
     "whole_backward": whole_backward,
+    "document_lists": document_lists,
+    "norm_backward": norm_backward,
     "banded_forward": banded_forward,
     "walk_forward": walk_forward,
     "linear_backward": linear_backward,

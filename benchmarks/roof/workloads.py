@@ -118,6 +118,25 @@ def anchors(clusters: int, documents: int) -> PreparedCall:
     return PreparedCall(run, 2 * (4 * size * size + 3 * count * size))
 
 
+def end_of_sublayer(*, dropout: float = 0.0, backward: bool = False) -> PreparedCall:
+    """What stands at the end of a transformer's sub-layers, for 32,768 tokens and H = 768."""
+    size = HEADS * HEAD_DIM
+    x, residual, weight, bias = leaves = [
+        torch.empty(shape, dtype=BF16, requires_grad=backward)
+        for shape in ((sum(SHORT), size), (sum(SHORT), size), (size,), (size,))
+    ]
+    seed = torch.zeros(1, dtype=torch.long) if dropout else None
+
+    def forward() -> Tensor:
+        return ops.dropout_add_layer_norm(x, residual, weight, bias, dropout_p=dropout, seed=seed, backend="triton")
+
+    output = forward()
+    if not backward:
+        return PreparedCall(forward, 3 * 2 * x.numel())
+    run = partial(torch.autograd.grad, output, leaves, torch.empty_like(output))
+    return PreparedCall(run, (5 if dropout else 4) * 2 * x.numel())
+
+
 def random_spans(tokens: int, length: int, count: int, widest: int) -> Tensor:
     """Spans of documents of one length, of any width up to the widest."""
     generator = numpy.random.default_rng(0)
@@ -194,6 +213,9 @@ WORKLOADS: dict[str, Roofed] = {
     "across 32 x 10 x 128 backward": Roofed(partial(attention, ACROSS, cluster=10, backward=True), 1100),
     "anchors 64 x 10, the whole sub-layer": Roofed(partial(anchors, 64, 10), 20),
     "attention 256 x 128 forward of raw offsets": Roofed(offsets_alone, most_launches=3),
+    "dropout_add_layer_norm forward": Roofed(end_of_sublayer),
+    "dropout_add_layer_norm dropout forward": Roofed(partial(end_of_sublayer, dropout=0.1)),
+    "dropout_add_layer_norm dropout backward": Roofed(partial(end_of_sublayer, dropout=0.1, backward=True)),
     "span_pool mean random forward": Roofed(partial(pooling, "mean"), 75, headline=True),
     "span_pool mean random backward": Roofed(partial(pooling, "mean", backward=True), 90),
     "span_pool max random forward": Roofed(partial(pooling, "max"), 120),

@@ -141,7 +141,9 @@ def test_what_is_passed_over_is_not_counted() -> None:
 
 def test_a_loop_that_nobody_counted_is_an_error() -> None:
     kernel, code = CompiledKernel(b"", 4, 40, 0, 0, 0), sass.parse(EIGHT_AND_TWO)
-    with pytest.raises(model.UnknownLoop, match=r"kernel: it has a loop 'for block in tl.range\(0, blocks\)'"):
+    with pytest.raises(
+        model.UnknownLoop, match=r"kernel: it has a loop 'for block in tl.range\(0, blocks\)'; trips.py knows none"
+    ):
         model.of_code("kernel", kernel, code, Trips(1, {"while True": 1}), 1, 0, H200)
 
 
