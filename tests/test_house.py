@@ -181,7 +181,6 @@ def long_files(root: Path) -> Iterator[str]:
 STARTERS = (
     "tests/children.py",
     "tests/test_house.py",
-    "tests/aot/compile_triton.py",
     "tests/gpu/check.py",
     "tests/gpu/steps.py",
     "tests/tasks/killed_trainings.py",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# What kernels reach of the rates of memory and of the busiest pipe.
+OF_BANDWIDTH, OF_PIPES = 0.8, 0.65
+
 
 @dataclass(frozen=True)
 class Card:

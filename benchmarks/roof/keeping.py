@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .card import Card
-from .model import OF_BANDWIDTH, OF_PIPES, LaunchRoof
-from .running import RoofRow, row_of
-from .workloads import WORKLOADS
+from .card import OF_BANDWIDTH, OF_PIPES, Card
+from .rows import LaunchRoof, RoofRow
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MAY_GROW = 1.05
@@ -105,21 +103,6 @@ def complaints(row: RoofRow, kept: RoofRow) -> Iterator[str]:
             now = launch.copies.get(way, 1.0)
             if now < part - MAY_NARROW:
                 yield f"{row.name}: {launch.name} moves {now:.0%} by {way} of 16 bytes, {part:.0%} in the record"
-
-
-def worse(names: Iterable[str], card: Card) -> Iterator[str]:
-    """What of these rows is worse now than in the newest record, or not in it."""
-    kept = load(newest()).rows("now")
-    for name in names:
-        if name in kept:
-            yield from complaints(row_of(name, WORKLOADS[name], card), kept[name])
-        else:
-            yield f"{name}: the record has no such row"
-
-
-def headlines() -> list[str]:
-    """The rows that every test run compiles."""
-    return [name for name, workload in WORKLOADS.items() if workload.headline]
 
 
 def _by_kernel(row: RoofRow) -> tuple[dict[str, int], dict[str, dict[str, float]]]:

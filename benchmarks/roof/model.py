@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
 
-from .card import Card
+from .card import OF_BANDWIDTH, OF_PIPES, Card
 from .compiling import CompiledKernel, compiled
 from .pipes import PIPES, TENSOR, cycles
 from .recording import AnyLaunch, KernelLaunch, LibraryLaunch
+from .rows import LaunchRoof
 from .sass import Code, Loop, parse
 from .source import header_of, is_rare
 from .trips import TRIPS, Trips
 
-# What kernels reach of the rates of memory and of the busiest pipe.
-OF_BANDWIDTH, OF_PIPES = 0.8, 0.65
 MEMORY = "memory"
 LAUNCH = "launch"
 MOVES = ("LDG", "STG", "LDGSTS")  # between a thread and global memory
@@ -23,36 +21,6 @@ WIDEST = 16
 
 class UnknownLoop(ValueError):
     """A kernel or a loop of it that TRIPS has no row for."""
-
-
-@dataclass(frozen=True)
-class LaunchRoof:
-    """What a launch takes at least, in microseconds.
-
-    Attributes:
-        name: the kernel's.
-        programs: how many there are, and how many of them have something to do.
-        pipes: by pipe.
-        memory: for its tensors, each once.
-        predicted: what it is expected to take, and `limit` what decides that.
-        registers, warps, blocks: of a thread, of a block, and blocks at a time on a multiprocessor.
-        spilled: bytes of stack and local memory of a thread.
-        shared: bytes of shared memory of a block.
-        copies: for each way between threads and global memory, what part of the bytes goes 16 bytes a thread.
-    """
-
-    name: str
-    memory: float
-    predicted: float
-    limit: str
-    pipes: Mapping[str, float] = field(default_factory=dict)
-    programs: tuple[int, int] = (0, 0)
-    warps: int = 0
-    registers: int = 0
-    spilled: int = 0
-    shared: int = 0
-    blocks: int = 0
-    copies: Mapping[str, float] = field(default_factory=dict)
 
 
 def weights(code: Code, trips: Trips, programs: int) -> Iterator[tuple[int, float]]:

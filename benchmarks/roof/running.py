@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
+from . import keeping
 from .card import Card
-from .model import LaunchRoof, roof_of
+from .model import roof_of
 from .recording import recorded
-from .workloads import Roofed
-
-
-@dataclass(frozen=True)
-class RoofRow:
-    """The least time of a workload, in microseconds.
-
-    Attributes:
-        name: of the workload.
-        goal: what was asked for.
-        most_launches: how many launches were asked for at most.
-        floor: for the bytes that any way must move.
-        launches: in their order.
-        waits: how often the host waits for the GPU.
-    """
-
-    name: str
-    goal: float | None
-    most_launches: int | None
-    floor: float
-    launches: tuple[LaunchRoof, ...]
-    waits: int
-
-    @property
-    def pipes(self) -> float:
-        """What the slowest pipe of each launch takes, all launches together."""
-        return sum(max(each.pipes.values(), default=0.0) for each in self.launches)
-
-    @property
-    def memory(self) -> float:
-        """What each launch takes for its tensors, all launches together."""
-        return sum(each.memory for each in self.launches)
-
-    @property
-    def least(self) -> float:
-        """What no launch can take less than, all launches together."""
-        return sum(max(each.memory, *each.pipes.values()) if each.pipes else each.memory for each in self.launches)
-
-    @property
-    def predicted(self) -> float:
-        return sum(each.predicted for each in self.launches)
-
-    @property
-    def slowest(self) -> LaunchRoof:
-        return max(self.launches, key=lambda each: each.predicted)
+from .rows import RoofRow
+from .workloads import WORKLOADS, Roofed
 
 
 def row_of(name: str, workload: Roofed, card: Card) -> RoofRow:
@@ -64,3 +22,18 @@ def row_of(name: str, workload: Roofed, card: Card) -> RoofRow:
     floor = 1e6 * prepared.moved / card.bandwidth
     launches = tuple(roof_of(launch, card) for launch in recording.launches)
     return RoofRow(name, workload.goal, workload.most_launches, floor, launches, recording.waits)
+
+
+def worse(names: Iterable[str], card: Card) -> Iterator[str]:
+    """What of these rows is worse now than in the newest record, or not in it."""
+    kept = keeping.load(keeping.newest()).rows("now")
+    for name in names:
+        if name in kept:
+            yield from keeping.complaints(row_of(name, WORKLOADS[name], card), kept[name])
+        else:
+            yield f"{name}: the record has no such row"
+
+
+def headlines() -> list[str]:
+    """The rows that every test run compiles."""
+    return [name for name, workload in WORKLOADS.items() if workload.headline]

@@ -42,7 +42,7 @@ def read_loops(text: str) -> SourceLoops:
     r"""The loops of a source text.
 
     Example:
-        >>> read_loops("while a < b:\n    if SANITIZE:\n        a = 1\n    for i in tl.static_range(4):\n        b += 2")
+        >>> read_loops("while a < b:\n    if SANITIZE:\n        a = 1\n    for i in tl.static_range(4):\n        b = i")
         SourceLoops(headers={1: 'while a < b'}, rare={3})
     """
     lines, nodes = text.splitlines(), list(ast.walk(ast.parse(text)))
@@ -62,14 +62,9 @@ def read_loops(text: str) -> SourceLoops:
 
 
 def header_of(code: Code, loop: Loop) -> str | None:
-    """The text of the loop's line in the source, or None where the compiler made it."""
-    inner = {header_of(code, each) for each in loop.inner if not is_rare(code, each)}
-    counts: dict[str, int] = {}
-    for line in _lines(code, loop):
-        text = loops_of(line.file).headers.get(line.number)
-        if text is not None and text not in inner:
-            counts[text] = counts.get(text, 0) + 1
-    return max(counts, key=lambda text: counts[text], default=None)
+    """The text of the loop's line in the source, which its last branch is of, or None where the compiler made it."""
+    line = code.instructions[loop.last].line
+    return None if line is None else loops_of(line.file).headers.get(line.number)
 
 
 def is_rare(code: Code, loop: Loop) -> bool:

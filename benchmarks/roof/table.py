@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .keeping import RoofRecord
-from .model import LaunchRoof
-from .running import RoofRow
+from .rows import LaunchRoof, RoofRow
 
 HEADER = (
     f"{'workload, microseconds':<48}{'launches':>9}{'pipes':>8}{'memory':>8}{'floor':>7}{'predicted':>11}{'goal':>6}"

@@ -15,18 +15,17 @@ import importlib
 import json
 import multiprocessing
 import re
-import subprocess
-import tempfile
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 90, 100, 120)
 PROCESSES = 2
 SELDOM = re.compile("tokens to tokens|anchors to anchors|seldom")
-USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
+sys.path.append(str(ROOT / "benchmarks"))
 
 
 def operation_modules() -> list[str]:
@@ -47,34 +46,15 @@ def names_of(module: str) -> list[str]:
 
 def compile_one(module: str, index: int, architecture: int) -> dict[str, Any]:
     """Compile one configuration; what it needs, or the error."""
-    import triton
-    from triton.backends.compiler import GPUTarget
+    from roof.compiling import compiled
 
     configuration = configurations(module)[index]
     found: dict[str, Any] = {"module": module, "name": configuration.name, "architecture": architecture}
-    options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
     try:
-        compiled = triton.compile(configuration.source(), target=GPUTarget("cuda", architecture, 32), options=options)
+        kernel = compiled(configuration, architecture)
     except Exception as error:  # whatever the compiler raises is the result
         return {**found, "error": f"{type(error).__name__}: {error}"}
-    registers, stack, local = resource_usage(compiled.asm["cubin"])
-    # Triton asks for all its shared memory at the launch; what cuobjdump counts is what the driver keeps.
-    return {**found, "registers": registers, "stack": stack, "local": local, "shared": compiled.metadata.shared}
-
-
-def resource_usage(cubin: bytes) -> tuple[int, ...]:
-    """Registers, stack and local memory of the one kernel in `cubin`."""
-    import triton.backends.nvidia
-
-    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    match = USAGE.search(done.stdout)
-    if match is None:
-        raise RuntimeError(f"cuobjdump says nothing of the kernel's resources: {done.stdout}")
-    return tuple(map(int, match.groups()))
+    return found | {name: getattr(kernel, name) for name in ("registers", "stack", "local", "shared")}
 
 
 def compile_all(modules: Sequence[str], architectures: Sequence[int], everyday: bool = False) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
     python tests/aot/launches.py
 
-Prints as JSON what the operations' own `aot_configurations()` leave out. `compile_triton.py launches` compiles every
+Prints as JSON what the operations' own `aot_configurations()` leave out, and which of the kernels that workloads are
+judged by takes longer at least than in the record of `benchmarks/roof`. `compile_triton.py launches` compiles every
 such launch. Not under TRITON_INTERPRET=1, where launches have other constants.
 """
 
@@ -116,10 +117,14 @@ def left_out(launch: AotConfiguration, configurations: list[AotConfiguration]) -
 
 
 def main() -> None:
+    from roof.card import H200
+    from roof.running import headlines, worse
+
     launched, own = aot_configurations(), listed()
     missing = sorted({text for launch in launched for text in left_out(launch, own)})
     kernels, own_kernels = (sorted({each.kernel.__name__ for each in some}) for some in (launched, own))
     found = {"launches": len(launched), "kernels": kernels, "listed kernels": own_kernels, "left out": missing}
+    found["worse"] = list(worse(headlines(), H200))
     print(json.dumps(found))
 
 

@@ -18,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 FILES = sorted(path.parent.name for path in CSRC.glob("*/cuda.cu"))
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 90, 100, 120)
 # By every test run. The rest are minutes of work for the slow tests; tests/cuda_on_cpu compiles all files for a CPU.
 EVERYDAY = [(90, "cross_document_attention"), (90, "span_gather"), (90, "span_pool")]
 # Of what the compiler lays out. What a launch asks for (SPANBERT_LAUNCH_SHARED) is limited by tests/cuda_on_cpu.
