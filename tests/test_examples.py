@@ -22,6 +22,7 @@ SHOWN = {
     "train_a_tagger": "accuracy: 1.0",
     "train_on_spans": "'f1': 1.0",
     "with_allennlp": "vectors: [2, 50, 132] of 132 numbers",
+    "with_coref_hoi": "the same mentions: True\nthe same antecedents: True",
     "with_fastcoref": "same mentions: True\nsame antecedents: True",
     "with_gliner": "the same entities: True",
     "with_gliner2": "the same entities: True",
@@ -36,6 +37,7 @@ SHOWN = {
 # What those need that are about another package.
 FASTCOREF = "fastcoref.coref_models.modeling_fcoref"
 NEEDS = {
+    "with_coref_hoi": "model",
     "with_fastcoref": FASTCOREF,
     "with_gliner": "gliner",
     "with_gliner2": "gliner2",
@@ -51,6 +53,7 @@ DEFINED = {
     FASTCOREF: "originals.fastcoref",
     "entity.models": "originals.pure",
     "maverick.models.model_mes": "originals.maverick",
+    "model": "originals.coref_hoi",
     "spert.models": "originals.spert",
 }
 
@@ -74,10 +77,9 @@ def provide(package: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         importlib.import_module(package)
     except ModuleNotFoundError:
-        parent = package.rpartition(".")[0]
-        module = importlib.import_module(DEFINED[package])
-        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
-        monkeypatch.setitem(sys.modules, package, module)
+        if parent := package.rpartition(".")[0]:
+            monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+        monkeypatch.setitem(sys.modules, package, importlib.import_module(DEFINED[package]))
 
 
 def test_the_list_has_every_example() -> None:

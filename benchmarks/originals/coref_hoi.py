@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import BertModel
 
 CONFIG = {
     "max_span_width": 30, "use_features": True, "feature_emb_size": 20, "use_width_prior": True,
@@ -37,17 +38,17 @@ util, ho = SimpleNamespace(bucket_distance=bucket_distance), SimpleNamespace(att
 
 
 class CorefModel(nn.Module):
-    """The model over an encoder that is given."""
+    """The model over an encoder that is given, or over the one that its config names."""
 
     __module__ = "model"
 
-    def __init__(self, config: dict[str, Any], device: Any, bert: Any) -> None:
+    def __init__(self, config: dict[str, Any], device: Any, bert: Any = None) -> None:
         super().__init__()
         self.config, self.device = config, device
         self.max_span_width = config["max_span_width"]
         self.dropout = nn.Dropout(config["dropout_rate"])
-        self.bert = bert
-        size, feature = bert.config.hidden_size, config["feature_emb_size"]
+        self.bert = bert or BertModel.from_pretrained(config["bert_pretrained_name_or_path"])
+        size, feature = self.bert.config.hidden_size, config["feature_emb_size"]
         span = 3 * size + feature * config["use_features"]
         features = 2 * config["use_metadata"] + config["use_features"] + config["use_segment_distance"]
         units = [config["ffnn_size"]] * config["ffnn_depth"]
