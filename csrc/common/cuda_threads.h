@@ -28,6 +28,7 @@ SPANBERT_DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(kA
 SPANBERT_DEVICE long long shuffle_xor(long long value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask); }
 SPANBERT_DEVICE unsigned ballot(bool value) { return __ballot_sync(kAllLanes, value); }
 SPANBERT_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
+SPANBERT_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
 
 SPANBERT_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 SPANBERT_DEVICE uint32_t float_to_bits(float x) { return __float_as_uint(x); }
@@ -59,6 +60,30 @@ SPANBERT_DEVICE void store_words(void* to, const uint32_t (&words)[4]) {
 }
 SPANBERT_DEVICE void store_words(void* to, const uint32_t (&words)[2]) {
   __stcs(static_cast<uint2*>(to), make_uint2(words[0], words[1]));
+}
+
+// The same of shared memory, which is read again.
+SPANBERT_DEVICE void get_words(const void* from, uint32_t (&words)[4]) {
+  const uint4 loaded = *static_cast<const uint4*>(from);
+  words[0] = loaded.x, words[1] = loaded.y, words[2] = loaded.z, words[3] = loaded.w;
+}
+SPANBERT_DEVICE void put_words(void* to, const uint32_t (&words)[4]) {
+  *static_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+}
+SPANBERT_DEVICE void put_word(void* to, uint32_t word) { *static_cast<uint32_t*>(to) = word; }
+
+// 16 bytes from memory to shared memory while the thread goes on, zeros where nothing is `there`. Copies since the last
+// commit are one lot; a thread waits until at most `Lots` of its own are on their way, a block with a barrier behind
+// it.
+SPANBERT_DEVICE void copy_words(void* to, const void* from, bool there) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  const int bytes = there ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
+}
+SPANBERT_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int Lots>
+SPANBERT_DEVICE void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Lots) : "memory");
 }
 
 // The block's shared memory, as the kernel's one structure.

@@ -8,6 +8,8 @@
 #include "common/cuda_tensors.h"
 #include "span_pool/arguments.h"
 #include "span_pool/cuda_backward.cuh"
+#include "span_pool/cuda_banded.cuh"
+#include "span_pool/cuda_banded_backward.cuh"
 #include "span_pool/cuda_enumerated.cuh"
 #include "span_pool/cuda_forward.cuh"
 
@@ -21,6 +23,7 @@ struct Prepared {
   std::vector<Tensor> kept;
   PoolWork work{};
   int64_t element = 0;  // bytes
+  bool banded = false;  // whether sums are made by matrix products, if rows are aligned
 };
 
 Prepared prepare(const Tensor& hidden, const SpanArguments& spans, const PoolArguments& inputs) {
@@ -33,6 +36,9 @@ Prepared prepare(const Tensor& hidden, const SpanArguments& spans, const PoolArg
   work.hidden = p.kept[0].const_data_ptr();
   work.hidden_stride = p.kept[0].stride(0);
   work.columns = hidden.size(1);
+  // Of 16 bits, where a tile of sorted spans shares enough of its tokens.
+  const bool wide = spans.max_width <= 0 || spans.max_width > 4;
+  p.banded = p.element == 2 && !spans.cu_seqlens && 8 * spans.num_spans >= hidden.size(0) && wide;
   work.spans = sorted_spans(spans, hidden.size(0), p.kept);
   if (scores) {
     STD_TORCH_CHECK(
@@ -77,9 +83,30 @@ bool parts_aligned(const Prepared& p, const void* pointer, int64_t stride, int64
   return aligned;
 }
 
+// How the chunks of columns of a product are shared between blocks: where there are few tiles of work, by several.
+struct Chunks {
+  int64_t each, shares;
+
+  Chunks(int64_t tiles, int64_t columns) {
+    const int64_t all = ceil_divide(columns, banded::kChunk);
+    each = ceil_divide(all, std::min(all, std::max<int64_t>(1, ceil_divide(512, tiles))));
+    shares = ceil_divide(all, each);
+  }
+};
+
+// Sums and means, which take no more work then.
+template <class S>
+void launch_banded_forward(PoolWork& work, const Stream& stream) {
+  const int64_t tiles = ceil_divide(work.spans.count, banded::kSpans);
+  const Chunks chunks(tiles, work.columns);
+  SPANBERT_LAUNCH_SHARED(banded::forward<S>, banded::Shared<S>, blocks_for(tiles, 1, chunks.shares), banded::kThreads,
+                         stream, work, chunks.each, chunks.shares);
+  work.offset[kMean] = work.offset[kSum] = -1;
+}
+
 template <class S>
 void launch_forward(const Prepared& p, bool enumerated, const Stream& stream) {
-  const PoolWork& work = p.work;
+  PoolWork work = p.work;
   const int64_t tiles = std::max<int64_t>(1, ceil_divide(work.columns, kLanes * forward::kColumns<S>));
   const bool output_aligned = parts_aligned(p, work.output, work.output_columns, 16);
   if (enumerated) {
@@ -87,12 +114,16 @@ void launch_forward(const Prepared& p, bool enumerated, const Stream& stream) {
     SPANBERT_LAUNCH(forward::enumerated<S>, blocks, forward::kThreads, stream, work, tiles, output_aligned);
     return;
   }
+  const auto asked = [&](auto... parts) { return (false || ... || (work.offset[parts] >= 0)); };
+  if constexpr (sizeof(S) == 2) {
+    if (p.banded && output_aligned && asked(kMean, kSum)) launch_banded_forward<S>(work, stream);
+    if (!asked(kStart, kEnd, kMean, kSum, kMax, kAttention, kWidth)) return;
+  }
   // Long runs share more groups, short ones fill the GPU: it has room for about a thousand blocks.
   int64_t run = 128;
   while (run > 16 && ceil_divide(work.spans.count, run) * tiles < 1024) run /= 2;
   const int64_t blocks = blocks_for(work.spans.count, run, tiles);
-  const bool sums = work.offset[kSum] >= 0 || work.offset[kMean] >= 0;
-  const bool maximum = work.offset[kMax] >= 0, softmax = work.offset[kAttention] >= 0;
+  const bool sums = asked(kMean, kSum), maximum = asked(kMax), softmax = asked(kAttention);
   const auto kernel = sums + maximum + softmax > 1 ? forward::sorted<S, forward::kEverything>
                       : softmax                    ? forward::sorted<S, forward::kSoftmax>
                       : maximum                    ? forward::sorted<S, forward::kMaximum>
@@ -147,7 +178,20 @@ void launch_backward(const Prepared& p, PoolGrads grads, Tensor& grad_scores, Te
   }
   if (attention && tiles > 1) partial = floats({tiles, work.spans.tokens, work.heads});
   grads.scores = partial.numel() > 0 ? partial.mutable_data_ptr<float>() : nullptr;
-  if (work.spans.tokens > 0 && tiles > 0) {
+  const auto asked = [&](auto... parts) { return (false || ... || (work.offset[parts] >= 0)); };
+  const bool sums_alone = asked(kMean, kSum) && !asked(kStart, kEnd, kMax, kAttention);
+  bool multiplied = false;
+  if constexpr (sizeof(S) == 2) {
+    multiplied = p.banded && sums_alone && parts_aligned(p, grads.output, grads.output_stride, 16) &&
+                 all_multiples(16, {address(grads.hidden), work.columns * p.element});
+    if (multiplied) {
+      const int64_t own = ceil_divide(work.spans.tokens, banded::kOwn);
+      const Chunks chunks(own, work.columns);
+      SPANBERT_LAUNCH_SHARED(banded::tokens<S>, banded::SharedBackward<S>, blocks_for(own, 1, chunks.shares),
+                             banded::kThreads, stream, work, grads, chunks.each, chunks.shares);
+    }
+  }
+  if (work.spans.tokens > 0 && tiles > 0 && !multiplied) {
     const int64_t blocks = blocks_for(work.spans.tokens, backward::kWarps * backward::kGroup, tiles);
     SPANBERT_LAUNCH(backward::tokens<S>, blocks, backward::kThreads, stream, work, grads, tiles);
     if (attention && tiles > 1) {

@@ -39,6 +39,16 @@ def _rows_apart(matrix: Tensor) -> bool:
 PRODUCTS: dict[str, Product] = {"torch": F.linear, "onednn": _onednn}
 
 
+def _on_tensor_cores(x: Tensor, weight: Tensor) -> Tensor:
+    result: Tensor = torch.mm(x, weight.t(), out_dtype=torch.float32)
+    return result
+
+
+# Of x `[T, in]` and weight `[out, in]`, both in 16 bits, `x W^T` in float32, by the type of the device: those whose
+# units for it are many times faster than their float32.
+OF_16_BITS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cuda": _on_tensor_cores}
+
+
 def gradients(
     product: Product, grad: Tensor, x: Tensor | None, weight: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:

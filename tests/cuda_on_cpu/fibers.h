@@ -38,6 +38,13 @@ struct Index {
 
 enum class Wait { none, block, warp };
 
+// 16 bytes on their way to shared memory; those of one lot arrive together.
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+  int lot;
+};
+
 struct Fiber {
   ucontext_t begin;
   std::jmp_buf context;
@@ -46,6 +53,8 @@ struct Fiber {
   Wait wait = Wait::none;
   int place = 0;          // the source line at which it waits
   uint64_t exchange = 0;  // warp exchanges so far
+  std::vector<Copy> copies;
+  int lots = 0;  // begun so far
 };
 
 constexpr int kWarp = 32;
@@ -68,6 +77,8 @@ struct Machine {
     static Machine machine;
     return machine;
   }
+
+  Fiber& own() { return fibers[thread]; }
 
   static void enter() {
     Machine& machine = get();
@@ -109,6 +120,8 @@ struct Machine {
       fiber.started = fiber.ended = false;
       fiber.wait = Wait::none;
       fiber.exchange = 0;
+      fiber.copies.clear();
+      fiber.lots = 0;
       getcontext(&fiber.begin);
       fiber.begin.uc_stack.ss_sp = fiber.stack;
       fiber.begin.uc_stack.ss_size = kStack;
@@ -225,6 +238,7 @@ inline unsigned ballot(bool value, int place = __builtin_LINE()) {
   return result;
 }
 inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
+inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 
 inline float bits_to_float(uint32_t bits) {
   float x;
@@ -274,6 +288,35 @@ template <int N>
 inline void store_words(void* to, const uint32_t (&words)[N]) {
   fibers::check_alignment(to, sizeof(words));
   std::memcpy(to, words, sizeof(words));
+}
+
+inline void get_words(const void* from, uint32_t (&words)[4]) { load_words(from, words); }
+inline void put_words(void* to, const uint32_t (&words)[4]) { store_words(to, words); }
+inline void put_word(void* to, uint32_t word) {
+  fibers::check_alignment(to, sizeof(word));
+  std::memcpy(to, &word, sizeof(word));
+}
+
+// A copy arrives as late as it can: where its thread waits for it.
+inline void copy_words(void* to, const void* from, bool there) {
+  fibers::check_alignment(to, 16);
+  if (there) fibers::check_alignment(from, 16);
+  fibers::Fiber& fiber = fibers::Machine::get().own();
+  fiber.copies.push_back({to, there ? from : nullptr, fiber.lots});
+}
+inline void commit_copies() { ++fibers::Machine::get().own().lots; }
+template <int Lots>
+inline void wait_for_copies() {
+  fibers::Fiber& fiber = fibers::Machine::get().own();
+  std::erase_if(fiber.copies, [&](const fibers::Copy& copy) {
+    if (copy.lot >= fiber.lots - Lots) return false;
+    if (copy.from) {
+      std::memcpy(copy.to, copy.from, 16);
+    } else {
+      std::memset(copy.to, 0, 16);
+    }
+    return true;
+  });
 }
 
 template <class Layout>

@@ -136,6 +136,56 @@ def test_enumerated_spans_read_no_bounds(operators: Any) -> None:
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "parts", "copies"),
+    [(torch.bfloat16, ["mean", "max"], 1), (torch.float16, ["sum", "mean"], 1), (torch.bfloat16, ["mean"], 5)],
+)
+def test_sums_of_16_bits_are_products(operators: Any, dtype: torch.dtype, parts: list[str], copies: int) -> None:
+    """Several tiles of spans and chunks of columns, spans wider than the weights at hand, more than are listed."""
+    tokens, columns = 210, 136
+    hidden = torch.randn(tokens, columns).to(dtype)
+    pairs = [(a, min(a + 1 + (7 * a) % 61, tokens)) for a in range(tokens)] * copies
+    pairs += [(0, tokens), (3, 190), (5, 5), (tokens - 1, tokens)]
+    start, end = torch.tensor(pairs)[torch.randperm(len(pairs))].unbind(1)
+    work = plans.work_for((start, end), "cuda", tokens)
+    rest = (*work, None, None, None, codes(*parts))
+    output, argmax, lse = operators.span_pool_forward(hidden, *rest, True)
+    grad = torch.randn(output.shape).to(dtype)
+    own, _, _ = operators.span_pool_backward(grad, hidden, argmax, lse, *rest)
+    exact = hidden.double().requires_grad_()
+    expected = span_pool(exact, torch.stack([start, end], 1), parts, end_inclusive=False, backend="eager")
+    (gradient,) = torch.autograd.grad(expected, exact, grad.double())
+    # The result is rounded once; of a sum in float32, the weights' two halves keep 16 bits.
+    error = torch.finfo(dtype).eps / 2
+    for found, ref in ((output, expected), (own, gradient)):
+        assert (found.double() - ref).abs().max() <= error * ref.abs().max() * 1.01
+        near = (found.double() - ref).abs() <= 1.01 * error * ref.abs() + 2**-14
+        assert near.all()
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_products_keep_inf_and_nan_to_their_spans(operators: Any, poison: float) -> None:
+    hidden = torch.randn(40, 8).bfloat16()
+    work = work_of([(a, a + 5) for a in range(0, 35)], 40)
+    rest = (*work, None, None, None, codes("mean", "sum"))
+    clean, argmax, lse = operators.span_pool_forward(hidden, *rest, True)
+    hidden[17, 2] = poison
+    output, _, _ = operators.span_pool_forward(hidden, *rest, True)
+    bad = output.isfinite().logical_not()
+    assert bad.sum() == 2 * 5
+    assert bad[13:18, [2, 10]].all()
+    assert torch.equal(output[~bad], clean[~bad])
+    assert torch.equal(output[13:18, 2].isnan(), torch.full((5,), poison != poison))
+    grad = torch.randn(35, 16).bfloat16()
+    expected, _, _ = operators.span_pool_backward(grad, hidden, argmax, lse, *rest)
+    grad[20, 3] = poison
+    found, _, _ = operators.span_pool_backward(grad, hidden, argmax, lse, *rest)
+    bad = found.isfinite().logical_not()
+    assert bad.sum() == 5
+    assert bad[20:25, 3].all()
+    torch.testing.assert_close(found[~bad], expected[~bad], rtol=2**-7, atol=2**-9)
+
+
 def test_work_lists_that_lie_stay_inside_memory(operators: Any) -> None:
     """Rows outside the output are left out, spans outside the tokens count as empty."""
     hidden = torch.ones(4, 8)

@@ -38,8 +38,9 @@ from pool_cases import (
 )
 from torch import Tensor
 
-from spanbert_kernels.ops import philox, span_linear, span_score
+from spanbert_kernels.ops import philox, products, span_linear, span_score
 from spanbert_kernels.ops.choices import PARTS
+from spanbert_kernels.ops.span_linear import projection
 
 MENTION = ["start", "end", "attention", "width"]
 LINEAR = ["width", "start", "attention", "mean", "end", "sum"]
@@ -384,6 +385,23 @@ def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_call, "softmax_options", lambda: Options(small))
     monkeypatch.setattr(triton_call, "TABLE_TILE", 2)
     monkeypatch.setattr(triton_call, "TABLE_SHARE", 8)
+
+
+def multiply_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """What tensors of a GPU get: products of 16 bits (here the plain one), and columns of zeros behind each block.
+
+    Returns the shapes of the weights that are multiplied so.
+    """
+    shapes: list[tuple[int, ...]] = []
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        assert x.dtype == weight.dtype
+        shapes.append(tuple(weight.shape))
+        return x.float() @ weight.float().T
+
+    monkeypatch.setitem(products.OF_16_BITS, "cpu", product)
+    monkeypatch.setitem(projection.COLUMN_STEPS, "cpu", 16)
+    return shapes
 
 
 blocked = partial(pool_inputs, tokens=20, spans=30, width=12, heads=2, table=5)

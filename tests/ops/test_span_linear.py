@@ -21,6 +21,7 @@ from linear_cases import (
     ProjectedChecks,
     layer_inputs,
     linear_by_loop,
+    multiply_as_on_a_gpu,
     use_small_blocks,
 )
 from op_checks import (
@@ -269,6 +270,29 @@ def test_triton_in_several_blocks(backend: str, monkeypatch: pytest.MonkeyPatch)
     use_small_blocks(monkeypatch)
     setting = Setting(LINEAR_BLOCKS)
     check_result(setting, backend, run_setting(setting, backend))
+
+
+@pytest.mark.parametrize(
+    ("backend", "case", "dtype", "blocks"),
+    [
+        (Place("cpu"), LINEAR_CASES[0], torch.bfloat16, [6]),
+        (Place("triton", "interpreter"), LINEAR_CASES[1], torch.float16, [3]),
+        (Place("cpu"), LINEAR_BY_DOCUMENT[0], torch.float16, [2, 1, 1]),
+        (Place("cpu"), LINEAR_BY_DOCUMENT[1], torch.bfloat16, [1]),
+        (Place("cpu"), LINEAR_CASES[3], torch.float32, []),
+        (Place("cpu"), POOLED_FIRST_CASES[3], torch.float16, []),
+    ],
+    indirect=["backend"],
+    ids=lambda each: each.name if isinstance(each, Case) else None,
+)
+def test_products_as_on_a_gpu(
+    backend: str, case: Case, dtype: torch.dtype, blocks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 16 bits where the tokens and the weight have no more, each of seven columns and nine of zeros."""
+    shapes = multiply_as_on_a_gpu(monkeypatch)
+    setting = Setting(case, dtype=dtype)
+    check_result(setting, backend, run_setting(setting, backend))
+    assert [rows for rows, _ in shapes] == [16 * count for count in blocks]
 
 
 def bad(error: type[Exception], text: str, **changes: Any) -> Any:

@@ -19,6 +19,7 @@ from linear_cases import (
     SCORE_POOLED_FIRST_CASES,
     ProjectedChecks,
     layer_inputs,
+    multiply_as_on_a_gpu,
     score_by_loop,
     use_small_blocks,
 )
@@ -162,6 +163,20 @@ def test_triton_in_several_blocks(backend: str, monkeypatch: pytest.MonkeyPatch)
     use_small_blocks(monkeypatch)
     setting = Setting(SCORE_BLOCKS)
     check_result(setting, backend, run_setting(setting, backend))
+
+
+@pytest.mark.parametrize("backend", [Place("cpu")], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    ("case", "rows"),
+    [(SCORE_CASES[2], [16 * 3]), (SCORE_BY_DOCUMENT[0], [16 * 2, 16, 16]), (SCORE_BY_DOCUMENT[1], [35 * 2])],
+    ids=["dropout", "by document", "norm"],
+)
+def test_products_as_on_a_gpu(backend: str, case: Case, rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 16 bits, and the columns of zeros score nothing; a norm counts its columns."""
+    shapes = multiply_as_on_a_gpu(monkeypatch)
+    setting = Setting(case, dtype=torch.float16)
+    check_result(setting, backend, run_setting(setting, backend))
+    assert [count for count, _ in shapes] == rows
 
 
 @pytest.mark.parametrize("backend", place_parameters(("triton",)), indirect=True)

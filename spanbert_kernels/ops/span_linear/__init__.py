@@ -91,12 +91,14 @@ def span_linear(
         if column is not None:
             block = call.weight[:, column : column + call.tokens.columns("max")]
             addend = products.linear(projection.pool(call, ["max"]), block)
-        projected, work, inputs = projection.project(call, ONCE.format("span_linear"))
+        ready = projection.project(call, ONCE.format("span_linear"))
+        projected, work, inputs, zeros = ready
         output: Tensor = SpanLinear.apply(
-            projected, inputs.scores, inputs.width_projected, inputs.bias, addend, inputs.width_index, inputs.parts,
-            inputs.activation, work, call.backend,
+            projected, inputs.scores, inputs.width_projected, inputs.bias,
+            None if addend is None else ready.padded(addend), inputs.width_index, inputs.parts, inputs.activation,
+            work, call.backend,
         )  # fmt: skip
-        return output.to(call.dtype)
+        return (output[:, : len(call.weight)] if zeros else output).to(call.dtype)
 
 
 def _definition(*inputs: Any) -> Tensor:

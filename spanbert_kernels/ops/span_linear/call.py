@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import checks, documents, plans
+from spanbert_kernels.ops import checks, documents, plans, products
 from spanbert_kernels.ops.backends import Operation
 from spanbert_kernels.ops.choices import ACTIVATIONS, PARTS, Activation, Backend, Part
 from spanbert_kernels.ops.plans import SpanPlan
@@ -70,7 +70,8 @@ class Call:
     """A call's inputs, checked, in float32 (float64 for a float64 hidden).
 
     Tokens in 16 bits have projections that 16 bits would round: an activation's kink would be on the wrong side for
-    some, and its gradient off by all of it. So everything is widened once, and the result rounded once.
+    some, and its gradient off by all of it. So everything is widened once, and the result rounded once. The tokens and
+    the weight alone may stay in 16 bits, where their product is one of 16 bits that is summed and kept in float32.
 
     Attributes:
         dtype: of the tokens that were given, and of the result.
@@ -94,8 +95,27 @@ class Call:
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the call's dtype and device, with a row a token."""
+        """A tensor on the call's device, with a row a token."""
         return self.tokens.tensors[0]
+
+    @property
+    def wide(self) -> torch.dtype:
+        """What everything is computed in."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def widened(self) -> Call:
+        return replace(self, tokens=self.tokens.to(self.wide), weight=self.weight.to(self.wide))
+
+    def multiplies_16_bits(self) -> bool:
+        """Whether the product of the tokens and the weight is one of 16 bits, summed in float32."""
+        return (
+            self.backend != "eager"
+            and self.like.device.type in products.OF_16_BITS
+            and self.dtype.itemsize == 2
+            and self.weight.dtype == self.dtype
+            and "max" not in self.parts
+            and not self.fewer_products_over_spans()
+        )
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """First token and token after the last of every span, int64 `[N]` each."""
@@ -169,12 +189,12 @@ def check_call(
         checks.check_device("cu_seqlens", cu_seqlens, "hidden", like)
         cu_seqlens = cu_seqlens.long().contiguous()
     bias = check_vector("bias", bias, weight.shape[0], like, cu_seqlens)
-    wide = torch.promote_types(like.dtype, torch.float32)
-    table = None if table is None else table.to(wide)
-    return Call(
-        chosen, like.dtype, tokens.to(wide), resolved, tuple(parts), columns, weight.to(wide), bias, scores, table,
-        width_rows, activation, cu_seqlens,
+    table = None if table is None else table.to(torch.promote_types(like.dtype, torch.float32))
+    call = Call(
+        chosen, like.dtype, tokens, resolved, tuple(parts), columns, weight, bias, scores, table, width_rows,
+        activation, cu_seqlens,
     )  # fmt: skip
+    return call if call.multiplies_16_bits() else call.widened()
 
 
 def check_vector(

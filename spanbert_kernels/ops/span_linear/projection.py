@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spanbert_kernels.ops import products
@@ -23,32 +24,50 @@ from spanbert_kernels.ops.span_linear.operators import ProjectedInputs
 from spanbert_kernels.ops.span_pool.operators import SpanPool
 from spanbert_kernels.ops.tokens import Tokens
 
+# What the columns of a block of the projection are a multiple of, by the type of the device: kernels there read 16
+# bytes of a row at once, which rows of any other length do not allow.
+COLUMN_STEPS = {"cuda": 16}
+
 
 class ProjectedSpans(NamedTuple):
-    """What the raw operators take: the projected tokens, the work list, and the other inputs."""
+    """What the raw operators take: the projected tokens, the work list, and the other inputs.
+
+    Of O columns there may be a few more, all zero, up to a multiple of COLUMN_STEPS: `padded` adds them to others.
+    """
 
     projected: Tensor
     work: SpanWork
     inputs: ProjectedInputs
+    zeros: int
+
+    def padded(self, tensor: Tensor) -> Tensor:
+        """`[..., O]`, with the columns of zeros."""
+        return F.pad(tensor, (0, self.zeros)) if self.zeros else tensor
 
 
-def project(call: Call, text: str) -> ProjectedSpans:
-    """The tokens times the weight's blocks, for all parts but `max`; `text` says that there is one derivative."""
+def project(call: Call, text: str, *, exactly: bool = False) -> ProjectedSpans:
+    """The tokens times the weight's blocks, for all parts but `max`; `text` says that there is one derivative.
+
+    `exactly`: no columns of zeros, for what counts its columns.
+    """
     bias, by_token, columns = call.bias, call.bias_by_token(), call.columns
+    zeros = 0 if exactly else -len(call.weight) % COLUMN_STEPS.get(call.like.device.type, 1)
     if by_token is not None:
         bias = None
         if columns.start < 0:
             columns = columns._replace(parts=[*columns.parts, PARTS.index("start")])
-    projected, table = ProjectTokens.apply(call.weight, call.table, by_token, columns, text, *call.tokens.tensors)
+    tokens = call.tokens.tensors
+    projected, table = ProjectTokens.apply(call.weight, call.table, by_token, columns, zeros, text, *tokens)
+    bias = F.pad(bias, (0, zeros)) if bias is not None and zeros else bias
     inputs = ProjectedInputs(
         call.scores, table if "width" in call.parts else None, call.width_index(always=False), bias, columns.parts,
         ACTIVATIONS.index(call.activation),
     )  # fmt: skip
-    return ProjectedSpans(projected, call.work(), inputs)
+    return ProjectedSpans(projected, call.work(), inputs, zeros)
 
 
 class ProjectTokens(torch.autograd.Function):
-    """The products under autograd: `[T, B * O]` and, for `width`, `[R, O]`.
+    """The products under autograd: `[T, B * (O + zeros)]` and, for `width`, `[R, O + zeros]`.
 
     `by_token [T, O]` is added to the block of `start`, or is one of its own behind the others.
     """
@@ -60,24 +79,30 @@ class ProjectTokens(torch.autograd.Function):
         table: Tensor | None,
         by_token: Tensor | None,
         columns: Columns,
+        zeros: int,
         text: str,
         *tokens: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        behind = [] if by_token is None or columns.start >= 0 else [by_token]
+        behind = by_token is not None and columns.start < 0
+        wide = torch.promote_types(weight.dtype, torch.float32)
         if len(tokens) == 1 and not behind:
-            projected = _multiplied(tokens[0], weight, columns.blocks[0])
+            projected = _multiplied(tokens[0], weight, columns.blocks[0], zeros)
         else:
-            sizes = [len(blocks) * len(weight) for blocks in columns.blocks] + [each.shape[1] for each in behind]
-            projected = weight.new_empty(len(tokens[0]), sum(sizes))
+            size = len(weight) + zeros
+            sizes = [len(blocks) * size for blocks in columns.blocks] + [size] * behind
+            projected = weight.new_empty(len(tokens[0]), sum(sizes), dtype=wide)
             for target, hidden, blocks in zip(projected.split(sizes, 1), tokens, columns.blocks, strict=False):
-                _multiplied(hidden, weight, blocks, target)
+                _multiplied(hidden, weight, blocks, zeros, target)
         if by_token is not None:
-            own = _start_of(projected, columns, len(weight))
+            own = _start_of(projected, columns, len(weight), zeros)
             own.copy_(by_token if behind else own + by_token)
-        width_projected = weight.new_empty(0)
+            if behind and zeros:
+                projected[:, -zeros:] = 0
+        width_projected = weight.new_empty(0, dtype=wide)
         if table is not None and columns.width is not None:
-            width_projected = table @ weight[:, columns.width : columns.width + table.shape[1]].T
-        save(ctx, weight, table, columns, *tokens)
+            block = weight[:, columns.width : columns.width + table.shape[1]].to(wide)
+            width_projected = F.pad(table @ block.T, (0, zeros)) if zeros else table @ block.T
+        save(ctx, weight, table, columns, zeros, *tokens)
         ctx.text = text
         return projected, width_projected
 
@@ -85,65 +110,91 @@ class ProjectTokens(torch.autograd.Function):
     def backward(ctx: Any, grad_projected: Tensor, grad_width_projected: Tensor) -> tuple[Tensor | None, ...]:
         values = (grad_projected, grad_width_projected, ctx.needs_input_grad, *saved(ctx))
         of_weight, of_table, of_bias, *of_tokens = Gradient.apply(ctx.text, _gradients, *values)
-        return (of_weight, of_table, of_bias, None, None, *of_tokens)
+        return (of_weight, of_table, of_bias, None, None, None, *of_tokens)
 
 
-def _start_of(projected: Tensor, columns: Columns, outputs: int) -> Tensor:
+def _start_of(projected: Tensor, columns: Columns, outputs: int, zeros: int) -> Tensor:
     """The block of `start`, which is behind the others where nothing else asks for it."""
     place = columns.start if columns.start >= 0 else sum(map(len, columns.blocks))
-    return projected[:, place * outputs : (place + 1) * outputs]
+    return projected[:, _block(place, outputs, zeros)]
 
 
-def _multiplied(hidden: Tensor, weight: Tensor, blocks: Sequence[int], target: Tensor | None = None) -> Tensor:
-    """`hidden [T, H]` times some blocks of `weight [O, D]`: `[T, B * O]`. PyTorch's own product copies no block."""
+def _block(number: int, outputs: int, zeros: int) -> slice:
+    """The columns of a block, without its zeros."""
+    first = number * (outputs + zeros)
+    return slice(first, first + outputs)
+
+
+def _multiplied(
+    hidden: Tensor, weight: Tensor, blocks: Sequence[int], zeros: int, target: Tensor | None = None
+) -> Tensor:
+    """`hidden [T, H]` times some blocks of `weight [O, D]`: `[T, B * (O + zeros)]`.
+
+    PyTorch's own product in float32 copies no block.
+    """
     (count, size), outputs = hidden.shape, len(weight)
+    if blocks and hidden.dtype.itemsize == 2:
+        result = products.OF_16_BITS[hidden.device.type](hidden, _stacked(weight, blocks, size, zeros))
+        return result if target is None else target.copy_(result)
     product = products.product_for(hidden, weight[:, :size]) if blocks else None
     if product is not None:
-        result = product(hidden, _stacked(weight, blocks, size), None)
+        result = product(hidden, _stacked(weight, blocks, size, zeros), None)
         return result if target is None else target.copy_(result)
-    projected = hidden.new_empty(count, len(blocks) * outputs) if target is None else target
+    projected = weight.new_empty(count, len(blocks) * (outputs + zeros)) if target is None else target
     for i, column in enumerate(blocks):
-        projected[:, i * outputs : (i + 1) * outputs].addmm_(hidden, weight[:, column : column + size].T, beta=0)
+        projected[:, _block(i, outputs, zeros)].addmm_(hidden, weight[:, column : column + size].T, beta=0)
+    if blocks and zeros:
+        projected.unflatten(1, (len(blocks), -1))[:, :, outputs:] = 0
     return projected
 
 
 def _gradients(
     grad_projected: Tensor, grad_width_projected: Tensor, wanted: Sequence[bool], weight: Tensor, table: Tensor | None,
-    columns: Columns, *tokens: Tensor,
+    columns: Columns, zeros: int, *tokens: Tensor,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients of `weight`, `table`, `by_token` and the tokens, those that are wanted."""
+    narrow, weight, outputs = weight.dtype, weight.to(grad_projected.dtype), len(weight)
     grad_weight = torch.empty_like(weight) if wanted[0] else None
     if grad_weight is not None and columns.maximum is not None:  # which has a product of its own
         grad_weight.zero_()
     grad_table, grad_tokens = None, []
     with torch.autocast(weight.device.type, enabled=False):
         first = 0
-        for hidden, blocks, wants in zip(tokens, columns.blocks, wanted[5:], strict=True):
-            own = grad_projected[:, first : first + len(blocks) * len(weight)]
-            grad_tokens.append(_gradients_of_blocks(own, hidden, weight, blocks, grad_weight, wants))
+        for hidden, blocks, wants in zip(tokens, columns.blocks, wanted[6:], strict=True):
+            own = grad_projected[:, first : first + len(blocks) * (outputs + zeros)]
+            wide = hidden.to(weight.dtype)
+            grad_tokens.append(_gradients_of_blocks(own, wide, weight, blocks, zeros, grad_weight, wants))
             first += own.shape[1]
         if columns.width is not None and table is not None:
             place = slice(columns.width, columns.width + table.shape[1])
+            of_widths = grad_width_projected[:, :outputs]
             if grad_weight is not None:
-                grad_weight[:, place].addmm_(grad_width_projected.T, table, beta=0)
+                grad_weight[:, place].addmm_(of_widths.T, table, beta=0)
             if wanted[1]:
-                grad_table = grad_width_projected @ weight[:, place]
-    of_bias = _start_of(grad_projected, columns, len(weight)).clone() if wanted[2] else None
-    return (grad_weight, grad_table, of_bias, *grad_tokens)
+                grad_table = of_widths @ weight[:, place]
+    of_bias = _start_of(grad_projected, columns, outputs, zeros).clone() if wanted[2] else None
+    of_weight, *of_tokens = (None if grad is None else grad.to(narrow) for grad in (grad_weight, *grad_tokens))
+    return (of_weight, grad_table, of_bias, *of_tokens)
 
 
 def _gradients_of_blocks(
-    grad: Tensor, hidden: Tensor, weight: Tensor, blocks: Sequence[int], grad_weight: Tensor | None, wanted: bool
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    blocks: Sequence[int],
+    zeros: int,
+    grad_weight: Tensor | None,
+    wanted: bool,
 ) -> Tensor | None:
     """The gradient of one tensor of tokens, if it is wanted; that of its blocks is written to `grad_weight`, if any."""
     size, outputs = hidden.shape[1], len(weight)
     product = products.product_for(hidden, weight[:, :size]) if blocks else None
     grad_hidden, grad_blocks = torch.zeros_like(hidden) if wanted and product is None else None, None
     if product is not None:
-        stacked = _stacked(weight, blocks, size) if wanted else None
+        stacked = _stacked(weight, blocks, size, zeros) if wanted else None
         grad_hidden, grad_blocks = products.gradients(product, grad, None if grad_weight is None else hidden, stacked)
     for i, column in enumerate(blocks):
-        block, own = slice(i * outputs, (i + 1) * outputs), slice(column, column + size)
+        block, own = _block(i, outputs, zeros), slice(column, column + size)
         if grad_hidden is not None and product is None:
             grad_hidden.addmm_(grad[:, block], weight[:, own])
         if grad_weight is not None:
@@ -154,9 +205,10 @@ def _gradients_of_blocks(
     return grad_hidden
 
 
-def _stacked(weight: Tensor, blocks: Sequence[int], size: int) -> Tensor:
-    """The blocks of `weight [O, D]` below each other: `[B * O, H]`."""
-    return torch.cat([weight[:, column : column + size] for column in blocks])
+def _stacked(weight: Tensor, blocks: Sequence[int], size: int, zeros: int) -> Tensor:
+    """The blocks of `weight [O, D]` below each other, each with its rows of zeros: `[B * (O + zeros), H]`."""
+    below = [weight.new_zeros(zeros, size)] if zeros else []
+    return torch.cat([rows for column in blocks for rows in (weight[:, column : column + size], *below)])
 
 
 def pool(call: Call, parts: Sequence[str], order: Tensor | None = None) -> Tensor:

@@ -48,19 +48,27 @@ class Lanes(NamedTuple):
 
 # A step costs the interpreter the same for any size of block, so it gets large ones.
 @functools.cache
-def product_options(dtype: torch.dtype) -> Options:
-    """Of the matrix products, with M spans in a forward one and M tokens in a backward one."""
+def product_options(dtype: torch.dtype, part: str) -> Options:
+    """Of the matrix products forward, with M spans: of the `linear` parts, or of `attention`.
+
+    A block of more columns finds the bounds of its spans for more of them; the attention's weights take its registers.
+    """
     if INTERPRETED:
         return Options(Tiling(M=128, K=128, D=128, PRECISION="ieee", INTERPRETED=True))
     if dtype == torch.float32:
         return Options(Tiling(M=64, K=32, D=32, PRECISION="bf16x6"), num_warps=8, num_stages=2)
+    if part == "linear":
+        return Options(Tiling(M=64, K=32, D=128, PRECISION="tf32"), num_warps=8, num_stages=3)
     return Options(Tiling(M=64, K=32, D=64, PRECISION="tf32"), num_warps=4, num_stages=3)
 
 
 @functools.cache
 def backward_options(dtype: torch.dtype, part: str) -> Options:
-    """The backward keeps a block of sums beside the products, that of attention two."""
-    return replace(product_options(dtype), num_warps=4 if part == "linear" and dtype == torch.float32 else 8)
+    """The same backward, with M tokens: it keeps a block of sums beside the products, that of attention two."""
+    options = product_options(dtype, "attention")
+    if part == "linear" and not INTERPRETED and dtype != torch.float32:
+        options = replace(options, block=options.block._replace(D=128))
+    return replace(options, num_warps=4 if part == "linear" else 8)
 
 
 @functools.cache
@@ -125,7 +133,7 @@ def forward(hidden: Tensor, work: SpanWork, inputs: PoolInputs, keep: bool) -> t
     }
     with on(hidden.device):
         if not enumerated and at.max is None and banded(num_spans, tokens, work.max_width):
-            _banded_forward(arguments, at, heads, product_options(hidden.dtype))
+            _banded_forward(arguments, at, heads)
             return output, argmax, lse
         options = walk_options(enumerated)
         blocks = max(1, triton.cdiv(columns, options.block.D)) * heads
@@ -137,18 +145,19 @@ def forward(hidden: Tensor, work: SpanWork, inputs: PoolInputs, keep: bool) -> t
     return output, argmax, lse
 
 
-def _banded_forward(arguments: dict[str, Any], at: PartColumns, heads: int, options: Options) -> None:
+def _banded_forward(arguments: dict[str, Any], at: PartColumns, heads: int) -> None:
     """One product for the mean and the sum, one for the attention; the other parts go with the first."""
-    column_blocks = max(1, triton.cdiv(arguments["columns"], options.block.D))
-    programs = triton.cdiv(arguments["num_spans"], options.block.M) * column_blocks
     nothing = PartColumns(*[None] * len(at))
     attention, rest = nothing._replace(attention=at.attention), at._replace(attention=None)
     if at.mean is None and at.sum is None and at.attention is not None:
         attention, rest = at, nothing
-    if rest != nothing:
-        banded_forward[(programs,)](**arguments, at=rest, heads=1, **options.arguments)
-    if attention != nothing:
-        banded_forward[(programs * heads,)](**arguments, at=attention, heads=heads, **options.arguments)
+    for part, own, times in (("linear", rest, 1), ("attention", attention, heads)):
+        if own == nothing:
+            continue
+        options = product_options(arguments["hidden"].data.dtype, part)
+        programs = triton.cdiv(arguments["num_spans"], options.block.M)
+        programs *= max(1, triton.cdiv(arguments["columns"], options.block.D)) * times
+        banded_forward[(programs,)](**arguments, at=own, heads=times, **options.arguments)
 
 
 @span_pool_backward.triton
@@ -198,7 +207,7 @@ def backward(
                 assert scores is not None
                 dense, heads = scores.contiguous(), scores.shape[1]
                 attention = {"hidden": matrix(hidden), "heads": heads, "attention_column": at.attention}
-                delta = _attention_delta({**arguments, **attention}, dense, product_options(hidden.dtype))
+                delta = _attention_delta({**arguments, **attention}, dense, product_options(hidden.dtype, "attention"))
                 partial_scores = dense.new_empty(triton.cdiv(columns, options.block.D), *dense.shape)
                 attention_backward[grid](
                     **arguments,

@@ -441,7 +441,7 @@ def banded_forward(
         if results.lse is not None and block == 0:
             tl.store(results.lse + row * heads + head, log_sum(pooled.peak, pooled.mass, valid), mask=kept)
     if at.mean is not None:
-        mean = pooled.total / tl.maximum(width, 1).to(tl.float32)[:, None]
+        mean = pooled.total * (1.0 / tl.maximum(width, 1).to(tl.float32))[:, None]
         tl.store(target + at.mean, mean.to(kind), mask=mask)
     if at.sum is not None:
         tl.store(target + at.sum, pooled.total.to(kind), mask=mask)

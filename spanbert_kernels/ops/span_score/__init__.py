@@ -112,7 +112,9 @@ def span_score(
             document = of_span = call.document()
             if call.fewer_products_over_spans():
                 call = projection.over_pooled_spans(call)
-            projected, work, inner = projection.project(call, ONCE.format("span_score"))
+            ready = projection.project(call, ONCE.format("span_score"), exactly=layer.epsilon is not None)
+            projected, work, inner, _ = ready
+            weight = ready.padded(weight)
             documents = call.cu_seqlens if weight.dim() == 3 else None
             weight, document = (weight[None], None) if documents is None else (weight, document)
             scored = SpanScore.apply(

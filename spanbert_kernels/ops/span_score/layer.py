@@ -48,7 +48,7 @@ def check_layer(out_weight: Tensor, out_bias: Tensor | None, norm: Norm | None, 
         raise ValueError(
             f"out_weight must have a matrix for each of the {len(call.cu_seqlens) - 1} documents, got {len(out_weight)}"
         )
-    weight = (out_weight[None] if dims == 1 else out_weight).to(like.dtype)  # the call has been widened
+    weight = (out_weight[None] if dims == 1 else out_weight).to(call.wide)
     if isinstance(out_bias, Tensor) and out_bias.dim() == 0 and dims == 1:
         out_bias = out_bias[None]
     bias = check_vector("out_bias", out_bias, weight.shape[-2], like, call.cu_seqlens)
