@@ -46,6 +46,42 @@ SPANBERT_DEVICE float larger(float a, float b) {
   return result;
 }
 
+// The same of two numbers in a word each.
+SPANBERT_DEVICE uint32_t larger_halves(uint32_t a, uint32_t b, bfloat16) {
+  uint32_t result;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+SPANBERT_DEVICE uint32_t larger_halves(uint32_t a, uint32_t b, float16) {
+  uint32_t result;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
+// 0xffff for each of the two that is negative.
+SPANBERT_DEVICE uint32_t sign_masks(uint32_t word) {
+  uint32_t result;
+  asm("prmt.b32 %0, %1, %1, 0xbb99;" : "=r"(result) : "r"(word));
+  return result;
+}
+
+SPANBERT_DEVICE uint32_t largest_of(uint32_t a, uint32_t b, uint32_t c) { return __vimax3_u32(a, b, c); }
+
+// Bytes 0 .. 3 of a and 4 .. 7 of b, one for each digit of the selector, the lowest first.
+SPANBERT_DEVICE uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+
+// Two numbers in a word with one zero and one NaN: x * 1 + 0 gives 0 for -0, and 0x7fff for any NaN.
+SPANBERT_DEVICE uint32_t plain_halves(uint32_t word, bfloat16) {
+  uint32_t result;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(word), "r"(0x3f803f80u), "r"(0u));
+  return result;
+}
+SPANBERT_DEVICE uint32_t plain_halves(uint32_t word, float16) {
+  uint32_t result;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(word), "r"(0x3c003c00u), "r"(0u));
+  return result;
+}
+
 // Words of memory at once. What is loaded does not change while the kernel runs; what is stored is not read again.
 SPANBERT_DEVICE void load_words(const void* from, uint32_t (&words)[4]) {
   const uint4 loaded = __ldg(static_cast<const uint4*>(from));

@@ -12,6 +12,7 @@
 #include "span_pool/cuda_banded_backward.cuh"
 #include "span_pool/cuda_enumerated.cuh"
 #include "span_pool/cuda_forward.cuh"
+#include "span_pool/cuda_maximum.cuh"
 
 namespace spanbert {
 namespace {
@@ -104,6 +105,23 @@ void launch_banded_forward(PoolWork& work, const Stream& stream) {
   work.offset[kMean] = work.offset[kSum] = -1;
 }
 
+// Spans of a block: long runs share more, short ones fill the GPU, which has room for about a thousand blocks.
+int64_t run_of(int64_t count, int64_t tiles, int64_t most = 128) {
+  int64_t run = most;
+  while (run / 2 >= 16 && ceil_divide(count, run) * tiles < 1024) run /= 2;
+  return run;
+}
+
+// Maxima, which take no more work then.
+template <class S, bool Keep>
+void launch_maxima(PoolWork& work, const Stream& stream) {
+  const int64_t tiles = ceil_divide(work.columns, maxima::kTile),
+                run = run_of(work.spans.count, tiles, maxima::kMostSpans);
+  SPANBERT_LAUNCH_SHARED((maxima::sorted<S, Keep>), maxima::Shared<Keep>, blocks_for(work.spans.count, run, tiles),
+                         maxima::kThreads, stream, work, static_cast<int>(run), static_cast<unsigned>(tiles));
+  work.offset[kMax] = -1;
+}
+
 template <class S>
 void launch_forward(const Prepared& p, bool enumerated, const Stream& stream) {
   PoolWork work = p.work;
@@ -117,11 +135,12 @@ void launch_forward(const Prepared& p, bool enumerated, const Stream& stream) {
   const auto asked = [&](auto... parts) { return (false || ... || (work.offset[parts] >= 0)); };
   if constexpr (sizeof(S) == 2) {
     if (p.banded && output_aligned && asked(kMean, kSum)) launch_banded_forward<S>(work, stream);
+    if (p.banded && output_aligned && asked(kMax) && work.hidden_stride < int64_t{1} << 30) {
+      work.winners ? launch_maxima<S, true>(work, stream) : launch_maxima<S, false>(work, stream);
+    }
     if (!asked(kStart, kEnd, kMean, kSum, kMax, kAttention, kWidth)) return;
   }
-  // Long runs share more groups, short ones fill the GPU: it has room for about a thousand blocks.
-  int64_t run = 128;
-  while (run > 16 && ceil_divide(work.spans.count, run) * tiles < 1024) run /= 2;
+  const int64_t run = run_of(work.spans.count, tiles);
   const int64_t blocks = blocks_for(work.spans.count, run, tiles);
   const bool sums = asked(kMean, kSum), maximum = asked(kMax), softmax = asked(kAttention);
   const auto kernel = sums + maximum + softmax > 1 ? forward::sorted<S, forward::kEverything>

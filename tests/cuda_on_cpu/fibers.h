@@ -278,6 +278,36 @@ inline void from_float(float x, float16* to) {
 }
 inline float larger(float a, float b) { return a != a || b != b ? NAN : a > b ? a : b; }
 
+// Of each of the two numbers in a word, or in two.
+template <class S, class Each>
+inline uint32_t halves(uint32_t a, uint32_t b, const Each& each) {
+  uint32_t result = 0;
+  for (int shift = 0; shift < 32; shift += 16) {
+    S found;
+    from_float(each(to_float(S{static_cast<uint16_t>(a >> shift)}), to_float(S{static_cast<uint16_t>(b >> shift)})),
+               &found);
+    result |= static_cast<uint32_t>(found.bits) << shift;
+  }
+  return result;
+}
+template <class S>
+inline uint32_t larger_halves(uint32_t a, uint32_t b, S) {
+  return halves<S>(a, b, [](float x, float y) { return larger(x, y); });
+}
+template <class S>
+inline uint32_t plain_halves(uint32_t word, S) {
+  return halves<S>(word, 0, [](float x, float) { return x != x ? NAN : x + 0.0f; });
+}
+
+inline uint32_t sign_masks(uint32_t word) { return (word >> 15 & 0x10001) * 0xffff; }
+inline uint32_t largest_of(uint32_t a, uint32_t b, uint32_t c) { return std::max({a, b, c}); }
+inline uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(both >> (selector >> (4 * i) & 7) * 8 & 0xff) << (8 * i);
+  return result;
+}
+
 // What is not aligned ends the process: an exception cannot leave a fiber.
 template <int N>
 inline void load_words(const void* from, uint32_t (&words)[N]) {

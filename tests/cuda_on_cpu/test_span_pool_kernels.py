@@ -163,6 +163,35 @@ def test_sums_of_16_bits_are_products(operators: Any, dtype: torch.dtype, parts:
         assert near.all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("widest", [0, 200])
+def test_maxima_of_16_bits(operators: Any, dtype: torch.dtype, widest: int) -> None:
+    """By tables and without, with ties, zeros of both signs, infinities and NaN; winners of four bytes and of one."""
+    tokens, columns = 240, 72
+    generator = torch.Generator().manual_seed(2)
+    values = torch.tensor([0.0, -0.0, 1.5, -1.5, -3.0, 2.0**-24, -(2.0**-24), torch.inf, -torch.inf, torch.nan])
+    hidden = values[torch.randint(-2, 9, (tokens, columns), generator=generator).abs()].to(dtype)
+    hidden[:, 8:] = torch.randint(-9, -1, (tokens, columns - 8), generator=generator).to(dtype)
+    hidden[17, 3] = hidden[100, 9] = torch.nan
+    start = torch.randint(0, tokens, (170,), generator=generator)
+    width = torch.randint(0, 70, (170,), generator=generator)
+    start[:3], width[:3] = torch.tensor([0, 7, 30]), torch.tensor([200, 15, 129])
+    end = torch.minimum(start + width, torch.tensor(tokens))
+    work = plans.work_for((start, end), "cuda", tokens)._replace(max_width=widest)
+    rest = (*work, None, None, None, codes("max"))
+    exact = hidden.double().requires_grad_()
+    expected = span_pool(exact, torch.stack([start, end], 1), ["max"], end_inclusive=False, backend="eager")
+    output, _, _ = operators.span_pool_forward(hidden, *rest, False)
+    torch.testing.assert_close(output.double(), expected, rtol=0, atol=0, equal_nan=True)
+    kept, argmax, lse = operators.span_pool_forward(hidden, *rest, True)
+    torch.testing.assert_close(kept, output, rtol=0, atol=0, equal_nan=True)
+    assert argmax.dtype == (torch.uint8 if widest else torch.int32)
+    grad = torch.randint(-4, 5, output.shape, generator=generator).to(dtype)
+    found, _, _ = operators.span_pool_backward(grad, hidden, argmax, lse, *rest)
+    (gradient,) = torch.autograd.grad(expected, exact, grad.double())
+    torch.testing.assert_close(found.double(), gradient, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_products_keep_inf_and_nan_to_their_spans(operators: Any, poison: float) -> None:
     hidden = torch.randn(40, 8).bfloat16()
