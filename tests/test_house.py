@@ -59,7 +59,9 @@ def missing_rooms(root: Path) -> Iterator[str]:
         rooms = [f"{PACKAGE}/ops/{op}/__init__.py", f"tests/ops/test_{op}.py"]
         if (root / "csrc" / op).is_dir() or (root / PACKAGE / "ops" / op / "triton.py").is_file():
             # Without kernels the public function may be the definition itself.
-            rooms += [f"{PACKAGE}/ops/{op}/reference.py", f"csrc/{op}/cpu.cpp", f"benchmarks/bench_{op}.py"]
+            rooms += [f"{PACKAGE}/ops/{op}/reference.py", f"benchmarks/bench_{op}.py"]
+        if (root / "csrc" / op).is_dir():
+            rooms.append(f"csrc/{op}/cpu.cpp")
         yield from (f"{op}: {room} is missing" for room in rooms if not (root / room).is_file())
     for folder in sorted((root / "csrc").glob("*/")):
         if folder.name not in ("common", "host", *SHARED, *operations(root)):

@@ -6,7 +6,8 @@ activation, a product, addition with LayerNorm.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.attention import Batch, attend
-from spanbert_kernels.acceleration.linears import activate
+from spanbert_kernels.acceleration.linears import activate, is_exact_gelu
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
+from spanbert_kernels.ops import products
 from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
 
 PLAIN = (Tensor, nn.Parameter)
@@ -24,6 +26,18 @@ PLAIN = (Tensor, nn.Parameter)
 def is_on_gpu(hidden: Tensor) -> bool:
     """Whether kernels of a GPU are to take hidden states: they are on one, or Triton was asked for by name."""
     return hidden.device.type == "cuda" or ops.backends.asked() == "triton"
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether a GPU's kernels take a call on these, of which the first is there: of one dtype, and as they seem."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    return (
+        is_on_gpu(given[0])
+        and ops.backends.asked() in (None, "triton")
+        and ops.backends.refusal("triton", given[0].device.type, given[0].dtype) is None
+        and all(tensor.dtype == given[0].dtype for tensor in given)
+        and products.ordinary(*given)
+    )
 
 
 def _refusal(encoder: EncoderParts, hidden: Tensor) -> str | None:
@@ -38,6 +52,13 @@ def _refusal(encoder: EncoderParts, hidden: Tensor) -> str | None:
     if any(type(t) not in PLAIN or t.dtype != hidden.dtype or t.device != hidden.device for t in tensors):
         return "weights of another kind, dtype or device"
     return ops.backends.refusal("triton", hidden.device.type, hidden.dtype)
+
+
+class Kernels(NamedTuple):
+    """What is launched without checks and autograd: `LayerNorm(x + residual)` and `GELU(x + bias)`."""
+
+    add_layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+    bias_gelu: Callable[[Tensor, Tensor | None], Tensor]
 
 
 class GpuLayers:
@@ -55,11 +76,13 @@ class GpuLayers:
     products = "PyTorch's, query, key and value in one"
 
     def __init__(self, encoder: EncoderParts, hidden: Tensor) -> None:
-        from spanbert_kernels.ops.dropout_add_layer_norm.triton import add_layer_norm
+        from spanbert_kernels.ops.bias_gelu import triton as gelu_kernels
+        from spanbert_kernels.ops.dropout_add_layer_norm import triton as norm_kernels
 
+        kernels = Kernels(norm_kernels.add_layer_norm, gelu_kernels.forward)
         self.encoder = encoder
         self.kind = (hidden.dtype, hidden.device)
-        self.layers = [GpuLayer(parts, add_layer_norm) for parts in encoder.distinct]
+        self.layers = [GpuLayer(parts, kernels) for parts in encoder.distinct]
         self.targets = [target for layer in self.layers for target in layer.targets()]
 
     @classmethod
@@ -88,10 +111,11 @@ class GpuLayers:
 class GpuLayer:
     """A layer; what does not change with its parameters is looked up once."""
 
-    def __init__(self, parts: LayerParts, add_layer_norm: Any) -> None:
+    def __init__(self, parts: LayerParts, kernels: Kernels) -> None:
         projections = parts.projections
         self.parts = parts
-        self.add_layer_norm = add_layer_norm
+        self.kernels = kernels
+        self.exact_gelu = is_exact_gelu(parts.activation) and not parts.gated
         self.shape = (-1, 3, parts.heads, parts.head_dim)
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
@@ -129,6 +153,9 @@ class GpuLayer:
 
     def _wide(self, given: Tensor) -> Tensor:
         parts = self.parts
+        if self.exact_gelu:
+            weight, bias = _tensors(parts.up.linears[0])
+            return self.kernels.bias_gelu(F.linear(given, weight), bias)
         if not parts.gated:
             return activate(parts.activation, _linear(parts.up.linears[0], given))
         (weight, gate), (bias, gate_bias) = parts.up.weights(), parts.up.biases()
@@ -140,8 +167,7 @@ class GpuLayer:
         weight, bias = _tensors(norm)
         if weight is None:
             return _normalized(norm, x.add_(residual))
-        summed: Tensor = self.add_layer_norm(x, residual, weight, bias, eps_of(norm))
-        return summed
+        return self.kernels.add_layer_norm(x, residual, weight, bias, eps_of(norm))
 
 
 def _tensors(module: nn.Module) -> tuple[Any, Any]:

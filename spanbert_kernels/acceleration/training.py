@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.attention import Batch, attend
 from spanbert_kernels.acceleration.linears import is_exact_gelu
-from spanbert_kernels.acceleration.on_gpu import PLAIN, is_on_gpu
+from spanbert_kernels.acceleration.on_gpu import PLAIN, is_on_gpu, takes
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
 from spanbert_kernels.acceleration.stand_ins import is_read
 from spanbert_kernels.nn.feed_forward import gelu_feed_forward
@@ -72,7 +72,10 @@ def _feed_forward(parts: LayerParts, attended: Tensor) -> Tensor:
     plain = is_exact_gelu(parts.activation) and not parts.gated and parts.inner_dropout is None
     if plain and all(map(is_read, (*up.linears, down))):
         (weight,), (bias,) = up.weights(), up.biases()
-        narrow = gelu_feed_forward(given, weight, bias, down.weight, down.bias)
+        if takes(given, weight, bias):
+            narrow = F.linear(ops.bias_gelu(F.linear(given, weight), bias), down.weight, down.bias)
+        else:
+            narrow = gelu_feed_forward(given, weight, bias, down.weight, down.bias)
     else:
         wide, *gate = up(_linear, given)
         wide = parts.activation(wide)

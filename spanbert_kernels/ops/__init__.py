@@ -4,6 +4,7 @@ from spanbert_kernels.ops import backends
 from spanbert_kernels.ops.attention.relative import RelativeTerms, bucketed_index, clipped_index, log_bucketed_index
 from spanbert_kernels.ops.attention_plans import AttentionPlan, plan_attention
 from spanbert_kernels.ops.banded_span_scores import banded_span_scores
+from spanbert_kernels.ops.bias_gelu import bias_gelu
 from spanbert_kernels.ops.cross_document_attention import cross_document_attention
 from spanbert_kernels.ops.document_attention import document_attention
 from spanbert_kernels.ops.documents import anchor_indices
@@ -30,6 +31,7 @@ __all__ = [
     "anchor_indices",
     "backends",
     "banded_span_scores",
+    "bias_gelu",
     "bucketed_index",
     "clipped_index",
     "cross_document_attention",

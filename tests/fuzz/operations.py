@@ -33,6 +33,7 @@ from distance_cases import (
 )
 from fuzz.draw import Draw
 from gather_cases import gather_by_loop
+from gelu_cases import gelu_by_formula
 from norm_cases import Conditions, norm_by_formula
 from op_checks import Case, Tensors, no_terms
 from packed_cases import linear_by_rows, with_packed, without_gradients
@@ -40,6 +41,7 @@ from pool_cases import enumerated_by_loop, largest_score, pool_by_loop
 from torch import Tensor
 
 from spanbert_kernels.ops import (
+    bias_gelu,
     clipped_index,
     cross_document_attention,
     document_attention,
@@ -394,6 +396,12 @@ def dropout_add_layer_norm_row(draw: Draw) -> Case:
     return Case("norm", fixed(tensors), call, formula, terms=conditions.terms, logits=conditions.logits)
 
 
+def bias_gelu_row(draw: Draw) -> Case:
+    rows, columns = draw.size(), draw.size()
+    tensors = {"x": draw.numbers(rows, columns)} | ({"bias": draw.numbers(columns)} if draw.chance(0.7) else {})
+    return Case("gelu", fixed(tensors), bias_gelu, gelu_by_formula)
+
+
 def encoder_stack_row(draw: Draw) -> Case:
     offsets, rotary = draw.documents().clamp(max=100), draw.pick((None, None, "halves", "neighbours"))
     tokens, longest = int(offsets[-1]), max(offsets.diff().tolist(), default=0)
@@ -514,6 +522,7 @@ OPERATIONS: dict[str, Callable[[Draw], Case]] = {
     "cross_document_attention": cross_document_attention_row,
     "packed_linear": packed_linear_row,
     "dropout_add_layer_norm": dropout_add_layer_norm_row,
+    "bias_gelu": bias_gelu_row,
     "encoder_stack": encoder_stack_row,
 }
 # Backends that have an operation without float64.
