@@ -136,6 +136,11 @@ def norm_backward(arguments: Arguments) -> Trips:
     return Trips(-(-tiles // arguments["tiles"]), {"while tile < stop": tiles})
 
 
+def gelu(arguments: Arguments) -> Trips:
+    tiles, blocks = -(-arguments["rows"] // block_of(arguments)["M"]), arguments["blocks"]
+    return Trips(-(-tiles // arguments["tiles"]) * blocks, {"while tile < stop": tiles * blocks})
+
+
 # Spans.
 
 
@@ -258,6 +263,8 @@ TRIPS: dict[str, Callable[[Arguments], Trips]] = {
     "whole_backward": whole_backward,
     "document_lists": document_lists,
     "norm_backward": norm_backward,
+    "gelu_forward": gelu,
+    "gelu_backward": gelu,
     "banded_forward": banded_forward,
     "walk_forward": walk_forward,
     "linear_backward": linear_backward,

@@ -137,6 +137,18 @@ def end_of_sublayer(*, dropout: float = 0.0, backward: bool = False) -> Prepared
     return PreparedCall(run, (5 if dropout else 4) * 2 * x.numel())
 
 
+def wide_activation(*, backward: bool = False) -> PreparedCall:
+    """What stands between the products of a feed-forward block, for 32,768 tokens and I = 3072."""
+    x = torch.empty(sum(SHORT), 4 * HEADS * HEAD_DIM, dtype=BF16, requires_grad=backward)
+    bias = torch.empty(x.shape[1], dtype=BF16, requires_grad=backward)
+    forward = partial(ops.bias_gelu, x, bias, backend="triton")
+    output = forward()
+    if not backward:
+        return PreparedCall(forward, 2 * 2 * x.numel())
+    run = partial(torch.autograd.grad, output, (x, bias), torch.empty_like(output))
+    return PreparedCall(run, 3 * 2 * x.numel())
+
+
 def random_spans(tokens: int, length: int, count: int, widest: int) -> Tensor:
     """Spans of documents of one length, of any width up to the widest."""
     generator = numpy.random.default_rng(0)
@@ -213,9 +225,12 @@ WORKLOADS: dict[str, Roofed] = {
     "across 32 x 10 x 128 backward": Roofed(partial(attention, ACROSS, cluster=10, backward=True), 1100),
     "anchors 64 x 10, the whole sub-layer": Roofed(partial(anchors, 64, 10), 20),
     "attention 256 x 128 forward of raw offsets": Roofed(offsets_alone, most_launches=3),
-    "dropout_add_layer_norm forward": Roofed(end_of_sublayer),
-    "dropout_add_layer_norm dropout forward": Roofed(partial(end_of_sublayer, dropout=0.1)),
-    "dropout_add_layer_norm dropout backward": Roofed(partial(end_of_sublayer, dropout=0.1, backward=True)),
+    "dropout_add_layer_norm forward": Roofed(end_of_sublayer, 44),
+    "dropout_add_layer_norm dropout forward": Roofed(partial(end_of_sublayer, dropout=0.1), 44),
+    "dropout_add_layer_norm backward": Roofed(partial(end_of_sublayer, backward=True), 60),
+    "dropout_add_layer_norm dropout backward": Roofed(partial(end_of_sublayer, dropout=0.1, backward=True), 75),
+    "bias_gelu forward": Roofed(wide_activation, 118),
+    "bias_gelu backward": Roofed(partial(wide_activation, backward=True), 180),
     "span_pool mean random forward": Roofed(partial(pooling, "mean"), 75, headline=True),
     "span_pool mean random backward": Roofed(partial(pooling, "mean", backward=True), 90),
     "span_pool max random forward": Roofed(partial(pooling, "max"), 120),
