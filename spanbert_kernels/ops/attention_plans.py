@@ -15,6 +15,7 @@ from torch import Tensor
 from spanbert_kernels.ops import checks
 from spanbert_kernels.ops.attention.work import AttentionWork, make_work
 from spanbert_kernels.ops.choices import ROLES, Role
+from spanbert_kernels.ops.repeats import Repeats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class AttentionPlan:
     max_seqlen: int = 0
     max_documents: int = 0
     checked: InitVar[bool] = False
+    _repeats: Repeats | None = field(default=None, init=False, repr=False, compare=False)
     _works: dict[bool, AttentionWork] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self, checked: bool) -> None:
@@ -109,6 +111,14 @@ class AttentionPlan:
         )
 
     @property
+    def repeats(self) -> Repeats:
+        """What is kept of the calls that get this plan."""
+        if self._repeats is None:
+            object.__setattr__(self, "_repeats", Repeats())
+        assert self._repeats is not None
+        return self._repeats
+
+    @property
     def num_documents(self) -> int:
         return self.cu_seqlens.shape[0] - 1
 
@@ -119,6 +129,7 @@ class AttentionPlan:
         if tiled not in self._works:
             with torch.inference_mode(False):  # a plan outlives it, and a backward saves these tensors
                 self._works[tiled] = self._make_work(tiled)
+            self.repeats.work = self._works.get(True)
         return self._works[tiled]
 
     def _make_work(self, tiled: bool) -> AttentionWork:

@@ -264,6 +264,11 @@ def asked() -> Backend | None:
     return _forced or cast(Backend | None, os.environ.get(VARIABLE) or None)
 
 
+def is_recorded() -> bool:
+    """Whether a `record` wants to know of every call."""
+    return _log.recording
+
+
 @contextmanager
 def use(backend: Backend) -> Iterator[None]:
     """Force a backend for every operation called inside, where the call itself names none.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from spanbert_kernels.ops import library
 from spanbert_kernels.ops.backends import Operation
+from spanbert_kernels.ops.repeats import Key, Repeats, unseen
 
 TYPES: dict[Any, str] = {
     Tensor: "Tensor",
@@ -104,8 +105,17 @@ class RawOperator:
 
         return of_leaves
 
-    def __call__(self, backend: str, *values: Any) -> Any:
-        """Call the kernels of a backend, with the arguments that the fake kernel has."""
+    def __call__(self, backend: str, *values: Any, repeats: Repeats | None = None, key: Key | None = None) -> Any:
+        """Call the kernels of a backend, with the arguments that the fake kernel has.
+
+        Args:
+            backend: its name.
+            values: the arguments.
+            repeats: of the plan that the call belongs to, if it does.
+            key: what the arguments depend on beside the plan, where that is known already.
+        """
+        if repeats is not None and backend == "triton" and unseen():
+            return repeats.run(self.name, key, self.in_triton, values)
         suffix = "_triton" if backend == "triton" else ""
         leaves: list[Any] = []
         for value, kind in zip(values, self.kinds, strict=True):
@@ -114,6 +124,7 @@ class RawOperator:
 
     def triton(self, function: Function) -> Function:
         """Make `function`, which takes what the fake kernel takes, Triton's implementation."""
+        self.in_triton = function
         torch.library.impl(f"spanbert_kernels::{self.name}_triton", ("cuda", "cpu"), self._of_leaves(function))
         return function
 
@@ -127,14 +138,27 @@ def raw(owner: Operation | Sequence[str]) -> Callable[[Callable[..., Any]], RawO
     return lambda fake: RawOperator(fake, owner.backends if isinstance(owner, Operation) else owner)
 
 
-def save(ctx: Any, *values: Any) -> None:
-    """Keep values for the backward, if there will be one, NamedTuples whole: their tensors in autograd's care."""
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to know of a call on these."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def save(ctx: Any, *values: Any, repeats: Repeats | None = None) -> None:
+    """Keep values for the backward, if there will be one, NamedTuples whole: their tensors in autograd's care.
+
+    What belongs to a plan is kept as it is: the plan has it anyway, and nobody writes to it.
+    """
+    ctx.repeats = repeats
     if not any(ctx.needs_input_grad):
         return
-    leaves = flat(values)
+    own = None if repeats is None else repeats.work
+    parts = [_several(value) and value is not own for value in values]
+    leaves: list[Any] = []
+    for value, several in zip(values, parts, strict=True):
+        leaves += value if several else (value,)
     ctx.save_for_backward(*[leaf if isinstance(leaf, Tensor) else None for leaf in leaves])
     ctx.plain = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    ctx.kinds = [type(value) if _several(value) else None for value in values]
+    ctx.kinds = [type(value) if several else None for value, several in zip(values, parts, strict=True)]
 
 
 def saved(ctx: Any) -> list[Any]:
@@ -146,6 +170,13 @@ def saved(ctx: Any) -> list[Any]:
 def gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     """A gradient for each argument that the forward was given: these, and None for the others."""
     return (*grads, *[None] * (len(ctx.needs_input_grad) - len(grads)))
+
+
+def gradient_of(text: str, compute: Callable[..., Any], *values: Any) -> Any:
+    """`compute(*values)`, a gradient that has no derivative: where somebody could ask for one, by `Gradient`."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return Gradient.apply(text, compute, *values)
+    return compute(*values)
 
 
 class Gradient(torch.autograd.Function):

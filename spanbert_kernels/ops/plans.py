@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops import checks
+from spanbert_kernels.ops.repeats import Repeats
 
 
 class SpanWork(NamedTuple):
@@ -78,10 +79,19 @@ class SpanPlan:
     ends: Tensor | None = None
     rows: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    _repeats: Repeats | None = field(default=None, init=False, repr=False, compare=False)
     _lists: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.num_spans
+
+    @property
+    def repeats(self) -> Repeats:
+        """What is kept of the calls that get this plan."""
+        if self._repeats is None:
+            object.__setattr__(self, "_repeats", Repeats())
+        assert self._repeats is not None
+        return self._repeats
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """First token and token after the last of every span, int64 `[N]` each, in the order of the output rows."""
@@ -101,6 +111,7 @@ class SpanPlan:
     def device_work(self) -> SpanWork:
         """The work lists of the GPU kernels: made at the first call, the same tensors for every later one."""
         work: SpanWork = self._once("work", self._make_work)
+        self.repeats.work = self._lists.get("work")
         return work
 
     def _make_work(self) -> SpanWork:

@@ -6,6 +6,7 @@ cross_document_attention.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from spanbert_kernels.ops.attention.relative import DistanceTerms
 from spanbert_kernels.ops.attention.work import AttentionWork
+from spanbert_kernels.ops.attention_plans import AttentionPlan
 from spanbert_kernels.ops.backends import ATTENTION, Operation
-from spanbert_kernels.ops.operators import Gradient, gradients, raw, save, saved
+from spanbert_kernels.ops.choices import Backend
+from spanbert_kernels.ops.operators import gradient_of, gradients, needs_gradient, raw, save, saved
 from spanbert_kernels.ops.philox import Dropout
+from spanbert_kernels.ops.repeats import Key, Repeats, layout
 
 OPERATION = Operation("document_attention", ATTENTION, summary="softmax attention of each packed document with itself")
 
@@ -63,17 +67,46 @@ class DocumentAttention(torch.autograd.Function):
         work: AttentionWork,
         scale: float,
         dropout: Dropout,
+        repeats: Repeats | None = None,
+        key: Key | None = None,
     ) -> tuple[Tensor, Tensor]:
-        output, lse = document_attention_forward(backend, q, k, v, work, scale, dropout)
+        values = (q, k, v, work, scale, dropout)
+        output, lse = document_attention_forward(backend, *values, repeats=repeats, key=key)
         ctx.text = f'{operation} has no second derivative, but document_attention on backend="eager"'
-        save(ctx, backend, q, k, v, lse, work, scale, dropout)
+        save(ctx, backend, q, k, v, lse, work, scale, dropout, repeats=repeats)
         ctx.mark_non_differentiable(lse)
         return output, lse
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         backend, *kept = saved(ctx)
-        return gradients(ctx, *Gradient.apply(ctx.text, document_attention_backward, backend, grad_output, *kept))
+        compute = functools.partial(document_attention_backward, repeats=ctx.repeats)
+        return gradients(ctx, *gradient_of(ctx.text, compute, backend, grad_output, *kept))
+
+
+def attend(
+    operation: str,
+    backend: Backend,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    dropout: Dropout,
+    key: Key | None,
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp by the compiled kernels, with what a plan keeps of such calls where there is a `key`."""
+    work = plan.work(backend != "cpu")
+    if key is None:
+        output, lse = DocumentAttention.apply(q, k, v, operation, backend, work, scale, dropout)
+        return output, lse
+    key = (*key, scale, dropout.dropout_p, layout(dropout.seed))
+    if needs_gradient(q, k, v):
+        output, lse = DocumentAttention.apply(q, k, v, operation, backend, work, scale, dropout, plan.repeats, key)
+    else:
+        values = (q, k, v, work, scale, dropout)
+        output, lse = document_attention_forward(backend, *values, repeats=plan.repeats, key=key)
+    return output, lse
 
 
 @raw(OPERATION)
@@ -132,6 +165,6 @@ class DistanceAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         backend, *kept = saved(ctx)
         terms = kept[5]
-        found = Gradient.apply(ctx.text, distance_attention_backward, backend, grad_output, *kept)
+        found = gradient_of(ctx.text, distance_attention_backward, backend, grad_output, *kept)
         tables = (None if table is None else grad for table, grad in zip(terms[2:], found[3:], strict=True))
         return gradients(ctx, *found[:3], *tables)

@@ -15,6 +15,7 @@ from spanbert_kernels.ops import library, philox
 from spanbert_kernels.ops.aot import DTYPES, meta
 from spanbert_kernels.ops.attention.triton_tiles import AttentionTiling, Mask, Rows, Terms
 from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
+from spanbert_kernels.ops.repeats import start
 from spanbert_kernels.ops.triton_arguments import Options, dense_rows, on
 
 INTERPRETED = library.interpreted()
@@ -122,7 +123,7 @@ def launch(
         mask = mask._replace(anchors=None)
     parts = parts_of(work, options, keys)
     with on(q.device):
-        kernel[programs_of(q, work, options, keys), triton.cdiv(q.shape[2], block.D) if all_columns else 1](
+        start(kernel, programs_of(q, work, options, keys), triton.cdiv(q.shape[2], block.D) if all_columns else 1)(
             **arguments,
             mask=mask,
             query_rows=q.shape[0],

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from spanbert_kernels.ops import attention_plans, checks
 from spanbert_kernels.ops.attention.checks import check_heads, check_scale
-from spanbert_kernels.ops.attention.operators import OPERATION, DistanceAttention, DocumentAttention
+from spanbert_kernels.ops.attention.operators import OPERATION, DistanceAttention, attend
 from spanbert_kernels.ops.attention.relative import DistanceTerms, RelativeTerms, check_relative
 from spanbert_kernels.ops.attention_plans import AttentionPlan
 from spanbert_kernels.ops.backends import Reasons
 from spanbert_kernels.ops.choices import Backend
 from spanbert_kernels.ops.document_attention import reference
+from spanbert_kernels.ops.repeats import Key, key_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -122,16 +123,8 @@ def document_attention(
         >>> document_attention(q, k, v, torch.tensor([0, 1, 3])).shape
         torch.Size([3, 1, 2])
     """
-    check_heads(q, k, v, "T")
-    if q.shape[0] != k.shape[0]:
-        raise ValueError(f"q and k must have the same number of tokens, got {q.shape[0]} and {k.shape[0]}")
-    if isinstance(cu_seqlens, AttentionPlan):
-        plan = _check_plan(cu_seqlens, q)
-    else:
-        checks.check_offsets("cu_seqlens", cu_seqlens, q.shape[0], "tokens")
-        believed = attention_plans.checked_max_seqlen(max_seqlen, cu_seqlens)
-        plan = AttentionPlan.of_documents(cu_seqlens, q.shape[0], believed, checked=True)
-    checks.check_device("cu_seqlens", plan.cu_seqlens, "q", q)
+    by_distance = window is not None or relative is not None
+    plan, chosen, key = _checked(q, k, v, cu_seqlens, max_seqlen, backend, by_distance)
     dropout = checks.check_dropout(dropout_p, seed, "q", q)
     scale = check_scale(scale, q)
     checks.check_flag("return_lse", return_lse)
@@ -139,8 +132,6 @@ def document_attention(
         window = checks.check_integer("window", window, 0)
     if relative is not None:
         check_relative(relative, q)
-    by_distance = window is not None or relative is not None
-    chosen = OPERATION.choose(q, backend, WITHOUT_DISTANCES if by_distance else ())
     if chosen == "eager":
         known = (plan.max_seqlen or None) if plan is cu_seqlens else max_seqlen
         # Autocast would take the products out of float32, on this backend alone.
@@ -153,9 +144,33 @@ def document_attention(
         tables, rest = terms[2:], (terms.window, terms.index, chosen, work, scale, dropout)
         output, lse = DistanceAttention.apply(q, k, v, *tables, *rest)
     else:
-        work = plan.work(chosen != "cpu")
-        output, lse = DocumentAttention.apply(q, k, v, OPERATION.name, chosen, work, scale, dropout)
+        output, lse = attend(OPERATION.name, chosen, q, k, v, plan, scale, dropout, key)
     return (output, lse) if return_lse else output
+
+
+def _checked(
+    q: Tensor, k: Tensor, v: Tensor, sight: Documents, max_seqlen: int | None, backend: Backend | None, distances: bool
+) -> tuple[AttentionPlan, Backend, Key | None]:
+    """The plan, the backend, and what a plan's call depends on: one that was checked before is not again."""
+    key = None
+    if isinstance(sight, AttentionPlan):
+        key = key_of(OPERATION.name, backend, distances, q, k, v)
+        if key is not None and (known := sight.repeats.checked.get(key)) is not None:
+            return sight, known, key
+    check_heads(q, k, v, "T")
+    if q.shape[0] != k.shape[0]:
+        raise ValueError(f"q and k must have the same number of tokens, got {q.shape[0]} and {k.shape[0]}")
+    if isinstance(sight, AttentionPlan):
+        plan = _check_plan(sight, q)
+    else:
+        checks.check_offsets("cu_seqlens", sight, q.shape[0], "tokens")
+        believed = attention_plans.checked_max_seqlen(max_seqlen, sight)
+        plan = AttentionPlan.of_documents(sight, q.shape[0], believed, checked=True)
+    checks.check_device("cu_seqlens", plan.cu_seqlens, "q", q)
+    chosen = OPERATION.choose(q, backend, WITHOUT_DISTANCES if distances else ())
+    if key is not None:
+        plan.repeats.keep(key, chosen)
+    return plan, chosen, key
 
 
 def _check_plan(plan: AttentionPlan, q: Tensor) -> AttentionPlan:

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from spanbert_kernels.ops import checks, plans
 from spanbert_kernels.ops.choices import PARTS, Backend, Part
+from spanbert_kernels.ops.operators import needs_gradient
 from spanbert_kernels.ops.plans import SpanPlan
+from spanbert_kernels.ops.repeats import key_of
 from spanbert_kernels.ops.span_pool import reference
-from spanbert_kernels.ops.span_pool.operators import OPERATION, SpanPool
-from spanbert_kernels.ops.tokens import check_tokens
+from spanbert_kernels.ops.span_pool.operators import OPERATION, PoolInputs, SpanPool, span_pool_forward
+from spanbert_kernels.ops.tokens import Tokens, check_tokens
 
 __all__ = ["PARTS", "span_pool"]
 
@@ -66,14 +68,25 @@ def span_pool(
         >>> span_pool(hidden, torch.tensor([[0, 1], [1, 2]]), ["mean", "max"]).tolist()
         [[2.0, 3.5, 3.0, 5.0], [1.5, 5.5, 3.0, 9.0]]
     """
-    plans.check_width_rows(width_rows)
-    check_parts(parts)
-    tokens = check_tokens(hidden, parts)
-    like = tokens.tensors[0]
-    resolved = plans.resolve(spans, like, end_inclusive, validate, mask)
-    chosen = OPERATION.choose(like, backend)
+    repeats, key = None, None
+    if isinstance(spans, SpanPlan) and isinstance(parts, (list, tuple)) and width_rows is None and mask is None:
+        key = key_of(OPERATION.name, backend, (*parts, end_inclusive, validate), hidden, scores, width_embedding)
+        repeats = None if key is None else spans.repeats
+    chosen = None if repeats is None or key is None else repeats.checked.get(key)
+    resolved: SpanPlan | tuple[Tensor, Tensor]
+    if chosen is not None and isinstance(spans, SpanPlan) and isinstance(hidden, Tensor):  # checked before
+        tokens, like, resolved = Tokens((hidden,), {}), hidden, spans
+    else:
+        plans.check_width_rows(width_rows)
+        check_parts(parts)
+        tokens = check_tokens(hidden, parts)
+        like = tokens.tensors[0]
+        resolved = plans.resolve(spans, like, end_inclusive, validate, mask)
+        chosen = OPERATION.choose(like, backend)
     scores = check_scores(scores, tokens.of("attention"), parts)
     width_embedding = check_table(width_embedding, like, parts)
+    if repeats is not None and key is not None:
+        repeats.keep(key, chosen)
 
     def bounds() -> tuple[Tensor, Tensor]:
         return resolved.bounds() if isinstance(resolved, SpanPlan) else resolved
@@ -91,7 +104,12 @@ def span_pool(
             # Autocast would take the weighted sums out of float32, on this backend alone.
             with torch.autocast(source.device.type, enabled=False):
                 return _eager(source, *bounds(), tuple(own), attends, table, rows)
-        output: Tensor = SpanPool.apply(source, attends, table, rows, [PARTS.index(part) for part in own], chosen, work)
+        numbers = [PARTS.index(part) for part in own]
+        if key is None or needs_gradient(source, attends, table):
+            output: Tensor = SpanPool.apply(source, attends, table, rows, numbers, chosen, work, repeats)
+        else:
+            inputs = PoolInputs(attends, table, rows, numbers)
+            output, *_ = span_pool_forward(chosen, source, work, inputs, False, repeats=repeats)
         return output
 
     if len(tokens.tensors) == 1:

@@ -11,6 +11,7 @@ from spanbert_kernels.ops.backends import ROWS, Operation
 from spanbert_kernels.ops.choices import PARTS
 from spanbert_kernels.ops.operators import gradients, raw, save, saved
 from spanbert_kernels.ops.plans import SpanWork
+from spanbert_kernels.ops.repeats import Repeats
 
 OPERATION = Operation(
     "span_pool", ROWS, summary="start, end, mean, sum, max, attention, width of each span in one pass"
@@ -87,23 +88,45 @@ class SpanPool(torch.autograd.Function):
         parts: list[int],
         backend: str,
         work: SpanWork,
+        repeats: Repeats | None = None,
     ) -> Tensor:
-        inputs = PoolInputs(scores, table, index, parts)
+        inputs, keep = PoolInputs(scores, table, index, parts), any(ctx.needs_input_grad[:3])
         result: Tensor
-        result, argmax, lse = span_pool_forward(backend, hidden, work, inputs, any(ctx.needs_input_grad[:3]))
+        result, argmax, lse = span_pool_forward(backend, hidden, work, inputs, keep, repeats=repeats)
         # The softmax's result, rounded, is of no use to the backward: it is made again.
-        save(ctx, hidden, scores, table, argmax, lse, index, parts, backend, work)
+        save(ctx, hidden, scores, table, argmax, lse, index, parts, backend, work, repeats=repeats)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         kept = saved(ctx)
-        grads = SpanPoolBackward.apply(grad_output, *kept)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            grads = SpanPoolBackward.apply(grad_output, *kept)
+        else:
+            grads = _gradients(ctx.repeats, grad_output, *kept)
         wanted = [
             grad if source is not None and needed else None
             for grad, source, needed in zip(grads, kept[:3], ctx.needs_input_grad, strict=False)
         ]
         return gradients(ctx, *wanted)
+
+
+def _gradients(
+    repeats: Repeats | None,
+    grad_output: Tensor,
+    hidden: Tensor,
+    scores: Tensor | None,
+    table: Tensor | None,
+    argmax: Tensor,
+    lse: Tensor,
+    index: Tensor | None,
+    parts: list[int],
+    backend: str,
+    work: SpanWork,
+) -> tuple[Tensor, Tensor, Tensor]:
+    values = (grad_output, hidden, argmax, lse, work, PoolInputs(scores, table, index, parts))
+    grads: tuple[Tensor, Tensor, Tensor] = span_pool_backward(backend, *values, repeats=repeats)
+    return grads
 
 
 class SpanPoolBackward(torch.autograd.Function):
@@ -124,11 +147,7 @@ class SpanPoolBackward(torch.autograd.Function):
         work: SpanWork,
     ) -> tuple[Tensor, Tensor, Tensor]:
         save(ctx, table, index, parts, backend, work)
-        inputs = PoolInputs(scores, table, index, parts)
-        grads: tuple[Tensor, Tensor, Tensor] = span_pool_backward(
-            backend, grad_output, hidden, argmax, lse, work, inputs
-        )
-        return grads
+        return _gradients(None, grad_output, hidden, scores, table, argmax, lse, index, parts, backend, work)
 
     @staticmethod
     def backward(ctx: Any, grad_hidden: Tensor, grad_scores: Tensor, grad_table: Tensor) -> tuple[Tensor | None, ...]:

@@ -15,6 +15,7 @@ from spanbert_kernels.ops import library
 from spanbert_kernels.ops.aot import DTYPES, AotConfiguration, configurations_of, meta, meta_spans
 from spanbert_kernels.ops.choices import PARTS
 from spanbert_kernels.ops.plans import SpanWork
+from spanbert_kernels.ops.repeats import start
 from spanbert_kernels.ops.span_pool.operators import (
     PoolInputs,
     kept_tensors,
@@ -139,7 +140,7 @@ def forward(hidden: Tensor, work: SpanWork, inputs: PoolInputs, keep: bool) -> t
         blocks = max(1, triton.cdiv(columns, options.block.D)) * heads
         items, most = (tokens, 8) if enumerated else (num_spans, 16)
         share = 4 if INTERPRETED else min(most, max(1, items * blocks // PROGRAMS))
-        walk_forward[(triton.cdiv(items, share * options.block.LANES) * blocks,)](
+        start(walk_forward, triton.cdiv(items, share * options.block.LANES) * blocks)(
             **arguments, at=at, heads=heads, share=share, **options.arguments
         )
     return output, argmax, lse
@@ -157,7 +158,7 @@ def _banded_forward(arguments: dict[str, Any], at: PartColumns, heads: int) -> N
         options = product_options(arguments["hidden"].data.dtype, part)
         programs = triton.cdiv(arguments["num_spans"], options.block.M)
         programs *= max(1, triton.cdiv(arguments["columns"], options.block.D)) * times
-        banded_forward[(programs,)](**arguments, at=own, heads=times, **options.arguments)
+        start(banded_forward, programs)(**arguments, at=own, heads=times, **options.arguments)
 
 
 @span_pool_backward.triton
@@ -196,20 +197,20 @@ def backward(
         arguments["columns"] = columns
         for name in wanted:
             options = max_options() if name == "max" else backward_options(hidden.dtype, name)
-            grid = (triton.cdiv(tokens, options.block.M) * triton.cdiv(columns, options.block.D),)
+            programs = triton.cdiv(tokens, options.block.M) * triton.cdiv(columns, options.block.D)
             target = {"grad_hidden": grad_hidden if name == wanted[-1] else sums, **options.arguments}
             others = None if name == wanted[0] else sums
             if name == "max":
-                max_backward[grid](**arguments, **target, argmax=argmax, max_column=at.max)
+                start(max_backward, programs)(**arguments, **target, argmax=argmax, max_column=at.max)
             elif name == "linear":
-                linear_backward[grid](**arguments, **target, others=others, at=linear)
+                start(linear_backward, programs)(**arguments, **target, others=others, at=linear)
             else:
                 assert scores is not None
                 dense, heads = scores.contiguous(), scores.shape[1]
                 attention = {"hidden": matrix(hidden), "heads": heads, "attention_column": at.attention}
                 delta = _attention_delta({**arguments, **attention}, dense, product_options(hidden.dtype, "attention"))
                 partial_scores = dense.new_empty(triton.cdiv(columns, options.block.D), *dense.shape)
-                attention_backward[grid](
+                start(attention_backward, programs)(
                     **arguments,
                     **attention,
                     **target,
@@ -226,7 +227,7 @@ def _attention_delta(arguments: dict[str, Any], scores: Tensor, options: Options
     heads, num_spans = scores.shape[1], arguments["num_spans"]
     blocks = triton.cdiv(arguments["columns"], options.block.D)
     partial_delta = scores.new_empty(blocks, num_spans, heads)
-    attention_delta[(triton.cdiv(num_spans, options.block.M) * blocks * heads,)](
+    start(attention_delta, triton.cdiv(num_spans, options.block.M) * blocks * heads)(
         **arguments, scores=scores, partial_delta=partial_delta, **options.arguments
     )
     return partial_delta.sum(0)
@@ -237,7 +238,7 @@ def _table_backward(arguments: dict[str, Any], table: Tensor, index: Tensor | No
     table_rows, table_columns = table.shape
     shares = triton.cdiv(arguments["num_spans"], TABLE_SHARE)
     partial_table = table.new_empty(shares, table_rows, table_columns, dtype=torch.float32)
-    table_backward[(shares * table_rows * triton.cdiv(table_columns, table_options().block.D),)](
+    start(table_backward, shares * table_rows * triton.cdiv(table_columns, table_options().block.D))(
         **arguments,
         table_index=contiguous(index),
         partial_table=partial_table,
