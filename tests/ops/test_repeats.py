@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import gc
 import pickle
 import weakref
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -17,7 +19,7 @@ from places import PLACES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spanbert_kernels.ops import document_attention, plan_attention, plan_spans, span_pool
+from spanbert_kernels.ops import document_attention, plan_attention, plan_spans, repeats, span_pool
 from spanbert_kernels.ops.operators import REGISTERED
 from spanbert_kernels.ops.repeats import record, start
 
@@ -171,3 +173,11 @@ def test_what_cannot_be_done_again_is_not(reason: str) -> None:
         return x + other if reason == "a tensor of nobody" else other
 
     assert record(call, (torch.ones(2),), None)[1] is None
+
+
+@pytest.mark.parametrize("folder", ["attention", "document_attention", "span_pool"])
+def test_no_launch_escapes_the_tape(folder: str) -> None:
+    """Where an operator is repeated, kernels are launched by `start`, not as `kernel[grid](...)`."""
+    for path in (Path(repeats.__file__).parent / folder).glob("triton*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert [ast.unparse(each) for each in calls if isinstance(each.func, ast.Subscript)] == [], path.name

@@ -28,6 +28,7 @@ from spanbert_kernels.ops.attention.triton_tables import DistanceSums, rows_of_d
 from spanbert_kernels.ops.attention.triton_tiles import Statistics, Terms
 from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
 from spanbert_kernels.ops.philox import Dropout
+from spanbert_kernels.ops.repeats import start
 from spanbert_kernels.ops.triton_arguments import contiguous, on, philox_of
 
 # In a window, where a second launch adds row by row, heads of 128 columns have fewer rows in a block.
@@ -142,7 +143,7 @@ def launch_tables(gradients: list[Tensor], like: Tensor, work: AttentionWork, te
         )
     )
     with on(like.device):
-        table_backward[pieces * heads * runs, triton.cdiv(head_dim, block.D)](
+        start(table_backward, pieces * heads * runs, triton.cdiv(head_dim, block.D))(
             **arguments,
             terms=terms,
             sums=sums,
@@ -170,6 +171,15 @@ def sum_rows(sums: Tensor, gradient: Tensor, terms: Terms, skipped: int) -> None
     block = (SUMMED_ROWS, SUMMED_DISTANCES, SUMMED_COLUMNS if columns > 16 else 16)
     options = triton_launch.options_of(torch.float32, block, 4, 1, chunked=False, whole=False)
     grid = (triton.cdiv(rows, block[0]), heads, triton.cdiv(columns, block[2]))
-    rows_of_distances[grid](
-        sums, gradient, terms.index, terms.reach, rows, heads, columns, distances, skipped, **options.arguments
+    start(rows_of_distances, *grid)(
+        sums=sums,
+        gradient=gradient,
+        index=terms.index,
+        reach=terms.reach,
+        rows=rows,
+        heads=heads,
+        columns=columns,
+        distances=distances,
+        skipped=skipped,
+        **options.arguments,
     )

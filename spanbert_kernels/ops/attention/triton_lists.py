@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spanbert_kernels.ops.aot import meta
 from spanbert_kernels.ops.attention import work
+from spanbert_kernels.ops.repeats import start
 from spanbert_kernels.ops.triton_arguments import Options, on
 
 TILE_ROWS = tl.constexpr(work.TILE_ROWS)
@@ -181,20 +182,20 @@ def make_lists(
     tiles = None if anchor_queries and anchor_keys else key_tiles if anchor_queries else query_tiles
     anchor_tiles = query_tiles if anchor_queries else key_tiles if anchor_keys else None
     with on(cu_seqlens.device):
-        document_lists[(max(1, triton.cdiv(count, OPTIONS.block.M)),)](
-            cu_seqlens,
-            cu_seqlens.stride(0),
-            cu_clusters,
-            0 if cu_clusters is None else cu_clusters.stride(0),
-            documents,
-            tiles,
-            anchor_tiles,
-            count,
-            0 if cu_clusters is None else cu_clusters.shape[0] - 1,
-            num_tokens,
-            0 if tiles is None else tiles.shape[0],
-            int(anchor_queries),
-            int(anchor_keys),
+        start(document_lists, max(1, triton.cdiv(count, OPTIONS.block.M)))(
+            offsets=cu_seqlens,
+            offset_stride=cu_seqlens.stride(0),
+            clusters=cu_clusters,
+            cluster_stride=0 if cu_clusters is None else cu_clusters.stride(0),
+            documents=documents,
+            tiles=tiles,
+            anchor_tiles=anchor_tiles,
+            num_documents=count,
+            num_clusters=0 if cu_clusters is None else cu_clusters.shape[0] - 1,
+            num_tokens=num_tokens,
+            num_tiles=0 if tiles is None else tiles.shape[0],
+            anchor_queries=int(anchor_queries),
+            anchor_keys=int(anchor_keys),
             **OPTIONS.arguments,
         )
     return lists
