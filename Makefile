@@ -27,7 +27,7 @@ CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o
 BUILD_TOOLS := "setuptools>=77" ninja "pybind11>=2.12"
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all test-triton test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench gpu-check clean
+.PHONY: demo test test-all test-triton test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench gpu-kernels gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -91,8 +91,14 @@ aarch64: $(VENV)/.torch
 	@$(PIP) install -q $(BUILD_TOOLS) uv
 	PYTHON=$(abspath $(BIN))/python tests/aarch64/check.sh build/aarch64
 
+# Where there is no GPU: fills build/gpu/triton with Triton's kernels for one of compute capability 9.0. A checkout that
+# brings that folder along compiles them no more; the Triton must be the same release there.
+gpu-kernels: $(VENV)/.test-installed
+	$(BIN)/python tests/gpu/kernels.py make
+
 # On a machine with a CUDA GPU, with the torch, Triton, nvcc and pytest that it has; nothing is installed. As many of the
-# stages as fit into BUDGET seconds, or those that STAGES names; the libraries that lie here are used if they load.
+# stages as fit into BUDGET seconds, or those that STAGES names; the libraries that lie here are used if they load, and
+# so are the kernels of gpu-kernels.
 gpu-check:
 	$(PYTHON) tests/gpu/check.py $(STAGES) --budget $(BUDGET) --out $(OUT)
 

@@ -8,9 +8,10 @@ calls of real sizes cheap. Work lists of whole numbers are made, as sizes depend
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -172,7 +173,8 @@ class _Noted(TorchDispatchMode):
         inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         large = [each for each in inputs if each.numel() > FEW]
         whole = any(not each.dtype.is_floating_point for each in inputs)
-        if whole or not large:
+        here = torch._C._dispatch_has_computed_kernel_for_dispatch_key(function.name(), "CPU")
+        if here and (whole or not large):
             return function(*args, **kwargs)
         changed = [
             value
@@ -229,32 +231,28 @@ _NOTHING = _packets(
 
 
 @contextmanager
-def recorded() -> Iterator[Recording]:
-    """Collect what calls inside launch, on tensors that lie in the CPU's memory.
+def pretended(recording: Recording, launch: Callable[..., object]) -> Iterator[None]:
+    """Tensors inside lie in the CPU's memory and are a GPU's; what PyTorch launches is noted.
 
-    Not under TRITON_INTERPRET=1, which leaves nothing to compile.
+    For each of Triton's launches `launch` is called with its `JITFunction.run`, which wants but `warmup`, the kernel,
+    the grid, and the arguments by name. Triton's driver is to be replaced beside it.
     """
     from triton.runtime.jit import JITFunction
 
-    recording = Recording()
     run = JITFunction.run
 
-    def noted(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        before = len(configurations)
-        result = run(kernel, *args, grid=grid, warmup=warmup, **kwargs)
-        (configuration,) = configurations[before:]
+    def launched(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
         grid = grid(arguments) if callable(grid) else grid
-        recording.launches.append(KernelLaunch(configuration, tuple(grid), arguments))
+        launch(partial(run, kernel, *args, grid=grid, **kwargs), kernel, grid, arguments)
         if kernel.__name__ in LISTS:
             with unnoted(), place.truthful():
                 LISTS[kernel.__name__](arguments)
-        return result
 
     with ExitStack() as stack:
-        configurations, place = stack.enter_context(launches()), _OnTheGPU()
+        place = _OnTheGPU()
         contexts: tuple[AbstractContextManager[Any], ...] = (
-            mock.patch.object(JITFunction, "run", noted),
+            mock.patch.object(JITFunction, "run", launched),
             mock.patch.object(torch.cuda, "is_available", return_value=True),
             mock.patch.object(torch.cuda, "get_device_capability", return_value=CAPABILITY),
             *(
@@ -269,4 +267,22 @@ def recorded() -> Iterator[Recording]:
             stack.enter_context(context)
         stack.callback(library.load_triton.cache_clear)
         library.load_triton.cache_clear()
+        yield
+
+
+@contextmanager
+def recorded() -> Iterator[Recording]:
+    """Collect what calls inside launch, on tensors that lie in the CPU's memory.
+
+    Not under TRITON_INTERPRET=1, which leaves nothing to compile.
+    """
+    recording = Recording()
+
+    def note(run: Callable[..., object], kernel: Any, grid: Any, arguments: Mapping[str, Any]) -> None:
+        before = len(configurations)
+        run(warmup=False)
+        (configuration,) = configurations[before:]
+        recording.launches.append(KernelLaunch(configuration, tuple(grid), arguments))
+
+    with launches() as configurations, pretended(recording, note):
         yield recording

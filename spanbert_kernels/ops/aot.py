@@ -73,7 +73,7 @@ def _names(signature: Mapping[str, Any]) -> dict[tuple[int, ...], str]:
     return names
 
 
-class _NoDevice:
+class NoDevice:
     """In the place of Triton's driver: kernels are specialised as for compute capability 9.0."""
 
     def get_current_device(self) -> str:
@@ -117,7 +117,7 @@ def launches() -> Iterator[list[AotConfiguration]]:
         found.append(replace(configuration, divisible=tuple(n for n in divisible if n not in configuration.aligned())))
         return True  # Triton then neither compiles nor launches
 
-    before, driver._active = driver._active, _NoDevice()
+    before, driver._active = driver._active, NoDevice()
     try:
         with knobs.runtime.scope():
             knobs.runtime.jit_cache_hook = note

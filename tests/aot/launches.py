@@ -33,9 +33,20 @@ GROWING = ("ACTIVATION", "SCORES", "BANDED", "ATTENTION", "ACCUMULATE")
 MORE_TESTS = {"document_attention": ("test_attention_by_distance",)}
 
 
+def cases_of(module: str) -> Iterator[Any]:
+    """Those of an operation's tables, by the module of its kernels."""
+    from op_checks import OpChecks
+
+    operation = module.split(".")[-2]
+    tests = map(importlib.import_module, (f"test_{operation}", *MORE_TESTS.get(operation, ())))
+    kinds = [each for test in tests for each in vars(test).values()]
+    tables = [each for each in kinds if isinstance(each, type) and issubclass(each, OpChecks)]
+    return (case for table in tables for case in getattr(table, "cases", ()))
+
+
 def run_cases() -> None:
     """Forward and backward of every case, in every dtype; a second time with span_score's backward in chunks."""
-    from op_checks import DTYPES, OpChecks, Setting, run_setting
+    from op_checks import DTYPES, Setting, run_setting
 
     from spanbert_kernels.ops.attention.triton_lists import make_lists
     from spanbert_kernels.ops.span_score import triton as score
@@ -44,11 +55,7 @@ def run_cases() -> None:
     for clusters, *anchors in itertools.product((None, offsets), (False, True), (False, True)):
         make_lists(offsets, clusters, 5, *anchors)
     for module in operation_modules():
-        operation = module.split(".")[-2]
-        tests = map(importlib.import_module, (f"test_{operation}", *MORE_TESTS.get(operation, ())))
-        kinds = [each for test in tests for each in vars(test).values()]
-        tables = [each for each in kinds if isinstance(each, type) and issubclass(each, OpChecks)]
-        for case in (case for table in tables for case in getattr(table, "cases", ())):
+        for case in cases_of(module):
             for dtype in DTYPES:
                 if dtype in backends.DTYPES["triton"]:
                     run_setting(Setting(case, dtype=dtype), "triton")

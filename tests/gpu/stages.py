@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpu import kernels
 from gpu.steps import Step
 
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -36,30 +37,35 @@ class Stage:
 
 
 def build(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
-    """Libraries that were carried here are taken where they are of these sources and load; else they are built."""
+    """Libraries that were carried here are taken where they are of these sources and load; else they are built.
+
+    Carried kernels of Triton's are taken where they are of these sources, this Triton and this GPU.
+    """
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", ".", "--build-temp", "build/gpu"]
     environment = {
         "SPANBERT_KERNELS_CUDA": "1",
-        "SPANBERT_KERNELS_CUDA_ARCHITECTURES": str(machine.get("capability", "90")),
+        "SPANBERT_KERNELS_CUDA_ARCHITECTURES": _capability(machine),
         "MAX_JOBS": str(os.cpu_count()),
     }
     here = Step("build", command, environment)
-    return [Step("libraries", [sys.executable, "tests/gpu/libraries.py"], else_=here)]
+    look = [sys.executable, "tests/gpu/kernels.py", "look", "--capability", _capability(machine)]
+    return [Step("libraries", [sys.executable, "tests/gpu/libraries.py"], else_=here), Step("kernels", look)]
 
 
 def values(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
-    return [Step("values", [*PYTEST, "tests/ops", "-m", "gpu", "-k", ONE_OF_EACH, *_side_by_side()])]
+    command = [*PYTEST, "tests/ops", "-m", "gpu", "-k", ONE_OF_EACH, *_side_by_side()]
+    return [Step("values", command, kernels.environment(_capability(machine)))]
 
 
 def encoder(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
-    return [_suites("encoder", journal, "benchmarks/bench_encoder_on_gpu.py", "-m", "gpu")]
+    return [_suites("encoder", machine, journal, "benchmarks/bench_encoder_on_gpu.py", "-m", "gpu")]
 
 
 def bench(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
     files = ["benchmarks/bench_attention_on_gpu.py", "benchmarks/bench_spans_on_gpu.py"]
     return [
-        _suites("headlines", journal, *files, "-m", "gpu and headline"),
-        _suites("other rows", journal, *files, "-m", "gpu and not headline"),
+        _suites("headlines", machine, journal, *files, "-m", "gpu and headline"),
+        _suites("other rows", machine, journal, *files, "-m", "gpu and not headline"),
     ]
 
 
@@ -70,12 +76,18 @@ def sanitize(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
 
 
 def rest(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
-    return [Step("rest", [*PYTEST, "tests/ops", "-m", "gpu", "-k", f"not ({ONE_OF_EACH})", *_side_by_side()])]
+    command = [*PYTEST, "tests/ops", "-m", "gpu", "-k", f"not ({ONE_OF_EACH})", *_side_by_side()]
+    return [Step("rest", command, kernels.environment(_capability(machine)))]
 
 
-def _suites(name: str, journal: Path, *words: str) -> Step:
+def _suites(name: str, machine: Mapping[str, Any], journal: Path, *words: str) -> Step:
     """The suites append what they measure to the journal, line by line."""
-    return Step(name, [*PYTEST, "--benchmark-quiet", *words], {"SPANBERT_KERNELS_BENCH_ROWS": str(journal)})
+    environment = {"SPANBERT_KERNELS_BENCH_ROWS": str(journal), **kernels.environment(_capability(machine))}
+    return Step(name, [*PYTEST, "--benchmark-quiet", *words], environment)
+
+
+def _capability(machine: Mapping[str, Any]) -> str:
+    return str(machine.get("capability", kernels.CAPABILITY))
 
 
 def _side_by_side() -> list[str]:
