@@ -219,15 +219,17 @@ class PackedForward:
         if isinstance(read, str):
             return read
         structure, request = read
-        mask = request.attention_mask
-        read_is_real = None if mask is None else self._read_is_real(mask)
         if request.cu_seqlens is not None:
             packing = Packing.from_offsets(request.cu_seqlens, request.max_seqlen, request.length)
             return structure, request, packing
+        mask = request.attention_mask
+        read_is_real = None if mask is None else self._read_is_real(mask)
         # Rotary positions in one call of all layers are places in a document.
         holes = self.family.distances or self.family.rotary is not None
-        packing = Packing.from_mask(mask, request.batch, request.length, request.device, look_for_holes=holes)
-        if read_is_real is not None and not read_is_real.item():
+        packing = Packing.from_mask(
+            mask, request.batch, request.length, request.device, look_for_holes=holes, read_along=read_is_real
+        )
+        if packing.read_along is False:
             return "the token that the pooler or the head reads is padding in some row"
         if self.family.distances and not packing.contiguous:
             return "padding between real tokens, which counts in the distances that attention looks at"
@@ -238,10 +240,7 @@ class PackedForward:
         return structure, request, packing
 
     def _read_is_real(self, mask: Tensor) -> Tensor | None:
-        """Whether the token that is pooled is real in every row, or None if nothing is pooled.
-
-        Copied before the synchronisation that the packing needs anyway, to be read after it.
-        """
+        """Whether the token that is pooled is real in every row, still on its device; None if nothing is pooled."""
         pools = getattr(self.model, "pooler", None) is not None
         if pools and getattr(self.model.config, "pooler_token", "first") == "anchor" and self.reads != "first":
             real = (mask != 0).any(1)
@@ -249,7 +248,7 @@ class PackedForward:
             real = mask[:, 0] != 0
         else:
             return None
-        return real.all().to("cpu", non_blocking=True)
+        return real.all()
 
     def _packed(self, structure: Structure, request: Request, packing: Packing) -> Any:
         model, encoder = self.model, structure.parts

@@ -23,10 +23,12 @@ class Packing:
     Attributes:
         indices: int64 `[T]`, positions of the real tokens in the flattened batch `[B * L]`; None if nothing is padding.
         cu_seqlens: int32 `[B + 1]`, offsets of the documents in the packed tokens.
-        max_seqlen: number of tokens of the longest document.
+        max_seqlen: number of tokens of the longest document, or more where nobody has measured it.
         batch: B.
         length: L.
         contiguous: whether each document's tokens stand side by side in their row; looked at only on request.
+        measured: whether `max_seqlen` is more than a bound.
+        read_along: what `from_mask` was given to read along.
 
     Example:
         >>> mask = torch.tensor([[1, 1, 0], [0, 1, 0]])
@@ -43,6 +45,8 @@ class Packing:
     batch: int
     length: int
     contiguous: bool = True
+    measured: bool = True
+    read_along: bool | None = None
 
     @classmethod
     def from_mask(
@@ -53,6 +57,7 @@ class Packing:
         device: torch.device | str,
         *,
         look_for_holes: bool = False,
+        read_along: Tensor | None = None,
     ) -> Packing:
         """Reads a padding mask `[B, L]` of any dtype: non-zero is a real token. None: every token is real.
 
@@ -65,6 +70,7 @@ class Packing:
             length: L.
             device: where the tokens are.
             look_for_holes: whether to find out if padding stands between real tokens (`contiguous`).
+            read_along: one bool more that the host wants to know, read while it waits for the device anyway.
 
         Returns:
             The packing.
@@ -76,7 +82,8 @@ class Packing:
             if attention_mask is not None:
                 _check_shape(attention_mask, batch, length)
             offsets = torch.arange(batch + 1, device=device, dtype=torch.int32) * length
-            return cls(None, offsets, length if batch > 0 else 0, batch, length)
+            known = None if read_along is None else bool(read_along)
+            return cls(None, offsets, length if batch > 0 else 0, batch, length, read_along=known)
         _check_shape(attention_mask, batch, length)
         real = attention_mask.to(device) != 0
         lengths = real.sum(1, dtype=torch.int32)
@@ -86,12 +93,16 @@ class Packing:
             begins = real.clone()
             begins[:, 1:] &= ~real[:, :-1]
             found.append(begins.sum(1, dtype=torch.int32).max())
-        total, longest, *runs = torch.stack(found).tolist()
+        if read_along is not None:
+            found.append(read_along.to(device=found[0].device, dtype=found[0].dtype))
+        total, longest, *rest = torch.stack(found).tolist()
+        known = None if read_along is None else bool(rest.pop())
         if total == batch * length:
-            return cls(None, cu_seqlens, longest, batch, length)
+            return cls(None, cu_seqlens, longest, batch, length, read_along=known)
         # nonzero alone would make the host wait a second time
         indices = torch.nonzero_static(real.flatten(), size=total).squeeze(1)
-        return cls(indices, cu_seqlens, longest, batch, length, max(runs, default=1) <= 1)
+        contiguous = max(rest, default=1) <= 1
+        return cls(indices, cu_seqlens, longest, batch, length, contiguous, read_along=known)
 
     @classmethod
     def from_offsets(cls, cu_seqlens: Tensor, max_seqlen: int | None, length: int) -> Packing:
@@ -104,13 +115,12 @@ class Packing:
         checks.check_offsets("cu_seq_lens_q", cu_seqlens, length, "tokens")
         if torch.compiler.is_compiling():
             return cls(None, cu_seqlens, length if max_seqlen is None else int(max_seqlen), 1, length)
-        # On a GPU the caller's word is taken: to look would mean to wait.
-        if max_seqlen is None or cu_seqlens.device.type == "cpu":
-            longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
-            if max_seqlen is not None and longest > max_seqlen:
-                raise ValueError(f"max_length_q is {max_seqlen}, but a document has {longest} tokens")
-        else:
-            longest = int(max_seqlen)
+        # On a GPU to look would mean to wait, and who takes a caller's word leaves out what is longer.
+        if cu_seqlens.device.type != "cpu":
+            return cls(None, cu_seqlens, length, 1, length, measured=False)
+        longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
+        if max_seqlen is not None and longest > max_seqlen:
+            raise ValueError(f"max_length_q is {max_seqlen}, but a document has {longest} tokens")
         return cls(None, cu_seqlens, longest, 1, length)
 
     @property
@@ -126,7 +136,8 @@ class Packing:
     @cached_property
     def documents(self) -> ops.AttentionPlan:
         """The plan of attention of the documents with themselves, one for all layers."""
-        return ops.AttentionPlan.of_documents(self.cu_seqlens, self.num_tokens, self.max_seqlen, checked=True)
+        longest = self.max_seqlen if self.measured else 0
+        return ops.AttentionPlan.of_documents(self.cu_seqlens, self.num_tokens, longest, checked=True)
 
     @cached_property
     def keys_mask(self) -> Tensor | None:

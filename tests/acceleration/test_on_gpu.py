@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spanbert_kernels import accelerate, ops
+from spanbert_kernels.nn import Packing
 from spanbert_kernels.ops import library
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -125,3 +128,37 @@ def test_launches_of_a_layer(train: bool) -> None:
     launches.subtract(launches_of(1, train))
     once = {"attention_forward": 1, "norm_forward": 2, "addmm": 3, "mm": 1, "gelu_forward": 1}
     assert {name: count for name, count in launches.items() if count} == once | ({"cat": 2} if train else {})
+
+
+class Reads(TorchFunctionMode):
+    """Notes what makes the host wait for a GPU."""
+
+    NAMES = ("tolist", "item", "cpu", "numpy", "equal", "nonzero", "__bool__", "__int__", "__index__", "__float__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in self.NAMES or (func.__name__ == "to" and "cpu" in args):
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_padded_batch_is_read_once() -> None:
+    model, given = model_of(BertModel, BertConfig), batch()  # with a pooler, whose token must be real
+    accelerate(model)
+    given["attention_mask"][0, 0] = 0
+    for reason in ("padding in some row", None):
+        with Reads() as reads:
+            prepared = model.forward._prepare_call((), given)
+        assert reads.names == ["tolist"]
+        assert (reason in prepared) if reason else not isinstance(prepared, str)
+        given["attention_mask"][0, 0] = 1
+
+
+def test_a_packed_batch_is_not_read_and_its_longest_document_not_believed() -> None:
+    with FakeTensorMode():  # has no values to read
+        packing = Packing.from_offsets(torch.empty(3, dtype=torch.int32, device="cuda"), 20, 43)
+        documents = packing.documents
+    assert (packing.max_seqlen, documents.max_seqlen, documents.num_tokens) == (43, 0, 43)
