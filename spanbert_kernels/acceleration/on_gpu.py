@@ -19,6 +19,7 @@ from spanbert_kernels.acceleration.linears import activate, is_exact_gelu
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
 from spanbert_kernels.ops import products
 from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
+from spanbert_kernels.ops.repeats import Repeats, unseen
 
 PLAIN = (Tensor, nn.Parameter)
 
@@ -55,10 +56,19 @@ def _refusal(encoder: EncoderParts, hidden: Tensor) -> str | None:
 
 
 class Kernels(NamedTuple):
-    """What is launched without checks and autograd: `LayerNorm(x + residual)` and `GELU(x + bias)`."""
+    """What is launched without checks and autograd, and of what was launched already, how."""
 
-    add_layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
-    bias_gelu: Callable[[Tensor, Tensor | None], Tensor]
+    add_layer_norm: Callable[..., Tensor]
+    bias_gelu: Callable[..., Tensor]
+    repeats: Repeats
+
+    def run(self, name: str, *values: Any) -> Any:
+        """One of them by its name, of `[T, columns]` without gaps and of `[columns]`."""
+        function, x = getattr(self, name), values[0]
+        if not unseen():
+            return function(*values)
+        lying = [(v.data_ptr() & 15, v.is_contiguous()) if isinstance(v, Tensor) else v for v in values]
+        return self.repeats.run(name, (*x.shape, x.dtype, x.device, *lying), function, values)
 
 
 class GpuLayers:
@@ -79,7 +89,7 @@ class GpuLayers:
         from spanbert_kernels.ops.bias_gelu import triton as gelu_kernels
         from spanbert_kernels.ops.dropout_add_layer_norm import triton as norm_kernels
 
-        kernels = Kernels(norm_kernels.add_layer_norm, gelu_kernels.forward)
+        kernels = Kernels(norm_kernels.add_layer_norm, gelu_kernels.forward, Repeats())
         self.encoder = encoder
         self.kind = (hidden.dtype, hidden.device)
         self.layers = [GpuLayer(parts, kernels) for parts in encoder.distinct]
@@ -155,7 +165,8 @@ class GpuLayer:
         parts = self.parts
         if self.exact_gelu:
             weight, bias = _tensors(parts.up.linears[0])
-            return self.kernels.bias_gelu(F.linear(given, weight), bias)
+            wide: Tensor = self.kernels.run("bias_gelu", F.linear(given, weight), bias)
+            return wide
         if not parts.gated:
             return activate(parts.activation, _linear(parts.up.linears[0], given))
         (weight, gate), (bias, gate_bias) = parts.up.weights(), parts.up.biases()
@@ -167,7 +178,8 @@ class GpuLayer:
         weight, bias = _tensors(norm)
         if weight is None:
             return _normalized(norm, x.add_(residual))
-        return self.kernels.add_layer_norm(x, residual, weight, bias, eps_of(norm))
+        summed: Tensor = self.kernels.run("add_layer_norm", x, residual, weight, bias, eps_of(norm))
+        return summed
 
 
 def _tensors(module: nn.Module) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spanbert_kernels.ops.aot import DTYPES, AotConfiguration, configurations_of, meta
 from spanbert_kernels.ops.bias_gelu.operators import bias_gelu_backward, bias_gelu_forward
+from spanbert_kernels.ops.repeats import start
 from spanbert_kernels.ops.triton_arguments import Options, Tiling, contiguous, matrix, on
 
 # M: rows of a tile; D: columns, 16 bytes of bfloat16 a thread.
@@ -113,8 +114,15 @@ def forward(x: Tensor, bias: Tensor | None) -> Tensor:
         return output
     programs, tiles, blocks = _shares(x, FEWEST_TILES)
     with on(x.device):
-        gelu_forward[(programs * blocks,)](
-            matrix(x), contiguous(bias), output, *x.shape, tiles, blocks, **OPTIONS.arguments
+        start(gelu_forward, programs * blocks)(
+            x=matrix(x),
+            bias=contiguous(bias),
+            output=output,
+            rows=x.shape[0],
+            columns=x.shape[1],
+            tiles=tiles,
+            blocks=blocks,
+            **OPTIONS.arguments,
         )
     return output
 
@@ -127,15 +135,16 @@ def backward(grad_output: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tenso
     programs, tiles, blocks = _shares(x, 1)
     sums = x.new_empty(0 if bias is None else programs, x.shape[1], dtype=torch.float32)
     with on(x.device):
-        gelu_backward[(programs * blocks,)](
-            matrix(grad_output),
-            matrix(x),
-            contiguous(bias),
-            of_x,
-            None if bias is None else sums,
-            *x.shape,
-            tiles,
-            blocks,
+        start(gelu_backward, programs * blocks)(
+            grad_output=matrix(grad_output),
+            x=matrix(x),
+            bias=contiguous(bias),
+            of_x=of_x,
+            sums=None if bias is None else sums,
+            rows=x.shape[0],
+            columns=x.shape[1],
+            tiles=tiles,
+            blocks=blocks,
             **OPTIONS.arguments,
         )
     return of_x, sums.new_empty(0) if bias is None else sums.sum(0)

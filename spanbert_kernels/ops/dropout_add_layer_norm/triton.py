@@ -24,6 +24,7 @@ from spanbert_kernels.ops.dropout_add_layer_norm.operators import (
     dropout_add_layer_norm_forward,
 )
 from spanbert_kernels.ops.philox import Dropout
+from spanbert_kernels.ops.repeats import start
 from spanbert_kernels.ops.triton_arguments import Options, contiguous, matrix, on, philox_of
 from spanbert_kernels.ops.triton_philox import philox_words
 
@@ -215,17 +216,18 @@ def _normalize(
     output = x.new_empty(rows, columns)
     chosen = options(columns)
     with on(x.device):
-        norm_forward[(triton.cdiv(rows, chosen.block.M),)](
-            matrix(x),
-            matrix(residual),
-            weight.contiguous(),
-            contiguous(bias),
-            philox_of(dropout),
-            output,
-            *statistics,
-            rows,
-            columns,
-            eps,
+        start(norm_forward, triton.cdiv(rows, chosen.block.M))(
+            x=matrix(x),
+            residual=matrix(residual),
+            weight=weight.contiguous(),
+            bias=contiguous(bias),
+            dropout=philox_of(dropout),
+            output=output,
+            means=statistics[0],
+            rstds=statistics[1],
+            rows=rows,
+            columns=columns,
+            eps=eps,
             **chosen.arguments,
         )
     return output
@@ -262,20 +264,20 @@ def backward(
     programs = triton.cdiv(rows, chosen.block.M * tiles)
     sums = x.new_empty(programs, 2, columns, dtype=torch.float32)
     with on(x.device):
-        norm_backward[(programs,)](
-            matrix(grad_output),
-            matrix(x),
-            matrix(residual),
-            weight.contiguous(),
-            mean,
-            rstd,
-            philox_of(dropout),
-            of_residual,
-            of_x if drops else None,
-            sums,
-            rows,
-            columns,
-            tiles,
+        start(norm_backward, programs)(
+            grad_output=matrix(grad_output),
+            x=matrix(x),
+            residual=matrix(residual),
+            weight=weight.contiguous(),
+            means=mean,
+            rstds=rstd,
+            dropout=philox_of(dropout),
+            of_residual=of_residual,
+            of_x=of_x if drops else None,
+            sums=sums,
+            rows=rows,
+            columns=columns,
+            tiles=tiles,
             **chosen.arguments,
         )
     return of_residual, of_x, sums.sum(0)
