@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable, Iterator
 
 from .card import OF_BANDWIDTH, OF_PIPES, Card
 from .compiling import CompiledKernel, compiled
+from .flow import Flow, Loop
 from .pipes import PIPES, TENSOR, cycles
 from .recording import AnyLaunch, KernelLaunch, LibraryLaunch
 from .rows import LaunchRoof
-from .sass import Code, Loop, parse
+from .sass import parse
 from .source import header_of, is_rare
 from .trips import TRIPS, Trips
 
@@ -23,68 +24,69 @@ class UnknownLoop(ValueError):
     """A kernel or a loop of it that TRIPS has no row for."""
 
 
-def weights(code: Code, trips: Trips, programs: int) -> Iterator[tuple[int, float]]:
+def weights(flow: Flow, trips: Trips, programs: int) -> Iterator[tuple[int, float]]:
     """How often each instruction is executed by a warp of each program, all programs together.
 
     Args:
-        code: the kernel's.
+        flow: the kernel's.
         trips: how often its loops are gone through.
         programs: all of the launch; those that have nothing to do leave at the first exit.
 
     Raises:
         UnknownLoop: a loop that `trips` does not have.
     """
-    early = next((i for i, each in enumerate(code.instructions) if each.base == "EXIT"), 0)
-    counts = dict(_counts(code, code.loops, trips, trips.programs))
-    skipped = _skipped(code, {loop for loop, count in counts.items() if count == 0})
-    for place in code.straight():
+    code = flow.instructions
+    early = next((i for i, each in enumerate(code) if each.base == "EXIT"), 0)
+    counts = dict(_counts(flow, flow.loops, trips, trips.programs))
+    skipped = _skipped(flow, {loop for loop, count in counts.items() if count == 0})
+    for place in flow.straight():
         yield place, 0 if place in skipped else programs if place <= early else trips.programs
     for loop, count in counts.items():
         for place in loop.own():
             yield place, 0 if place in skipped else count
 
 
-def _counts(code: Code, loops: Iterable[Loop], trips: Trips, outside: float) -> Iterator[tuple[Loop, float]]:
+def _counts(flow: Flow, loops: Iterable[Loop], trips: Trips, outside: float) -> Iterator[tuple[Loop, float]]:
     """Of each loop how often it is gone through; one that the compiler made, once where it stands."""
     for loop in loops:
-        if is_rare(code, loop):
+        if is_rare(flow, loop):
             yield from ((each, 0.0) for each in loop.all())
             continue
-        header = header_of(code, loop)
+        header = header_of(flow, loop)
         if header is not None and header not in trips.loops:
             raise UnknownLoop(f"it has a loop {header!r}; trips.py knows {', '.join(trips.loops) or 'none'}")
         count = outside if header is None else trips.loops[header]
         yield loop, count
-        yield from _counts(code, loop.inner, trips, count)
+        yield from _counts(flow, loop.inner, trips, count)
 
 
-def _skipped(code: Code, never: Collection[Loop]) -> set[int]:
-    """What a branch passes over that holds loops which are never gone through, and no other: the way to these loops."""
-    loops = [each for loop in code.loops for each in loop.all()]
+def _skipped(flow: Flow, never: Collection[Loop]) -> set[int]:
+    """What lies behind a branch that leads to loops which are never gone through, and to no other."""
+    loops = [each for loop in flow.loops for each in loop.all()]
     found: set[int] = set()
-    for place, instruction in enumerate(code.instructions):
-        if instruction.target is None or instruction.target < place:
-            continue
-        inside = [loop for loop in loops if place < loop.first and loop.last < instruction.target]
-        if inside and all(loop in never for loop in inside):
-            found.update(range(place + 1, instruction.target))
+    for after in flow.successors:
+        for block in after if len(after) > 1 else ():
+            behind = frozenset(flow.behind(block))
+            inside = [loop for loop in loops if loop.places <= behind]
+            if inside and all(loop in never for loop in inside):
+                found |= behind
     return found
 
 
-def sums(code: Code, trips: Trips, programs: int, warps: int) -> dict[str, float]:
+def sums(flow: Flow, trips: Trips, programs: int, warps: int) -> dict[str, float]:
     """Cycles of one multiprocessor by pipe, for all of a launch's programs."""
     found = dict.fromkeys(PIPES, 0.0)
-    for place, count in weights(code, trips, programs):
-        for pipe, each in cycles(code.instructions[place]).items():
+    for place, count in weights(flow, trips, programs):
+        for pipe, each in cycles(flow.instructions[place]).items():
             found[pipe] += each * count * warps
     return found
 
 
-def copies(code: Code, trips: Trips, programs: int) -> dict[str, float]:
+def copies(flow: Flow, trips: Trips, programs: int) -> dict[str, float]:
     """Of what goes between threads and global memory, each way, the part that goes 16 bytes a thread."""
     moved, wide = dict.fromkeys(MOVES, 0.0), dict.fromkeys(MOVES, 0.0)
-    for place, count in weights(code, trips, programs):
-        instruction = code.instructions[place]
+    for place, count in weights(flow, trips, programs):
+        instruction = flow.instructions[place]
         if instruction.base in MOVES:
             moved[instruction.base] += instruction.width * count
             wide[instruction.base] += instruction.width * count * (instruction.width >= WIDEST)
@@ -106,26 +108,26 @@ def _of_kernel(launch: KernelLaunch, card: Card) -> LaunchRoof:
     kernel = compiled(launch.configuration, card.architecture)
     count = TRIPS.get(launch.name)
     trips = Trips(launch.programs) if count is None else count(launch.arguments)
-    return of_code(launch.name, kernel, parse(kernel.text()), trips, launch.programs, launch.bytes, card)
+    return of_code(launch.name, kernel, Flow(parse(kernel.text())), trips, launch.programs, launch.bytes, card)
 
 
 def of_code(
-    name: str, kernel: CompiledKernel, code: Code, trips: Trips, programs: int, moved: int, card: Card
+    name: str, kernel: CompiledKernel, flow: Flow, trips: Trips, programs: int, moved: int, card: Card
 ) -> LaunchRoof:
     """The least time of a launch of a compiled kernel.
 
     Args:
         name: the kernel's.
         kernel: what a program of it needs.
-        code: its instructions.
+        flow: its instructions.
         trips: how often its loops are gone through.
         programs: of the launch.
         moved: bytes of its tensors.
         card: the GPU.
     """
     try:
-        busy = sums(code, trips, programs, kernel.warps)
-        widths = copies(code, trips, programs)
+        busy = sums(flow, trips, programs, kernel.warps)
+        widths = copies(flow, trips, programs)
     except UnknownLoop as error:
         raise UnknownLoop(f"{name}: {error}") from error
     roof = LaunchRoof(

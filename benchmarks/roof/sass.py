@@ -1,9 +1,8 @@
-"""Machine code of NVIDIA's GPUs as nvdisasm writes it: instructions with the lines of their source, and loops."""
+"""Machine code of NVIDIA's GPUs as nvdisasm writes it: instructions with the lines of their source."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@(!?U?P\w+)\s+)?([A-
 LABEL = re.compile(r"(\.L_x_\d+):")
 TARGET = re.compile(r"`?\(?(\.L_x_\d+)\)?")
 LINE = re.compile(r'\s*//## File "([^"]*)", line (\d+)')
+BRANCHES = ("BRA", "WARPSYNC")
 SECTION = re.compile(r"\.text\.(\S+):")
 
 
@@ -29,14 +29,14 @@ class Instruction:
         name: with all that stands behind dots, such as `LDG.E.128`.
         operands: the text behind the name.
         predicate: the register that it hangs on, or none.
-        line: of the source, where the machine code tells.
+        lines: of the source, where the machine code tells: its own, then that of the call of what was put there inline.
         target: the place in the code that it branches to.
     """
 
     name: str
     operands: str = ""
     predicate: str = ""
-    line: SourceLine | None = None
+    lines: tuple[SourceLine, ...] = ()
     target: int | None = None
 
     @property
@@ -66,45 +66,8 @@ class Instruction:
 BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 
 
-@dataclass(frozen=True)
-class Loop:
-    """Instructions that a branch at their end goes back to the first of.
-
-    Attributes:
-        first, last: places in the code, that of the branch last.
-        inner: the loops among them, outermost ones.
-    """
-
-    first: int
-    last: int
-    inner: tuple[Loop, ...] = ()
-
-    def all(self) -> Iterator[Loop]:
-        """The loop itself and all within."""
-        yield self
-        for loop in self.inner:
-            yield from loop.all()
-
-    def own(self) -> Iterator[int]:
-        """The places that belong to no inner loop."""
-        inside = {place for loop in self.inner for place in range(loop.first, loop.last + 1)}
-        return (place for place in range(self.first, self.last + 1) if place not in inside)
-
-
-@dataclass(frozen=True)
-class Code:
-    """A kernel's instructions and its outermost loops."""
-
-    instructions: tuple[Instruction, ...]
-    loops: tuple[Loop, ...]
-
-    def straight(self) -> Iterator[int]:
-        """The places of the instructions that are in no loop."""
-        return Loop(0, len(self.instructions) - 1, self.loops).own()
-
-
-def parse(text: str, kernel: str | None = None) -> Code:
-    """The code of a kernel, by its name where there are several, from what nvdisasm writes.
+def parse(text: str, kernel: str | None = None) -> tuple[Instruction, ...]:
+    """The instructions of a kernel from what nvdisasm writes; where there are several, of that with a part of its name.
 
     Example:
         >>> code = parse('''
@@ -113,54 +76,30 @@ def parse(text: str, kernel: str | None = None) -> Code:
         ...         /*0010*/                   IADD3 R1, R1, -0x1, RZ ;
         ...         /*0020*/              @!P0 BRA `(.L_x_0) ;
         ... ''')
-        >>> [each.name for each in code.instructions], code.loops
-        (['MOV', 'IADD3', 'BRA'], (Loop(first=1, last=2, inner=()),))
+        >>> [each.name for each in code], code[2].target
+        (['MOV', 'IADD3', 'BRA'], 1)
     """
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
-    line: SourceLine | None = None
-    wanted = True
+    lines: tuple[SourceLine, ...] = ()
+    ended, wanted = False, kernel is None
     for row in text.splitlines():
         if (section := SECTION.match(row)) is not None:
-            wanted, line = kernel is None or kernel in section[1], None
+            wanted, lines = kernel is None or kernel in section[1], ()
         elif not wanted:
             continue
         elif (label := LABEL.match(row)) is not None:
             labels[label[1]] = len(instructions)
         elif (place := LINE.match(row)) is not None:
-            line = SourceLine(place[1], int(place[2]))
+            lines = (*(() if ended else lines), SourceLine(place[1], int(place[2])))
+            ended = False
         elif (found := INSTRUCTION.match(row)) is not None:
             predicate, name, operands = found.groups()
-            instructions.append(Instruction(name, operands, predicate or "", line))
-    placed = tuple(_with_target(each, labels) for each in instructions)
-    return Code(placed, nested(sorted(_back_branches(placed).items())))
+            instructions.append(Instruction(name, operands, predicate or "", lines))
+            ended = True
+    return tuple(_with_target(each, labels) for each in instructions)
 
 
 def _with_target(instruction: Instruction, labels: dict[str, int]) -> Instruction:
-    label = TARGET.search(instruction.operands) if instruction.base == "BRA" else None
+    label = TARGET.search(instruction.operands) if instruction.base in BRANCHES else None
     return instruction if label is None else replace(instruction, target=labels.get(label[1]))
-
-
-def _back_branches(instructions: Sequence[Instruction]) -> dict[int, int]:
-    """Of every place that a later branch goes back to, the last such branch; a branch to itself only ends the code."""
-    return {
-        each.target: place for place, each in enumerate(instructions) if each.target is not None and each.target < place
-    }
-
-
-def nested(ranges: Sequence[tuple[int, int]]) -> tuple[Loop, ...]:
-    """Loops in loops, of ranges in the order of their beginnings.
-
-    Example:
-        >>> [(loop.first, len(loop.inner)) for loop in nested([(0, 9), (2, 3), (5, 6), (11, 12)])]
-        [(0, 2), (11, 0)]
-    """
-    loops = []
-    rest = list(ranges)
-    while rest:
-        (first, last), *rest = rest
-        inside = [each for each in rest if each[0] <= last]
-        rest = rest[len(inside) :]
-        last = max([last, *(end for _, end in inside)])
-        loops.append(Loop(first, last, nested(inside)))
-    return tuple(loops)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sass import Code, Loop, SourceLine
+from .flow import Flow, Loop
 
-PACKAGE = "spanbert_kernels"
+SOURCES = ("spanbert_kernels", "csrc")
 ROOT = Path(__file__).resolve().parents[2]
 # What a kernel's code hangs on that is for Inf and NaN alone.
 FOR_WHAT_IS_NOT_FINITE = "SANITIZE"
 UNROLLED = "tl.static_range"
+CPP_LOOP = re.compile(r"\s*((?:for|while) \(.*)")
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,37 @@ def loops_of(file: str) -> SourceLoops:
     A kernel that was compiled in another checkout names the files there; the same ones lie here, else its hash would
     be another.
     """
-    _, found, rest = file.rpartition(f"/{PACKAGE}/")
-    if not found or not rest.endswith(".py"):
-        return SourceLoops({}, ())
-    return read_loops((ROOT / PACKAGE / rest).read_text())
+    for folder in SOURCES:
+        _, found, rest = file.rpartition(f"/{folder}/")
+        if found:
+            text = (ROOT / folder / rest).read_text()
+            return read_loops(text) if rest.endswith(".py") else SourceLoops(cpp_loops(text), ())
+    return SourceLoops({}, ())
+
+
+def cpp_loops(text: str) -> dict[int, str]:
+    r"""The loops of a C++ source, as it is formatted here.
+
+    Example:
+        >>> cpp_loops("int i = 0;\nfor (; i < 3; ++i) {\n  f(i);\n}")
+        {2: 'for (; i < 3; ++i)'}
+    """
+    found = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = CPP_LOOP.match(line)
+        if match is not None:
+            found[number] = _closed(match[1])
+    return found
+
+
+def _closed(text: str) -> str:
+    """Up to the parenthesis that closes the first one."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if letter == ")" and depth == 0:
+            return text[: place + 1]
+    return text
 
 
 def read_loops(text: str) -> SourceLoops:
@@ -61,20 +90,18 @@ def read_loops(text: str) -> SourceLoops:
     return SourceLoops({number: lines[number - 1].strip().removesuffix(":") for number in numbers}, rare)
 
 
-def header_of(code: Code, loop: Loop) -> str | None:
+def header_of(flow: Flow, loop: Loop) -> str | None:
     """The text of the loop's line in the source, which its last branch is of, or None where the compiler made it."""
-    line = code.instructions[loop.last].line
-    return None if line is None else loops_of(line.file).headers.get(line.number)
+    for line in flow.instructions[loop.last].lines:
+        text = loops_of(line.file).headers.get(line.number)
+        if text is not None:
+            return text
+    return None
 
 
-def is_rare(code: Code, loop: Loop) -> bool:
+def is_rare(flow: Flow, loop: Loop) -> bool:
     """Whether a loop is for Inf and NaN alone: by its own lines, or as all that it holds are such loops."""
-    if any(line.number in loops_of(line.file).rare for line in _lines(code, loop)):
+    lines = (line for place in loop.own() for line in flow.instructions[place].lines[:1])
+    if any(line.number in loops_of(line.file).rare for line in lines):
         return True
-    return bool(loop.inner) and all(is_rare(code, each) for each in loop.inner)
-
-
-def _lines(code: Code, loop: Loop) -> list[SourceLine]:
-    """Of the instructions that belong to no inner loop."""
-    found = (code.instructions[place].line for place in loop.own())
-    return [line for line in found if line is not None]
+    return bool(loop.inner) and all(is_rare(flow, each) for each in loop.inner)

@@ -13,6 +13,7 @@ import torch
 from roof import keeping, model, sass, source, table
 from roof.card import H200
 from roof.compiling import CompiledKernel
+from roof.flow import Flow
 from roof.pipes import ALU, FMA, ISSUE, SHARED, TENSOR, XU, cycles
 from roof.recording import LibraryLaunch, recorded
 from roof.rows import LaunchRoof, RoofRow
@@ -53,9 +54,9 @@ EIGHT_AND_TWO = code_of(
 
 
 def test_a_loop_of_eight_products_and_two_loads_of_16_bytes() -> None:
-    code = sass.parse(EIGHT_AND_TWO)
+    code = Flow(sass.parse(EIGHT_AND_TWO))
     (loop,) = code.loops
-    assert (len(code.instructions), loop.last - loop.first + 1) == (13, 11)
+    assert (len(code.instructions), len(loop.places)) == (13, 11)
     found = model.sums(code, Trips(10, {LOOP: 700}), programs=10, warps=4)
     # A warp a scheduler: 11 slots a step, 2 outside of the loop.
     assert found[ISSUE] == 700 * 11 + 10 * 2
@@ -66,7 +67,10 @@ def test_a_loop_of_eight_products_and_two_loads_of_16_bytes() -> None:
 
 
 def test_what_takes_longest_decides() -> None:
-    kernel, code = CompiledKernel(b"", 4, registers=40, stack=0, local=0, shared=20_000), sass.parse(EIGHT_AND_TWO)
+    kernel, code = (
+        CompiledKernel(b"", 4, registers=40, stack=0, local=0, shared=20_000),
+        Flow(sass.parse(EIGHT_AND_TWO)),
+    )
     steps = 132 * 1_900_000  # 1,000 microseconds of a cycle each
     launch = model.of_code("kernel", kernel, code, Trips(0, {LOOP: steps}), 0, moved=480_000_000, card=H200)
     assert launch.pipes == pytest.approx({ISSUE: 11_000, FMA: 8_000, SHARED: 32_000, ALU: 0, XU: 0, TENSOR: 0})
@@ -96,7 +100,7 @@ def test_what_takes_longest_decides() -> None:
     ],
 )
 def test_an_instruction(text: str, pipe: str, taken: float) -> None:
-    (instruction,) = sass.parse(code_of(text)).instructions
+    (instruction,) = sass.parse(code_of(text))
     found = cycles(instruction)
     assert found[pipe] == pytest.approx(taken)
     assert found[ISSUE] == 0.25
@@ -107,10 +111,11 @@ def test_loops_in_loops_and_predicates() -> None:
         ".L_x_0:", "MOV R1, R2", ".L_x_1:", "@!P1 FADD R1, R1, R2", "@P0 BRA `(.L_x_1)", ".L_x_2:", "MUFU.RCP R1, R2",
         "@P2 BRA `(.L_x_2)", "@!UP0 BRA `(.L_x_0)", "EXIT", ".L_x_3:", "BRA `(.L_x_3)",
     )  # fmt: skip
-    code = sass.parse(text)
-    assert code.loops == (sass.Loop(0, 5, (sass.Loop(1, 2), sass.Loop(3, 4))),)
-    assert list(code.loops[0].own()) == [0, 5]
-    assert list(code.straight()) == [6, 7]
+    code = Flow(sass.parse(text))
+    (loop,) = code.loops
+    assert (loop.first, loop.last, sorted(loop.own())) == (0, 5, [0, 5])
+    assert [(each.first, each.last, sorted(each.places)) for each in loop.inner] == [(1, 2, [1, 2]), (3, 4, [3, 4])]
+    assert sorted(code.straight()) == [6]  # what fills up the end is never reached
     assert code.instructions[1] == sass.Instruction("FADD", "R1, R1, R2", "!P1")
 
 
@@ -118,7 +123,7 @@ def test_a_kernel_of_several_and_who_leaves_early() -> None:
     text = f"\t.section\t.text.one\n.text.one:\n{code_of('NOP')}\n.text.two:\n" + code_of(
         "ISETP.GE.AND P0, PT, R1, R2, PT", "@P0 EXIT", "FADD R1, R1, R2", "EXIT"
     )
-    code = sass.parse(text, "two")
+    code = Flow(sass.parse(text, "two"))
     # 100 programs look whether they have something to do, and 30 have.
     assert model.sums(code, Trips(30), programs=100, warps=1) == pytest.approx(
         {ISSUE: (100 + 100 + 30 + 30) / 4, ALU: 50, FMA: 30 / 4, XU: 0, TENSOR: 0, SHARED: 0}
@@ -131,7 +136,7 @@ def test_what_is_passed_over_is_not_counted() -> None:
         "@P0 BRA `(.L_x_9)", "FADD R1, R1, R2", ".L_x_1:", str(line_of("while done < head_dim")), "MUFU.RCP R1, R2",
         "@P1 BRA `(.L_x_1)", "FADD R1, R1, R2", ".L_x_9:", "EXIT",
     )  # fmt: skip
-    code = sass.parse(text)
+    code = Flow(sass.parse(text))
     never = model.sums(code, Trips(8, {"while done < head_dim": 0.0}), programs=8, warps=4)
     assert (never[ISSUE], never[FMA], never[XU]) == (8 * 2, 0, 0)
     often = model.sums(code, Trips(8, {"while done < head_dim": 24}), programs=8, warps=4)
@@ -139,7 +144,7 @@ def test_what_is_passed_over_is_not_counted() -> None:
 
 
 def test_a_loop_that_nobody_counted_is_an_error() -> None:
-    kernel, code = CompiledKernel(b"", 4, 40, 0, 0, 0), sass.parse(EIGHT_AND_TWO)
+    kernel, code = CompiledKernel(b"", 4, 40, 0, 0, 0), Flow(sass.parse(EIGHT_AND_TWO))
     told = r"kernel: it has a loop 'for block in tl.range\(0, blocks\)'; trips.py knows while True"
     with pytest.raises(model.UnknownLoop, match=told):
         model.of_code("kernel", kernel, code, Trips(1, {"while True": 1}), 1, 0, H200)
@@ -147,7 +152,7 @@ def test_a_loop_that_nobody_counted_is_an_error() -> None:
 
 def test_narrow_copies_are_seen() -> None:
     text = code_of("LDG.E.128 R4, desc[UR4][R2.64]", "LDG.E R4, desc[UR4][R2.64]", "STG.E.U16 desc[UR4][R2.64], R4")
-    assert model.copies(sass.parse(text), Trips(1), 1) == {"LDG": 0.8, "STG": 0.0}
+    assert model.copies(Flow(sass.parse(text)), Trips(1), 1) == {"LDG": 0.8, "STG": 0.0}
 
 
 def test_what_pytorch_launches_is_noted_and_not_computed() -> None:
