@@ -35,7 +35,7 @@ class CompiledKernel:
 
     def text(self) -> str:
         """Disassembled, with the lines of its source."""
-        return _printed("nvdisasm", self.cubin, "-c", "-gi")
+        return printed("nvdisasm", self.cubin, "-c", "-gi")
 
 
 def compiled(configuration: AotConfiguration, architecture: int) -> CompiledKernel:
@@ -51,15 +51,15 @@ def compiled(configuration: AotConfiguration, architecture: int) -> CompiledKern
 
 def resource_usage(cubin: bytes) -> tuple[int, int, int]:
     """Registers, stack and local memory of the one kernel in `cubin`."""
-    printed = _printed("cuobjdump", cubin, "-res-usage")
-    found = USAGE.search(printed)
+    said = printed("cuobjdump", cubin, "-res-usage")
+    found = USAGE.search(said)
     if found is None:
-        raise RuntimeError(f"cuobjdump says nothing of the kernel's resources: {printed}")
+        raise RuntimeError(f"cuobjdump says nothing of the kernel's resources: {said}")
     registers, stack, local = map(int, found.groups())
     return registers, stack, local
 
 
-def _printed(tool: str, cubin: bytes, *options: str) -> str:
+def printed(tool: str, cubin: bytes, *options: str) -> str:
     """What one of the tools that come with Triton prints of a kernel; kept beside what Triton keeps."""
     import triton.backends.nvidia
     from triton.runtime.cache import get_cache_manager

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from . import nvcc
 from .card import OF_BANDWIDTH, OF_PIPES, Card
 from .compiling import CompiledKernel, compiled
+from .cuda_kernels import CudaLaunch
 from .flow import Flow, Loop
 from .pipes import PIPES, TENSOR, cycles
 from .recording import AnyLaunch, KernelLaunch, LibraryLaunch
 from .rows import LaunchRoof
-from .sass import parse
-from .source import header_of, is_rare
+from .sass import Instruction, parse
+from .source import headers_of, is_rare, text_of
 from .trips import TRIPS, Trips
 
 MEMORY = "memory"
@@ -39,23 +41,29 @@ def weights(flow: Flow, trips: Trips, programs: int) -> Iterator[tuple[int, floa
     early = next((i for i, each in enumerate(code) if each.base == "EXIT"), 0)
     counts = dict(_counts(flow, flow.loops, trips, trips.programs))
     skipped = _skipped(flow, {loop for loop, count in counts.items() if count == 0})
-    for place in flow.straight():
-        yield place, 0 if place in skipped else programs if place <= early else trips.programs
-    for loop, count in counts.items():
-        for place in loop.own():
-            yield place, 0 if place in skipped else count
+    every = [(place, programs if place <= early else trips.programs) for place in flow.straight()]
+    every += [(place, count) for loop, count in counts.items() for place in loop.own()]
+    for place, count in every:
+        yield place, 0 if place in skipped else count * _share(code[place], trips.shares)
+
+
+def _share(instruction: Instruction, shares: Mapping[str, float]) -> float:
+    """What part of the warps executes an instruction."""
+    texts = [text_of(line) for line in instruction.lines] if shares else []
+    return min((share for part, share in shares.items() if any(part in text for text in texts)), default=1.0)
 
 
 def _counts(flow: Flow, loops: Iterable[Loop], trips: Trips, outside: float) -> Iterator[tuple[Loop, float]]:
     """Of each loop how often it is gone through; one that the compiler made, once where it stands."""
     for loop in loops:
-        if is_rare(flow, loop):
+        headers = headers_of(flow, loop)
+        known = [trips.loops[header] for header in headers if header in trips.loops]
+        if is_rare(flow, loop) or known[:1] == [0]:
             yield from ((each, 0.0) for each in loop.all())
             continue
-        header = header_of(flow, loop)
-        if header is not None and header not in trips.loops:
-            raise UnknownLoop(f"it has a loop {header!r}; trips.py knows {', '.join(trips.loops) or 'none'}")
-        count = outside if header is None else trips.loops[header]
+        if headers and not known:
+            raise UnknownLoop(f"it has a loop {headers[0]!r}; trips.py knows {', '.join(trips.loops) or 'none'}")
+        count = known[0] if known else outside
         yield loop, count
         yield from _counts(flow, loop.inner, trips, count)
 
@@ -93,9 +101,13 @@ def copies(flow: Flow, trips: Trips, programs: int) -> dict[str, float]:
     return {name: round(wide[name] / moved[name], 3) for name in MOVES if moved[name]}
 
 
-def roof_of(launch: AnyLaunch, card: Card) -> LaunchRoof:
+def roof_of(launch: AnyLaunch | CudaLaunch, card: Card) -> LaunchRoof:
     """The least time of one launch on a card."""
-    return _of_library(launch, card) if isinstance(launch, LibraryLaunch) else _of_kernel(launch, card)
+    if isinstance(launch, LibraryLaunch):
+        return _of_library(launch, card)
+    if isinstance(launch, CudaLaunch):
+        return _of_cuda(launch, card)
+    return _of_kernel(launch, card)
 
 
 def _of_library(launch: LibraryLaunch, card: Card) -> LaunchRoof:
@@ -109,6 +121,12 @@ def _of_kernel(launch: KernelLaunch, card: Card) -> LaunchRoof:
     count = TRIPS.get(launch.name)
     trips = Trips(launch.programs) if count is None else count(launch.arguments)
     return of_code(launch.name, kernel, Flow(parse(kernel.text())), trips, launch.programs, launch.bytes, card)
+
+
+def _of_cuda(launch: CudaLaunch, card: Card) -> LaunchRoof:
+    kernel, text = nvcc.compiled_kernel(launch.operation, launch.symbol, card.architecture, launch.warps, launch.shared)
+    flow = Flow(parse(text, launch.symbol))
+    return of_code(launch.name, kernel, flow, launch.trips, launch.programs, launch.bytes, card)
 
 
 def of_code(

@@ -20,7 +20,7 @@ def row_of(name: str, workload: Roofed, card: Card) -> RoofRow:
         recording.waits = 0
         prepared.run()
     floor = 1e6 * prepared.moved / card.bandwidth
-    launches = tuple(roof_of(launch, card) for launch in recording.launches)
+    launches = tuple(roof_of(launch, card) for launch in (*recording.launches, *prepared.launches))
     return RoofRow(name, workload.goal, workload.most_launches, floor, launches, recording.waits)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .flow import Flow, Loop
+from .sass import SourceLine
 
 SOURCES = ("spanbert_kernels", "csrc")
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +29,8 @@ class SourceLoops:
 
 
 @functools.cache
-def loops_of(file: str) -> SourceLoops:
-    """The loops of a source file of ours; of another's there are none.
+def lines_of(file: str) -> list[str]:
+    """The lines of a source file of ours; of another's there are none.
 
     A kernel that was compiled in another checkout names the files there; the same ones lie here, else its hash would
     be another.
@@ -37,9 +38,15 @@ def loops_of(file: str) -> SourceLoops:
     for folder in SOURCES:
         _, found, rest = file.rpartition(f"/{folder}/")
         if found:
-            text = (ROOT / folder / rest).read_text()
-            return read_loops(text) if rest.endswith(".py") else SourceLoops(cpp_loops(text), ())
-    return SourceLoops({}, ())
+            return (ROOT / folder / rest).read_text().splitlines()
+    return []
+
+
+@functools.cache
+def loops_of(file: str) -> SourceLoops:
+    """The loops of a source file of ours."""
+    text = "\n".join(lines_of(file))
+    return read_loops(text) if file.endswith(".py") else SourceLoops(cpp_loops(text), ())
 
 
 def cpp_loops(text: str) -> dict[int, str]:
@@ -90,13 +97,22 @@ def read_loops(text: str) -> SourceLoops:
     return SourceLoops({number: lines[number - 1].strip().removesuffix(":") for number in numbers}, rare)
 
 
-def header_of(flow: Flow, loop: Loop) -> str | None:
-    """The text of the loop's line in the source, which its last branch is of, or None where the compiler made it."""
-    for line in flow.instructions[loop.last].lines:
+def headers_of(flow: Flow, loop: Loop) -> list[str]:
+    """What the loop may go by: the text of its line in the source, which its last branch is of, alone or with that of
+    a line that it was put into inline. None where the compiler made it.
+    """
+    lines = flow.instructions[loop.last].lines
+    for place, line in enumerate(lines):
         text = loops_of(line.file).headers.get(line.number)
         if text is not None:
-            return text
-    return None
+            return [*(f"{text} < {text_of(each)}" for each in lines[place + 1 :]), text]
+    return []
+
+
+def text_of(line: SourceLine) -> str:
+    """A line of a source of ours."""
+    rows = lines_of(line.file)
+    return rows[line.number - 1].strip() if line.number <= len(rows) else ""
 
 
 def is_rare(flow: Flow, loop: Loop) -> bool:

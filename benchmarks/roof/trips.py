@@ -34,11 +34,14 @@ class Trips:
 
     Attributes:
         programs: those that have something to do; the others leave at once.
-        loops: how often each loop is gone through, by the text of its line.
+        loops: how often each loop is gone through, by the text of its line, or by that and of the line that it was put
+            into inline, with ` < ` between them.
+        shares: of lines that not all warps execute, by a part of their text: what part of the warps does.
     """
 
     programs: float
     loops: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 def block_of(arguments: Arguments) -> Mapping[str, Any]:

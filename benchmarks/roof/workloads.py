@@ -19,6 +19,9 @@ from spanbert_kernels import ops
 from spanbert_kernels.nn import CrossDocumentMixer
 from spanbert_kernels.ops.choices import Backend, Part
 
+from . import cuda_kernels
+from .cuda_kernels import CudaLaunch
+
 HEADS, HEAD_DIM = 12, 64
 BF16 = torch.bfloat16
 
@@ -30,10 +33,12 @@ class PreparedCall:
     Attributes:
         run: the launches of this call count.
         moved: bytes that any way must move: inputs read and results written once.
+        launches: those that cannot be recorded.
     """
 
     run: Callable[[], object]
     moved: int
+    launches: tuple[CudaLaunch, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,14 @@ class Roofed:
         goal: microseconds asked for, if any.
         most_launches: launches asked for at most, if so many are.
         headline: every test run compiles it.
+        nvcc: it needs the CUDA compiler.
     """
 
     prepare: Callable[[], PreparedCall]
     goal: float | None = None
     most_launches: int | None = None
     headline: bool = False
+    nvcc: bool = False
 
 
 def offsets(lengths: tuple[int, ...]) -> Tensor:
@@ -181,6 +188,23 @@ def pooling(
     return PreparedCall(lambda: torch.autograd.grad(output, hidden, torch.empty_like(output)), moved)
 
 
+def pooling_in_cuda(
+    part: Part, *, enumerated: bool = False, backward: bool = False, keep: bool = False
+) -> PreparedCall:
+    """The same through the CUDA C++ kernels."""
+    tokens, columns = (16 * 512, 1024) if enumerated else (64 * 512, 768)
+    every = partial(ops.enumerate_spans, offsets((512,) * 16), 30)
+    plan = every() if enumerated else ops.plan_spans(RANDOM(), num_tokens=tokens)
+    moved = (tokens + len(plan)) * columns * 2
+    if part == "max":
+        launch = cuda_kernels.maxima(plan, columns, keep, moved + keep * len(plan) * columns)
+    elif enumerated:
+        launch = cuda_kernels.enumerated(plan, columns, moved)
+    else:
+        launch = (cuda_kernels.sums_backward if backward else cuda_kernels.sums_forward)(plan, columns, moved)
+    return PreparedCall(lambda: None, moved, (launch,))
+
+
 def coreference(*, score: bool, documents: int, columns: int) -> PreparedCall:
     """All spans of up to 30 of documents of 512 tokens, `[start; end; attention; width]`, 3000 units."""
     tokens, units, widths = 512 * documents, 3000, 20
@@ -238,6 +262,15 @@ WORKLOADS: dict[str, Roofed] = {
     "span_pool max random backward": Roofed(partial(pooling, "max", backward=True)),
     "span_pool attention random forward": Roofed(partial(pooling, "attention")),
     "span_pool mean enumerated coreference": Roofed(partial(pooling, "mean", enumerated=True), 155),
+    "span_pool mean random forward, CUDA C++": Roofed(partial(pooling_in_cuda, "mean"), 75, nvcc=True),
+    "span_pool mean random backward, CUDA C++": Roofed(partial(pooling_in_cuda, "mean", backward=True), 90, nvcc=True),
+    "span_pool max random forward, CUDA C++": Roofed(partial(pooling_in_cuda, "max"), 120, nvcc=True),
+    "span_pool max random forward for a gradient, CUDA C++": Roofed(
+        partial(pooling_in_cuda, "max", keep=True), 170, nvcc=True
+    ),
+    "span_pool mean enumerated coreference, CUDA C++": Roofed(
+        partial(pooling_in_cuda, "mean", enumerated=True), 155, nvcc=True
+    ),
     "span_score coreference": Roofed(partial(coreference, score=True, documents=16, columns=1024), 250),
     "span_linear coreference": Roofed(partial(coreference, score=False, documents=16, columns=1024), 250),
 }
