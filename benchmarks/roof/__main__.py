@@ -12,7 +12,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 from . import keeping, table
 from .card import H200
-from .running import row_of
+from .running import measurable, row_of
 from .workloads import WORKLOADS
 
 
@@ -29,6 +29,7 @@ def main() -> None:
         for name, workload in WORKLOADS.items()
         if (not arguments.row or any(part in name for part in arguments.row))
         and (workload.headline or not arguments.headlines)
+        and measurable(workload)
     ]
     if not wanted:
         sys.exit(f"no row has {' or '.join(arguments.row)} in its name; there are {', '.join(WORKLOADS)}")

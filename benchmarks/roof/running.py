@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from . import keeping
+from . import keeping, nvcc
 from .card import Card
 from .model import roof_of
 from .recording import recorded
@@ -24,10 +24,17 @@ def row_of(name: str, workload: Roofed, card: Card) -> RoofRow:
     return RoofRow(name, workload.goal, workload.most_launches, floor, launches, recording.waits)
 
 
+def measurable(workload: Roofed) -> bool:
+    """Whether its kernels can be compiled here."""
+    return not workload.nvcc or nvcc.is_there()
+
+
 def worse(names: Iterable[str], card: Card) -> Iterator[str]:
     """What of these rows is worse now than in the newest record, or not in it."""
     kept = keeping.load(keeping.newest()).rows("now")
     for name in names:
+        if not measurable(WORKLOADS[name]):
+            continue
         if name in kept:
             yield from keeping.complaints(row_of(name, WORKLOADS[name], card), kept[name])
         else:
