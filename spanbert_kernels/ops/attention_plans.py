@@ -8,6 +8,7 @@ its own. Attention of documents with themselves is the case of clusters of one.
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from spanbert_kernels.ops import checks
 from spanbert_kernels.ops.attention.work import AttentionWork, make_work
 from spanbert_kernels.ops.choices import ROLES, Role
 from spanbert_kernels.ops.repeats import Repeats
+from spanbert_kernels.ops.streams import Made, is_capturing, make_for_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,12 @@ class AttentionPlan:
     max_documents: int = 0
     checked: InitVar[bool] = False
     _repeats: Repeats | None = field(default=None, init=False, repr=False, compare=False)
-    _works: dict[bool, AttentionWork] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _works: dict[bool, Made[AttentionWork]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _in_graph: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self, checked: bool) -> None:
+        if not torch.compiler.is_compiling() and is_capturing(self.cu_seqlens.device):
+            object.__setattr__(self, "_in_graph", True)
         if not checked:
             _check_fields(self)
             object.__setattr__(self, "max_seqlen", checked_max_seqlen(self.max_seqlen or None, self.cu_seqlens))
@@ -127,10 +132,20 @@ class AttentionPlan:
         if torch.compiler.is_compiling():
             return self._make_work(tiled)
         if tiled not in self._works:
-            with torch.inference_mode(False):  # a plan outlives it, and a backward saves these tensors
-                self._works[tiled] = self._make_work(tiled)
-            self.repeats.work = self._works.get(True)
-        return self._works[tiled]
+            sources = (self.cu_seqlens, self.cu_clusters, *(self.links or ()))
+            self._works[tiled] = made = make_for_all(partial(self._make_work, tiled), sources, self._in_graph)
+            if tiled:
+                self.repeats.work = made.value
+        return self._works[tiled].here()
+
+    def prepare(self) -> None:
+        """Make now what a GPU's kernels need, on the current stream, and not at the first call: before a CUDA graph is
+        captured.
+
+        Raises:
+            RuntimeError: one is being captured already.
+        """
+        self.work(True)
 
     def _make_work(self, tiled: bool) -> AttentionWork:
         return make_work(
@@ -185,21 +200,24 @@ def plan_attention(
     checks.check_flag("include_self", include_self)
     if cu_clusters is not None:
         check_who_sees_whom(cu_seqlens, cu_clusters, queries, keys, links)
+    # Copied before the host waits for the device, so that any stream may read them.
+    offsets, clusters = _copy(cu_seqlens), None if cu_clusters is None else _copy(cu_clusters)
+    own_links = None if links is None else (_copy(links[0]), _copy(links[1]))
     tokens, longest = int(cu_seqlens[-1]), largest(cu_seqlens)
     if len(cu_seqlens) == 1 and tokens:
         raise ValueError(f"cu_seqlens must start with 0, got {tokens}")
-    if cu_clusters is None:
-        return AttentionPlan.of_documents(_copy(cu_seqlens), tokens, longest, checked=True)
+    if clusters is None:
+        return AttentionPlan.of_documents(offsets, tokens, longest, checked=True)
     return AttentionPlan.of_clusters(
-        _copy(cu_seqlens),
-        _copy(cu_clusters),
+        offsets,
+        clusters,
         queries,
         keys,
         include_self=include_self,
-        links=None if links is None else (_copy(links[0]), _copy(links[1])),
+        links=own_links,
         num_tokens=tokens,
         max_seqlen=longest,
-        max_documents=largest(cu_clusters),
+        max_documents=largest(clusters),
         checked=True,
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spanbert_kernels.ops import checks
 from spanbert_kernels.ops.repeats import Repeats
+from spanbert_kernels.ops.streams import Made, make_for_all
 
 
 class SpanWork(NamedTuple):
@@ -80,7 +81,7 @@ class SpanPlan:
     rows: Tensor | None = None
     cu_seqlens: Tensor | None = None
     _repeats: Repeats | None = field(default=None, init=False, repr=False, compare=False)
-    _lists: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _lists: dict[str, Made[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.num_spans
@@ -111,8 +112,18 @@ class SpanPlan:
     def device_work(self) -> SpanWork:
         """The work lists of the GPU kernels: made at the first call, the same tensors for every later one."""
         work: SpanWork = self._once("work", self._make_work)
-        self.repeats.work = self._lists.get("work")
+        if not torch.compiler.is_compiling():
+            self.repeats.work = work
         return work
+
+    def prepare(self) -> None:
+        """Make now what a GPU's kernels need, on the current stream, and not at the first call: before a CUDA graph is
+        captured.
+
+        Raises:
+            RuntimeError: one is being captured already.
+        """
+        self.device_work()
 
     def _make_work(self) -> SpanWork:
         start, end, rows = self.starts, self.ends, self.rows
@@ -126,9 +137,8 @@ class SpanPlan:
         if torch.compiler.is_compiling():
             return make()
         if name not in self._lists:
-            with _fit_for_autograd():
-                self._lists[name] = make()
-        return self._lists[name]
+            self._lists[name] = make_for_all(make, (self.starts, self.ends, self.rows, self.cu_seqlens), in_graph=False)
+        return self._lists[name].here()
 
     def pairs(self) -> Tensor:
         """The spans as an int64 tensor `[N, 2]` of (start, end), end inclusive, in the order of the output rows.

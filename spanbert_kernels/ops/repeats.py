@@ -116,6 +116,7 @@ class Tape:
         steps: each takes all tensors so far and adds its own.
         results: the places of the results among all tensors, in a tuple or the only one.
         device: where kernels are launched.
+        work: the plan's own, kept for the addresses in it.
     """
 
     def __init__(
@@ -124,8 +125,9 @@ class Tape:
         steps: list[Step],
         results: tuple[int, ...] | int,
         device: torch.device,
+        work: Any,
     ) -> None:
-        self.places, self.steps, self.results, self.device = places, steps, results, device
+        self.places, self.steps, self.results, self.device, self.work = places, steps, results, device, work
 
     def run(self, values: Sequence[Any]) -> Any:
         found = [values[place] if field is None else values[place][field] for place, field in self.places]
@@ -161,7 +163,7 @@ def record(function: Callable[..., Any], values: Sequence[Any], work: Any) -> tu
     found = recorder.slot(result) if isinstance(result, Tensor) else tuple(map(recorder.slot, result))
     if not recorder.fits or None in (found if isinstance(found, tuple) else (found,)):
         return result, None
-    return result, Tape(places, recorder.steps, found, tensors[0].device)  # type: ignore[arg-type]
+    return result, Tape(places, recorder.steps, found, tensors[0].device, work)  # type: ignore[arg-type]
 
 
 def start(kernel: Any, *grid: int) -> Callable[..., None]:
