@@ -49,8 +49,24 @@ def weights(flow: Flow, trips: Trips, programs: int) -> Iterator[tuple[int, floa
 
 def _share(instruction: Instruction, shares: Mapping[str, float]) -> float:
     """What part of the warps executes an instruction."""
-    texts = [text_of(line) for line in instruction.lines] if shares else []
-    return min((share for part, share in shares.items() if any(part in text for text in texts)), default=1.0)
+    text = " < ".join(text_of(line) for line in instruction.lines) if shares else ""
+    return min((share for part, share in shares.items() if in_order(part.split(" < "), text)), default=1.0)
+
+
+def in_order(parts: Iterable[str], text: str) -> bool:
+    """Whether a text has some parts, one behind the other.
+
+    Example:
+        >>> in_order(["a", "c"], "abc"), in_order(["c", "a"], "abc")
+        (True, False)
+    """
+    place = 0
+    for part in parts:
+        place = text.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
 
 
 def _counts(flow: Flow, loops: Iterable[Loop], trips: Trips, outside: float) -> Iterator[tuple[Loop, float]]:

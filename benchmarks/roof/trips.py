@@ -36,7 +36,8 @@ class Trips:
         programs: those that have something to do; the others leave at once.
         loops: how often each loop is gone through, by the text of its line, or by that and of the line that it was put
             into inline, with ` < ` between them.
-        shares: of lines that not all warps execute, by a part of their text: what part of the warps does.
+        shares: of lines that not all warps execute, by a part of their text: what part of the warps does. With ` < `
+            between them several parts, of a line and of those that it was put into inline.
     """
 
     programs: float
