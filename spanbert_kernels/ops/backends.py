@@ -13,12 +13,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import cast
 
 import torch
 from typing_extensions import deprecated
 
-from spanbert_kernels.ops import library
+from spanbert_kernels.ops import checks, library
 from spanbert_kernels.ops.choices import BACKENDS, Backend
 
 VARIABLE = "SPANBERT_KERNELS_BACKEND"
@@ -45,14 +45,6 @@ _forced: Backend | None = None
 _registry: dict[str, tuple[Backend, ...]] = {}
 _operations: dict[str, Operation] = {}
 _own_loaders: dict[tuple[str, str], Callable[[], str | None]] = {}
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def constant_in_graphs(function: Function) -> Function:
-    """What torch.compiler.assume_constant_result sets; that one imports the compiler, and Triton with it, at once."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 @dataclass
@@ -152,7 +144,7 @@ class Operation:
         return chosen
 
 
-@constant_in_graphs
+@checks.constant_in_graphs
 def _choose(
     name: str, backends: Order, device: str, dtype: torch.dtype, wish: Backend | None, lacking: Reasons
 ) -> Backend:
@@ -265,7 +257,16 @@ def asked() -> Backend | None:
 
 
 def is_recorded() -> bool:
-    """Whether a `record` wants to know of every call."""
+    """Whether a `record` wants to know of every call.
+
+    Returns:
+        True inside of one.
+
+    Example:
+        >>> with record():
+        ...     is_recorded()
+        True
+    """
     return _log.recording
 
 

@@ -67,6 +67,12 @@ def uncompiled(function: Function) -> Function:
     return function
 
 
+def constant_in_graphs(function: Function) -> Function:
+    """What torch.compiler.assume_constant_result sets; that one imports the compiler, and Triton with it, at once."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def check_integer(name: str, value: object, least: int, most: int = MOST) -> int:
     """A whole number of `least` to `most`, numpy's kinds among them."""
     if isinstance(value, bool) or not isinstance(value, (numbers.Integral, torch.SymInt)):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops.backends import constant_in_graphs, refusal
+from spanbert_kernels.ops.backends import refusal
+from spanbert_kernels.ops.checks import constant_in_graphs
 from spanbert_kernels.ops.operators import raw
 
 TILE_ROWS = 64
