@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.attention import Batch, attend
+from spanbert_kernels.acceleration.gpu_program import GpuBatch, GpuProgram, LayerTensors
 from spanbert_kernels.acceleration.linears import activate, is_exact_gelu
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
 from spanbert_kernels.ops import products
@@ -93,6 +94,8 @@ class GpuLayers:
         self.encoder = encoder
         self.kind = (hidden.dtype, hidden.device)
         self.layers = [GpuLayer(parts, kernels) for parts in encoder.distinct]
+        alike = len({(parts.heads, parts.head_dim, parts.scale) for parts in encoder.distinct}) == 1
+        self.program = GpuProgram() if alike and all(layer.is_usual for layer in self.layers) else None
         self.targets = [target for layer in self.layers for target in layer.targets()]
 
     @classmethod
@@ -113,9 +116,26 @@ class GpuLayers:
         """Layers first .. last - 1, and the norm after the last of all: `hidden [T, H]` -> `[T, H]`."""
         if self.targets:
             torch._foreach_copy_(self.targets, [source for layer in self.layers for source in layer.sources()])
+        alike = self._launcher(hidden, batch)
         for place in self.encoder.places[first:last]:
-            hidden = self.layers[place].run(hidden, batch)
+            layer = self.layers[place]
+            tensors = None if alike is None else layer.tensors(hidden)
+            if alike is None or tensors is None:
+                hidden = layer.run(hidden, batch)
+            else:
+                hidden = alike.run(tensors, *layer.epsilons(), hidden)
         return _normalized(self.encoder.norm_after(last), hidden)
+
+    def _launcher(self, hidden: Tensor, batch: Batch) -> GpuBatch | None:
+        """What runs layers without looking at them, if all are of the usual kind and nobody looks on."""
+        watched = torch.is_grad_enabled() or not unseen() or ops.backends.is_recorded()
+        if self.program is None or batch.linked is not None or watched or not len(hidden):
+            return None
+        if hidden.device.type == "cuda" and hidden.device.index != torch.cuda.current_device():
+            return None
+        parts = self.encoder.layers[0]
+        work = batch.packing.documents.work(True)
+        return self.program.batch(work, parts.heads, parts.head_dim, parts.scale, hidden.device)
 
 
 class GpuLayer:
@@ -148,6 +168,42 @@ class GpuLayer:
             return []
         projections = self.parts.projections
         return [*projections.weights(), *(bias for bias in projections.biases() if bias is not None)]
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether `gpu_program` has the layer."""
+        parts = self.parts
+        held = (parts.attention_norm, parts.norm, parts.up.linears[0])
+        return (
+            self.exact_gelu
+            and self.weight is not None
+            and parts.norm_after(parts.attention_norm) is not None
+            and all(each is not None and each._parameters.get("bias") is not None for each in held)
+            and parts.relative is None
+            and parts.angles is None
+            and parts.window is None
+        )
+
+    def tensors(self, hidden: Tensor) -> LayerTensors | None:
+        """The parameters, where the kernels can read them as they lie."""
+        parts = self.parts
+        assert parts.attention_norm is not None
+        assert self.weight is not None
+        up, up_bias = _tensors(parts.up.linears[0])
+        (norm, norm_bias), (last_norm, last_norm_bias) = _tensors(parts.attention_norm), _tensors(parts.norm)
+        read = (norm, norm_bias, up_bias, last_norm, last_norm_bias)
+        for tensor in read:
+            if tensor.data_ptr() & 15 or tensor.dtype is not hidden.dtype or not tensor.is_contiguous():
+                return None
+        dense, down = _tensors(parts.dense), _tensors(parts.down)
+        return LayerTensors(
+            self.weight, self.bias, *dense, norm, norm_bias, up, up_bias, *down, last_norm, last_norm_bias
+        )
+
+    def epsilons(self) -> tuple[float, float]:
+        """What the two norms add to the variance."""
+        assert self.parts.attention_norm is not None
+        return eps_of(self.parts.attention_norm), eps_of(self.parts.norm)
 
     def run(self, hidden: Tensor, batch: Batch) -> Tensor:
         """`hidden [T, H]` -> `[T, H]`."""

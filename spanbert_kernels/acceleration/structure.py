@@ -159,12 +159,18 @@ class Structure:
         if any(getattr(model, name, None) is not root for name, root in self.roots):
             return False
         for module, kind, children, forward, called in self.modules:
+            held = module.__dict__  # quicker than attributes
+            hooked = (
+                held["_forward_hooks"]
+                or held["_forward_pre_hooks"]
+                or held["_backward_hooks"]
+                or held["_backward_pre_hooks"]
+            )
             if (
                 type(module) is not kind
-                or tuple(module._modules.values()) != children
-                or module.__dict__.get("forward") is not forward
-                or ((module._forward_hooks or module._forward_pre_hooks) and _interference(module, called))
-                or ((module._backward_hooks or module._backward_pre_hooks) and _interference(module, called))
+                or (tuple(held["_modules"].values()) if held["_modules"] else ()) != children
+                or held.get("forward") is not forward
+                or (hooked and _interference(module, called))
             ):
                 return False
         if self.family.layers_of(model) != self.layers:

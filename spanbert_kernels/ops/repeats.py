@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -179,6 +179,39 @@ def start(kernel: Any, *grid: int) -> Callable[..., None]:
             recorder.launched(kernel, grid, arguments, compiled)
 
     return launch
+
+
+class Launched(NamedTuple):
+    """A launch.
+
+    Attributes:
+        again: does it again, on `values`, or others that are laid out like them.
+        values: the kernel's arguments, in order.
+        compiled: whether `again` takes addresses in the place of tensors, in plain tuples, and the stream.
+    """
+
+    again: Callable[..., None]
+    values: tuple[Any, ...]
+    compiled: bool
+
+
+def launches_of(function: Callable[..., Any], *values: Any) -> tuple[Any, list[Launched]]:
+    """What a function returns, and what it launches by `start`."""
+    collector = _Collector()
+    _recording.recorder = collector
+    try:
+        return function(*values), collector.found
+    finally:
+        _recording.recorder = None
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.found: list[Launched] = []
+
+    def launched(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], compiled: Any) -> None:
+        again = kernel[grid] if compiled is None else compiled[(*grid, 1, 1)[:3]]
+        self.found.append(Launched(again, tuple(arguments[name] for name in kernel.arg_names), compiled is not None))
 
 
 class _Recorder(TorchDispatchMode):

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spanbert_kernels import accelerate, ops
+from spanbert_kernels.acceleration.gpu_program import Relaunch
 from spanbert_kernels.nn import Packing
 from spanbert_kernels.ops import library
 
@@ -82,6 +83,23 @@ def test_same_states(kind: type, config: type) -> None:
     torch.testing.assert_close(states(model), expected, rtol=1e-4, atol=1e-5)
     assert report.calls == {"packed-inference": 1}
     assert "query, key and value in one" in str(report)
+
+
+def test_layers_behind_the_first_only_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a second batch of as many rows launches but the attention of its first layer, on other tensors."""
+    model = model_of(BertModel, BertConfig)
+    model.encoder.layer[1].output.LayerNorm.weight.data.uniform_()
+    expected = states(model)
+    accelerate(model)
+    states(model)
+    run, launched = Relaunch.__call__, []
+    monkeypatch.setattr(Relaunch, "__call__", lambda launch, *given: (launched.append(launch), run(launch, *given)))
+    torch.testing.assert_close(states(model), expected, rtol=1e-4, atol=1e-5)
+    assert len(launched) == 2 * 4 - 1
+    # Which kernels cannot read as they lie are copied before, by the way around.
+    model.encoder.layer[1].output.LayerNorm.bias = nn.Parameter(torch.zeros(17)[1:])
+    torch.testing.assert_close(states(model), expected, rtol=1e-4, atol=1e-5)
+    assert len(launched) == 2 * 7 - 1 - 3
 
 
 def test_whatever_is_done_to_parameters_is_followed() -> None:
