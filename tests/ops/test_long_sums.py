@@ -96,7 +96,12 @@ def exact(name: str) -> Tensors:
 @pytest.mark.parametrize("backend", place_parameters(("cpu",), tuple(Place("cpu", isa) for isa in ISAS)), indirect=True)
 @pytest.mark.parametrize("name", ROWS)
 def test_long_sums_keep_their_digits(name: str, backend: str) -> None:
-    for leaf, found in gradients(ROWS[name], backend, torch.float32).items():
+    """And are the same bits for any number of threads."""
+    found = gradients(ROWS[name], backend, torch.float32)
+    torch.set_num_threads(3)
+    again = gradients(ROWS[name], backend, torch.float32)
+    for leaf, gradient in found.items():
         expected = exact(name)[leaf]
-        off = deviation(found, expected) / float(expected.abs().max()) / torch.finfo(torch.float32).eps
+        off = deviation(gradient, expected) / float(expected.abs().max()) / torch.finfo(torch.float32).eps
         assert off <= ROUNDINGS, f"gradient of {leaf}: off by {off:.1f} machine epsilons"
+        assert torch.equal(gradient, again[leaf]), f"gradient of {leaf}: other bits with 3 threads"
