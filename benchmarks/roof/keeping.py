@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ class RoofRecord:
         found = self.content.get(when, {}).get("rows", {})
         return {name: row_of_json(name, row) for name, row in found.items()}
 
+    @property
+    def is_of_this_triton(self) -> bool:
+        """Whether the Triton that is installed compiles as it was compiled then."""
+        return bool(self.content["triton"] == version("triton"))
+
     def keep(self, when: str, row: RoofRow, order: list[str]) -> None:
         """Put a row in the place of its predecessor, in the order of the table."""
         rows = self.content.setdefault(when, {}).setdefault("rows", {})
@@ -85,7 +91,7 @@ def load(path: Path) -> RoofRecord:
 def new_record(path: Path, card: Card) -> RoofRecord:
     about = "Predicted from compiled code, in microseconds; nothing was measured."
     assumed = {"of the memory's rate": OF_BANDWIDTH, "of the busiest pipe": OF_PIPES}
-    return RoofRecord(path, {"about": about, "card": asdict(card), "reached": assumed})
+    return RoofRecord(path, {"about": about, "triton": version("triton"), "card": asdict(card), "reached": assumed})
 
 
 def complaints(row: RoofRow, kept: RoofRow) -> Iterator[str]:

@@ -30,10 +30,11 @@ def measurable(workload: Roofed) -> bool:
 
 
 def worse(names: Iterable[str], card: Card) -> Iterator[str]:
-    """What of these rows is worse now than in the newest record, or not in it."""
-    kept = keeping.load(keeping.newest()).rows("now")
+    """What of these rows is worse now than in the newest record, or not in it; of another Triton it says nothing."""
+    record = keeping.load(keeping.newest())
+    kept = record.rows("now")
     for name in names:
-        if not measurable(WORKLOADS[name]):
+        if not (record.is_of_this_triton and measurable(WORKLOADS[name])):
             continue
         if name in kept:
             yield from keeping.complaints(row_of(name, WORKLOADS[name], card), kept[name])

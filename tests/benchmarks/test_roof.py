@@ -10,7 +10,7 @@ from typing import Any
 import children
 import pytest
 import torch
-from roof import keeping, model, sass, source, table
+from roof import keeping, model, running, sass, source, table
 from roof.card import H200
 from roof.compiling import CompiledKernel
 from roof.flow import Flow
@@ -18,6 +18,7 @@ from roof.pipes import ALU, FMA, ISSUE, SHARED, TENSOR, XU, cycles
 from roof.recording import LibraryLaunch, recorded
 from roof.rows import LaunchRoof, RoofRow
 from roof.trips import Trips
+from roof.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = f"{ROOT}/spanbert_kernels/ops/attention/triton_tiles.py"
@@ -143,6 +144,36 @@ def test_what_is_passed_over_is_not_counted() -> None:
     assert (often[ISSUE], often[FMA], often[XU]) == (8 * 4 + 24 * 2, 8 * 2, 24 * 8)
 
 
+def test_code_that_stands_behind_the_end_and_goes_back_is_no_loop() -> None:
+    text = code_of(
+        "@P0 BRA `(.L_x_1)", ".L_x_0:", "FADD R1, R1, R2", "EXIT", ".L_x_1:", "MUFU.RCP R1, R2", "BRA `(.L_x_0)",
+    )  # fmt: skip
+    flow = Flow(sass.parse(text))
+    assert flow.loops == ()
+    assert sorted(flow.straight()) == [0, 1, 2, 3, 4]
+
+
+def test_lines_that_not_all_warps_execute() -> None:
+    """An instruction has its own line, and those of the calls that put it there."""
+    own, call = line_of(LOOP), line_of("while place < behind")
+    inline = f'\t//## File "{FILE}", line {own} inlined at "{FILE}", line {call}'
+    rows = (inline, code_of(str(call), "MUFU.RCP R1, R2"), code_of("1", "FADD R1, R1, R2"))
+    flow = Flow(sass.parse("\n".join(rows)))
+    assert [each.number for each in flow.instructions[0].lines] == [own, call]
+    assert [each.number for each in flow.instructions[1].lines] == [1]
+    for part, share in ((LOOP, 0.25), (f"{LOOP} < while place", 0.25), ("while place", 0.25), ("while place < for", 1)):
+        found = model.sums(flow, Trips(100, {}, {part: 0.25}), programs=100, warps=4)
+        assert (found[XU], found[FMA]) == (800 * share, 100), part
+
+
+def test_a_loop_goes_by_the_line_that_it_was_put_into() -> None:
+    own, call = line_of(LOOP), line_of("while place < behind")
+    text = ".L_x_0:\n" + code_of("FADD R1, R1, R2") + f'\n\t//## File "{FILE}", line {own} inlined at "{FILE}"\n'
+    flow = Flow(sass.parse(text + code_of(str(call), "@P0 BRA `(.L_x_0)")))
+    (loop,) = flow.loops
+    assert source.headers_of(flow, loop) == [f"{LOOP} < while place < behind:", LOOP]
+
+
 def test_a_loop_that_nobody_counted_is_an_error() -> None:
     kernel, code = CompiledKernel(b"", 4, 40, 0, 0, 0), Flow(sass.parse(EIGHT_AND_TWO))
     told = r"kernel: it has a loop 'for block in tl.range\(0, blocks\)'; trips.py knows while True"
@@ -198,6 +229,17 @@ def row(**changes: Any) -> RoofRow:
 )
 def test_what_is_worse_than_in_the_record(changes: dict[str, Any], complaint: str | None) -> None:
     assert list(keeping.complaints(row(**changes), row())) == ([] if complaint is None else [complaint])
+
+
+def test_a_record_of_another_triton_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "RESULTS", tmp_path)
+    kept = keeping.new_record(tmp_path / "2026-01-01-roof-sm90.json", H200)
+    kept.write()
+    (name, *_) = WORKLOADS
+    assert list(running.worse([name], H200)) == [f"{name}: the record has no such row"]
+    kept.content["triton"] = "0.1"
+    kept.write()
+    assert list(running.worse([name], H200)) == []
 
 
 def test_a_record_keeps_rows_and_makes_the_table(tmp_path: Path) -> None:
