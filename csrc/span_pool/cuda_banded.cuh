@@ -262,7 +262,6 @@ __global__ void __launch_bounds__(kThreads, 3) forward(PoolWork work, int64_t ch
   };
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) bring();
-  if (steps <= kSteps) weigh(shared, 0);
 
   Tile<S> tile(work, shared);
   int i = 0;
@@ -271,7 +270,8 @@ __global__ void __launch_bounds__(kThreads, 3) forward(PoolWork work, int64_t ch
     for (int step = 0; step < steps; ++step, ++i) {
       wait_for_copies<kStages - 2>();
       __syncthreads();
-      if (steps > kSteps && step % kSteps == 0) {
+      // Once for all columns, where they fit.
+      if (step % kSteps == 0 && (steps > kSteps || chunk == first)) {
         weigh(shared, step * kDepth);
         __syncthreads();
       }

@@ -167,8 +167,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     (tokens, columns), scores, table = hidden.shape, inputs.scores, inputs.width_embedding
     grad_hidden = hidden.new_empty(hidden.shape)
-    grad_scores = hidden.new_zeros(0) if scores is None else scores.new_zeros(scores.shape)
-    grad_table = hidden.new_zeros(0) if table is None else table.new_zeros(table.shape)
+    grad_scores = hidden.new_empty(0) if scores is None else scores.new_zeros(scores.shape)
+    grad_table = hidden.new_empty(0) if table is None else table.new_zeros(table.shape)
     if work.num_spans == 0 or tokens == 0:
         return grad_hidden.zero_(), grad_scores, grad_table
 
