@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common/cuda_tensors.h"
@@ -113,11 +114,11 @@ int64_t run_of(int64_t count, int64_t tiles, int64_t most = 128) {
 }
 
 // Maxima, which take no more work then.
-template <class S, bool Keep>
+template <class S, int Winner>
 void launch_maxima(PoolWork& work, const Stream& stream) {
   const int64_t tiles = ceil_divide(work.columns, maxima::kTile),
                 run = run_of(work.spans.count, tiles, maxima::kMostSpans);
-  SPANBERT_LAUNCH_SHARED((maxima::sorted<S, Keep>), maxima::Shared<Keep>, blocks_for(work.spans.count, run, tiles),
+  SPANBERT_LAUNCH_SHARED((maxima::sorted<S, Winner>), maxima::Shared<Winner>, blocks_for(work.spans.count, run, tiles),
                          maxima::kThreads, stream, work, static_cast<int>(run), static_cast<unsigned>(tiles));
   work.offset[kMax] = -1;
 }
@@ -127,27 +128,38 @@ void launch_forward(const Prepared& p, bool enumerated, const Stream& stream) {
   PoolWork work = p.work;
   const int64_t tiles = std::max<int64_t>(1, ceil_divide(work.columns, kLanes * forward::kColumns<S>));
   const bool output_aligned = parts_aligned(p, work.output, work.output_columns, 16);
-  if (enumerated) {
-    const int64_t blocks = blocks_for(work.spans.tokens, forward::kWarps, tiles);
-    SPANBERT_LAUNCH(forward::enumerated<S>, blocks, forward::kThreads, stream, work, tiles, output_aligned);
-    return;
-  }
   const auto asked = [&](auto... parts) { return (false || ... || (work.offset[parts] >= 0)); };
   if constexpr (sizeof(S) == 2) {
     if (p.banded && output_aligned && asked(kMean, kSum)) launch_banded_forward<S>(work, stream);
     if (p.banded && output_aligned && asked(kMax) && work.hidden_stride < int64_t{1} << 30) {
-      work.winners ? launch_maxima<S, true>(work, stream) : launch_maxima<S, false>(work, stream);
+      !work.winners            ? launch_maxima<S, 0>(work, stream)
+      : work.winner_bytes == 1 ? launch_maxima<S, 1>(work, stream)
+                               : launch_maxima<S, 4>(work, stream);
     }
     if (!asked(kStart, kEnd, kMean, kSum, kMax, kAttention, kWidth)) return;
   }
-  const int64_t run = run_of(work.spans.count, tiles);
-  const int64_t blocks = blocks_for(work.spans.count, run, tiles);
   const bool sums = asked(kMean, kSum), maximum = asked(kMax), softmax = asked(kAttention);
-  const auto kernel = sums + maximum + softmax > 1 ? forward::sorted<S, forward::kEverything>
-                      : softmax                    ? forward::sorted<S, forward::kSoftmax>
-                      : maximum                    ? forward::sorted<S, forward::kMaximum>
-                                                   : forward::sorted<S, forward::kSums>;
-  SPANBERT_LAUNCH(kernel, blocks, forward::kThreads, stream, work, run, tiles, output_aligned);
+  const bool rest = maximum || softmax || asked(kStart, kEnd, kWidth);
+  if (enumerated && output_aligned && !rest && asked(kMean) != asked(kSum)) {
+    const auto kernel = asked(kMean) ? forward::enumerated_sums<S, true> : forward::enumerated_sums<S, false>;
+    const int64_t blocks = blocks_for(work.spans.tokens, forward::kWarps, tiles);
+    SPANBERT_LAUNCH(kernel, blocks, forward::kThreads, stream, work, tiles);
+    return;
+  }
+  const auto launch = [&]<int Kinds>(std::integral_constant<int, Kinds>) {
+    if (enumerated) {
+      const int64_t blocks = blocks_for(work.spans.tokens, forward::kWarps, tiles);
+      SPANBERT_LAUNCH((forward::enumerated<S, Kinds>), blocks, forward::kThreads, stream, work, tiles, output_aligned);
+      return;
+    }
+    const int64_t run = run_of(work.spans.count, tiles);
+    const int64_t blocks = blocks_for(work.spans.count, run, tiles);
+    SPANBERT_LAUNCH((forward::sorted<S, Kinds>), blocks, forward::kThreads, stream, work, run, tiles, output_aligned);
+  };
+  if (sums + maximum + softmax > 1) return launch(std::integral_constant<int, forward::kEverything>{});
+  if (softmax) return launch(std::integral_constant<int, forward::kSoftmax>{});
+  if (maximum) return launch(std::integral_constant<int, forward::kMaximum>{});
+  launch(std::integral_constant<int, forward::kSums>{});
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward_operator(const Tensor& hidden, const SpanArguments& spans,

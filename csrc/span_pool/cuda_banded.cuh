@@ -109,22 +109,47 @@ struct Tile {
   const PoolWork& work;
   Shared<S>& shared;
   const int rows = warp_index() / 2 * kRows, columns = warp_index() % 2 * kTile;
+  int low = 0, high = 0;
+  float inverse[kLefts][2];  // of a lane's rows
   Sums sums[kLefts][kRights];
 
-  SPANBERT_DEVICE Tile(const PoolWork& work, Shared<S>& shared) : work(work), shared(shared) {}
+  SPANBERT_DEVICE Tile(const PoolWork& work, Shared<S>& shared) : work(work), shared(shared) {
+    find_window();
+#pragma unroll
+    for (int m = 0; m < kLefts; ++m) {
+      inverse[m][0] = shared.inverse[rows + m * kStep + sum_row(0)];
+      inverse[m][1] = shared.inverse[rows + m * kStep + sum_row(2)];
+    }
+  }
 
   SPANBERT_DEVICE void start() {
 #pragma unroll
     for (int i = 0; i < kLefts * kRights; ++i) clear(sums[i / kRights][i % kRights]);
   }
 
-  SPANBERT_DEVICE void step(int stage, int token) {
-#pragma unroll
-    for (int k = 0; k < kDepth; k += kStep) {
+  // Tokens of which the warp's spans hold one, by their first and the one after their last.
+  SPANBERT_DEVICE void find_window() {
+    const int span = rows + lane_index();
+    const bool empty = shared.end[span] <= shared.start[span];
+    low = empty ? shared.extent : shared.start[span];
+    high = shared.end[span];
+    for (int mask = kLanes / 2; mask > 0; mask /= 2) {
+      const int other_low = shuffle_xor(low, mask), other_high = shuffle_xor(high, mask);
+      low = other_low < low ? other_low : low;
+      high = other_high > high ? other_high : high;
+    }
+    low = low / kStep * kStep;
+  }
+
+  // Those of a stage, the first of which is `first`; its weights are at `place`.
+  SPANBERT_DEVICE void step(int stage, int first, int place) {
+    const int begin = low > first ? low - first : 0, end = high - first < kDepth ? high - first : kDepth;
+#pragma unroll 1
+    for (int k = begin; k < end; k += kStep) {
       Left<S> left[kLefts];
 #pragma unroll
       for (int m = 0; m < kLefts; ++m) {
-        left[m] = left_of_rows(&shared.weights[rows + m * kStep][token + k], kTokens + kPad<S>);
+        left[m] = left_of_rows(&shared.weights[rows + m * kStep][place + k], kTokens + kPad<S>);
       }
 #pragma unroll
       for (int n = 0; n < kRights; ++n) {
@@ -214,7 +239,7 @@ struct Tile {
 #pragma unroll
         for (int i = 0; i < 8; i += 2) {
           const int row = sum_row(i % 4), half = i / 4;
-          const float factor = mean ? shared.inverse[rows + m * kStep + row] : 1.0f;
+          const float factor = mean ? inverse[m][i / 2 % 2] : 1.0f;
           const float (&at)[4] = sums[m][n].at[half];
           const uint32_t word = two_halves<S>(at[i % 4] * factor, at[i % 4 + 1] * factor);
           put_word(&results[row][n * kStep + sum_column(half, i % 4)], word);
@@ -243,15 +268,15 @@ __global__ void __launch_bounds__(kThreads, 3) forward(PoolWork work, int64_t ch
   const int first = static_cast<int>(blockIdx.x % shares * chunks) * kChunk;
   const int left = (static_cast<int>(work.columns) - first + kChunk - 1) / kChunk;
   const int own = left < chunks ? left : static_cast<int>(chunks);
-  const int steps = shared.extent > 0 ? (shared.extent + kDepth - 1) / kDepth : 1, all = own * steps;
+  const int extent = shared.extent, steps = extent > 0 ? (extent + kDepth - 1) / kDepth : 1, all = own * steps;
+  const S* const from = static_cast<const S*>(work.hidden) + shared.low * work.hidden_stride;
   // Step i: step i % steps of chunk i / steps.
   int ahead = 0, ahead_chunk = first, ahead_step = 0;
   const auto bring = [&] {
     if (ahead < all) {
-      const S* from = static_cast<const S*>(work.hidden) + shared.low * work.hidden_stride;
       const int token = ahead_step * kDepth;
       copy_rows(shared.tokens[ahead % kStages], [&](int row, int column, S* to) {
-        const bool there = token + row < shared.extent && ahead_chunk + column < work.columns;
+        const bool there = token + row < extent && ahead_chunk + column < work.columns;
         copy_words(to, there ? from + (token + row) * work.hidden_stride + ahead_chunk + column : from, there);
       });
       if (++ahead_step == steps) ahead_step = 0, ahead_chunk += kChunk;
@@ -276,14 +301,16 @@ __global__ void __launch_bounds__(kThreads, 3) forward(PoolWork work, int64_t ch
         __syncthreads();
       }
       bring();
-      tile.step(i % kStages, step % kSteps * kDepth);
+      tile.step(i % kStages, step * kDepth, step % kSteps * kDepth);
     }
     if (!tile.finite()) {
       tile.write_exactly(chunk);
       continue;
     }
-    if (work.has(kMean)) tile.write(chunk, work.offset[kMean], true);
-    if (work.has(kSum)) tile.write(chunk, work.offset[kSum], false);
+#pragma unroll 1
+    for (int part = kMean; part <= kSum; ++part) {
+      if (work.offset[part] >= 0) tile.write(chunk, work.offset[part], part == kMean);
+    }
   }
 }
 

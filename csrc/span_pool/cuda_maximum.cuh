@@ -25,18 +25,18 @@ constexpr int kOwn = kTokens * kAcross / kThreads;  // tokens whose maxima a thr
 constexpr int kFour = 4, kSixteen = 16;
 constexpr uint32_t kLast = 0xffff;
 
-// Numbers of a lane: two in a word, or with winners a key in a word.
-template <bool Keep>
-constexpr int kPlanes = Keep ? 2 : 1;
+// Bytes of a winner are a template's argument, 0 without. Numbers of a lane: two in a word, or with winners a key.
+template <int Winner>
+constexpr int kPlanes = Winner > 0 ? 2 : 1;
 
 struct alignas(16) Placed {
   int start, end, row, unused;  // from the block's first token on; no output row: -1
 };
 
-template <bool Keep>
+template <int Winner>
 struct alignas(16) Shared {
   // A plane holds four words of each lane.
-  uint32_t four[kPlanes<Keep>][kTokens][kAcross][4], sixteen[kPlanes<Keep>][kTokens][kAcross][4];
+  uint32_t four[kPlanes<Winner>][kTokens][kAcross][4], sixteen[kPlanes<Winner>][kTokens][kAcross][4];
   Placed spans[kMostSpans];
   int low, count;
 };
@@ -45,12 +45,12 @@ struct Words {
   uint32_t at[4];
 };
 
-template <class S, bool Keep>
+template <class S, int Winner>
 SPANBERT_DEVICE Words larger(const Words& a, const Words& b) {
   Words result;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if constexpr (Keep) {
+    if constexpr (Winner > 0) {
       result.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
     } else {
       result.at[i] = larger_halves(a.at[i], b.at[i], S{});
@@ -58,13 +58,16 @@ SPANBERT_DEVICE Words larger(const Words& a, const Words& b) {
   }
   return result;
 }
-template <class S, bool Keep>
+template <class S, int Winner>
 SPANBERT_DEVICE Words larger(const Words& a, const Words& b, const Words& c) {
-  if constexpr (!Keep) return larger<S, Keep>(larger<S, Keep>(a, b), c);
-  Words result;
+  if constexpr (Winner == 0) {
+    return larger<S, Winner>(larger<S, Winner>(a, b), c);
+  } else {
+    Words result;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) result.at[i] = largest_of(a.at[i], b.at[i], c.at[i]);
-  return result;
+    for (int i = 0; i < 4; ++i) result.at[i] = largest_of(a.at[i], b.at[i], c.at[i]);
+    return result;
+  }
 }
 
 SPANBERT_DEVICE Words get(const uint32_t (&from)[4]) {
@@ -89,12 +92,11 @@ SPANBERT_DEVICE uint32_t low_bytes(const Words& words) {
 }
 
 // The four words of a plane from eight columns of a token.
-template <class S, bool Keep>
+template <class S, int Winner>
 SPANBERT_DEVICE Words words_of(const Words& columns, int plane, int token) {
-  if constexpr (!Keep) return columns;
-  Words words;
+  Words words = columns;
 #pragma unroll
-  for (int i = 0; i < 4; i += 2) {
+  for (int i = 0; Winner > 0 && i < 4; i += 2) {
     const uint32_t two = ordered<S>(plane == 0 ? columns.at[i / 2] : columns.at[2 + i / 2]);
     const uint32_t last = kLast - static_cast<uint32_t>(token);
     words.at[i] = two << 16 | last;
@@ -116,24 +118,24 @@ struct Source {
 };
 
 // Maxima from each token of the block on. Of the tokens of two, the first few and the last few are shared.
-template <class S, bool Keep>
-SPANBERT_DEVICE void fill_tables(const Source& source, Shared<Keep>& shared) {
+template <class S, int Winner>
+SPANBERT_DEVICE void fill_tables(const Source& source, Shared<Winner>& shared) {
   const int lane = static_cast<int>(threadIdx.x) % kAcross, first = static_cast<int>(threadIdx.x) / kAcross * kOwn;
   const int last = shared.count - 1;
-  for (int plane = 0; plane < kPlanes<Keep>; ++plane) {
+  for (int plane = 0; plane < kPlanes<Winner>; ++plane) {
     Words fours[kOwn + kSixteen - kFour];
     if (first <= last) {
       Words ones[kOwn + kFour - 1];
 #pragma unroll
       for (int i = 0; i < kOwn + kFour - 1; ++i) {
         const int token = first + i < last ? first + i : last;
-        ones[i] = words_of<S, Keep>(source.columns(token), plane, token);
+        ones[i] = words_of<S, Winner>(source.columns(token), plane, token);
       }
 #pragma unroll
       for (int i = 0; i < kOwn; i += 2) {
-        const Words common = larger<S, Keep>(ones[i + 1], ones[i + 2], ones[i + 3]);
-        fours[i] = larger<S, Keep>(ones[i], common);
-        fours[i + 1] = larger<S, Keep>(common, ones[i + 4]);
+        const Words common = larger<S, Winner>(ones[i + 1], ones[i + 2], ones[i + 3]);
+        fours[i] = larger<S, Winner>(ones[i], common);
+        fours[i + 1] = larger<S, Winner>(common, ones[i + 4]);
       }
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) put_words(shared.four[plane][first + i][lane], fours[i].at);
@@ -147,67 +149,90 @@ SPANBERT_DEVICE void fill_tables(const Source& source, Shared<Keep>& shared) {
       static_assert(kOwn == 2 * kFour);
 #pragma unroll
       for (int i = 0; i < kFour; ++i) {
-        const Words common = larger<S, Keep>(fours[i + 4], fours[i + 8], fours[i + 12]);
-        put_words(shared.sixteen[plane][first + i][lane], larger<S, Keep>(fours[i], common).at);
-        put_words(shared.sixteen[plane][first + i + 4][lane], larger<S, Keep>(common, fours[i + 16]).at);
+        const Words common = larger<S, Winner>(fours[i + 4], fours[i + 8], fours[i + 12]);
+        put_words(shared.sixteen[plane][first + i][lane], larger<S, Winner>(fours[i], common).at);
+        put_words(shared.sixteen[plane][first + i + 4][lane], larger<S, Winner>(common, fours[i + 16]).at);
       }
     }
   }
 }
 
 // A span's result for eight columns, and with winners their tokens from its first on: as numbers, or as bytes.
-template <bool Keep>
+template <int Winner>
 struct Result {
   Words values;
-  uint32_t tokens[Keep ? kPiece : 1];
-
-  SPANBERT_DEVICE void pack_tokens() {
-#pragma unroll
-    for (int i = 0; i < kPiece; i += 4) {
-      tokens[i / 4] = tokens[i] | tokens[i + 1] << 8 | tokens[i + 2] << 16 | tokens[i + 3] << 24;
-    }
-  }
+  uint32_t tokens[Winner > 0 ? kPiece : 1];
 };
 
-// Token by token.
-template <class S, bool Keep>
-SPANBERT_DEVICE void read_all(const Source& source, int start, int end, Result<Keep>& result) {
-  if constexpr (Keep) {
-    forward::Winners<kPiece> best;
-    forward::start_winners(best);
+// Token by token: of spans of up to `kLast` tokens, whose positions count from the span's first.
+template <class S, int Winner>
+SPANBERT_DEVICE void read_all(const Source& source, int start, int width, Words (&best)[kPlanes<Winner>]) {
 #pragma unroll 1
-    for (int token = start; token < end; ++token) {
-      const Words columns = source.columns(token);
-      Packed<S, kPiece> numbers;
+  for (int i = 0; i < width; ++i) {
+    const Words columns = source.columns(start + i);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) numbers.words[i] = columns.at[i];
-      forward::keep_larger(best, unpack(numbers), token - start);
-    }
-    const Packed<S, kPiece> packed = pack<S>(best.value);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) result.values.at[i] = packed.words[i];
-#pragma unroll
-    for (int i = 0; i < kPiece; ++i) result.tokens[i] = static_cast<uint32_t>(best.token[i]);
-  } else {
-    result.values = source.columns(start);
-#pragma unroll 1
-    for (int token = start + 1; token < end; ++token) {
-      result.values = larger<S, Keep>(result.values, source.columns(token));
+    for (int plane = 0; plane < kPlanes<Winner>; ++plane) {
+      const Words words = words_of<S, Winner>(columns, plane, i);
+      best[plane] = i == 0 ? words : larger<S, Winner>(best[plane], words);
     }
   }
 }
 
-template <bool Keep>
-SPANBERT_DEVICE void store_result(const PoolWork& work, int64_t row, int column, const Result<Keep>& result,
+// The same of wider ones.
+template <class S>
+SPANBERT_DEVICE void read_wide(const Source& source, int start, int width, Result<4>& result) {
+  forward::Winners<kPiece> best;
+  forward::start_winners(best);
+#pragma unroll 1
+  for (int i = 0; i < width; ++i) {
+    const Words columns = source.columns(start + i);
+    Packed<S, kPiece> numbers;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) numbers.words[w] = columns.at[w];
+    forward::keep_larger(best, unpack(numbers), i);
+  }
+  const Packed<S, kPiece> packed = pack<S>(best.value);
+#pragma unroll
+  for (int w = 0; w < 4; ++w) result.values.at[w] = packed.words[w];
+#pragma unroll
+  for (int c = 0; c < kPiece; ++c) result.tokens[c] = static_cast<uint32_t>(best.token[c]);
+}
+
+// Numbers and tokens of keys whose positions count from `start`.
+template <int Winner>
+SPANBERT_DEVICE Result<Winner> result_of(const Words (&best)[kPlanes<Winner>], uint32_t start) {
+  Result<Winner> result;
+  if constexpr (Winner == 0) {
+    result.values = best[0];
+    return result;
+  } else {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const Words& keys = best[w / 2];
+      result.values.at[w] = unordered(pick_bytes(keys.at[w % 2 * 2], keys.at[w % 2 * 2 + 1], 0x7632));
+    }
+    if constexpr (Winner == 1) {
+      // Of positions below 256 one byte tells all, and no byte borrows from another.
+      const uint32_t first = (kLast - start & 0xff) * 0x01010101u;
+#pragma unroll
+      for (int plane = 0; plane < 2; ++plane) result.tokens[plane] = first - low_bytes(best[plane]);
+    } else {
+#pragma unroll
+      for (int c = 0; c < kPiece; ++c) result.tokens[c] = kLast - (best[c / 4].at[c % 4] & kLast) - start;
+    }
+    return result;
+  }
+}
+
+template <int Winner>
+SPANBERT_DEVICE void store_result(const PoolWork& work, int64_t row, int column, const Result<Winner>& result,
                                   void* output) {
   store_words(output, result.values.at);
-  if constexpr (Keep) {
-    const int64_t place = row * work.columns + column;
-    if (work.winner_bytes == 1) {
-      const uint32_t words[2] = {result.tokens[0], result.tokens[1]};
-      store_words(static_cast<uint8_t*>(work.winners) + place, words);
-      return;
-    }
+  const int64_t place = row * work.columns + column;
+  if constexpr (Winner == 1) {
+    const uint32_t words[2] = {result.tokens[0], result.tokens[1]};
+    store_words(static_cast<uint8_t*>(work.winners) + place, words);
+  } else if constexpr (Winner == 4) {
 #pragma unroll
     for (int i = 0; i < kPiece; i += 4) {
       const uint32_t words[4] = {result.tokens[i], result.tokens[i + 1], result.tokens[i + 2], result.tokens[i + 3]};
@@ -217,8 +242,8 @@ SPANBERT_DEVICE void store_result(const PoolWork& work, int64_t row, int column,
 }
 
 // The block's spans, by its first warp.
-template <bool Keep>
-SPANBERT_DEVICE void find_spans(const PoolWork& work, int64_t first, int run, Shared<Keep>& shared) {
+template <int Winner>
+SPANBERT_DEVICE void find_spans(const PoolWork& work, int64_t first, int run, Shared<Winner>& shared) {
   constexpr int kEach = kMostSpans / kLanes;
   Span spans[kEach];
   long long low = work.spans.tokens, high = 0;
@@ -250,9 +275,9 @@ SPANBERT_DEVICE void find_spans(const PoolWork& work, int64_t first, int run, Sh
 }
 
 // `run` spans of a block, a multiple of 16; rows of `hidden` and of the maximum are multiples of 16 bytes.
-template <class S, bool Keep>
-__global__ void __launch_bounds__(kThreads, Keep ? 3 : 4) sorted(PoolWork work, int run, unsigned tiles) {
-  auto& shared = asked_memory<Shared<Keep>>();
+template <class S, int Winner>
+__global__ void __launch_bounds__(kThreads, Winner > 0 ? 3 : 4) sorted(PoolWork work, int run, unsigned tiles) {
+  auto& shared = asked_memory<Shared<Winner>>();
   if (warp_index() == 0) find_spans(work, int64_t{blockIdx.x / tiles} * run, run, shared);
   __syncthreads();
   const int lane = lane_index() % kAcross;
@@ -261,7 +286,7 @@ __global__ void __launch_bounds__(kThreads, Keep ? 3 : 4) sorted(PoolWork work, 
   const Source source{reinterpret_cast<const char*>(static_cast<const S*>(work.hidden) +
                                                     shared.low * work.hidden_stride + (inside ? column : 0)),
                       static_cast<uint32_t>(work.hidden_stride * static_cast<int64_t>(sizeof(S)))};
-  fill_tables<S, Keep>(source, shared);
+  fill_tables<S, Winner>(source, shared);
   __syncthreads();
 
   for (int i = static_cast<int>(threadIdx.x) / kAcross; i < run; i += kSpans) {
@@ -277,49 +302,27 @@ __global__ void __launch_bounds__(kThreads, Keep ? 3 : 4) sorted(PoolWork work, 
     const auto& table = step == kSixteen ? shared.sixteen : shared.four;
     const int last = held ? span.end - step : 0;
     int token = held ? span.start : 0;
-    Words best[kPlanes<Keep>];
+    Words best[kPlanes<Winner>];
 #pragma unroll
-    for (int plane = 0; plane < kPlanes<Keep>; ++plane) best[plane] = get(table[plane][token][lane]);
+    for (int plane = 0; plane < kPlanes<Winner>; ++plane) best[plane] = get(table[plane][token][lane]);
 #pragma unroll 1
     for (int j = 1; j < steps; j += 2) {
       const int next = token + step < last ? token + step : last;
       token = next + step < last ? next + step : last;
 #pragma unroll
-      for (int plane = 0; plane < kPlanes<Keep>; ++plane) {
-        best[plane] = larger<S, Keep>(best[plane], get(table[plane][next][lane]), get(table[plane][token][lane]));
+      for (int plane = 0; plane < kPlanes<Winner>; ++plane) {
+        best[plane] = larger<S, Winner>(best[plane], get(table[plane][next][lane]), get(table[plane][token][lane]));
       }
     }
     if (span.row < 0 || !inside) continue;
-    Result<Keep> result{};
-    if (held) {
-      if constexpr (Keep) {
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          const Words& keys = best[w / 2];
-          result.values.at[w] = unordered(pick_bytes(keys.at[w % 2 * 2], keys.at[w % 2 * 2 + 1], 0x7632));
-        }
-        if (work.winner_bytes == 1) {
-          // Of positions below 128 one byte tells all, and no byte borrows from another.
-          const uint32_t first = (kLast - static_cast<uint32_t>(span.start) & 0xff) * 0x01010101u;
-#pragma unroll
-          for (int plane = 0; plane < 2; ++plane) result.tokens[plane] = first - low_bytes(best[plane]);
-        } else {
-#pragma unroll
-          for (int c = 0; c < kPiece; ++c) {
-            result.tokens[c] = kLast - (best[c / 4].at[c % 4] & kLast) - static_cast<uint32_t>(span.start);
-          }
-        }
-      } else {
-        result.values = best[0];
-      }
-    } else if (width > 0) {
-      read_all<S, Keep>(source, span.start, span.end, result);
-      if constexpr (Keep) {
-        if (work.winner_bytes == 1) result.pack_tokens();
-      }
+    if (!held) read_all<S, Winner>(source, span.start, width, best);
+    Result<Winner> result = result_of<Winner>(best, static_cast<uint32_t>(held ? span.start : 0));
+    if (width <= 0) result = {};
+    if constexpr (Winner == 4) {
+      if (width > static_cast<int>(kLast)) read_wide<S>(source, span.start, width, result);
     }
     S* row = static_cast<S*>(work.output) + span.row * work.output_columns + work.offset[kMax];
-    store_result<Keep>(work, span.row, column, result, row + column);
+    store_result<Winner>(work, span.row, column, result, row + column);
   }
 }
 

@@ -215,6 +215,17 @@ def test_products_keep_inf_and_nan_to_their_spans(operators: Any, poison: float)
     torch.testing.assert_close(found[~bad], expected[~bad], rtol=2**-7, atol=2**-9)
 
 
+@pytest.mark.parametrize(("part", "dtype"), [("mean", torch.bfloat16), ("sum", torch.float32)])
+def test_one_sum_of_all_spans(operators: Any, part: str, dtype: torch.dtype) -> None:
+    """Of more tokens than a warp has lanes, and in a tile of columns that not all lanes have a part of."""
+    hidden = torch.randn(53, 16).to(dtype)
+    plan = enumerate_spans(torch.tensor([0, 3, 3, 53]), 40)
+    output, _, _ = operators.span_pool_forward(hidden, *plan.device_work(), None, None, None, codes(part), False)
+    expected = span_pool(hidden.double(), plan, [part], backend="eager")
+    error = torch.finfo(dtype).eps * (1 if dtype == torch.bfloat16 else 20)
+    assert (output.double() - expected).abs().max() <= error * expected.abs().max()
+
+
 def test_work_lists_that_lie_stay_inside_memory(operators: Any) -> None:
     """Rows outside the output are left out, spans outside the tokens count as empty."""
     hidden = torch.ones(4, 8)
