@@ -24,6 +24,7 @@ NEVER = {  # what is not finite, and what no part asks for
     "for (int64_t token = begin; token < stop && place < work.columns; ++token)": 0.0,
     "for (int64_t i = work.spans.reach[begin] > 0 ? work.spans.reach[begin] : 0; i < last; ++i)": 0.0,
 }
+STEP = "tile.step(i % kStages, step * kDepth, step % kSteps * kDepth);"
 CHUNK = 128  # columns of a step of the products
 
 
@@ -65,25 +66,30 @@ def _rows(values: Tensor, size: int) -> Tensor:
 
 
 def sums_forward(plan: SpanPlan, columns: int, bytes_moved: int) -> CudaLaunch:
-    """`banded::forward` of one part: 64 spans a block, 32 tokens a step."""
+    """`banded::forward` of one part: 64 spans a block, 32 tokens a step, 16 of them a product."""
     work = plan.device_work()
     starts, ends = _bounds(work)
     low = _rows(starts, 64).amin(1) // 16 * 16
     steps = parts_of(_rows(ends, 64).amax(1) - low, 32).clamp(min=1)
     shares = _shares(len(steps), columns)
     chunks = -(-columns // CHUNK)
-    weigh, own = "for (int token = half; token < half + kTokens / 2; token += kPiece)", 4  # eight, two at a time
+    # A warp goes through the tokens of 32 spans alone; two warps of the block have the same ones.
+    own = _rows(starts, 32).amin(1) // 16 * 16
+    products = 2 * total(parts_of(_rows(ends, 32).amax(1) - own, 16))
     few = steps <= 4
     loops = {
         **NEVER,
-        f"{weigh} < if (steps <= kSteps) weigh(shared, 0);": float(few.sum()) * own * shares,
-        f"{weigh} < weigh(shared, step * kDepth);": total(parts_of(steps, 4)[~few]) * own * chunks,
+        # Eight times, two at a time.
+        "for (int token = half; token < half + kTokens / 2; token += kPiece)": 4
+        * (float(few.sum()) * shares + total(parts_of(steps, 4)[~few]) * chunks),
         "for (int chunk = first; chunk < first + own * kChunk; chunk += kChunk)": len(steps) * chunks,
         "for (int step = 0; step < steps; ++step, ++i)": total(steps) * chunks,
+        # The loop's branch is of a line in it.
+        f"for (int m = 0; m < kLefts; ++m) < {STEP}": products * chunks / 4,
+        "for (int part = kMean; part <= kSum; ++part)": len(steps) * chunks,
     }
-    alone = {"if (work.has(kSum)) tile.write(chunk": 0.0, "if (warp_index() == 0) find_spans(": 0.25}
     programs = len(steps) * shares
-    trips = Trips(programs, loops, alone)
+    trips = Trips(programs, loops, {"if (warp_index() == 0) find_spans(": 0.25})
     shared = 64 * 136 * 2 + 3 * 32 * 136 * 2 + 4 * 16 * 72 * 2 + 64 * 16 + 16
     return CudaLaunch("span_pool", "banded::forward", f"6banded7forward{BF16}", programs, 4, shared, trips, bytes_moved)
 
@@ -160,39 +166,33 @@ def maxima(plan: SpanPlan, columns: int, keep: bool, bytes_moved: int) -> CudaLa
     held = (width >= 4) & (relative <= held_tokens.repeat_interleave(run)[:count])
     step = torch.where(width >= 16, 16, 4)
     steps = torch.where(held, (width + step - 1) // step, 1)
-    read = torch.where(held, 0, width - (0 if keep else 1))
+    read = torch.where(held, 0, width)
     of_warp = _rows(steps, 4).amax(1), _rows(read, 4).amax(1)
     blocks = -(-count // run)
     loops = {
-        "for (int plane = 0; plane < kPlanes<Keep>; ++plane)": blocks * tiles * 2,
+        "for (int plane = 0; plane < kPlanes<Winner>; ++plane)": blocks * tiles * 2,
         "for (int i = static_cast<int>(threadIdx.x) / kAcross; i < run; i += kSpans)": -(-count // 16) * tiles,
         "for (int j = 1; j < steps; j += 2)": total(of_warp[0] // 2) * tiles / 4,
-        "for (int token = start + 1; token < end; ++token)": total(of_warp[1]) * tiles / 4,
-        "for (int token = start; token < end; ++token)": total(of_warp[1]) * tiles / 4,
+        "for (int i = 0; i < width; ++i)": total(of_warp[1]) * tiles / 4,
     }
-    shares = {"if (warp_index() == 0) find_spans(": 0.25, "result.tokens[c] = kLast -": 0.0}
+    shares = {"if (warp_index() == 0) find_spans(": 0.25}
     trips = Trips(blocks * tiles, loops, shares)
     shared = (2 if keep else 1) * 2 * 128 * 8 * 16 + 160 * 16 + 16
-    symbol = f"6maxima6sorted{BF16}Lb{int(keep)}E"
+    symbol = f"6maxima6sorted{BF16}Li{int(keep)}E"
     return CudaLaunch("span_pool", "maxima::sorted", symbol, blocks * tiles, 4, shared, trips, bytes_moved)
 
 
 def enumerated(plan: SpanPlan, columns: int, bytes_moved: int) -> CudaLaunch:
-    """`forward::enumerated` of the mean: a token a warp, through all spans that start there."""
+    """`forward::enumerated_sums` of the mean: a token a warp, through all spans that start there."""
     tiles, warps = -(-columns // 256), 8
     programs = -(-plan.num_tokens // warps) * tiles
     loops = {
-        "for (int64_t i = 0; i < count; ++i)": len(plan) * tiles / warps,
-        "for (int64_t head = 0; work.has(kAttention) && head < work.heads; ++head)": 0.0,
-        "for (int64_t i = 0; work.has(kWidth) && index == 0 && i < count; ++i)": 0.0,
-        "for (int64_t c = lane_index(); c < work.table_columns; c += kLanes)": 0.0,
+        "for (int begin = 0; begin <= last; begin += kLanes)": programs * -(-plan.max_width // 32),
+        "for (int i = 0; i <= end; ++i)": len(plan) * tiles / warps,
     }
-    others = ("if (work.has(kStart))", "if (work.has(kEnd))", "if (work.has(kSum))", "keep_larger(", "offset[kMax]")
-    unaligned = "if (v < count) from_float(columns.at[v], to + v);"
-    shares = dict.fromkeys((*others, "store_winners(", unaligned), 0.0)
-    trips = Trips(programs, loops, shares)
-    symbol = f"7forward10enumerated{BF16}"
-    return CudaLaunch("span_pool", "forward::enumerated", symbol, programs, warps, 0, trips, bytes_moved)
+    symbol = f"7forward15enumerated_sums{BF16}Lb1E"
+    trips = Trips(programs, loops, {})
+    return CudaLaunch("span_pool", "forward::enumerated_sums", symbol, programs, warps, 0, trips, bytes_moved)
 
 
 def _bounds(work: SpanWork) -> tuple[Tensor, Tensor]:
