@@ -1,5 +1,7 @@
 #include "span_linear/prepare.h"
 
+#include "common/results.h"
+
 namespace spanbert {
 namespace {
 
@@ -112,7 +114,11 @@ std::vector<std::pair<int64_t, int64_t>> PreparedProjection::ranges(int64_t size
 ProjectionGradients::ProjectionGradients(const PreparedProjection& prepared) {
   const ProjectedCall& call = prepared.call;
   const auto zeros = [&](std::vector<int64_t> sizes) { return torch::stable::new_zeros(prepared.projected, sizes); };
-  projected = zeros({call.tokens, call.blocks * call.columns});
+  // Rows that meet few sets of a cache do so all the more where their memory is one piece (ops/large.py).
+  constexpr int64_t kAlike = 1024;
+  const int64_t columns = call.blocks * call.columns;
+  const bool alike = columns * static_cast<int64_t>(prepared.projected.element_size()) % kAlike == 0;
+  projected = alike ? zeros({call.tokens, columns}) : new_zero_result(prepared.projected, {call.tokens, columns});
   partial_scores = zeros({call.heads ? prepared.tiles() : 0, call.tokens, call.heads});
   table = prepared.table ? zeros({call.table_rows, call.columns}) : zeros({0});
   bias = zeros({call.bias ? call.columns : 0});

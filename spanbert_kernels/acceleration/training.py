@@ -15,7 +15,7 @@ from spanbert_kernels.acceleration.linears import is_exact_gelu
 from spanbert_kernels.acceleration.on_gpu import PLAIN, is_on_gpu, takes
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
 from spanbert_kernels.acceleration.stand_ins import is_read
-from spanbert_kernels.nn.feed_forward import gelu_feed_forward
+from spanbert_kernels.nn.feed_forward import feed_forward
 from spanbert_kernels.ops import products
 from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
 
@@ -75,7 +75,7 @@ def _feed_forward(parts: LayerParts, attended: Tensor) -> Tensor:
         if takes(given, weight, bias):
             narrow = F.linear(ops.bias_gelu(F.linear(given, weight), bias), down.weight, down.bias)
         else:
-            narrow = gelu_feed_forward(given, weight, bias, down.weight, down.bias)
+            narrow = feed_forward(given, weight, bias, down.weight, down.bias, "gelu")
     else:
         wide, *gate = up(_linear, given)
         wide = parts.activation(wide)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.span_layers import OriginalPath, Replacement
+from spanbert_kernels.nn.linear import run_linear
 from spanbert_kernels.ops.choices import Part
 
 # Of dropout on the embedding of each width: a span takes one of them.
@@ -104,7 +105,7 @@ def antecedents(model: Any, found: ScoredMentions) -> Antecedents:
     place = torch.arange(count, device=found.kept.device)
     offsets = place[:, None] - place
     before = offsets >= 1
-    source = model.dropout(model.coarse_bilinear(found.vectors))
+    source = model.dropout(run_linear(model.coarse_bilinear, found.vectors))
     scores = source @ model.dropout(found.vectors.T) + found.scores[:, None] + found.scores
     if config["use_distance_prior"]:
         weight = model.dropout(model.emb_antecedent_distance_prior.weight)

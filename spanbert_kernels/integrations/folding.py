@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.span_layers import OriginalPath
 from spanbert_kernels.acceleration.stand_ins import is_read
+from spanbert_kernels.nn.feed_forward import feed_forward
 from spanbert_kernels.ops.choices import Part
 
 
@@ -27,9 +28,13 @@ def check_called(*modules: nn.Module) -> None:
         OriginalPath: a hook or another forward is in the way.
     """
     for module in modules:
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        if any(hooks) or "forward" in module.__dict__:
+        if _is_watched(module):
             raise OriginalPath(f"a {type(module).__name__} inside has hooks or another forward")
+
+
+def _is_watched(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in module.__dict__
 
 
 def check_read(*modules: nn.Module) -> None:
@@ -42,6 +47,19 @@ def check_read(*modules: nn.Module) -> None:
         if not is_read(module) and type(module) not in (nn.ReLU, nn.GELU, nn.Dropout):
             raise OriginalPath(f"a {type(module).__name__} stands where PyTorch's own layer was")
     check_called(*modules)
+
+
+def projected(layer: nn.Module, words: Tensor) -> Tensor:
+    """`layer(words).relu()`; of two plain linear layers with a relu between, one tensor as wide as that is written."""
+    kinds = [type(each) for each in layer] if isinstance(layer, nn.Sequential) else []
+    if kinds == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear] and not any(map(_is_watched, (layer, *layer))):
+        first, _, dropout, last = layer
+        if not dropout.training or dropout.p == 0:
+            rows = words.flatten(0, -2)
+            result = feed_forward(rows, first.weight, first.bias, last.weight, last.bias, "relu")
+            return result.relu_().view(*words.shape[:-1], -1)
+    result: Tensor = layer(words)
+    return result.relu()
 
 
 def layers_of(sequential: nn.Sequential) -> tuple[Any, ...]:
@@ -230,7 +248,7 @@ def endpoints(layer: Any, words: Tensor, spans: Tensor, context: Tensor | None =
     first, _, dropout, last = layers_of(layer.out_project)
     positions, shape = packed(spans, words, getattr(layer, "max_width", None), last)
     words, positions, cu_seqlens, cells = without_padding(words, positions)
-    start, end = layer.project_start(words).relu(), layer.project_end(words).relu()
+    start, end = projected(layer.project_start, words), projected(layer.project_end, words)
     columns, bias = start.shape[-1] + end.shape[-1], first.bias
     if context is not None:
         bias = F.linear(context.relu(), first.weight[:, columns:], bias)

@@ -95,7 +95,7 @@ def _one_layer(layer: Any, words: Tensor, spans: Tensor, mask: Tensor) -> Unform
     """`marker`: one layer over the projected first and last word."""
     folding.check_read(layer.out_project)
     packed, shape = folding.packed(spans, words, layer.max_width, layer.out_project)
-    start, end = layer.project_start(words).relu(), layer.project_end(words).relu()
+    start, end = folding.projected(layer.project_start, words), folding.projected(layer.project_end, words)
     return unformed(_Sums(start, end, packed, shape, layer.out_project), shape, start.dtype, start.device)
 
 

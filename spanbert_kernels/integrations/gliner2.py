@@ -23,7 +23,7 @@ def _layers(
 ) -> Layers:
     """The layers over packed `spans`; each text of `words [B, L, H]` gets `widths - 1` more, zeros as projected."""
     first, _, dropout, last = folding.layers_of(module.out_project)
-    start, end = module.project_start(words).relu(), module.project_end(words).relu()
+    start, end = folding.projected(module.project_start, words), folding.projected(module.project_end, words)
     tokens: dict[Part, Tensor] = {"start": folding.lengthened(start, widths), "end": folding.lengthened(end, widths)}
     return Layers(
         tokens, spans, cu_seqlens, shape, start.dtype, ("start", "end"), first.weight, first.bias, dropout=dropout,

@@ -1,21 +1,67 @@
-"""A transformer's feed-forward block under autograd, which keeps what stands before the activation and not after it."""
+"""Two linear layers with an activation between under autograd, which keep one tensor of the width between."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbert_kernels.ops import products
+from spanbert_kernels.ops import large, products
 
 
-def gelu_feed_forward(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None) -> Tensor:
-    """`down GELU(up x + up_bias) + down_bias`, with all its derivatives.
+@dataclass(frozen=True)
+class _Activation:
+    """An activation of numbers that nobody else reads.
 
-    The activation's result, as wide as what it is made of, is made again in the backward: a pass over memory that is
-    read there anyway.
+    Attributes:
+        plain: PyTorch's function.
+        before: of the numbers in front, what the next layer reads; what was given is kept, and may be overwritten.
+        again: the same of what was kept, which stays as it is.
+        gradient: of the incoming gradient, which is overwritten, and what was kept.
+    """
+
+    plain: Callable[[Tensor], Tensor]
+    before: Callable[[Tensor], Tensor]
+    again: Callable[[Tensor], Tensor]
+    gradient: Callable[[Tensor, Tensor], Tensor]
+
+
+def _gelu(inner: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.gelu.out(inner, out=large.new_rows(inner, *inner.shape))
+    return result
+
+
+def _gelu_gradient(grad: Tensor, kept: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.gelu_backward.grad_input(grad, kept, grad_input=grad)
+    return result
+
+
+def _relu_gradient(grad: Tensor, kept: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, kept, 0, grad_input=grad)
+    return result
+
+
+# GELU's result is made again in the backward, a pass over memory that is read there anyway; relu's says all that its
+# gradient asks for, and takes the place of what it was made of.
+_ACTIVATIONS = {
+    "gelu": _Activation(F.gelu, _gelu, _gelu, _gelu_gradient),
+    "relu": _Activation(F.relu, torch.relu_, lambda kept: kept, _relu_gradient),
+}
+
+
+def feed_forward(
+    x: Tensor,
+    up: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+    activation: Literal["gelu", "relu"],
+) -> Tensor:
+    """`down activation(up x + up_bias) + down_bias`, with all its derivatives.
 
     Args:
         x: `[T, H]`.
@@ -23,63 +69,75 @@ def gelu_feed_forward(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tenso
         up_bias: `[I]`.
         down: `[O, I]`.
         down_bias: `[O]`.
+        activation: the exact GELU, or relu.
 
     Returns:
         `[T, O]`.
 
     Example:
-        >>> gelu_feed_forward(torch.zeros(2, 3), torch.ones(5, 3), None, torch.ones(3, 5), torch.ones(3)).tolist()
+        >>> up, down = torch.ones(5, 3), torch.ones(3, 5)
+        >>> feed_forward(torch.zeros(2, 3), up, None, down, torch.ones(3), "gelu").tolist()
         [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
-    given = (x, up, up_bias, down, down_bias)
-    if not (torch.is_grad_enabled() and x.device.type == "cpu" and products.ordinary(*given)):
-        return products.linear(F.gelu(products.linear(x, up, up_bias)), down, down_bias)
-    output: Tensor = _FeedForward.apply(*given)
+    given, way = (x, up, up_bias, down, down_bias), _ACTIVATIONS[activation]
+    if x.device.type != "cpu" or not products.ordinary(*given):
+        return products.linear(way.plain(products.linear(x, up, up_bias)), down, down_bias)
+    if not torch.is_grad_enabled():
+        return _forward(way, *given)[0]
+    output: Tensor = _FeedForward.apply(*given, way)
     return output
+
+
+def _forward(
+    activation: _Activation, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The result, and what is kept."""
+    inner = products.between(products.product_of(x, up, up_bias), x, up, up_bias)
+    return products.linear(activation.before(inner), down, down_bias), inner
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *given: Tensor | None) -> Tensor:
-        x, up, up_bias, down, down_bias = given
-        assert x is not None
-        assert up is not None
-        assert down is not None
-        inner = products.linear(x, up, up_bias)
-        output = products.linear(F.gelu(inner), down, down_bias)
-        ctx.save_for_backward(*given, inner)
+    def forward(
+        ctx: Any, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None,
+        activation: _Activation,
+    ) -> Tensor:  # fmt: skip
+        output, inner = _forward(activation, x, up, up_bias, down, down_bias)
+        ctx.save_for_backward(x, up, up_bias, down, down_bias, inner)
+        ctx.activation = activation
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *given, inner = ctx.saved_tensors
         x, up, _, down, _ = given
-        wanted = ctx.needs_input_grad
+        wanted, activation = ctx.needs_input_grad[:5], ctx.activation
         if torch.is_grad_enabled() or not products.ordinary(grad):
-            return _by_pytorch(given, wanted, grad)
+            return (*_by_pytorch(given, wanted, grad, activation.plain), None)
         of_x, of_up, of_up_bias, of_down = None, None, None, None
         with torch.autocast("cpu", enabled=False):
-            product = products.product_for(x, up) or F.linear
+            product = products.product_of(x, up)
             if any(wanted[:3]):
-                of_inner = product(grad, down.t(), None)
-                of_inner = torch.ops.aten.gelu_backward.grad_input(of_inner, inner, grad_input=of_inner)
+                of_inner = activation.gradient(products.between(product, grad, down.t(), None), inner)
                 of_x, of_up = products.gradients(product, of_inner, x if wanted[1] else None, up if wanted[0] else None)
                 of_up_bias = of_inner.sum(0) if wanted[2] else None
                 del of_inner
             if wanted[3]:
-                _, of_down = products.gradients(product, grad, F.gelu(inner), None)
+                _, of_down = products.gradients(product, grad, activation.again(inner), None)
             of_down_bias = grad.sum(0) if wanted[4] else None
-        return of_x, of_up, of_up_bias, of_down, of_down_bias
+        return of_x, of_up, of_up_bias, of_down, of_down_bias, None
 
 
-def _by_pytorch(given: list[Tensor | None], wanted: tuple[bool, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+def _by_pytorch(
+    given: list[Tensor | None], wanted: tuple[bool, ...], grad: Tensor, activation: Callable[[Tensor], Tensor]
+) -> tuple[Tensor | None, ...]:
     """The same by PyTorch's own rules, which can be differentiated again."""
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         x, up, up_bias, down, down_bias = given
         assert x is not None
         assert up is not None
         assert down is not None
-        output = F.linear(F.gelu(F.linear(x, up, up_bias)), down, down_bias)
+        output = F.linear(activation(F.linear(x, up, up_bias)), down, down_bias)
         sources = [each for each, want in zip(given, wanted, strict=True) if want and each is not None]
         found = iter(torch.autograd.grad(output, sources, grad, create_graph=True))
     return tuple(next(found) if want else None for want in wanted)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from spanbert_kernels.ops import large
 from spanbert_kernels.ops.measured import Candidate, Choice
 
 VARIABLE = "SPANBERT_KERNELS_PRODUCTS"
@@ -36,7 +37,21 @@ def _rows_apart(matrix: Tensor) -> bool:
     return matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
 
 
-PRODUCTS: dict[str, Product] = {"torch": F.linear, "onednn": _onednn}
+def _torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's own, into memory on huge pages where that is large."""
+    result = large.new_empty(x, *x.shape[:-1], len(weight))
+    rows = x.reshape(-1, x.shape[-1])
+    _multiply(rows, weight, bias, result.view(len(rows), len(weight)))
+    return result
+
+
+def _multiply(rows: Tensor, weight: Tensor, bias: Tensor | None, to: Tensor) -> Tensor:
+    if bias is None:
+        return torch.mm(rows, weight.t(), out=to)
+    return torch.addmm(bias, rows, weight.t(), out=to)
+
+
+PRODUCTS: dict[str, Product] = {"torch": _torch, "onednn": _onednn}
 
 
 def _on_tensor_cores(x: Tensor, weight: Tensor) -> Tensor:
@@ -113,22 +128,44 @@ def product_for(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Produc
     It stays in another dtype or on another device, for few rows, for tensors that are more than they seem, and where
     somebody watches PyTorch's operators: in compiled functions, function transforms and under autocast.
     """
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in tensors):
-        return None
-    if (
-        not ordinary(*tensors)
-        or weight.dim() != 2
-        or x.dim() == 0
-        or x.shape[-1] != weight.shape[1]
-        or weight.numel() == 0
-        or x.numel() < FEWEST_ROWS * weight.shape[1]
-        or (bias is not None and bias.shape != weight.shape[:1])
-        or not torch.backends.mkldnn.enabled
-    ):
+    fits = _fits(x, weight, bias) and x.numel() >= FEWEST_ROWS * weight.shape[1]
+    if not fits or not torch.backends.mkldnn.enabled:
         return None
     way = CHOICE.found().way
     return None if way == "torch" else PRODUCTS[way]
+
+
+def product_of(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Product:
+    """What is to multiply, PyTorch's own included."""
+    return product_for(x, weight, bias) or (_torch if _fits(x, weight, bias) else F.linear)
+
+
+def between(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`product(x, weight, bias)` of `x [T, in]` for what is read soon and then gone (`large.new_rows`)."""
+    if product is not _torch:
+        return product(x, weight, bias)
+    return _multiply(x, weight, bias, large.new_rows(x, len(x), len(weight)))
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether this is a product of ordinary matrices in float32 on a CPU, whose shapes fit."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return (
+        all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+        and ordinary(*tensors)
+        and weight.dim() == 2
+        and x.dim() > 0
+        and x.shape[-1] == weight.shape[1]
+        and weight.numel() > 0
+        and (bias is None or bias.shape == weight.shape[:1])
+    )
+
+
+def _is_large(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether PyTorch's own product, or the gradient of its weight, is better written to memory on huge pages."""
+    results = x.numel() // max(weight.shape[-1], 1) * len(weight) if weight.dim() == 2 else 0
+    gradients = weight.numel() if torch.is_grad_enabled() and weight.requires_grad else 0
+    return max(results, gradients) * x.element_size() >= large.BYTES and _fits(x, weight, bias)
 
 
 def ordinary(*tensors: Tensor | None) -> bool:
@@ -162,9 +199,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         [[4.0, 4.0, 4.0, 4.0], [4.0, 4.0, 4.0, 4.0]]
     """
     product = product_for(x, weight, bias)
-    if product is None:
+    if product is None and not _is_large(x, weight, bias):
         return F.linear(x, weight, bias)
-    output: Tensor = _Linear.apply(x, weight, bias, product)
+    output: Tensor = _Linear.apply(x, weight, bias, product or _torch)
     return output
 
 

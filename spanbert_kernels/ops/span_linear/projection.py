@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbert_kernels.ops import products
+from spanbert_kernels.ops import large, products
 from spanbert_kernels.ops.choices import ACTIVATIONS, PARTS
 from spanbert_kernels.ops.operators import Gradient, save, saved
 from spanbert_kernels.ops.plans import SpanWork, work_for
@@ -90,7 +90,7 @@ class ProjectTokens(torch.autograd.Function):
         else:
             size = len(weight) + zeros
             sizes = [len(blocks) * size for blocks in columns.blocks] + [size] * behind
-            projected = weight.new_empty(len(tokens[0]), sum(sizes), dtype=wide)
+            projected = large.new_rows(weight, len(tokens[0]), sum(sizes), wide)
             for target, hidden, blocks in zip(projected.split(sizes, 1), tokens, columns.blocks, strict=False):
                 _multiplied(hidden, weight, blocks, zeros, target)
         if by_token is not None:
@@ -140,7 +140,7 @@ def _multiplied(
     if product is not None:
         result = product(hidden, _stacked(weight, blocks, size, zeros), None)
         return result if target is None else target.copy_(result)
-    projected = weight.new_empty(count, len(blocks) * (outputs + zeros)) if target is None else target
+    projected = large.new_rows(weight, count, len(blocks) * (outputs + zeros)) if target is None else target
     for i, column in enumerate(blocks):
         projected[:, _block(i, outputs, zeros)].addmm_(hidden, weight[:, column : column + size].T, beta=0)
     if blocks and zeros:
@@ -154,7 +154,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients of `weight`, `table`, `by_token` and the tokens, those that are wanted."""
     narrow, weight, outputs = weight.dtype, weight.to(grad_projected.dtype), len(weight)
-    grad_weight = torch.empty_like(weight) if wanted[0] else None
+    grad_weight = large.new_empty(weight, *weight.shape) if wanted[0] else None
     if grad_weight is not None and columns.maximum is not None:  # which has a product of its own
         grad_weight.zero_()
     grad_table, grad_tokens = None, []

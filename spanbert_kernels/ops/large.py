@@ -1,0 +1,47 @@
+"""Large tensors on a CPU that are about to be written: on huge pages, where PyTorch would take them 4 KiB at a time.
+
+Where rows are as long as pages, or a good part of one, a column's elements share few sets of a cache; small pages lie
+anywhere in memory and hide some of that, huge ones do not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from spanbert_kernels.ops import library
+
+# From here on it is worth it: as kLargeBytes in csrc/common/huge_pages.h.
+BYTES = 4 << 20
+_LINE, _ALIKE = 64, 1024  # bytes: of a cache's line, and between rows that share sets
+
+
+def new_empty(like: Tensor, *shape: int) -> Tensor:
+    """`like.new_empty(shape)`, whose pages, if they are many and yet to come from the system, come as huge ones.
+
+    Example:
+        >>> new_empty(torch.ones(3), 2, 5).shape
+        torch.Size([2, 5])
+    """
+    size = math.prod(shape) * like.element_size()
+    own = type(like) in (Tensor, torch.nn.Parameter) and like.device.type == "cpu" and like.layout == torch.strided
+    if size < BYTES or not own or torch.compiler.is_compiling() or library.load_cpu() is not None:
+        return like.new_empty(shape)
+    memory: Tensor = torch.ops.spanbert_kernels.packed_linear_memory(size)
+    # No view of those bytes: what a step under autograd returns may be changed in place.
+    return like.new_empty(0).set_(memory.untyped_storage(), 0, shape)
+
+
+def new_rows(like: Tensor, rows: int, columns: int) -> Tensor:
+    """`like.new_empty(rows, columns)` for what is read soon and then gone: large rows lie a little apart.
+
+    Example:
+        >>> new_rows(torch.ones(3), 1024, 2048).stride()
+        (2064, 1)
+    """
+    size = like.element_size()
+    if rows * columns * size < BYTES or columns * size % _ALIKE:
+        return new_empty(like, rows, columns)
+    return new_empty(like, rows, columns + _LINE // size)[:, :columns]
