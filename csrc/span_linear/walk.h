@@ -186,6 +186,9 @@ constexpr int64_t kBatch = 32;
 // Spans of a group whose gradients are added one behind the other: see LongSums.
 constexpr int64_t kLongGroup = 256;
 
+// Rows that are asked for ahead, of a group.
+constexpr int64_t kNextRows = 8;
+
 // One tile of columns of the backward. `Loss` makes pre-activations, rows of kProjectedTile, their gradients:
 //   loss.document(first token) tells what must not be mixed in a batch (first tokens ascend),
 //   loss.gradients(document, position of the first span, spans, row_of(i) in the output, rows).
@@ -272,6 +275,23 @@ struct BackwardWalk {
         dots[k] = dot;
       }
     }
+  }
+
+  // Where the rows are, in `projected` and in its gradient, that a group comes to after those before it: of its first
+  // token and of its last. Returns their number.
+  int64_t next_rows(int64_t group, const A** reads, A** writes) const {
+    const SpanGroups& groups = call.groups;
+    const int64_t last = groups.end(group, groups.first[group + 1] - 1) - 1;
+    int64_t count = 0;
+    for (const Part part : {kStart, kEnd, kSum, kMean, kAttention}) {
+      if (!call.has(part)) continue;
+      const int64_t token = part == kStart ? groups.start[group] : last;
+      for (int64_t k = 0; k < (part == kAttention ? call.heads : 1) && count < kNextRows; ++k, ++count) {
+        reads[count] = way_there.block(part, k) + token * call.projected_stride + left;
+        writes[count] = grad_block(part, k) + token * call.blocks * call.columns;
+      }
+    }
+    return count;
   }
 
   // From the widest span down, all parts but the attention.
@@ -380,6 +400,18 @@ struct BackwardWalk {
       const int64_t position = groups.first[group], document = loss.document(groups.start[group]);
       for (stop = group + 1; stop < factors.last; ++stop) {
         if (groups.first[stop + 1] - position > kBatch || loss.document(groups.start[stop]) != document) break;
+      }
+      // In a tile each row is a piece of its own somewhere in memory. Here, as GCC sees no effect in a function that
+      // only prefetches.
+      for (int64_t g = stop, end = std::min(2 * stop - group, factors.last); g < end; ++g) {
+        const A* reads[kNextRows];
+        A* writes[kNextRows];
+        for (int64_t k = next_rows(g, reads, writes); k-- > 0;) {
+          __builtin_prefetch(reads[k]);
+          __builtin_prefetch(reads[k] + kProjectedTile - 1);
+          __builtin_prefetch(writes[k], 1);
+          __builtin_prefetch(writes[k] + kProjectedTile - 1, 1);
+        }
       }
       const auto each = [&](const auto& f) {
         for (int64_t g = group; g < stop; ++g) {

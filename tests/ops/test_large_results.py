@@ -12,7 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from spanbert_kernels.ops import SpanPlan, backends, enumerate_spans, plan_spans, span_gather, span_linear, span_pool
+from spanbert_kernels.ops import (
+    SpanPlan,
+    backends,
+    enumerate_spans,
+    plan_spans,
+    products,
+    span_gather,
+    span_linear,
+    span_pool,
+)
 
 TOKENS, COLUMNS, WIDTH = 512, 768, 30
 SMALLER = 200  # tokens, whose result the allocator keeps when it is freed
@@ -57,6 +66,18 @@ def linear(tokens: int) -> Tensor:
     return span_linear(hidden, every(tokens), ["start", "mean"], weight.view(COLUMNS, 8), backend="cpu")
 
 
+def product(tokens: int) -> Tensor:
+    weight = torch.linspace(-1, 1, COLUMNS * 4).view(COLUMNS, 4)
+    return products.linear(torch.linspace(-1, 1, 120 * tokens).view(30 * tokens, 4), weight, weight[:, 0])
+
+
+def product_backward(tokens: int) -> Tensor:
+    """The gradient of a weight whose product has few rows."""
+    weight = torch.ones(30 * tokens, COLUMNS, requires_grad=True)
+    output = products.linear(torch.linspace(-1, 1, 2 * COLUMNS).view(2, COLUMNS), weight)
+    return torch.autograd.grad(output.sum(), weight)[0]
+
+
 CALLS: dict[str, Callable[[int], Tensor]] = {
     "span_pool": pool,
     "span_pool, a plan": pool_a_plan,
@@ -64,6 +85,8 @@ CALLS: dict[str, Callable[[int], Tensor]] = {
     "span_gather": gather,
     "span_gather, backward": gather_backward,
     "span_linear": linear,
+    "a product": product,
+    "a product, backward": product_backward,
 }
 
 
