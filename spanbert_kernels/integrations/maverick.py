@@ -19,7 +19,7 @@ from torch import Tensor
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.span_layers import OriginalPath, Replacement, probe_refusal
 from spanbert_kernels.integrations import folding
-from spanbert_kernels.ops.choices import Part
+from spanbert_kernels.nn.linear import run_linear
 
 _TEST = "test"
 
@@ -71,18 +71,36 @@ def score_mentions(module: Any, states: Tensor, spans: Tensor) -> Tensor:
     used = torch.zeros(len(states), dtype=torch.bool, device=states.device)
     used[spans.flatten()] = True
     place = used.cumsum(0) - 1
-    tokens = states[used]
-    of_end = module.start_token_representation(tokens)
-    of_start = module.end_token_representation(states[starts])
-    of_start = of_start.new_zeros(len(tokens), of_start.shape[1]).index_copy(0, place[starts], of_start)
-    parts: dict[Part, Tensor] = {"end": of_end, "start": of_start}
     # gelu(dropout(x)) is (1 - p) dropout(gelu(x / (1 - p))), and to a LayerNorm a factor is one of its epsilon.
     kept = 1 - dropout_p
-    weight, bias, norm = layer.dense1.weight / kept, layer.dense1.bias / kept, layer.layer_norm
+    weight, bias = layer.dense1.weight, layer.dense1.bias
+    of_end, of_start = (weight if kept == 1 else weight / kept).chunk(2, 1)
+    tokens, of_end, added = _of_bounds(module.start_token_representation.layer, states[used], of_end)
+    norm, wide = layer.layer_norm, torch.promote_types(states.dtype, torch.float32)
+    own = module.end_token_representation(states[starts]).to(wide)
+    with torch.autocast(states.device.type, enabled=False):
+        own = F.linear(own, of_start.to(wide), (bias / kept).to(wide))
+        own = own if added is None else own + added
+    # Only few tokens start a mention: what they add is the bias of all spans that begin there.
+    offsets = torch.cat([place[starts], place.new_full((1,), len(tokens))])
     return ops.span_score(
-        parts, place[spans], ["end", "start"], weight, bias, layer.dense.weight[0], layer.dense.bias, activation="gelu",
+        tokens, place[spans], ["end"], of_end, own, layer.dense.weight[0], layer.dense.bias, activation="gelu",
         dropout_p=dropout_p, norm=(norm.weight, norm.bias, norm.eps / kept**2),
+        cu_seqlens=offsets,
     )  # fmt: skip
+
+
+def _of_bounds(layer: Any, states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens, a weight and a bias: `layer(states)` times `weight`, as it is with more than a weight's rows of tokens.
+
+    Then two weights without an activation between make one, at the price of one product of weights.
+    """
+    folding.check_called(layer)
+    folding.check_read(layer.dense1, layer.layer_norm, layer.dense)
+    if len(states) <= layer.dense.out_features:
+        return layer(states), weight, None
+    inner = layer.layer_norm(layer.activation_func(layer.dropout(run_linear(layer.dense1, states))))
+    return inner, *folding.fold(weight, layer.dense)
 
 
 def _loss(logits: Tensor, gold: Tensor) -> Tensor:

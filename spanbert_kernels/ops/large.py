@@ -25,9 +25,11 @@ def new_empty(like: Tensor, *shape: int) -> Tensor:
         >>> new_empty(torch.ones(3), 2, 5).shape
         torch.Size([2, 5])
     """
+    if torch.compiler.is_compiling():
+        return like.new_empty(shape)
     size = math.prod(shape) * like.element_size()
     own = type(like) in (Tensor, torch.nn.Parameter) and like.device.type == "cpu" and like.layout == torch.strided
-    if size < BYTES or not own or torch.compiler.is_compiling() or library.load_cpu() is not None:
+    if size < BYTES or not own or library.load_cpu() is not None:
         return like.new_empty(shape)
     memory: Tensor = torch.ops.spanbert_kernels.packed_linear_memory(size)
     # No view of those bytes: what a step under autograd returns may be changed in place.
@@ -41,6 +43,8 @@ def new_rows(like: Tensor, rows: int, columns: int) -> Tensor:
         >>> new_rows(torch.ones(3), 1024, 2048).stride()
         (2064, 1)
     """
+    if torch.compiler.is_compiling() or like.device.type != "cpu":
+        return like.new_empty(rows, columns)
     size = like.element_size()
     if rows * columns * size < BYTES or columns * size % _ALIKE:
         return new_empty(like, rows, columns)

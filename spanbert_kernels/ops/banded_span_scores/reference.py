@@ -60,7 +60,9 @@ def columns(size: int, width: int, device: torch.device) -> Tensor:
 def blocks(rows: Tensor, step: int, length: int, count: int | None = None) -> Tensor:
     """`[T, H]` -> `[blocks, length, H]`, a block beginning every `step` rows; zeros after the last row."""
     count = (len(rows) + step - 1) // step if count is None else count
-    padded = F.pad(rows, (0, 0, 0, (count - 1) * step + length - len(rows)))
+    missing = (count - 1) * step + length - len(rows)
+    # Padding by nothing would copy the rows.
+    padded = F.pad(rows, (0, 0, 0, missing)) if missing else rows
     return padded.unfold(0, length, step).transpose(1, 2)
 
 
