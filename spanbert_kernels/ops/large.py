@@ -18,34 +18,35 @@ BYTES = 4 << 20
 _LINE, _ALIKE = 64, 1024  # bytes: of a cache's line, and between rows that share sets
 
 
-def new_empty(like: Tensor, *shape: int) -> Tensor:
-    """`like.new_empty(shape)`, whose pages, if they are many and yet to come from the system, come as huge ones.
+def new_empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """`like.new_empty(shape, dtype=dtype)`, whose many pages, if the system has yet to give them, are huge ones.
 
     Example:
         >>> new_empty(torch.ones(3), 2, 5).shape
         torch.Size([2, 5])
     """
     if torch.compiler.is_compiling():
-        return like.new_empty(shape)
-    size = math.prod(shape) * like.element_size()
+        return like.new_empty(shape, dtype=dtype)
+    dtype = dtype or like.dtype
+    size = math.prod(shape) * dtype.itemsize
     own = type(like) in (Tensor, torch.nn.Parameter) and like.device.type == "cpu" and like.layout == torch.strided
     if size < BYTES or not own or library.load_cpu() is not None:
-        return like.new_empty(shape)
+        return like.new_empty(shape, dtype=dtype)
     memory: Tensor = torch.ops.spanbert_kernels.packed_linear_memory(size)
     # No view of those bytes: what a step under autograd returns may be changed in place.
-    return like.new_empty(0).set_(memory.untyped_storage(), 0, shape)
+    return like.new_empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, shape)
 
 
-def new_rows(like: Tensor, rows: int, columns: int) -> Tensor:
-    """`like.new_empty(rows, columns)` for what is read soon and then gone: large rows lie a little apart.
+def new_rows(like: Tensor, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
+    """`like.new_empty(rows, columns, dtype=dtype)` for what is read soon and then gone: large rows lie a little apart.
 
     Example:
         >>> new_rows(torch.ones(3), 1024, 2048).stride()
         (2064, 1)
     """
     if torch.compiler.is_compiling() or like.device.type != "cpu":
-        return like.new_empty(rows, columns)
-    size = like.element_size()
+        return like.new_empty(rows, columns, dtype=dtype)
+    size = (dtype or like.dtype).itemsize
     if rows * columns * size < BYTES or columns * size % _ALIKE:
-        return new_empty(like, rows, columns)
-    return new_empty(like, rows, columns + _LINE // size)[:, :columns]
+        return new_empty(like, rows, columns, dtype=dtype)
+    return new_empty(like, rows, columns + _LINE // size, dtype=dtype)[:, :columns]
