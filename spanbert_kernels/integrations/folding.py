@@ -51,15 +51,15 @@ def check_read(*modules: nn.Module) -> None:
 
 def projected(layer: nn.Module, words: Tensor) -> Tensor:
     """`layer(words).relu()`; of two plain linear layers with a relu between, one tensor as wide as that is written."""
-    kinds = [type(each) for each in layer] if isinstance(layer, nn.Sequential) else []
-    if kinds == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear] and not any(map(_is_watched, (layer, *layer))):
-        first, _, dropout, last = layer
-        if not dropout.training or dropout.p == 0:
-            rows = words.flatten(0, -2)
-            result = feed_forward(rows, first.weight, first.bias, last.weight, last.bias, "relu")
-            return result.relu_().view(*words.shape[:-1], -1)
-    result: Tensor = layer(words)
-    return result.relu()
+    if isinstance(layer, nn.Sequential) and not any(map(_is_watched, (layer, *layer))):
+        layers: tuple[Any, ...] = tuple(layer)
+        plain = [type(each) for each in layers] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+        if plain and not (layers[2].training and layers[2].p > 0):
+            up, _, _, down = layers
+            rows = feed_forward(words.flatten(0, -2), up.weight, up.bias, down.weight, down.bias, "relu")
+            return rows.relu_().view(*words.shape[:-1], -1)
+    result: Tensor = layer(words).relu()
+    return result
 
 
 def layers_of(sequential: nn.Sequential) -> tuple[Any, ...]:

@@ -34,7 +34,7 @@ def new_empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Te
         return like.new_empty(shape, dtype=dtype)
     memory: Tensor = torch.ops.spanbert_kernels.packed_linear_memory(size)
     # No view of those bytes: what a step under autograd returns may be changed in place.
-    return like.new_empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, shape)
+    return like.new_empty(0, dtype=dtype).set_(memory.untyped_storage()).resize_(shape)
 
 
 def new_rows(like: Tensor, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
