@@ -43,8 +43,9 @@ def compiled(configuration: AotConfiguration, architecture: int) -> CompiledKern
     import triton
     from triton.backends.compiler import GPUTarget
 
-    options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
-    kernel = triton.compile(configuration.source(), target=GPUTarget("cuda", architecture, 32), options=options)
+    kernel = triton.compile(
+        configuration.source(), target=GPUTarget("cuda", architecture, 32), options=configuration.options
+    )
     cubin = kernel.asm["cubin"]
     return CompiledKernel(cubin, configuration.num_warps, *resource_usage(cubin), kernel.metadata.shared)
 

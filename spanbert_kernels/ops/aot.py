@@ -49,6 +49,14 @@ class AotConfiguration:
         """The arguments that are multiples of 16: the pointers and what `divisible` names."""
         return tuple(name for name, kind in self.signature.items() if kind.startswith("*") or name in self.divisible)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `triton.compile` takes beside the source and the target."""
+        from spanbert_kernels.ops.triton_arguments import compiler_options
+
+        launch = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {**launch, **compiler_options(str(self.constexprs.get("BLOCK.PRECISION", "")))}
+
     def source(self) -> Any:
         """What `triton.compile` takes."""
         from triton.compiler import ASTSource

@@ -75,6 +75,19 @@ class Tiling(NamedTuple):
     INTERPRETED: bool = False
 
 
+@functools.cache
+def compiler_options(precision: str) -> dict[str, Any]:
+    """What Triton's compiler is asked for beside warps and stages, as far as the installed release knows it.
+
+    Products and sums are contracted, which all releases do so far and some warn of. Kernels of float32 products take
+    all registers there are: their instructions are put into an order that takes fewer.
+    """
+    from triton.backends.nvidia.compiler import CUDAOptions
+
+    asked = {"enable_fp_fusion": True, **({"sched4reg": True} if precision == "bf16x6" else {})}
+    return {name: value for name, value in asked.items() if name in CUDAOptions.__dataclass_fields__}
+
+
 @dataclass(frozen=True)
 class Options:
     """A kernel's block and launch options, which the interpreter passes over.
@@ -92,7 +105,9 @@ class Options:
     def arguments(self) -> dict[str, Any]:
         """What a launch passes on; made once, for launches to be short."""
         block = self.block._make(map(tl.constexpr, self.block))
-        return {"BLOCK": block, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        precision = getattr(self.block, "PRECISION", "")
+        launch = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {"BLOCK": block, **launch, **compiler_options(precision)}
 
 
 def dense_rows(tensor: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from spanbert_kernels.ops.attention.triton_joint import (
     launch_backward,
     launch_forward,
 )
-from spanbert_kernels.ops.attention.triton_launch import Loops, loop_options, mask_of, rows_of
+from spanbert_kernels.ops.attention.triton_launch import SHORT_OF_REGISTERS, Loops, loop_options, mask_of, rows_of
 from spanbert_kernels.ops.attention.triton_tables import DistanceSums, rows_of_distances, table_backward
 from spanbert_kernels.ops.attention.triton_tiles import Statistics, Terms
 from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
@@ -34,11 +34,15 @@ from spanbert_kernels.ops.triton_arguments import contiguous, on, philox_of
 # In a window, where a second launch adds row by row, heads of 128 columns have fewer rows in a block.
 FORWARD_IN_WINDOW: Loops = {**FORWARD, (16, 128, False): (16, 32, 8, 1)}
 FORWARD_IN_WINDOW_WITH_DROPOUT: Loops = {**FORWARD_WITH_DROPOUT, (16, 128, False): (16, 32, 8, 1)}
-BACKWARD_IN_WINDOW = BACKWARD._replace(keys={**BACKWARD.keys, (16, 128, False): (32, 16, 8, 1)})
+BACKWARD_IN_WINDOW = BackwardLoops(
+    {**BACKWARD.sums, (32, 64, False): (16, 64, 8, 1)},
+    {**BACKWARD.queries, (32, 64, False): (16, 64, 8, 1)},
+    {**BACKWARD.keys, (16, 128, False): (32, 16, 8, 1)},
+)
 BY_TABLE: Loops = {
     (16, 64, False): (32, 32, 4, 1),
     (16, 128, True): (32, 16, 8, 1),
-    (32, 32, True): (16, 16, 8, 1),
+    (32, 16 if SHORT_OF_REGISTERS else 32, True): (16, 16, 8, 1),
 }
 BACKWARD_BY_TABLE = BackwardLoops({**BY_TABLE, (16, 64, False): (16, 32, 4, 1)}, BY_TABLE, BY_TABLE)
 # As many queries as distances: a band has rows of a power of two.
@@ -48,9 +52,9 @@ TABLES: Loops = {
     (32, 16, True): (16, 16, 4, 1),
 }
 TABLES_OF_BIAS: Loops = {
-    (16, 64, False): (32, 32, 4, 1),
+    (16, 64, False): (32, 32, 8, 1),
     (16, 128, True): (32, 32, 8, 1),
-    (32, 16, True): (32, 32, 4, 1),
+    (32, 16, True): (32, 32, 8, 1),
 }
 PROGRAMS = 2048  # that the work of the tables' gradients is cut into, as far as it goes
 MOST_PIECES = 32

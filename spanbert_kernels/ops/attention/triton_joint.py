@@ -16,7 +16,14 @@ from spanbert_kernels.ops.attention import triton_launch
 from spanbert_kernels.ops.attention.operators import document_attention_backward, document_attention_forward, new_lse
 from spanbert_kernels.ops.attention.triton_backward import key_backward, query_backward
 from spanbert_kernels.ops.attention.triton_forward import attention_forward
-from spanbert_kernels.ops.attention.triton_launch import Loops, launch, launch_windowed, loop_options, rows_of
+from spanbert_kernels.ops.attention.triton_launch import (
+    SHORT_OF_REGISTERS,
+    Loops,
+    launch,
+    launch_windowed,
+    loop_options,
+    rows_of,
+)
 from spanbert_kernels.ops.attention.triton_tiles import NO_TERMS, Statistics, Terms
 from spanbert_kernels.ops.attention.triton_whole_backward import whole_backward
 from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
@@ -48,7 +55,7 @@ QUERY_BACKWARD: Loops = {
     (16, 64, False): (32, 32, 4, 2),
     (16, 128, False): (32, 64, 8, 1),
     (16, 128, True): (32, 64, 8, 1),
-    (32, 64, False): (16, 64, 8, 1),
+    (32, 64, False): (16, 32 if SHORT_OF_REGISTERS else 64, 8, 1),
     (32, 32, True): (16, 32, 8, 1),
 }
 # Scores have to be rounded as in the other two: the same columns at once, too few rows for another kind of product.
@@ -61,6 +68,9 @@ KEY_BACKWARD: Loops = {
     (32, 32, True): (32, 16, 8, 1),
 }
 BACKWARD = BackwardLoops(QUERY_SUMS, QUERY_BACKWARD, KEY_BACKWARD)
+# With links there are fewer registers: in float32 programs make a part of a head's columns.
+LINKED = BackwardLoops(*({k: v for k, v in loops.items() if k != (32, 64, False)} for loops in BACKWARD))
+LINKED_BACKWARD = LINKED if SHORT_OF_REGISTERS else BACKWARD
 
 
 def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> Options | None:
@@ -154,5 +164,7 @@ def backward(
         launch(whole_backward, q, work, whole, **shared, lse=lse, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v)
         return grads
     statistics = Statistics(lse, torch.empty_like(lse), torch.empty_like(lse))
-    launch_backward(grads, q, work, BACKWARD, statistics, **shared, terms=NO_TERMS)
+    launch_backward(
+        grads, q, work, BACKWARD if work.links is None else LINKED_BACKWARD, statistics, **shared, terms=NO_TERMS
+    )
     return grads

@@ -19,6 +19,9 @@ from spanbert_kernels.ops.repeats import start
 from spanbert_kernels.ops.triton_arguments import Options, dense_rows, on
 
 INTERPRETED = library.interpreted()
+# From 3.9 on Triton has the assembler give out registers in an older way (--regAllocOptLevel=2): where a kernel takes
+# all, some are spilled, so blocks are smaller.
+SHORT_OF_REGISTERS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
 # Blocks of a loop, by the bits of an element, the columns of a program, and whether a head has more than these:
 # queries, keys, warps and stages.
 Loops = dict[tuple[int, int, bool], tuple[int, int, int, int]]
@@ -137,9 +140,12 @@ def launch(
 
 
 @functools.cache
-def exact_options(options: Options) -> Options:
-    """Of the same blocks; what is added row by row wants registers."""
-    return Options(options.block, EXACT_WARPS)
+def exact_options(options: Options, keys: bool) -> Options:
+    """Of the same rows to a program; what is added row by row wants registers."""
+    block = options.block
+    if SHORT_OF_REGISTERS and block.PRECISION == "bf16x6" and not keys:
+        block = block._replace(N=min(block.N, 32))
+    return Options(block, EXACT_WARPS)
 
 
 def launch_windowed(
@@ -159,7 +165,7 @@ def launch_windowed(
         return
     columns = triton.cdiv(q.shape[2], options.block.D)
     again = torch.empty(programs_of(q, work, options, keys) * columns, dtype=torch.int32, device=q.device)
-    for each, is_exact in ((options, False), (exact_options(options), True)):
+    for each, is_exact in ((options, False), (exact_options(options, keys), True)):
         launch(kernel, q, work, each, **arguments, terms=terms, keys=keys, again=again, EXACT=is_exact)
 
 

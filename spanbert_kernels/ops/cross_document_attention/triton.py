@@ -42,7 +42,7 @@ BACKWARD: Loops = {
     (32, 32, True): (16, 32, 8, 1),  # of narrower heads, too: all their columns at once spill
 }
 # Those of the joint softmax but for the first: where slots are looked up as well, registers of four warps would spill.
-KEY_BACKWARD: Loops = {**triton_joint.KEY_BACKWARD, (16, 64, False): (32, 32, 8, 2)}
+KEY_BACKWARD: Loops = {**triton_joint.LINKED_BACKWARD.keys, (16, 64, False): (32, 32, 8, 2)}
 
 
 @cross_document_attention_weights.triton
