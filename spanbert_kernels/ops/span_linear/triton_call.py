@@ -43,7 +43,7 @@ def product_options(outputs: int, *, forward: bool) -> Options:
         return Options(Tiling(M=128, K=128, D=columns, PRECISION="ieee", INTERPRETED=True))
     if forward:
         # Spans that follow each other hold a few tokens together: short steps waste little of their window.
-        return Options(Tiling(M=64, K=16, D=64, PRECISION="bf16x6"), num_warps=4, num_stages=1)
+        return Options(Tiling(M=32, K=16, D=64, PRECISION="bf16x6"), num_warps=4, num_stages=1)
     return Options(Tiling(M=64, K=32, D=64, PRECISION="bf16x6"), num_warps=8, num_stages=2)
 
 
