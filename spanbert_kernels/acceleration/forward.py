@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 from spanbert_kernels.acceleration import places, training, whole_graph
 from spanbert_kernels.acceleration.attention import Batch
+from spanbert_kernels.acceleration.embeddings import embedded
 from spanbert_kernels.acceleration.families import Reads
 from spanbert_kernels.acceleration.family import Family, count_positions, mixes_documents
 from spanbert_kernels.acceleration.layouts import at
@@ -295,7 +296,10 @@ class PackedForward:
         """The embeddings of the real tokens, `[T, H]`, at the positions transformers gives them."""
         model, family = self.model, self.family
         inputs = {name: each for name, each in request.inputs.items() if name not in family.unembedded}
-        if packing.indices is None:
+        found = self._embed_on_gpu(request, packing) if is_on_gpu(packing.cu_seqlens) else None
+        if found is not None:
+            hidden = found
+        elif packing.indices is None:
             hidden = model.embeddings(**inputs).flatten(0, 1)
         else:
             given = {name: None if each is None else _pack(packing, each)[None] for name, each in inputs.items()}
@@ -304,6 +308,14 @@ class PackedForward:
             hidden = model.embeddings(**given)[0]
         project = None if family.projection is None else at(model, family.projection)
         return hidden if project is None else project(hidden)
+
+    def _embed_on_gpu(self, request: Request, packing: Packing) -> Tensor | None:
+        """The embeddings in one pass, where these are of a kind that has one."""
+        token_ids, type_ids = (
+            None if (each := request.inputs.get(name)) is None else _pack(packing, each)
+            for name in ("input_ids", "token_type_ids")
+        )
+        return embedded(self.model.embeddings, token_ids, type_ids, lambda: self._positions(request, packing))
 
     def _positions(self, request: Request, packing: Packing) -> Tensor:
         """The position ids of the real tokens, `[T]`."""

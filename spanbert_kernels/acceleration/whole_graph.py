@@ -18,9 +18,13 @@ _NAME = "spanbert_kernels::accelerated_encoder"
 _forwards: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _numbers = itertools.count()
 
+# The host waits for the lengths of a padded batch, and a graph that is captured could not be replayed for another.
+_NOT_CAPTURED = tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))
+
 torch.library.define(
     _NAME,
     "(int encoder, str names, Tensor[] inputs, int hidden_size, ScalarType dtype, ScalarType? autocast) -> Tensor",
+    tags=_NOT_CAPTURED,
 )
 
 

@@ -9,6 +9,7 @@ from spanbert_kernels.ops.cross_document_attention import cross_document_attenti
 from spanbert_kernels.ops.document_attention import document_attention
 from spanbert_kernels.ops.documents import anchor_indices
 from spanbert_kernels.ops.dropout_add_layer_norm import dropout_add_layer_norm
+from spanbert_kernels.ops.embedding_layer_norm import embedding_layer_norm
 from spanbert_kernels.ops.encoder_stack import EncoderStack, encoder_stack
 from spanbert_kernels.ops.packed_linear import PackedWeight, pack_weight, packed_linear
 from spanbert_kernels.ops.pair_linear import pair_linear
@@ -37,6 +38,7 @@ __all__ = [
     "cross_document_attention",
     "document_attention",
     "dropout_add_layer_norm",
+    "embedding_layer_norm",
     "encoder_stack",
     "enumerate_spans",
     "log_bucketed_index",

@@ -23,7 +23,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if not library.interpreted():
     pytest.skip("Triton is not in its interpreter", allow_module_level=True)
 
-from transformers import BertConfig, BertModel, MegatronBertConfig, MegatronBertModel
+from transformers import BertConfig, BertModel, MegatronBertConfig, MegatronBertModel, RobertaConfig, RobertaModel
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 40}
 # Views and fresh memory are no launches.
@@ -83,6 +83,30 @@ def test_same_states(kind: type, config: type) -> None:
     torch.testing.assert_close(states(model), expected, rtol=1e-4, atol=1e-5)
     assert report.calls == {"packed-inference": 1}
     assert "query, key and value in one" in str(report)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
+def test_embeddings_are_one_pass(train: bool) -> None:
+    """Of BERT, with the gradients of its tables; RoBERTa's positions have a row that gets none."""
+    given = {**batch(), "token_type_ids": torch.tensor([0, 1]).expand(7, 2).T}
+    without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    for kind, config, ours in ((BertModel, BertConfig, True), (RobertaModel, RobertaConfig, not train)):
+        torch.manual_seed(0)
+        options = {"type_vocab_size": 2, "pad_token_id": 0, **without, **SIZES}
+        model = kind(config(num_hidden_layers=1, **options)).train(train)
+        twin = copy.deepcopy(model)
+        accelerate(model)
+        with torch.set_grad_enabled(train):
+            expected = twin(**given).last_hidden_state[given["attention_mask"] != 0]
+            with ops.backends.record() as ran:
+                found = model(**given).last_hidden_state[given["attention_mask"] != 0]
+        assert (("embedding_layer_norm", "triton") in ran) is ours
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        if train:
+            tables = [[*each.embeddings.parameters()] for each in (model, twin)]
+            grads = [torch.autograd.grad(r.square().sum(), t) for r, t in zip((found, expected), tables, strict=True)]
+            for ours_, theirs in zip(*grads, strict=True):
+                torch.testing.assert_close(ours_, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_layers_behind_the_first_only_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,7 @@ def test_compiled_to_one_graph(model_class: Any, backend: str) -> None:
 
     model = head(model_class, **NO_DROPOUT)
     report, twin = accelerate(model), copy.deepcopy(model)
+    assert torch.Tag.cudagraph_unsafe in torch.ops.spanbert_kernels.accelerated_encoder.default.tags
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     for padding, mixed in (("right", False), ("left", False), ("right", True)):

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import banded_cases
+import embedding_cases
 import linear_cases
 import numpy as np
 import pair_cases
@@ -46,6 +47,7 @@ from spanbert_kernels.ops import (
     cross_document_attention,
     document_attention,
     dropout_add_layer_norm,
+    embedding_layer_norm,
     enumerate_spans,
     log_bucketed_index,
     plan_attention,
@@ -402,6 +404,21 @@ def bias_gelu_row(draw: Draw) -> Case:
     return Case("gelu", fixed(tensors), bias_gelu, gelu_by_formula)
 
 
+def embedding_layer_norm_row(draw: Draw) -> Case:
+    rows, columns, tables = draw.size(), draw.size(zero=0.02), draw.integer(1, 3)
+    tensors: Tensors = {}
+    for name in embedding_cases.NAMES[:tables]:
+        length = draw.size(zero=0)
+        tensors[f"{name}_ids"] = draw.index(torch.randint(length, (rows,)))
+        tensors[f"{name}_table"] = draw.numbers(length, columns)
+    tensors |= {"weight": draw.numbers(columns)} | ({"bias": draw.numbers(columns)} if draw.chance(0.7) else {})
+    options = {"dropout_p": draw.pick((0.0, 0.1, 0.5)), "eps": draw.pick((1e-6, 1e-5, 0.1))}
+    tensors |= {"seed": torch.tensor([draw.integer(-(2**62), 2**62)])} if options["dropout_p"] else {}
+    conditions = embedding_cases.EmbeddingConditions(**options)
+    call, formula = partial(embedding_layer_norm, **options), partial(embedding_cases.embedding_by_formula, **options)
+    return Case("embedding", fixed(tensors), call, formula, terms=conditions.terms, logits=conditions.logits)
+
+
 def encoder_stack_row(draw: Draw) -> Case:
     offsets, rotary = draw.documents().clamp(max=100), draw.pick((None, None, "halves", "neighbours"))
     tokens, longest = int(offsets[-1]), max(offsets.diff().tolist(), default=0)
@@ -523,6 +540,7 @@ OPERATIONS: dict[str, Callable[[Draw], Case]] = {
     "packed_linear": packed_linear_row,
     "dropout_add_layer_norm": dropout_add_layer_norm_row,
     "bias_gelu": bias_gelu_row,
+    "embedding_layer_norm": embedding_layer_norm_row,
     "encoder_stack": encoder_stack_row,
 }
 # Backends that have an operation without float64.

@@ -155,6 +155,8 @@ COUNTED = Kind(NO_TENSOR, lambda good: {
     "int64": good.long(), "float32": good.float(), "meta": good.to("meta"), "a dimension more": good[None],
     "a scalar": torch.tensor(True), "one more": torch.cat([good, good[:1]]),
 })  # fmt: skip
+TABLE = but(FLOATING, "a row more")
+OPTIONAL_ROWS = but(OPTIONAL, "a row more")
 INDEX, OFFSET = Kind(NO_TENSOR, like_index), Kind(NO_TENSOR, offsets_like)
 FLAG = Kind({"an integer": 1, "nothing": None, "a string": "no", "a tensor": torch.tensor([True]), "numpy": np.ones(1)})
 NUMBER = Kind({"nan": float("nan"), "infinite": float("inf"), "a flag": True, "a string": "1", "a tensor": ones(1),
@@ -225,6 +227,14 @@ KINDS: dict[str, Kind] = {
     "max_width": whole(1),
     "non_crossing": FLAG,
     "norm": NORM,
+    "padding_idx": but(Kind(whole(0).wrong, optional=True), "nothing"),
+    "position_ids": INDEX._replace(optional=True),
+    "position_table": OPTIONAL_ROWS,
+    "token_ids": INDEX,
+    "token_table": TABLE,
+    "type_ids": INDEX._replace(optional=True),
+    "type_table": OPTIONAL_ROWS,
+    "embedding_layer_norm.weight": FLOATING,
     "normalize": CHOICE,
     "num_tokens": whole(0),
     "out_bias": but(OPTIONAL, "a scalar"),

@@ -111,15 +111,16 @@ def test_programs_with_several_tiles_of_rows(monkeypatch: pytest.MonkeyPatch) ->
     """Rows' gradients are the same bits, and those of weight and bias the same sums, however few programs there are."""
     if not library.interpreted():
         pytest.skip("Triton is not in its interpreter")
+    from spanbert_kernels.ops import triton_norm
     from spanbert_kernels.ops.dropout_add_layer_norm import triton as kernels
 
-    generator, width = torch.Generator().manual_seed(3), kernels.WIDEST_OF_A_WARP + 1  # of two warps a row
+    generator, width = torch.Generator().manual_seed(3), triton_norm.WIDEST_OF_A_WARP + 1  # of two warps a row
     x, residual, grad = (torch.randn(5, width, generator=generator) for _ in range(3))
     weight, dropout = torch.rand(width, generator=generator), Dropout(0.1, torch.tensor([5]))
     _, mean, rstd = kernels.forward(x, residual, weight, None, dropout, 1e-5)
     results = []
-    for programs in (kernels.PROGRAMS, 2):  # three tiles of rows: the second of the last program is beyond them
-        monkeypatch.setattr(kernels, "PROGRAMS", programs)
+    for programs in (triton_norm.PROGRAMS, 2):  # three tiles of rows: the second of the last program is beyond them
+        monkeypatch.setattr(triton_norm, "PROGRAMS", programs)
         results.append(kernels.backward(grad, x, residual, weight, mean, rstd, dropout))
     (of_residual, of_x, sums), (again, of_x_again, sums_again) = results
     assert torch.equal(of_residual, again)
