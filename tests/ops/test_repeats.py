@@ -19,7 +19,14 @@ from places import PLACES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spanbert_kernels.ops import document_attention, plan_attention, plan_spans, repeats, span_pool
+from spanbert_kernels.ops import (
+    cross_document_attention,
+    document_attention,
+    plan_attention,
+    plan_spans,
+    repeats,
+    span_pool,
+)
 from spanbert_kernels.ops.operators import REGISTERED
 from spanbert_kernels.ops.repeats import record, start
 
@@ -46,6 +53,13 @@ def attend(plan: Any, backend: str, seed: int, turned: bool) -> list[Tensor]:
     return [*found, document_attention(q.detach(), k.detach(), v.detach(), plan, backend=backend)]
 
 
+def attend_across(plan: Any, backend: str, seed: int, turned: bool) -> list[Tensor]:
+    q, k, v = drawn(3, 2, 1, 16, seed=seed).detach().unbind()
+    found = cross_document_attention(q, k if turned else k.clone(), v, plan, backend=backend)
+    assert isinstance(found, Tensor)
+    return [found]
+
+
 def pool(plan: Any, backend: str, seed: int, turned: bool) -> list[Tensor]:
     leaf, scores, table = drawn(5, 7, seed=seed), drawn(5, seed=seed + 1), drawn(4, 3, seed=seed)
     hidden = leaf if turned else leaf.t().contiguous().t()
@@ -53,23 +67,24 @@ def pool(plan: Any, backend: str, seed: int, turned: bool) -> list[Tensor]:
     return [*with_gradients(output, leaf), span_pool(hidden.detach(), plan, ["mean"], backend=backend)]
 
 
-PLANS = {
-    "document_attention": (lambda: plan_attention(OFFSETS), attend),
-    "span_pool": (lambda: plan_spans(SPANS), pool),
+PLANS: dict[str, tuple[Any, Any, str]] = {
+    "documents": (lambda: plan_attention(OFFSETS), attend, "document_attention"),
+    "clusters": (lambda: plan_attention(OFFSETS, torch.tensor([0, 2])), attend_across, "document_attention"),
+    "spans": (lambda: plan_spans(SPANS), pool, "span_pool"),
 }
 
 
 @pytest.mark.parametrize("kind", PLANS)
 @in_triton
 def test_calls_of_a_plan_give_what_plans_of_their_own_give(kind: str, backend: str) -> None:
-    make, call = PLANS[kind]
+    make, call, operator = PLANS[kind]
     plan, calls = make(), [(1, True), (2, False), (3, True)]
-    expected = [call(make(), backend, *each) for each in calls]
-    first = [call(plan, backend, *each) for each in calls[:2]]
+    expected = [call(make(), backend, *each) for each in calls[1:]]
+    _, second = (call(plan, backend, *each) for each in calls[:2])
     with ExitStack() as stack:
-        for name in (f"{kind}_forward", f"{kind}_backward"):  # the third call is made of what the first one did
+        for name in (f"{operator}_forward", f"{operator}_backward"):  # the third call is made of what the first one did
             stack.enter_context(mock.patch.object(REGISTERED[name], "in_triton", side_effect=AssertionError))
-        found = [*first, call(plan, backend, *calls[2])]
+        found = [second, call(plan, backend, *calls[2])]
     for ours, alone in zip(found, expected, strict=True):
         assert all(map(torch.equal, ours, alone))
     for copied in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
@@ -86,10 +101,10 @@ class Noted(TorchDispatchMode):
 NAMES: list[str] = []
 
 
-@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize("kind", ["documents", "spans"])
 @in_triton
 def test_who_looks_at_operators_sees_them(kind: str, backend: str) -> None:
-    make, call = PLANS[kind]
+    make, call, _ = PLANS[kind]
     plan = make()
     call(plan, backend, 1, True)
     NAMES.clear()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spanbert_kernels.ops import attention_plans, checks
 from spanbert_kernels.ops.attention.checks import check_heads, check_scale
-from spanbert_kernels.ops.attention.operators import DocumentAttention
+from spanbert_kernels.ops.attention.operators import attend
 from spanbert_kernels.ops.attention.work import AttentionWork, pair_statistics
 from spanbert_kernels.ops.attention_plans import AttentionPlan
 from spanbert_kernels.ops.choices import NORMALIZATIONS, Backend, Normalization, Role
@@ -22,6 +22,7 @@ from spanbert_kernels.ops.cross_document_attention.operators import (
 )
 from spanbert_kernels.ops.document_attention import AttentionOptions, Documents
 from spanbert_kernels.ops.philox import Dropout
+from spanbert_kernels.ops.repeats import key_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -209,7 +210,7 @@ def cross_document_attention(
         output, lse, weights = _eager(q, k, v, plan, normalize, scale, dropout, return_weights)
     else:
         output, lse, weights = _kernels(
-            q, k, v, plan, normalize, scale, dropout, backend=chosen, weighed=return_weights
+            q, k, v, plan, normalize, scale, dropout, backend=chosen, weighed=return_weights, planned=plan is cu_seqlens
         )
     extras = [extra for extra, asked in ((lse, return_lse), (weights, return_weights)) if asked and extra is not None]
     return (output, *extras) if extras else output
@@ -244,9 +245,11 @@ def _kernels(
     scale: float,
     dropout: Dropout,
     *,
-    backend: str,
+    backend: Backend,
     weighed: bool,
+    planned: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`planned`: the plan will serve other calls, too."""
     assert plan.cu_clusters is not None
     work = plan.work(backend != "cpu")
     places = 0
@@ -254,7 +257,8 @@ def _kernels(
         places = plan.max_documents or attention_plans.largest(plan.cu_clusters)
     weights = None
     if normalize == "joint":
-        output, lse = DocumentAttention.apply(q, k, v, OPERATION.name, backend, work, scale, dropout)
+        key = key_of(OPERATION.name, backend, None, q, k, v) if planned else None
+        output, lse = attend(OPERATION.name, backend, q, k, v, plan, scale, dropout, key)
         if weighed:
             call = (q.detach(), k.detach(), lse, work, places, scale)
             weights = cross_document_attention_weights(backend, *call)
