@@ -370,8 +370,8 @@ SCORE_BY_DOCUMENT = (
         by_document=("out_weight",), norm=True),
 )  # fmt: skip
 SCORE_POOLED_FIRST_BY_DOCUMENT = (
-    row("fewer spans by document", ATTENTION_FIRST[1:], partial(separated, few), scores=6, by_document=DOCUMENTS,
-        norm=True, seed=3, dropout_p=0.3),
+    row("fewer spans by document", ATTENTION_FIRST[1:], partial(separated, few), outputs=35, scores=6,
+        by_document=DOCUMENTS, norm=True, seed=3, dropout_p=0.3),
 )  # fmt: skip
 
 

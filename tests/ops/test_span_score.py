@@ -348,6 +348,19 @@ def test_empty_spans_score_the_activated_bias(backend: str) -> None:
         torch.testing.assert_close(output[i], expected)
 
 
+@pytest.mark.parametrize("backend", place_parameters(("cpu", "eager"), (Place("cpu"), Place("eager"))), indirect=True)
+def test_empty_spans_are_of_no_document(backend: str) -> None:
+    """Weights of documents give them zeros, and get no gradient of theirs."""
+    tensors = make(LINEAR)
+    tensors["spans"][[0, 5, 12]] = torch.tensor([[3, 2], [8, 5], [0, -1]])
+    weights = torch.stack([tensors.pop("out_weight")] * 2).requires_grad_()
+    tensors |= {"out_weight": weights, "out_bias": None, "cu_seqlens": torch.tensor([0, 4, len(tensors["hidden"])])}
+    output = span_score(**tensors, parts=LINEAR, activation="gelu", backend=backend)
+    assert not output[[0, 5, 12]].any()
+    (gradient,) = torch.autograd.grad(output[[0, 5, 12]].sum(), weights)
+    assert not gradient.any()
+
+
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(
     tokens=st.integers(1, 30),
