@@ -27,8 +27,6 @@ SPILLS = {
     ("linear_backward, gradient of bf16", 120): 8,
     ("attention_delta, gradient of bf16", 120): 8,
     ("attention_backward, gradient of bf16", 120): 40,
-    ("score_forward, forward", 120): 48,
-    ("score_forward, forward by document", 120): 96,
     ("weights_forward, bf16 128, tokens to anchors", 100): 8,
 }
 EVERYDAY = 90
