@@ -59,7 +59,11 @@ QUERY_BACKWARD: Loops = {
     (32, 32, True): (16, 32, 8, 1),
 }
 # Scores have to be rounded as in the other two: the same columns at once, too few rows for another kind of product.
-QUERY_SUMS: Loops = {**QUERY_BACKWARD, (32, 32, True): (16, 16, 8, 1)}
+QUERY_SUMS: Loops = {
+    **QUERY_BACKWARD,
+    (16, 128, False): (32, 32 if SHORT_OF_REGISTERS else 64, 8, 1),
+    (32, 32, True): (16, 16, 8, 1),
+}
 KEY_BACKWARD: Loops = {
     (16, 64, False): (32, 32, 4, 2),
     (16, 128, False): (32, 32, 8, 1),
