@@ -5,11 +5,12 @@ dK = scale dS^T Q, dV = P^T dO (FlashAttention-2, Dao 2023). P is W = exp(S - ls
 rowsum(W): a lse of 1000 is rounded by 3e-5, so W does not add up to 1, and where one weight is nearly 1, dS is a
 difference far smaller than that. In delta = rowsum(dO * O) the rounding of O to 16 bits would be left in it.
 
-So queries go through the keys twice, `query_backward` with SUMS for delta and share, then without for dQ, before
-`key_backward` goes from a tile of keys through all queries that see it. A softmax over one key is 1 whatever its score
-and has no dS: its share is negative.
+So queries go through the keys twice, `query_backward` with SUMS for delta and share, then without for dQ (or once, in
+`triton_online.py`), before `key_backward` goes from a tile of keys through all queries that see it. A softmax over one
+key is 1 whatever its score and has no dS: its share is negative.
 
-The scale is kept out of dS, which is rounded to the dtype of the inputs. Letters of shapes: `triton_tiles.py`.
+The scale is kept out of dS, which is rounded to the dtype of the inputs, and so is what dropout divides by, also out of
+delta. Letters of shapes: `triton_tiles.py`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, QUERIES, U
 from spanbert_kernels.ops.triton_arguments import Matrix, Philox
 
 
+ALONE = tl.constexpr(-0x3F5EF2)  # the bits of a NaN that no arithmetic makes
+
+
 class Backward(NamedTuple):
     """What a program has from block to block.
 
     Attributes:
         left, right: the tile's rows, of q and the gradient of the output, or of k and v.
         left_source, right_source: those of the other side, a head's.
-        statistics: of the tile's queries, `[M]`, the log-sum-exp in base 2; of keys to row 0 of the head.
+        statistics: of the tile's queries, `[M]`, the log-sum-exp in base 2; of keys to row 0 of the head, where there
+            may be two in place of three: the log-sum-exp is in base 2 and less that of share, and delta is `marked`.
         factor: of the scores.
     """
 
@@ -59,7 +64,7 @@ class Slopes(NamedTuple):
 
 
 class RowSums(NamedTuple):
-    """Of the keys so far: mass `[M]` of W, moment `[M]` of W dP, number `[N]` of keys."""
+    """Of the keys so far: mass `[M]` of W, moment `[M]` of W dP, number of keys."""
 
     mass: tl.tensor
     moment: tl.tensor
@@ -67,9 +72,19 @@ class RowSums(NamedTuple):
 
 
 @triton.jit
-def new_sums(BLOCK):
+def new_sums(tile, BLOCK):
     zeros = tl.zeros([BLOCK.M], tl.float32)
-    return RowSums(zeros, zeros, tl.zeros([BLOCK.N], tl.int32))
+    return RowSums(zeros, zeros, (tile.first * 0).to(tl.int32))
+
+
+@triton.jit
+def count_rows(first, last, there, anchors, ROWS: tl.constexpr):
+    """How many of a block there are."""
+    if anchors is None:
+        count = tl.minimum(last - first, ROWS).to(tl.int32)
+    else:
+        count = tl.sum(there.to(tl.int32), 0)
+    return count
 
 
 @triton.jit
@@ -77,10 +92,11 @@ def weights_and_slopes(program, first, last, BLOCK):
     """W and dP of a block of keys."""
     tile, dropout, numbers, statistics = program.tile, program.dropout, program.numbers, program.statistics
     row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, dropout, BLOCK.N)
-    keys = tiles.load_rows(program.left_source, row, there, tile.own, tile.inside)
+    keys = tiles.load_block(program.left_source, first, row, there, tile.own, tile.inside)
     values = None
     if not BLOCK.CHUNKED:
-        values = tiles.load_rows(program.right_source, row, there, 0, tile.inside)
+        values = tiles.load_block(program.right_source, first, row, there, 0, tile.inside)
+    row = first + row
     keys = tiles.Operand(keys, program.left_source, row, there)
     near = distance.near_block(program, tile.first, first, BLOCK)
     scores = tiles.inner_products(program.left, keys, numbers.head_dim, BLOCK) * program.factor
@@ -90,8 +106,7 @@ def weights_and_slopes(program, first, last, BLOCK):
     values = tiles.Operand(values, program.right_source, row, there)
     slopes = tiles.inner_products(program.right, values, numbers.head_dim, BLOCK)
     if dropout is not None:
-        kept = tiles.kept_entries(dropout, tile.row, first, tile.head, BLOCK.N)
-        slopes = tl.where(kept, tiles.rescaled(slopes, dropout), 0.0)
+        slopes = tl.where(tiles.kept_entries(dropout, tile.row, first, tile.head, BLOCK.N), slopes, 0.0)
     return Slopes(weights, distance.seen_alone(slopes, seen, program.terms), keys, seen, near)
 
 
@@ -101,7 +116,8 @@ def sums_step(sums, program, first, last, slot, BLOCK):
     block = weights_and_slopes(program, first, last, BLOCK)
     mass = sums.mass + tl.sum(block.weights, 1)
     moment = sums.moment + tl.sum(block.weights * block.slopes, 1)
-    return RowSums(mass, moment, sums.number + block.keys.there.to(tl.int32))
+    number = sums.number + count_rows(first, last, block.keys.there, program.mask.anchors, BLOCK.N)
+    return RowSums(mass, moment, number)
 
 
 @triton.jit
@@ -137,7 +153,7 @@ def row_statistics(sums, softmaxes, window):
     """`delta`, and `share` for the mean of so many softmaxes."""
     mass = tl.where(sums.mass == 0.0, 1.0, sums.mass)
     share = 1.0 / (mass * softmaxes)
-    alone = tl.sum(sums.number, 0) == 1
+    alone = sums.number == 1
     if window is not None:
         alone = alone | (window == 0)
     return sums.moment / mass, tl.where(alone, -share, share)
@@ -182,7 +198,7 @@ def query_backward(
     if SUMS:
         own = tiles.Statistics(lse, None, None)
         program = Backward(queries, grads, k, v, own, tile, mask, terms, dropout, numbers, factor)
-        sums = tiles.over_seen(sums_step, new_sums(BLOCK), program, numbers, KEYS, BLOCK.N, BLOCK)
+        sums = tiles.over_seen(sums_step, new_sums(tile, BLOCK), program, numbers, KEYS, BLOCK.N, BLOCK)
         delta, share = row_statistics(sums, 1, terms.window)
         row, there = tiles.rows_again(tile, None, BLOCK.M)
         place = tile.head * query_rows + tile.first + row
@@ -199,7 +215,18 @@ def query_backward(
             total = tiles.over_seen(gradient_step, total, program, numbers, KEYS, BLOCK.N, BLOCK)
             if again is not None:
                 tl.store(distance.own_flag(again), distance.not_finite(total))
-        tiles.store_rows(grad_q, tile, heads, head_dim, None, total * scale)
+        tiles.store_rows(grad_q, tile, heads, head_dim, None, tiles.rescaled(total, dropout) * scale)
+
+
+@triton.jit
+def marked(delta, alone):
+    """delta, or what says that the softmax is over one key."""
+    return tl.where(alone, ALONE, delta.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def is_marked(delta):
+    return delta.to(tl.int32, bitcast=True) == ALONE
 
 
 class KeyGradients(NamedTuple):
@@ -229,31 +256,43 @@ def any_key_step(total, program, first, last, slot, EXACT: tl.constexpr, BLOCK):
     tile, terms, dropout, statistics = program.tile, program.terms, program.dropout, program.statistics
     numbers = program.numbers
     row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, None, BLOCK.M)
-    queries = tiles.load_rows(program.left_source, row, there, tile.own, tile.inside)
-    grads = tiles.load_rows(program.right_source, row, there, tile.own, tile.inside)
+    queries = tiles.load_block(program.left_source, first, row, there, tile.own, tile.inside)
+    grads = tiles.load_block(program.right_source, first, row, there, tile.own, tile.inside)
+    place = slot + first
+    lse = tl.load(statistics.lse + place + row, mask=there, other=float("inf"))  # no weight without a query
+    delta = tl.load(statistics.delta + place + row, mask=there, other=0.0)
+    alone = is_marked(delta)
+    if statistics.share is not None:
+        lse *= LOG2_E
+        share = tl.load(statistics.share + place + row, mask=there, other=0.0)
+        alone = share < 0.0
+    row = first + row
     queries = tiles.Operand(queries, program.left_source, row, there)
     grads = tiles.Operand(grads, program.right_source, row, there)
-    lse = tl.load(statistics.lse + slot + row, mask=there, other=float("inf")) * LOG2_E  # no weight without a query
-    delta = tl.load(statistics.delta + slot + row, mask=there, other=0.0)
-    share = tl.load(statistics.share + slot + row, mask=there, other=0.0)
     near = distance.near_block(program, first, tile.first, BLOCK)
     scores = tiles.inner_products(program.left, queries, numbers.head_dim, BLOCK) * program.factor
     scores = distance.add_terms(scores, program.left, queries, near, program, True, BLOCK)
     seen = distance.in_window(there[None, :], tile.row, row, terms)
-    weights = distance.seen_alone(tl.exp2(scores - lse[None, :]) * tl.abs(share)[None, :], seen, terms)
+    weights = tl.exp2(scores - lse[None, :])
+    if statistics.share is not None:
+        weights *= tl.abs(share)[None, :]
+    weights = distance.seen_alone(weights, seen, terms)
+    kept = weights
     if dropout is not None:
         # Less than 0 where it is dropped: one tile in place of two.
         weights = tl.where(
             tl.trans(tiles.kept_entries(dropout, row, tile.first, tile.head, BLOCK.N)), weights, -weights
         )
-    kept = tl.where(weights < 0, 0.0, weights)
+        kept = tl.where(weights < 0, 0.0, weights)
     if EXACT:
         total_v = distance.seen_product(kept, seen, grads.source, row, tile, total.v)
     else:
         total_v = tiles.product(kept, grads.data, total.v, BLOCK)
     slopes = tiles.inner_products(program.right, grads, numbers.head_dim, BLOCK)
-    slopes = tl.where(weights < 0, 0.0, tiles.rescaled(slopes, dropout))
-    slopes = tl.where(share[None, :] < 0, 0.0, tl.abs(weights) * (slopes - delta[None, :]))
+    if dropout is not None:
+        slopes = tl.where(weights < 0, 0.0, slopes)
+        weights = tl.abs(weights)
+    slopes = tl.where(alone[None, :], 0.0, weights * (slopes - delta[None, :]))
     slopes = distance.seen_alone(slopes, seen, terms)
     if EXACT:
         total_k = distance.seen_product(slopes, seen, queries.source, row, tile, total.k)
@@ -300,12 +339,15 @@ def key_backward(
         # A softmax for each document of the cluster, or one for all.
         number = tile.document - tl.load(mask.documents + 4 * num_documents + tile.document)
         place += tl.where(size > query_rows, number * query_rows, 0)
+    own = tiles.Statistics(statistics.lse + place, statistics.delta + place, None)
+    if statistics.share is not None:
+        own = tiles.Statistics(statistics.lse + place, statistics.delta + place, statistics.share + place)
     program = Backward(
         tiles.own_rows(k, tile, BLOCK.D),
         tiles.own_rows(v, tile, BLOCK.D),
         tiles.head_of(q, tile.head, BLOCK.D),
         tiles.head_of(grad_output, tile.head, BLOCK.D),
-        tiles.Statistics(statistics.lse + place, statistics.delta + place, statistics.share + place),
+        own,
         tile,
         mask,
         terms,
@@ -321,5 +363,5 @@ def key_backward(
         total = tiles.over_seen(key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
         if again is not None:
             tl.store(distance.own_flag(again), distance.not_finite(total.k + total.v))
-    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, total.k * scale)
+    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, tiles.rescaled(total.k, dropout) * scale)
     tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total.v, dropout))

@@ -64,16 +64,20 @@ def any_forward_step(softmax, program, first, last, EXACT: tl.constexpr, BLOCK):
     row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, dropout, BLOCK.N)
     keys = None
     if not BLOCK.CHUNKED:
-        keys = tiles.load_rows(program.k, row, there, 0, tile.inside)
-    keys = tiles.Operand(keys, program.k, row, there)
+        keys = tiles.load_block(program.k, first, row, there, 0, tile.inside)
     values = None
     if not EXACT:
-        values = tiles.load_rows(program.v, row, there, tile.own, tile.inside)
+        values = tiles.load_block(program.v, first, row, there, tile.own, tile.inside)
+    row = first + row
+    keys = tiles.Operand(keys, program.k, row, there)
     near = distance.near_block(program, tile.first, first, BLOCK)
     scores = tiles.inner_products(program.queries, keys, numbers.head_dim, BLOCK) * program.factor
     scores = distance.add_terms(scores, program.queries, keys, near, program, False, BLOCK)
     seen = distance.in_window(there[None, :], tile.row, row, program.terms)
-    scores = tl.where(seen, scores, -float("inf"))
+    if program.terms.window is None:
+        scores += tl.where(there, 0.0, -float("inf"))[None, :]  # with the factor one operation
+    else:
+        scores = tl.where(seen, scores, -float("inf"))
     peak = tl.maximum(softmax.peak, tl.max(scores, 1))
     # A maximum of -inf stands for no key and must not meet itself.
     subtracted = tl.where(peak == -float("inf"), 0.0, peak)

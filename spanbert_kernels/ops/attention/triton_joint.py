@@ -24,6 +24,7 @@ from spanbert_kernels.ops.attention.triton_launch import (
     loop_options,
     rows_of,
 )
+from spanbert_kernels.ops.attention.triton_online import online_query_backward
 from spanbert_kernels.ops.attention.triton_tiles import NO_TERMS, Statistics, Terms
 from spanbert_kernels.ops.attention.triton_whole_backward import whole_backward
 from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
@@ -35,6 +36,13 @@ class BackwardLoops(NamedTuple):
     """Blocks of the backward's kernels: `query_backward` with SUMS and without, and `key_backward`."""
 
     sums: Loops
+    queries: Loops
+    keys: Loops
+
+
+class OnlineLoops(NamedTuple):
+    """Blocks of `online_query_backward`, and of `key_backward` behind it."""
+
     queries: Loops
     keys: Loops
 
@@ -75,6 +83,10 @@ BACKWARD = BackwardLoops(QUERY_SUMS, QUERY_BACKWARD, KEY_BACKWARD)
 # With links there are fewer registers: in float32 programs make a part of a head's columns.
 LINKED = BackwardLoops(*({k: v for k, v in loops.items() if k != (32, 64, False)} for loops in BACKWARD))
 LINKED_BACKWARD = LINKED if SHORT_OF_REGISTERS else BACKWARD
+# Between the tokens of clusters: with anchors or links the registers are too few for as many rows.
+SMALL = (16, 64, False)
+ONLINE = OnlineLoops({SMALL: (128, 64, 8, 2)}, {SMALL: (64, 128, 8, 1)})
+ONLINE_WITH_DROPOUT = OnlineLoops({SMALL: (64, 32, 4, 2)}, {SMALL: (32, 64, 4, 1)})
 
 
 def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> Options | None:
@@ -135,6 +147,31 @@ def launch_backward(
     launch_windowed(key_backward, like, work, options, **arguments, keys=True)
 
 
+def is_online(q: Tensor, work: AttentionWork) -> bool:
+    """Whether there are blocks for the queries' gradient to be made in one way through the keys."""
+    bits, widest, _ = SMALL
+    between_tokens = not (work.anchor_queries or work.anchor_keys or work.links is not None)
+    return between_tokens and 8 * q.element_size() == bits and q.shape[2] <= widest
+
+
+def launch_online(
+    grads: tuple[Tensor, Tensor, Tensor],
+    like: Tensor,
+    work: AttentionWork,
+    lse: Tensor,
+    **arguments: Any,
+) -> None:
+    """Fill the gradients of q, which is `like` that, k and v; the rest is the kernels'."""
+    grad_q, grad_k, grad_v = grads
+    loops = ONLINE if arguments["dropout"] is None else ONLINE_WITH_DROPOUT
+    arguments["statistics"] = Statistics(torch.empty_like(lse), torch.empty_like(lse), None)
+    launch(online_query_backward, like, work, loop_options(like, loops.queries), **arguments, lse=lse, grad_q=grad_q)
+    arguments |= {"grad_k": grad_k, "grad_v": grad_v, "terms": NO_TERMS, "again": None, "EXACT": False}
+    launch(
+        key_backward, like, work, loop_options(like, loops.keys), **arguments, keys=True, size=like.shape[0]
+    )
+
+
 @document_attention_forward.triton
 def forward(
     q: Tensor, k: Tensor, v: Tensor, work: AttentionWork, scale: float, dropout: Dropout
@@ -166,6 +203,9 @@ def backward(
     whole = whole_options(q, work, WHOLE_BACKWARD)
     if whole is not None:
         launch(whole_backward, q, work, whole, **shared, lse=lse, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v)
+        return grads
+    if is_online(q, work):
+        launch_online(grads, q, work, lse, **shared)
         return grads
     statistics = Statistics(lse, torch.empty_like(lse), torch.empty_like(lse))
     launch_backward(

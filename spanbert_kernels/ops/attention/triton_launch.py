@@ -91,7 +91,7 @@ def mask_of(work: AttentionWork, *, keys: bool, slots: Tensor | None) -> Mask:
 
 
 def parts_of(work: AttentionWork, options: Options, keys: bool) -> int:
-    """The blocks of a tile."""
+    """The blocks of a tile; of a block of several tiles each has one, all but the first without rows."""
     anchors, rows = (work.anchor_keys, options.block.N) if keys else (work.anchor_queries, options.block.M)
     return 1 if anchors or options.block.WHOLE else triton.cdiv(TILE_ROWS, rows)
 

@@ -85,6 +85,7 @@ def add_band(total, source, run, block, shift, BLOCK):
     low = run.low + shift
     first = block.first + low
     key, _ = tiles.block_rows(first, block.end, None, 0, dropout, BAND)
+    key = first + key
     there = (key >= block.begin) & (key < block.end)
     queries = operand(source.q, block.row, block.there, tile)
     grads = operand(source.grad_output, block.row, block.there, tile)
@@ -118,7 +119,7 @@ def add_band(total, source, run, block, shift, BLOCK):
     slopes = tiles.inner_products(grads, values, numbers.head_dim, BLOCK)
     if dropout is not None:
         kept = tiles.kept_entries(dropout, block.row, first, tile.head, BAND)
-        slopes = tl.where(kept, tiles.rescaled(slopes, dropout), 0.0)
+        slopes = tl.where(kept, slopes, 0.0)
     slopes = tl.gather(slopes, place, 1)
     weights = tl.exp2(scores - lse[:, None]) * share[:, None]
     slopes = tl.where(seen, weights * (slopes - delta[:, None]), 0.0)
@@ -242,12 +243,12 @@ def table_backward(
         number += pieces
     start = ((piece.to(tl.int64) * heads + head) * runs + turn) * BLOCK.N + tl.arange(0, BLOCK.N)
     if terms.bias is not None:
-        tl.store(sums.bias + start, total.bias, mask=only_if(own == 0, start >= 0))
+        tl.store(sums.bias + start, tiles.rescaled(total.bias, dropout), mask=only_if(own == 0, start >= 0))
     start = start[:, None] * head_dim + own + tl.arange(0, BLOCK.D)[None, :]
     if terms.keys is not None:
-        tl.store(sums.keys + start, total.keys * scale, mask=inside[None, :])
+        tl.store(sums.keys + start, tiles.rescaled(total.keys, dropout) * scale, mask=inside[None, :])
     if terms.queries is not None:
-        tl.store(sums.queries + start, total.queries * scale, mask=inside[None, :])
+        tl.store(sums.queries + start, tiles.rescaled(total.queries, dropout) * scale, mask=inside[None, :])
 
 
 @triton.jit(do_not_specialize=("heads", "columns", "distances"))

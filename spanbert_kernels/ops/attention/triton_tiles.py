@@ -18,8 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spanbert_kernels.ops.attention.work import TILE_ROWS
 from spanbert_kernels.ops.triton_arguments import Matrix
 
+PIECE = tl.constexpr(TILE_ROWS)  # rows of a tile in the work's lists
 LOG2_E = tl.constexpr(1.4426950408889634)
 # The sides, by the first of their bounds in AttentionWork.documents.
 QUERIES = tl.constexpr(0)
@@ -167,37 +169,44 @@ class Ranges(NamedTuple):
 
 @triton.jit
 def block_rows(first, last, anchors, documents, dropout, ROWS: tl.constexpr):
-    """The rows of a block, and which of them there are: those below `last`, of anchors those of a document.
+    """The rows of a block counted from `first`, and which of them there are: those below `last`, of anchors those of a
+    document.
 
-    With dropout the rows are turned so that four that share a draw stand at a multiple of four.
+    With dropout the rows are turned so that four that share a draw stand at a multiple of four. They are counted from
+    the first one because numbers of 64 bits for each of them would be most of what a step does.
     """
-    row = first + tl.arange(0, ROWS)
+    row = tl.arange(0, ROWS)
     if dropout is not None:
-        lane = first & 3
-        row = row - lane + tl.where(tl.arange(0, ROWS) < lane, ROWS, 0)
-    there = row < last
+        row = (row - (first & 3).to(tl.int32)) & (ROWS - 1)
+    there = row < tl.minimum(last - first, ROWS).to(tl.int32)
     if anchors is not None:
-        begin = tl.load(anchors + row, mask=there, other=0)
-        there = there & (begin < tl.load(anchors + documents + row, mask=there, other=0))
+        begin = tl.load(anchors + first + row, mask=there, other=0)
+        there = there & (begin < tl.load(anchors + documents + first + row, mask=there, other=0))
     return row, there
 
 
 @triton.jit
 def find_tile(mask, dropout, numbers, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A program's tile; with dropout of keys as `block_rows` turns them."""
+    """A program's tile; with dropout of keys as `block_rows` turns them.
+
+    Of those that it takes together the first one's program has all rows, the others none.
+    """
     program = tl.program_id(0)
     tile = mask.tiles + 2 * (program // numbers.heads // numbers.parts)
     bounds = mask.documents + SIDE * numbers.documents
     document = tl.load(tile).to(tl.int64)
     real = document >= 0
     document = tl.maximum(document, 0)
-    first = tl.load(bounds + document) + tl.load(tile + 1) + program // numbers.heads % numbers.parts * ROWS
+    piece = tl.load(tile + 1)
+    first = tl.load(bounds + document) + piece + program // numbers.heads % numbers.parts * ROWS
     last = tl.load(bounds + numbers.documents + document)
+    if ROWS > PIECE:
+        real = real & (piece % ROWS == 0)
     last = tl.where(real, last, first)
     row, there = block_rows(first, last, None, 0, dropout, ROWS)
     own = tl.program_id(1) * COLUMNS
     inside = own + tl.arange(0, COLUMNS) < numbers.head_dim
-    return RowTile(document, (program % numbers.heads).to(tl.int64), first, last, row, there, own, inside)
+    return RowTile(document, (program % numbers.heads).to(tl.int64), first, last, first + row, there, own, inside)
 
 
 @triton.jit
@@ -214,6 +223,12 @@ def load_rows(source, row, there, column, inside):
 
 
 @triton.jit
+def load_block(source, first, row, there, column, inside):
+    """The same of rows counted from `first`."""
+    return load_rows(Matrix(source.data + first * source.stride, source.stride), row.to(tl.int64), there, column, inside)
+
+
+@triton.jit
 def own_rows(rows, tile, COLUMNS: tl.constexpr):
     """The tile's rows."""
     source = head_of(rows, tile.head, COLUMNS)
@@ -227,10 +242,8 @@ def rows_again(tile, dropout, ROWS: tl.constexpr):
 
     The compiler would keep what is the same through a loop, for which registers are short.
     """
-    row = tl.arange(0, ROWS)
-    if dropout is not None:
-        row = (row - (tile.first & 3).to(tl.int32)) & (ROWS - 1)
-    return row.to(tl.int64), row < tl.minimum(tile.last - tile.first, ROWS).to(tl.int32)
+    row, there = block_rows(tile.first, tile.last, None, 0, dropout, ROWS)
+    return row.to(tl.int64), there
 
 
 @triton.jit

@@ -45,8 +45,8 @@ def whole_backward(
     numbers = Numbers(query_rows, num_documents, heads, head_dim, parts, include_self)
     tile = tiles.find_tile(mask, dropout, numbers, QUERIES, BLOCK.N, BLOCK.D)
     first, last = tile.first, tile.last
-    if (first >= last) | (first > tl.load(mask.documents + tile.document)):
-        return  # the tile of a document's first rows takes all of them
+    if first >= last:
+        return
     q = tiles.head_of(q, tile.head, BLOCK.D)
     grad_output = tiles.head_of(grad_output, tile.head, BLOCK.D)
     keys = tiles.own_rows(k, tile, BLOCK.D).data
@@ -66,19 +66,22 @@ def whole_backward(
         weights = tl.where(tile.there[None, :], tl.exp2(scores - sums[:, None]), 0.0)
         mass = tl.sum(weights, 1)
         weights *= (1.0 / tl.where(mass == 0.0, 1.0, mass))[:, None]
+        kept_weights = weights
         if dropout is not None:
             # Less than 0 where it is dropped: one tile in place of two.
             weights = tl.where(tiles.kept_entries(dropout, query, first, tile.head, BLOCK.N), weights, -weights)
-        kept_weights = rounded(tl.where(weights < 0, 0.0, weights), grads.dtype, BLOCK)
-        total_v = tiles.product(tl.trans(kept_weights), grads, total_v, BLOCK)
+            kept_weights = tl.where(weights < 0, 0.0, weights)
+        total_v = tiles.product(tl.trans(rounded(kept_weights, grads.dtype, BLOCK)), grads, total_v, BLOCK)
         slopes = tiles.product(grads, tl.trans(values), empty, BLOCK)
-        slopes = tl.where(weights < 0, 0.0, tiles.rescaled(slopes, dropout))
-        weights = tl.abs(weights)
+        if dropout is not None:
+            slopes = tl.where(weights < 0, 0.0, slopes)
+            weights = tl.abs(weights)
         delta = tl.sum(weights * slopes, 1)
         slopes = rounded(weights * (slopes - delta[:, None]), keys.dtype, BLOCK)
         total_k = tiles.product(tl.trans(slopes), queries, total_k, BLOCK)
-        total_q = tiles.product(slopes, keys, tl.zeros([BLOCK.M, BLOCK.D], tl.float32), BLOCK) * slope_scale
+        total_q = tiles.product(slopes, keys, tl.zeros([BLOCK.M, BLOCK.D], tl.float32), BLOCK)
+        total_q = tiles.rescaled(total_q, dropout) * slope_scale
         place = grad_q + (query[:, None] * heads + tile.head) * head_dim + column[None, :]
         tl.store(place, total_q.to(grad_q.dtype.element_ty), mask=there[:, None] & tile.inside[None, :])
-    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, total_k * slope_scale)
+    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, tiles.rescaled(total_k, dropout) * slope_scale)
     tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total_v, dropout))

@@ -66,7 +66,7 @@ def pairwise_backward(
             lse = tl.load(statistics.lse + slot, mask=tile.there, other=0.0) * LOG2_E
             own = Statistics(lse, None, None)
             program = Backward(queries, grads, k, v, own, tile, mask, terms, dropout, numbers, factor)
-            sums = tiles.over_ranges(sums_step, new_sums(BLOCK), program, ranges, BLOCK.N, BLOCK)
+            sums = tiles.over_ranges(sums_step, new_sums(tile, BLOCK), program, ranges, BLOCK.N, BLOCK)
             delta, share = row_statistics(sums, softmaxes, None)
             own = Statistics(lse, delta, share)
             program = Backward(queries, grads, k, v, own, tile, mask, terms, dropout, numbers, factor)
@@ -74,4 +74,4 @@ def pairwise_backward(
             tl.store(statistics.delta + slot, delta, mask=only_if(tile.own == 0, tile.there))
             tl.store(statistics.share + slot, share, mask=only_if(tile.own == 0, tile.there))
         item += 1
-    tiles.store_rows(grad_q, tile, heads, head_dim, None, total * scale)
+    tiles.store_rows(grad_q, tile, heads, head_dim, None, tiles.rescaled(total, dropout) * scale)

@@ -81,8 +81,8 @@ def weights_forward(
             row, there = tiles.block_rows(begin, end, None, 0, None, BLOCK.N)
             keys = None
             if not BLOCK.CHUNKED:
-                keys = tiles.load_rows(k, row, there, 0, tile.inside)
-            scores = tiles.inner_products(queries, Operand(keys, k, row, there), head_dim, BLOCK)
+                keys = tiles.load_block(k, begin, row, there, 0, tile.inside)
+            scores = tiles.inner_products(queries, Operand(keys, k, begin + row, there), head_dim, BLOCK)
             scores = tl.exp2(scores * (scale * LOG2_E) - sums[:, None])
             mass += tl.sum(tl.where(there[None, :], scores, 0.0), 1)
             begin += BLOCK.N

@@ -19,8 +19,9 @@ from spanbert_kernels.ops.philox import Dropout
 
 
 def _both(q: Tensor, work: AttentionWork, dropout_p: float = 0.1) -> None:
-    output, lse = forward(q, q, q, work, 1.0, meta_dropout(dropout_p))
-    backward(output, q, q, q, lse, work, 1.0, meta_dropout(dropout_p))
+    dropout = meta_dropout(dropout_p) if dropout_p else Dropout(0.0, None)
+    output, lse = forward(q, q, q, work, 1.0, dropout)
+    backward(output, q, q, q, lse, work, 1.0, dropout)
 
 
 def _by_distance(q: Tensor, work: AttentionWork, terms: DistanceTerms, dropout: Dropout) -> None:
@@ -62,7 +63,7 @@ def aot_configurations() -> list[AotConfiguration]:
     for name, q, work in meta_calls():
         calls[name] = partial(_both, q, work)
         if name.startswith("bf16 64"):
-            calls[f"{name}, no dropout"] = partial(forward, q, q, q, work, 1.0, Dropout(0.0, None))
+            calls[f"{name}, no dropout"] = partial(_both, q, work, 0.0)
     for columns, rows in WHOLE_FORWARD.items():
         for longest, _, _ in rows:
             work = meta_work("tokens", "tokens", max_seqlen=longest)
