@@ -69,13 +69,16 @@ def total(values: Tensor) -> float:
 
 
 def _tiles(arguments: Arguments, side: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Of every block that has rows: its document, and its first row counted from the document's."""
+    """Of every block that has rows: its document, and its first row counted from the document's.
+
+    Of the tiles that make one block the first has all its rows.
+    """
     documents, tiles = arguments["mask"].documents, arguments["mask"].tiles.long()
     real = tiles[tiles[:, 0] >= 0]
     part = torch.arange(arguments["parts"]) * rows
     document = real[:, :1].expand(-1, len(part)).reshape(-1)
     first = (real[:, 1:] + part).reshape(-1)
-    there = first < (documents[side + 1] - documents[side])[document]
+    there = (first < (documents[side + 1] - documents[side])[document]) & (first % rows == 0)
     return document[there], first[there]
 
 
@@ -263,6 +266,7 @@ def score_forward(arguments: Arguments) -> Trips:
 TRIPS: dict[str, Callable[[Arguments], Trips]] = {
     "attention_forward": attention(QUERIES, KEYS, "M", "N"),
     "query_backward": attention(QUERIES, KEYS, "M", "N"),
+    "online_query_backward": attention(QUERIES, KEYS, "M", "N"),
     "key_backward": attention(KEYS, QUERIES, "N", "M"),
     "whole_backward": whole_backward,
     "document_lists": document_lists,
