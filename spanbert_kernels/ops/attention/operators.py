@@ -75,6 +75,7 @@ class DocumentAttention(torch.autograd.Function):
         ctx.text = f'{operation} has no second derivative, but document_attention on backend="eager"'
         save(ctx, backend, q, k, v, lse, work, scale, dropout, repeats=repeats)
         ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)  # zeros for the log-sum-exp would be a launch
         return output, lse
 
     @staticmethod
@@ -159,6 +160,7 @@ class DistanceAttention(torch.autograd.Function):
         ctx.text = f'{OPERATION.name} has no second derivative, but on backend="eager"'
         save(ctx, backend, q, k, v, lse, work, terms, scale, dropout)
         ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)  # zeros for the log-sum-exp would be a launch
         return output, lse
 
     @staticmethod

@@ -22,6 +22,7 @@ import triton.language as tl
 
 from spanbert_kernels.ops.attention import triton_distance as distance
 from spanbert_kernels.ops.attention import triton_tiles as tiles
+from spanbert_kernels.ops.attention.triton_dropout import dealt_entries, kept_entries
 from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, QUERIES, UNSPECIALIZED
 from spanbert_kernels.ops.triton_arguments import Matrix, Philox
 
@@ -91,7 +92,8 @@ def count_rows(first, last, there, anchors, ROWS: tl.constexpr):
 def weights_and_slopes(program, first, last, BLOCK):
     """W and dP of a block of keys."""
     tile, dropout, numbers, statistics = program.tile, program.dropout, program.numbers, program.statistics
-    row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, dropout, BLOCK.N)
+    DEALT: tl.constexpr = program.terms.index is None
+    row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, dropout, BLOCK.N, DEALT)
     keys = tiles.load_block(program.left_source, first, row, there, tile.own, tile.inside)
     values = None
     if not BLOCK.CHUNKED:
@@ -106,7 +108,11 @@ def weights_and_slopes(program, first, last, BLOCK):
     values = tiles.Operand(values, program.right_source, row, there)
     slopes = tiles.inner_products(program.right, values, numbers.head_dim, BLOCK)
     if dropout is not None:
-        slopes = tl.where(tiles.kept_entries(dropout, tile.row, first, tile.head, BLOCK.N), slopes, 0.0)
+        if DEALT:
+            kept = dealt_entries(dropout, tile.first, first, tile.head, BLOCK.M, BLOCK.N)
+        else:
+            kept = kept_entries(dropout, tile.first, first, tile.head, BLOCK.M, BLOCK.N)
+        slopes = tl.where(kept, slopes, 0.0)
     return Slopes(weights, distance.seen_alone(slopes, seen, program.terms), keys, seen, near)
 
 
@@ -237,12 +243,50 @@ class KeyGradients(NamedTuple):
 
 
 @triton.jit
+def statistics_of_queries(statistics, place, there):
+    """Of a block: the log-sum-exp in base 2, delta, what weights are multiplied by, and whether there is one key."""
+    lse = tl.load(statistics.lse + place, mask=there, other=float("inf"))  # no weight without a query
+    delta = tl.load(statistics.delta + place, mask=there, other=0.0)
+    share = delta
+    alone = is_marked(delta)
+    if statistics.share is not None:
+        lse *= LOG2_E
+        share = tl.load(statistics.share + place, mask=there, other=0.0)
+        alone = share < 0.0
+        share = tl.abs(share)
+    return lse, delta, share, alone
+
+
+@triton.jit
 def key_step(total, program, first, last, slot, BLOCK):
     """A block of queries more, whose statistics begin at a slot.
 
     Scores are `[N, M]`, which makes them left sides of products as they are.
     """
     return any_key_step(total, program, first, last, slot, False, BLOCK)
+
+
+@triton.jit
+def dealt_key_step(total, program, first, last, slot, BLOCK):
+    """The same with dropout, whose draws are dealt out by rows of queries: scores are `[M, N]`."""
+    tile, statistics, numbers = program.tile, program.statistics, program.numbers
+    row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, None, BLOCK.M)
+    queries = tiles.load_block(program.left_source, first, row, there, tile.own, tile.inside)
+    grads = tiles.load_block(program.right_source, first, row, there, tile.own, tile.inside)
+    lse, delta, share, alone = statistics_of_queries(statistics, slot + first + row, there)
+    queries = tiles.Operand(queries, program.left_source, first + row, there)
+    grads = tiles.Operand(grads, program.right_source, first + row, there)
+    weights = tl.exp2(tiles.inner_products(queries, program.left, numbers.head_dim, BLOCK) * program.factor - lse[:, None])
+    if statistics.share is not None:
+        weights *= share[:, None]
+    slopes = tiles.inner_products(grads, program.right, numbers.head_dim, BLOCK)
+    kept = dealt_entries(program.dropout, first, tile.first, tile.head, BLOCK.M, BLOCK.N)
+    kept_weights = tiles.rounded(tl.where(kept, weights, 0.0), grads.data.dtype, BLOCK)
+    total_v = tiles.product(tl.trans(kept_weights), grads.data, total.v, BLOCK)
+    slopes = weights * (tl.where(kept, slopes, 0.0) - delta[:, None])
+    slopes = tiles.rounded(tl.where(alone[:, None], 0.0, slopes), queries.data.dtype, BLOCK)
+    total_k = tiles.product(tl.trans(slopes), queries.data, total.k, BLOCK)
+    return KeyGradients(total_k, total_v)
 
 
 @triton.jit
@@ -258,14 +302,7 @@ def any_key_step(total, program, first, last, slot, EXACT: tl.constexpr, BLOCK):
     row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, None, BLOCK.M)
     queries = tiles.load_block(program.left_source, first, row, there, tile.own, tile.inside)
     grads = tiles.load_block(program.right_source, first, row, there, tile.own, tile.inside)
-    place = slot + first
-    lse = tl.load(statistics.lse + place + row, mask=there, other=float("inf"))  # no weight without a query
-    delta = tl.load(statistics.delta + place + row, mask=there, other=0.0)
-    alone = is_marked(delta)
-    if statistics.share is not None:
-        lse *= LOG2_E
-        share = tl.load(statistics.share + place + row, mask=there, other=0.0)
-        alone = share < 0.0
+    lse, delta, share, alone = statistics_of_queries(statistics, slot + first + row, there)
     row = first + row
     queries = tiles.Operand(queries, program.left_source, row, there)
     grads = tiles.Operand(grads, program.right_source, row, there)
@@ -275,23 +312,18 @@ def any_key_step(total, program, first, last, slot, EXACT: tl.constexpr, BLOCK):
     seen = distance.in_window(there[None, :], tile.row, row, terms)
     weights = tl.exp2(scores - lse[None, :])
     if statistics.share is not None:
-        weights *= tl.abs(share)[None, :]
+        weights *= share[None, :]
     weights = distance.seen_alone(weights, seen, terms)
-    kept = weights
-    if dropout is not None:
-        # Less than 0 where it is dropped: one tile in place of two.
-        weights = tl.where(
-            tl.trans(tiles.kept_entries(dropout, row, tile.first, tile.head, BLOCK.N)), weights, -weights
-        )
-        kept = tl.where(weights < 0, 0.0, weights)
-    if EXACT:
-        total_v = distance.seen_product(kept, seen, grads.source, row, tile, total.v)
-    else:
-        total_v = tiles.product(kept, grads.data, total.v, BLOCK)
     slopes = tiles.inner_products(program.right, grads, numbers.head_dim, BLOCK)
+    kept_weights = weights
     if dropout is not None:
-        slopes = tl.where(weights < 0, 0.0, slopes)
-        weights = tl.abs(weights)
+        kept = kept_entries(dropout, first, tile.first, tile.head, BLOCK.M, BLOCK.N, True)
+        kept_weights = tl.where(kept, weights, 0.0)
+        slopes = tl.where(kept, slopes, 0.0)
+    if EXACT:
+        total_v = distance.seen_product(kept_weights, seen, grads.source, row, tile, total.v)
+    else:
+        total_v = tiles.product(kept_weights, grads.data, total.v, BLOCK)
     slopes = tl.where(alone[None, :], 0.0, weights * (slopes - delta[None, :]))
     slopes = distance.seen_alone(slopes, seen, terms)
     if EXACT:
@@ -329,7 +361,8 @@ def key_backward(
     BLOCK,
 ):
     numbers = tiles.Numbers(query_rows, num_documents, heads, head_dim, parts, include_self)
-    tile = tiles.find_tile(mask, dropout, numbers, KEYS, BLOCK.N, BLOCK.D)
+    DEALT: tl.constexpr = dropout is not None and terms.index is None and terms.window is None
+    tile = tiles.find_tile(mask, dropout, numbers, KEYS, BLOCK.N, BLOCK.D, DEALT)
     if tile.first >= tile.last:
         return
     if EXACT and tl.load(distance.own_flag(again)) == 0:
@@ -359,9 +392,11 @@ def key_backward(
     total = KeyGradients(zeros, zeros)
     if EXACT:
         total = tiles.over_seen(exact_key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
+    elif DEALT:
+        total = tiles.over_seen(dealt_key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
     else:
         total = tiles.over_seen(key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
         if again is not None:
             tl.store(distance.own_flag(again), distance.not_finite(total.k + total.v))
-    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, tiles.rescaled(total.k, dropout) * scale)
-    tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total.v, dropout))
+    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, tiles.rescaled(total.k, dropout) * scale, DEALT)
+    tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total.v, dropout), DEALT)

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from spanbert_kernels.ops.attention import triton_distance as distance
 from spanbert_kernels.ops.attention import triton_tiles as tiles
+from spanbert_kernels.ops.attention.triton_dropout import dealt_entries, kept_entries
 from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, QUERIES, UNSPECIALIZED
 from spanbert_kernels.ops.triton_arguments import Matrix, Philox
 from spanbert_kernels.ops.triton_masks import only_if
@@ -61,7 +62,8 @@ def exact_forward_step(softmax, program, first, last, slot, BLOCK):
 @triton.jit
 def any_forward_step(softmax, program, first, last, EXACT: tl.constexpr, BLOCK):
     tile, dropout, numbers = program.tile, program.dropout, program.numbers
-    row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, dropout, BLOCK.N)
+    DEALT: tl.constexpr = program.terms.index is None
+    row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, dropout, BLOCK.N, DEALT)
     keys = None
     if not BLOCK.CHUNKED:
         keys = tiles.load_block(program.k, first, row, there, 0, tile.inside)
@@ -84,7 +86,13 @@ def any_forward_step(softmax, program, first, last, EXACT: tl.constexpr, BLOCK):
     weights = tl.exp2(scores - subtracted[:, None])
     mass = tl.sum(weights, 1)
     if dropout is not None:
-        weights = tl.where(tiles.kept_entries(dropout, tile.row, first, tile.head, BLOCK.N), weights, 0.0)
+        if DEALT:
+            kept = dealt_entries(dropout, tile.first, first, tile.head, BLOCK.M, BLOCK.N)
+        else:
+            kept = kept_entries(dropout, tile.first, first, tile.head, BLOCK.M, BLOCK.N)
+        weights = tl.where(kept, weights, 0.0)
+        # Divided here and not at the end: else what is chosen is rounded first, and in halves of words.
+        weights = tiles.rescaled(weights, dropout)
     total = softmax.total
     if not BLOCK.WHOLE:
         rescale = tl.exp2(softmax.peak - subtracted)
@@ -139,10 +147,7 @@ def attention_forward(
         if again is not None:
             tl.store(distance.own_flag(again), distance.not_finite(softmax.total))
     seen = softmax.mass != 0.0
-    mass = softmax.mass
-    if dropout is not None:
-        mass = mass * dropout.keep_prob
-    tiles.store_rows(output, tile, heads, head_dim, None, softmax.total / tl.where(seen, mass, 1.0)[:, None])
+    tiles.store_rows(output, tile, heads, head_dim, None, softmax.total / tl.where(seen, softmax.mass, 1.0)[:, None])
     sums = tl.where(seen, (softmax.peak + tl.log2(tl.where(seen, softmax.mass, 1.0))) / LOG2_E, -float("inf"))
     row, there = tiles.rows_again(tile, None, BLOCK.M)
     tl.store(lse + tile.head * query_rows + tile.first + row, sums, mask=only_if(tile.own == 0, there))

@@ -50,7 +50,7 @@ class OnlineLoops(NamedTuple):
 # By the columns of a program: rows of the longest document, of a block of queries, and warps.
 Wholes = dict[int, tuple[tuple[int, int, int], ...]]
 WHOLE_FORWARD: Wholes = {64: ((32, 32, 2), (64, 64, 4), (128, 64, 4)), 128: ((64, 64, 4), (128, 64, 8))}
-WHOLE_BACKWARD: Wholes = {64: ((32, 32, 2), (64, 32, 4), (128, 16, 8)), 128: ((64, 64, 8),)}
+WHOLE_BACKWARD: Wholes = {64: ((32, 32, 2), (64, 64, 4), (128, 128, 8)), 128: ((64, 64, 8),)}
 FORWARD: Loops = {
     (16, 64, False): (64, 64, 4, 2),
     (16, 128, False): (32, 32, 8, 1),
@@ -85,8 +85,10 @@ LINKED = BackwardLoops(*({k: v for k, v in loops.items() if k != (32, 64, False)
 LINKED_BACKWARD = LINKED if SHORT_OF_REGISTERS else BACKWARD
 # Between the tokens of clusters: with anchors or links the registers are too few for as many rows.
 SMALL = (16, 64, False)
+FORWARD_OF_TOKENS: Loops = {**FORWARD, SMALL: (64, 128, 4, 2)}
+FORWARD_OF_TOKENS_WITH_DROPOUT: Loops = {**FORWARD, SMALL: (64, 64, 4, 1)}
 ONLINE = OnlineLoops({SMALL: (128, 64, 8, 2)}, {SMALL: (64, 128, 8, 1)})
-ONLINE_WITH_DROPOUT = OnlineLoops({SMALL: (64, 32, 4, 2)}, {SMALL: (32, 64, 4, 1)})
+ONLINE_WITH_DROPOUT = OnlineLoops({SMALL: (64, 64, 4, 2)}, {SMALL: (128, 64, 8, 1)})
 
 
 def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> Options | None:
@@ -147,11 +149,15 @@ def launch_backward(
     launch_windowed(key_backward, like, work, options, **arguments, keys=True)
 
 
+def is_between_tokens(work: AttentionWork) -> bool:
+    """Of whole clusters."""
+    return not (work.anchor_queries or work.anchor_keys or work.links is not None)
+
+
 def is_online(q: Tensor, work: AttentionWork) -> bool:
     """Whether there are blocks for the queries' gradient to be made in one way through the keys."""
     bits, widest, _ = SMALL
-    between_tokens = not (work.anchor_queries or work.anchor_keys or work.links is not None)
-    return between_tokens and 8 * q.element_size() == bits and q.shape[2] <= widest
+    return is_between_tokens(work) and 8 * q.element_size() == bits and q.shape[2] <= widest
 
 
 def launch_online(
@@ -178,7 +184,10 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     if q.numel() == 0:
         return triton_launch.new_rows(q, work.anchor_queries), new_lse(q).fill_(-torch.inf)
-    loops = FORWARD if dropout.seed is None else FORWARD_WITH_DROPOUT
+    if is_between_tokens(work):
+        loops = FORWARD_OF_TOKENS if dropout.seed is None else FORWARD_OF_TOKENS_WITH_DROPOUT
+    else:
+        loops = FORWARD if dropout.seed is None else FORWARD_WITH_DROPOUT
     whole = whole_options(q, work, WHOLE_FORWARD)
     options = whole or loop_options(q, loops, anchor_queries=work.anchor_queries)
     return launch_forward(q, k, v, work, NO_TERMS, scale, dropout, options)

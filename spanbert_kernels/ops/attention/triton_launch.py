@@ -27,6 +27,7 @@ SHORT_OF_REGISTERS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9
 Loops = dict[tuple[int, int, bool], tuple[int, int, int, int]]
 WIDEST = 128  # columns of a head that a program may hold
 EXACT_WARPS = 8
+FARTHEST = 2**24  # elements from a row to the next
 ANCHOR_ROWS = 16  # of a block whose one row is an anchor: the fewest that a product takes
 
 
@@ -61,8 +62,11 @@ def loop_options(q: Tensor, loops: Loops, *, anchor_queries: bool = False, ancho
 
 
 def rows_of(**tensors: Tensor) -> dict[str, Any]:
-    """Tensors `[rows, heads, head_dim]` for a kernel, by name."""
-    dense = {name: dense_rows(tensor) for name, tensor in tensors.items()}
+    """Tensors `[rows, heads, head_dim]` for a kernel, by name; rows so far apart that those of a block do not fit into
+    32 bits are copied.
+    """
+    near = {name: tensor if tensor.stride(0) < FARTHEST else tensor.contiguous() for name, tensor in tensors.items()}
+    dense = {name: dense_rows(tensor) for name, tensor in near.items()}
     return {name: Rows(tensor, tensor.stride(0), tensor.stride(1)) for name, tensor in dense.items()}
 
 

@@ -18,8 +18,8 @@ import triton.language as tl
 
 from spanbert_kernels.ops.attention import triton_distance as distance
 from spanbert_kernels.ops.attention import triton_tiles as tiles
+from spanbert_kernels.ops.attention.triton_dropout import kept_entries
 from spanbert_kernels.ops.attention.triton_tiles import LOG2_E, UNSPECIALIZED
-from spanbert_kernels.ops.attention.triton_whole_backward import rounded
 from spanbert_kernels.ops.triton_arguments import Matrix, Philox
 from spanbert_kernels.ops.triton_masks import only_if
 
@@ -118,7 +118,7 @@ def add_band(total, source, run, block, shift, BLOCK):
         seen = seen & (tl.abs(far) <= terms.window)
     slopes = tiles.inner_products(grads, values, numbers.head_dim, BLOCK)
     if dropout is not None:
-        kept = tiles.kept_entries(dropout, block.row, first, tile.head, BAND)
+        kept = kept_entries(dropout, block.first, first, tile.head, BLOCK.M, BAND)
         slopes = tl.where(kept, slopes, 0.0)
     slopes = tl.gather(slopes, place, 1)
     weights = tl.exp2(scores - lse[:, None]) * share[:, None]
@@ -128,7 +128,7 @@ def add_band(total, source, run, block, shift, BLOCK):
     total_queries = total.queries
     if terms.bias is not None:
         total_bias += tl.sum(slopes, 0)
-    slopes = rounded(slopes, source.q.data.dtype.element_ty, BLOCK)
+    slopes = tiles.rounded(slopes, source.q.data.dtype.element_ty, BLOCK)
     if terms.keys is not None:
         total_keys = tiles.product(tl.trans(slopes), queries.data, total_keys, BLOCK)
     if terms.queries is not None:

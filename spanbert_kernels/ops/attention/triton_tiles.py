@@ -7,7 +7,6 @@ so no Inf or NaN can reach it by a weight of 0.
 
 Letters of shapes: M and N rows of a block of queries and of keys, D columns of a head, padded to a power of two. A head
 that is wider is CHUNKED: a program makes D columns of the results and goes through all for its scores.
-Dropout: `ops/philox.py`, four keys a draw.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spanbert_kernels.ops.attention.triton_dropout import dealt_rows
 from spanbert_kernels.ops.attention.work import TILE_ROWS
 from spanbert_kernels.ops.triton_arguments import Matrix
 
@@ -168,15 +168,18 @@ class Ranges(NamedTuple):
 
 
 @triton.jit
-def block_rows(first, last, anchors, documents, dropout, ROWS: tl.constexpr):
+def block_rows(first, last, anchors, documents, dropout, ROWS: tl.constexpr, DEALT: tl.constexpr = False):
     """The rows of a block counted from `first`, and which of them there are: those below `last`, of anchors those of a
     document.
 
-    With dropout the rows are turned so that four that share a draw stand at a multiple of four. They are counted from
-    the first one because numbers of 64 bits for each of them would be most of what a step does.
+    With dropout the rows are turned so that four that share a draw stand at a multiple of four, and with DEALT they are
+    in the order of `dealt_rows`. They are counted from the first one because numbers of 64 bits for each of them would
+    be most of what a step does.
     """
     row = tl.arange(0, ROWS)
     if dropout is not None:
+        if DEALT:
+            row = dealt_rows(ROWS)
         row = (row - (first & 3).to(tl.int32)) & (ROWS - 1)
     there = row < tl.minimum(last - first, ROWS).to(tl.int32)
     if anchors is not None:
@@ -186,27 +189,36 @@ def block_rows(first, last, anchors, documents, dropout, ROWS: tl.constexpr):
 
 
 @triton.jit
-def find_tile(mask, dropout, numbers, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def find_tile(
+    mask, dropout, numbers, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEALT: tl.constexpr = False
+):
     """A program's tile; with dropout of keys as `block_rows` turns them.
 
     Of those that it takes together the first one's program has all rows, the others none.
     """
-    program = tl.program_id(0)
-    tile = mask.tiles + 2 * (program // numbers.heads // numbers.parts)
+    program = tl.program_id(0).to(tl.uint32)
+    heads = numbers.heads.to(tl.uint32)
+    number = program // heads
+    head = (program % heads).to(tl.int64)
+    part = 0
+    if ROWS < PIECE:
+        part = (number % numbers.parts.to(tl.uint32)).to(tl.int32)
+        number = number // numbers.parts.to(tl.uint32)
+    tile = mask.tiles + 2 * number.to(tl.int32)
     bounds = mask.documents + SIDE * numbers.documents
     document = tl.load(tile).to(tl.int64)
     real = document >= 0
     document = tl.maximum(document, 0)
     piece = tl.load(tile + 1)
-    first = tl.load(bounds + document) + piece + program // numbers.heads % numbers.parts * ROWS
+    first = tl.load(bounds + document) + piece + part * ROWS
     last = tl.load(bounds + numbers.documents + document)
     if ROWS > PIECE:
         real = real & (piece % ROWS == 0)
     last = tl.where(real, last, first)
-    row, there = block_rows(first, last, None, 0, dropout, ROWS)
+    row, there = block_rows(first, last, None, 0, dropout, ROWS, DEALT)
     own = tl.program_id(1) * COLUMNS
     inside = own + tl.arange(0, COLUMNS) < numbers.head_dim
-    return RowTile(document, (program % numbers.heads).to(tl.int64), first, last, first + row, there, own, inside)
+    return RowTile(document, head, first, last, first + row, there, own, inside)
 
 
 @triton.jit
@@ -224,35 +236,34 @@ def load_rows(source, row, there, column, inside):
 
 @triton.jit
 def load_block(source, first, row, there, column, inside):
-    """The same of rows counted from `first`."""
-    return load_rows(Matrix(source.data + first * source.stride, source.stride), row.to(tl.int64), there, column, inside)
+    """The same of rows counted from `first`, whose places fit into 32 bits: `rows_of`."""
+    return load_rows(Matrix(source.data + first * source.stride, source.stride), row, there, column, inside)
 
 
 @triton.jit
 def own_rows(rows, tile, COLUMNS: tl.constexpr):
     """The tile's rows."""
     source = head_of(rows, tile.head, COLUMNS)
-    values = load_rows(source, tile.row, tile.there, tile.own, tile.inside)
+    values = load_block(source, tile.first, (tile.row - tile.first).to(tl.int32), tile.there, tile.own, tile.inside)
     return Operand(values, source, tile.row, tile.there)
 
 
 @triton.jit
-def rows_again(tile, dropout, ROWS: tl.constexpr):
+def rows_again(tile, dropout, ROWS: tl.constexpr, DEALT: tl.constexpr = False):
     """The tile's rows counted from its first one, and which of them there are: `row` and `there` by another way.
 
     The compiler would keep what is the same through a loop, for which registers are short.
     """
-    row, there = block_rows(tile.first, tile.last, None, 0, dropout, ROWS)
-    return row.to(tl.int64), there
+    return block_rows(tile.first, tile.last, None, 0, dropout, ROWS, DEALT)
 
 
 @triton.jit
-def store_rows(target, tile, heads, head_dim, dropout, values):
+def store_rows(target, tile, heads, head_dim, dropout, values, DEALT: tl.constexpr = False):
     """Write the tile's rows of a dense `[rows, heads, head_dim]`, of keys with dropout as `block_rows` turns them."""
-    row, there = rows_again(tile, dropout, values.shape[0])
+    row, there = rows_again(tile, dropout, values.shape[0], DEALT)
     column = tl.arange(0, values.shape[1])
     start = target + (tile.first * heads + tile.head) * head_dim + tile.own
-    place = start + row[:, None] * heads * head_dim + column[None, :]
+    place = start + (row[:, None] * (heads * head_dim) + column[None, :])
     inside = column < head_dim - tile.own
     tl.store(place, values.to(target.dtype.element_ty), mask=there[:, None] & inside[None, :])
 
@@ -265,6 +276,14 @@ def product(left, right, total, BLOCK):
     else:
         total = tl.dot(left.to(right.dtype), right, total, input_precision=BLOCK.PRECISION)
     return total
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr, BLOCK):
+    """In the dtype that `product` takes, before it is transposed; not in the interpreter, whose bfloat16 is cut off."""
+    if not BLOCK.INTERPRETED:
+        x = x.to(dtype)
+    return x
 
 
 @triton.jit
@@ -285,31 +304,10 @@ def inner_products(left, right, head_dim, BLOCK):
 
 
 @triton.jit
-def kept_entries(dropout, query, first_key, head, ROWS: tl.constexpr):
-    """Which entries `[M, ROWS]` dropout keeps, for the rows of keys that `block_rows` makes of `first_key`."""
-    key = tl.load(dropout.seed)
-    zero = tl.zeros([query.shape[0], 1], tl.uint32)
-    zeros = tl.zeros([query.shape[0], ROWS // 4], tl.uint32)
-    group = tl.arange(0, ROWS // 4)
-    row = query.to(tl.uint32)[:, None]
-    draw = ((first_key >> 2) + group).to(tl.uint32)[None, :]
-    a, b, c, d = tl.philox(key, zeros + draw, zeros + row, zeros + head.to(tl.uint32), zeros)
-    # The rows that turning moved to the first places belong to the draw behind the last one.
-    draw = ((first_key >> 2) + ROWS // 4).to(tl.uint32)
-    e, f, g, _ = tl.philox(key, zero + draw, zero + row, zero + head.to(tl.uint32), zero)
-    lane = tl.where(group == 0, first_key & 3, 0)[None, :]
-    a = tl.where(lane > 0, e, a)
-    b = tl.where(lane > 1, f, b)
-    c = tl.where(lane > 2, g, c)
-    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [query.shape[0], ROWS])  # word i of a draw: its key i
-    return words >= tl.cast(dropout.threshold, tl.uint32)  # a constant where it is 1
-
-
-@triton.jit
 def rescaled(x, dropout):
     """What dropout keeps, as large as all of it was."""
     if dropout is not None:
-        x = x / dropout.keep_prob
+        x = x * (1.0 / dropout.keep_prob)
     return x
 
 

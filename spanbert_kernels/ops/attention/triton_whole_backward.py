@@ -10,15 +10,8 @@ import triton
 import triton.language as tl
 
 from spanbert_kernels.ops.attention import triton_tiles as tiles
+from spanbert_kernels.ops.attention.triton_dropout import dealt_entries
 from spanbert_kernels.ops.attention.triton_tiles import LOG2_E, QUERIES, UNSPECIALIZED, Numbers
-
-
-@triton.jit
-def rounded(x, dtype: tl.constexpr, BLOCK):
-    """In the dtype that `product` takes, before it is transposed; not in the interpreter, whose bfloat16 is cut off."""
-    if not BLOCK.INTERPRETED:
-        x = x.to(dtype)
-    return x
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -43,7 +36,7 @@ def whole_backward(
     BLOCK,  # M rows of the scores at a time
 ):
     numbers = Numbers(query_rows, num_documents, heads, head_dim, parts, include_self)
-    tile = tiles.find_tile(mask, dropout, numbers, QUERIES, BLOCK.N, BLOCK.D)
+    tile = tiles.find_tile(mask, dropout, numbers, QUERIES, BLOCK.N, BLOCK.D, True)
     first, last = tile.first, tile.last
     if first >= last:
         return
@@ -69,19 +62,20 @@ def whole_backward(
         kept_weights = weights
         if dropout is not None:
             # Less than 0 where it is dropped: one tile in place of two.
-            weights = tl.where(tiles.kept_entries(dropout, query, first, tile.head, BLOCK.N), weights, -weights)
+            kept = dealt_entries(dropout, first + part * BLOCK.M, first, tile.head, BLOCK.M, BLOCK.N)
+            weights = tl.where(kept, weights, -weights)
             kept_weights = tl.where(weights < 0, 0.0, weights)
-        total_v = tiles.product(tl.trans(rounded(kept_weights, grads.dtype, BLOCK)), grads, total_v, BLOCK)
+        total_v = tiles.product(tl.trans(tiles.rounded(kept_weights, grads.dtype, BLOCK)), grads, total_v, BLOCK)
         slopes = tiles.product(grads, tl.trans(values), empty, BLOCK)
         if dropout is not None:
             slopes = tl.where(weights < 0, 0.0, slopes)
             weights = tl.abs(weights)
         delta = tl.sum(weights * slopes, 1)
-        slopes = rounded(weights * (slopes - delta[:, None]), keys.dtype, BLOCK)
+        slopes = tiles.rounded(weights * (slopes - delta[:, None]), keys.dtype, BLOCK)
         total_k = tiles.product(tl.trans(slopes), queries, total_k, BLOCK)
         total_q = tiles.product(slopes, keys, tl.zeros([BLOCK.M, BLOCK.D], tl.float32), BLOCK)
         total_q = tiles.rescaled(total_q, dropout) * slope_scale
         place = grad_q + (query[:, None] * heads + tile.head) * head_dim + column[None, :]
         tl.store(place, total_q.to(grad_q.dtype.element_ty), mask=there[:, None] & tile.inside[None, :])
-    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, tiles.rescaled(total_k, dropout) * slope_scale)
-    tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total_v, dropout))
+    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, tiles.rescaled(total_k, dropout) * slope_scale, True)
+    tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total_v, dropout), True)

@@ -152,7 +152,4 @@ def pairwise_forward(
             sums = (softmax.peak + tl.log2(softmax.mass)) / LOG2_E
             tl.store(lse + slot + tile.row, sums, mask=only_if(tile.own == 0, tile.there))
         item += 1
-    softmaxes = tl.maximum(number, 1)
-    if dropout is not None:
-        softmaxes = softmaxes * dropout.keep_prob
-    tiles.store_rows(output, tile, heads, head_dim, None, value / softmaxes)
+    tiles.store_rows(output, tile, heads, head_dim, None, value / tl.maximum(number, 1))
