@@ -26,7 +26,6 @@ from spanbert_kernels.ops.attention.triton_dropout import dealt_entries, kept_en
 from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, QUERIES, UNSPECIALIZED
 from spanbert_kernels.ops.triton_arguments import Matrix, Philox
 
-
 ALONE = tl.constexpr(-0x3F5EF2)  # the bits of a NaN that no arithmetic makes
 
 
@@ -81,9 +80,8 @@ def new_sums(tile, BLOCK):
 @triton.jit
 def count_rows(first, last, there, anchors, ROWS: tl.constexpr):
     """How many of a block there are."""
-    if anchors is None:
-        count = tl.minimum(last - first, ROWS).to(tl.int32)
-    else:
+    count = tl.minimum(last - first, ROWS).to(tl.int32)
+    if anchors is not None:
         count = tl.sum(there.to(tl.int32), 0)
     return count
 
@@ -276,7 +274,9 @@ def dealt_key_step(total, program, first, last, slot, BLOCK):
     lse, delta, share, alone = statistics_of_queries(statistics, slot + first + row, there)
     queries = tiles.Operand(queries, program.left_source, first + row, there)
     grads = tiles.Operand(grads, program.right_source, first + row, there)
-    weights = tl.exp2(tiles.inner_products(queries, program.left, numbers.head_dim, BLOCK) * program.factor - lse[:, None])
+    weights = tl.exp2(
+        tiles.inner_products(queries, program.left, numbers.head_dim, BLOCK) * program.factor - lse[:, None]
+    )
     if statistics.share is not None:
         weights *= share[:, None]
     slopes = tiles.inner_products(grads, program.right, numbers.head_dim, BLOCK)
@@ -361,7 +361,9 @@ def key_backward(
     BLOCK,
 ):
     numbers = tiles.Numbers(query_rows, num_documents, heads, head_dim, parts, include_self)
-    DEALT: tl.constexpr = dropout is not None and terms.index is None and terms.window is None
+    # Products of float32 leave no registers for more than one side of theirs in shared memory.
+    SHORT: tl.constexpr = q.data.dtype.element_ty != tl.float32
+    DEALT: tl.constexpr = SHORT and dropout is not None and terms.index is None and terms.window is None
     tile = tiles.find_tile(mask, dropout, numbers, KEYS, BLOCK.N, BLOCK.D, DEALT)
     if tile.first >= tile.last:
         return

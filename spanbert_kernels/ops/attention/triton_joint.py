@@ -173,9 +173,7 @@ def launch_online(
     arguments["statistics"] = Statistics(torch.empty_like(lse), torch.empty_like(lse), None)
     launch(online_query_backward, like, work, loop_options(like, loops.queries), **arguments, lse=lse, grad_q=grad_q)
     arguments |= {"grad_k": grad_k, "grad_v": grad_v, "terms": NO_TERMS, "again": None, "EXACT": False}
-    launch(
-        key_backward, like, work, loop_options(like, loops.keys), **arguments, keys=True, size=like.shape[0]
-    )
+    launch(key_backward, like, work, loop_options(like, loops.keys), **arguments, keys=True, size=like.shape[0])
 
 
 @document_attention_forward.triton

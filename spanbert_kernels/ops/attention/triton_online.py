@@ -1,9 +1,8 @@
-"""The gradient of queries in one way through the keys, in Triton, for 16-bit inputs and nothing that hangs on distances.
+"""The gradient of queries in one way through the keys, in Triton: of 16-bit inputs, without terms by distance.
 
 delta is known behind the last key alone. So a block's dS is made with delta as it is so far, and beside the sum of
-W (dP - delta) K that of W K is kept: when delta moves on to a new value, the former is what it would have been with that
-less the difference times the latter. What a product rounds is thus small wherever dS is, as in `triton_backward.py`,
-whose formulas and letters these are.
+W (dP - delta) K that of W K is kept: when delta moves on, the difference times the latter goes off the former. What a
+product rounds is thus small wherever dS is, as in `triton_backward.py`, whose formulas and letters these are.
 """
 
 from __future__ import annotations
