@@ -126,7 +126,7 @@ def kept_entries(
             theirs = packed(kept_keys(dropout, seed, behind, query, head), place)
             moved *= 0x11111111  # for each of the queries
             turned = tl.arange(0, N // 4)[:, None] == 0
-            words = tl.where(turned, (words & ~moved) | (theirs & moved), words)
+            words = tl.where(turned, words ^ ((words ^ theirs) & moved), words)
         words = tl.reshape(words, [N // 4, 1, WORDS, 1, 8])
         words = tl.reshape(tl.broadcast_to(words, [N // 4, 4, WORDS, J, 8]), [N, M])
         shift += (tl.arange(0, N) & 3)[:, None]
@@ -139,7 +139,7 @@ def kept_entries(
             row = first_query + tl.arange(0, M)[:, None].to(tl.uint32)
             theirs = kept_keys(dropout, seed, behind, row, head)
             turned = tl.arange(0, 2 * WORDS)[None, :] == 0
-            words = tl.where(turned, (words & ~moved) | (theirs & moved), words)
+            words = tl.where(turned, words ^ ((words ^ theirs) & moved), words)
         words = tl.reshape(words, [M, WORDS, 1, 2, 1])
         words = tl.reshape(tl.broadcast_to(words, [M, WORDS, J, 2, 4]), [M, N])
         shift += (other & 3)[None, :]
