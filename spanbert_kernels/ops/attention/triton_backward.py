@@ -265,31 +265,6 @@ def key_step(total, program, first, last, slot, BLOCK):
 
 
 @triton.jit
-def dealt_key_step(total, program, first, last, slot, BLOCK):
-    """The same with dropout, whose draws are dealt out by rows of queries: scores are `[M, N]`."""
-    tile, statistics, numbers = program.tile, program.statistics, program.numbers
-    row, there = tiles.block_rows(first, last, program.mask.anchors, numbers.documents, None, BLOCK.M)
-    queries = tiles.load_block(program.left_source, first, row, there, tile.own, tile.inside)
-    grads = tiles.load_block(program.right_source, first, row, there, tile.own, tile.inside)
-    lse, delta, share, alone = statistics_of_queries(statistics, slot + first + row, there)
-    queries = tiles.Operand(queries, program.left_source, first + row, there)
-    grads = tiles.Operand(grads, program.right_source, first + row, there)
-    weights = tl.exp2(
-        tiles.inner_products(queries, program.left, numbers.head_dim, BLOCK) * program.factor - lse[:, None]
-    )
-    if statistics.share is not None:
-        weights *= share[:, None]
-    slopes = tiles.inner_products(grads, program.right, numbers.head_dim, BLOCK)
-    kept = dealt_entries(program.dropout, first, tile.first, tile.head, BLOCK.M, BLOCK.N)
-    kept_weights = tiles.rounded(tl.where(kept, weights, 0.0), grads.data.dtype, BLOCK)
-    total_v = tiles.product(tl.trans(kept_weights), grads.data, total.v, BLOCK)
-    slopes = weights * (tl.where(kept, slopes, 0.0) - delta[:, None])
-    slopes = tiles.rounded(tl.where(alone[:, None], 0.0, slopes), queries.data.dtype, BLOCK)
-    total_k = tiles.product(tl.trans(slopes), queries.data, total.k, BLOCK)
-    return KeyGradients(total_k, total_v)
-
-
-@triton.jit
 def exact_key_step(total, program, first, last, slot, BLOCK):
     """The same, with nothing but what is seen in a sum."""
     return any_key_step(total, program, first, last, slot, True, BLOCK)
@@ -361,10 +336,7 @@ def key_backward(
     BLOCK,
 ):
     numbers = tiles.Numbers(query_rows, num_documents, heads, head_dim, parts, include_self)
-    # Products of float32 leave no registers for more than one side of theirs in shared memory.
-    SHORT: tl.constexpr = q.data.dtype.element_ty != tl.float32
-    DEALT: tl.constexpr = SHORT and dropout is not None and terms.index is None and terms.window is None
-    tile = tiles.find_tile(mask, dropout, numbers, KEYS, BLOCK.N, BLOCK.D, DEALT)
+    tile = tiles.find_tile(mask, dropout, numbers, KEYS, BLOCK.N, BLOCK.D)
     if tile.first >= tile.last:
         return
     if EXACT and tl.load(distance.own_flag(again)) == 0:
@@ -394,11 +366,9 @@ def key_backward(
     total = KeyGradients(zeros, zeros)
     if EXACT:
         total = tiles.over_seen(exact_key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
-    elif DEALT:
-        total = tiles.over_seen(dealt_key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
     else:
         total = tiles.over_seen(key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
         if again is not None:
             tl.store(distance.own_flag(again), distance.not_finite(total.k + total.v))
-    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, tiles.rescaled(total.k, dropout) * scale, DEALT)
-    tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total.v, dropout), DEALT)
+    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, tiles.rescaled(total.k, dropout) * scale)
+    tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total.v, dropout))

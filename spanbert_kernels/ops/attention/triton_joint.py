@@ -51,6 +51,8 @@ class OnlineLoops(NamedTuple):
 Wholes = dict[int, tuple[tuple[int, int, int], ...]]
 WHOLE_FORWARD: Wholes = {64: ((32, 32, 2), (64, 64, 4), (128, 64, 4)), 128: ((64, 64, 4), (128, 64, 8))}
 WHOLE_BACKWARD: Wholes = {64: ((32, 32, 2), (64, 64, 4), (128, 128, 8)), 128: ((64, 64, 8),)}
+# With dropout, or before the products of warp groups, there are no registers for all rows of a long document at once.
+WHOLE_BACKWARD_IN_PARTS: Wholes = {**WHOLE_BACKWARD, 64: ((32, 32, 2), (64, 64, 4), (128, 32, 8))}
 FORWARD: Loops = {
     (16, 64, False): (64, 64, 4, 2),
     (16, 128, False): (32, 32, 8, 1),
@@ -88,7 +90,7 @@ SMALL = (16, 64, False)
 FORWARD_OF_TOKENS: Loops = {**FORWARD, SMALL: (64, 128, 4, 2)}
 FORWARD_OF_TOKENS_WITH_DROPOUT: Loops = {**FORWARD, SMALL: (64, 64, 4, 1)}
 ONLINE = OnlineLoops({SMALL: (128, 64, 8, 2)}, {SMALL: (64, 128, 8, 1)})
-ONLINE_WITH_DROPOUT = OnlineLoops({SMALL: (64, 64, 4, 2)}, {SMALL: (128, 64, 8, 1)})
+ONLINE_WITH_DROPOUT = OnlineLoops({SMALL: (64, 32, 4, 2)}, {SMALL: (32, 64, 4, 1)})
 
 
 def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> Options | None:
@@ -105,6 +107,11 @@ def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> Options | No
         if work.max_seqlen_k <= longest:
             return triton_launch.options_of(q.dtype, (queries, longest, columns), warps, 1, chunked=False, whole=True)
     return None
+
+
+def has_warp_groups(device: torch.device) -> bool:
+    """Whether the GPU has products of warp groups; what is no GPU stands for one that has."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def launch_forward(
@@ -207,7 +214,8 @@ def backward(
         return grads
     shared: dict[str, Any] = {"dropout": philox_of(dropout), "scale": scale}
     shared |= rows_of(grad_output=grad_output, q=q, k=k, v=v)
-    whole = whole_options(q, work, WHOLE_BACKWARD)
+    at_once = dropout.seed is None and has_warp_groups(q.device)
+    whole = whole_options(q, work, WHOLE_BACKWARD if at_once else WHOLE_BACKWARD_IN_PARTS)
     if whole is not None:
         launch(whole_backward, q, work, whole, **shared, lse=lse, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v)
         return grads

@@ -68,6 +68,8 @@ def aot_configurations() -> list[AotConfiguration]:
         for longest, _, _ in rows:
             work = meta_work("tokens", "tokens", max_seqlen=longest)
             calls[f"bf16 {columns}, whole {longest}"] = partial(_both, meta_queries("bf16", columns), work)
+    work = meta_work("tokens", "tokens", max_seqlen=128)
+    calls["bf16 64, whole 128, no dropout, from sm_90"] = partial(_both, meta_queries("bf16", 64), work, 0.0)
     # One word of the generator is dropped: Triton makes a constant of a 1.
     alone = meta_work("tokens", "tokens", max_seqlen=32)
     calls["bf16 64, whole 32, rarest dropout"] = partial(_both, meta_queries("bf16", 64), alone, 2**-31.5)
