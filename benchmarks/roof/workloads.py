@@ -144,6 +144,24 @@ def end_of_sublayer(*, dropout: float = 0.0, backward: bool = False) -> Prepared
     return PreparedCall(run, (5 if dropout else 4) * 2 * x.numel())
 
 
+def embeddings(*, dropout: float = 0.0, backward: bool = False) -> PreparedCall:
+    """What stands before BERT-base's layers, for 32,768 tokens."""
+    tokens, size = sum(SHORT), HEADS * HEAD_DIM
+    shapes = ((30522, size), (512, size), (2, size), (size,), (size,))
+    leaves = [torch.empty(shape, dtype=BF16, requires_grad=backward) for shape in shapes]
+    token_table, position_table, type_table, weight, bias = leaves
+    ids = torch.zeros(tokens, dtype=torch.long)
+    more: dict[str, Any] = {"position_table": position_table, "type_table": type_table, "dropout_p": dropout}
+    more |= {"position_ids": ids, "type_ids": ids, "seed": ids[:1] if dropout else None, "backend": "triton"}
+    forward = partial(ops.embedding_layer_norm, ids, token_table, weight, bias, **more)
+    output = forward()
+    row = 2 * output.numel()
+    if not backward:
+        return PreparedCall(forward, 2 * row + 3 * 8 * tokens)
+    run = partial(torch.autograd.grad, output, leaves, torch.empty_like(output))
+    return PreparedCall(run, 3 * row + 2 * token_table.numel())
+
+
 def wide_activation(*, backward: bool = False) -> PreparedCall:
     """What stands between the products of a feed-forward block, for 32,768 tokens and I = 3072."""
     x = torch.empty(sum(SHORT), 4 * HEADS * HEAD_DIM, dtype=BF16, requires_grad=backward)
@@ -253,6 +271,8 @@ WORKLOADS: dict[str, Roofed] = {
     "dropout_add_layer_norm dropout forward": Roofed(partial(end_of_sublayer, dropout=0.1), 44),
     "dropout_add_layer_norm backward": Roofed(partial(end_of_sublayer, backward=True), 60),
     "dropout_add_layer_norm dropout backward": Roofed(partial(end_of_sublayer, dropout=0.1, backward=True), 75),
+    "embedding_layer_norm forward": Roofed(embeddings),
+    "embedding_layer_norm dropout backward": Roofed(partial(embeddings, dropout=0.1, backward=True)),
     "bias_gelu forward": Roofed(wide_activation, 118),
     "bias_gelu backward": Roofed(partial(wide_activation, backward=True), 180),
     "span_pool mean random forward": Roofed(partial(pooling, "mean"), headline=True),
