@@ -43,7 +43,7 @@ def product_options(outputs: int, *, forward: bool) -> Options:
         return Options(Tiling(M=128, K=128, D=columns, PRECISION="ieee", INTERPRETED=True))
     if forward:
         # Spans that follow each other hold a few tokens together: short steps waste little of their window.
-        return Options(Tiling(M=32, K=16, D=64, PRECISION="bf16x6"), num_warps=4, num_stages=1)
+        return Options(Tiling(M=64, K=16, D=64, PRECISION="bf16x6"), num_warps=4, num_stages=1)
     return Options(Tiling(M=64, K=32, D=64, PRECISION="bf16x6"), num_warps=8, num_stages=2)
 
 
@@ -80,6 +80,7 @@ class KernelCall:
     outputs: int
     blocks: Blocks
     weights: Weights | None = None
+    few: bool = False  # half as many spans a forward program, which needs the registers for more
 
     @property
     def tokens(self) -> int:
@@ -93,7 +94,10 @@ class KernelCall:
         return len(self.spans.starts)
 
     def options(self, *, forward: bool = True) -> Options:
-        return product_options(self.outputs, forward=forward)
+        options = product_options(self.outputs, forward=forward)
+        if forward and self.few and not INTERPRETED:
+            return replace(options, block=options.block._replace(M=32))
+        return options
 
     def tile(self) -> int:
         """Spans of a forward program."""
@@ -258,6 +262,7 @@ def _deltas(call: KernelCall, arguments: dict[str, Any]) -> Tensor | None:
     weights = call.weights
     if weights is None:
         return None
+    call = replace(call, few=False)
     partial_deltas = weights.scores.new_empty(call.column_blocks(), call.heads, len(call))
     attention_deltas[(triton.cdiv(len(call), call.tile()) * call.column_blocks(), call.heads)](
         **arguments,

@@ -64,12 +64,17 @@ def product_options(dtype: torch.dtype, part: str) -> Options:
 
 
 @functools.cache
-def backward_options(dtype: torch.dtype, part: str) -> Options:
-    """The same backward, with M tokens: it keeps a block of sums beside the products, that of attention two."""
+def backward_options(dtype: torch.dtype, part: str, alone: bool = False) -> Options:
+    """The same backward, with M tokens: it keeps a block of sums beside the products, that of attention two.
+
+    `alone`: of the linear parts there is one, which leaves registers for more columns.
+    """
     options = product_options(dtype, "attention")
-    if part == "linear" and not INTERPRETED and dtype != torch.float32:
-        options = replace(options, block=options.block._replace(D=128))
-    return replace(options, num_warps=4 if part == "linear" else 8)
+    if part == "linear" and dtype == torch.float32:
+        return replace(options, num_warps=4)
+    if part == "linear" and alone and not INTERPRETED:
+        return replace(options, block=options.block._replace(D=128), num_warps=4)
+    return replace(options, num_warps=8)
 
 
 @functools.cache
@@ -196,7 +201,8 @@ def backward(
         sums = hidden.new_empty(hidden.shape, dtype=torch.float32) if len(wanted) > 1 else None
         arguments["columns"] = columns
         for name in wanted:
-            options = max_options() if name == "max" else backward_options(hidden.dtype, name)
+            alone = sum(column is not None for column in linear) == 1
+            options = max_options() if name == "max" else backward_options(hidden.dtype, name, alone)
             programs = triton.cdiv(tokens, options.block.M) * triton.cdiv(columns, options.block.D)
             target = {"grad_hidden": grad_hidden if name == wanted[-1] else sums, **options.arguments}
             others = None if name == wanted[0] else sums
@@ -271,4 +277,7 @@ def aot_configurations() -> list[AotConfiguration]:
         calls[f"few spans of {name}"] = partial(forward, hidden, few, all_parts, True)
         argmax, lse = kept_tensors(hidden, enumeration, all_parts, True)
         calls[f"gradient of {name}"] = partial(backward, output, hidden, argmax, lse, spans, all_parts)
+        mean, nothing = inputs_of(dtype, "mean"), meta(0)
+        gradient = hidden.new_empty(1000, 1024)
+        calls[f"gradient of a mean of {name}"] = partial(backward, gradient, hidden, nothing, nothing, spans, mean)
     return configurations_of(calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ def forward(
     output, statistics = projected.new_empty(num_spans, num_scores), projected.new_empty(num_spans if normed else 0, 2)
     if output.numel() == 0 or outputs == 0 or documents == 0:
         return output.zero_(), statistics.zero_()
-    call = new_call(projected, work, inputs, outputs)
+    call = replace(new_call(projected, work, inputs, outputs), few=True)
     group = min(SCORES, max(1, triton.next_power_of_2(num_scores)))
     with on(projected.device):
         tiles, _, count = _tiles(call, layer.documents)
@@ -95,7 +96,7 @@ def backward(
     documents, num_scores, outputs = layer.out_weight.shape
     if num_spans == 0 or outputs == 0 or documents == 0:
         return zero_gradients(projected, inputs, layer.out_weight)
-    call = new_call(projected, work, inputs, outputs)
+    call = replace(new_call(projected, work, inputs, outputs), few=True)
     given = Incoming(dense_rows(grad_output), None if of_norm is None else of_norm.contiguous())
     chunk = max(1, CHUNK_BYTES // (outputs * projected.element_size()))
     chunked = num_spans > chunk
