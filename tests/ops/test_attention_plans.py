@@ -16,6 +16,7 @@ from spanbert_kernels.ops import (
     attention_plans,
     cross_document_attention,
     document_attention,
+    document_attention_qkv,
     plan_attention,
 )
 from spanbert_kernels.ops.attention import work
@@ -180,3 +181,33 @@ def test_a_call_without_a_plan_launches_one_kernel_more() -> None:
         with Launches() as among_others:
             cross_document_attention(q, q, q, offsets, clusters, "tokens", "tokens")
     assert alone.names == among_others.names == names
+
+
+# Queries, keys and values in one tensor.
+
+
+@every_backend("document_attention")
+@pytest.mark.parametrize("planned", [False, True], ids=["offsets", "plan"])
+def test_one_tensor_for_all_three_gives_the_same_bits(planned: bool, backend: str) -> None:
+    offsets = torch.tensor([0, 3, 20, 21])
+    sight = plan_attention(offsets) if planned else offsets
+    values = torch.randn(21, 3, 2, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    options: dict[str, Any] = {"dropout_p": 0.3, "seed": torch.tensor([7]), "return_lse": True, "backend": backend}
+    together = document_attention_qkv(values, sight, **options)
+    apart = document_attention(*values.unbind(1), sight, **options)
+    for output, alone in zip(together, apart, strict=True):
+        assert torch.equal(output, alone)
+    [expected] = torch.autograd.grad(apart[0].square().sum(), values)
+    with Launches() as backward:
+        [found] = torch.autograd.grad(together[0].square().sum(), values)
+    assert torch.equal(found, expected)
+    if backend == "triton":
+        assert "document_attention_qkv_backward_triton" in backward.names
+        assert not {"stack", "cat"} & set(backward.names), "one kernel has written it"
+    with torch.no_grad():
+        assert torch.equal(document_attention_qkv(values, sight, **options)[0], apart[0])
+
+
+def test_what_is_not_three_in_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"qkv must have shape \[T, 3, heads, head_dim\], got \[5, 2, 2, 4\]"):
+        document_attention_qkv(torch.zeros(5, 2, 2, 4), torch.tensor([0, 5]))

@@ -58,6 +58,8 @@ def attention(q: Tensor, cu_seqlens: Tensor, clusters: Tensor, role: Role, kind:
     assert_type(ops.document_attention(q, q, q, cu_seqlens, scale=1.0), Tensor)
     assert_type(ops.document_attention(q, q, q, cu_seqlens, return_lse=True), tuple[Tensor, Tensor])
     assert_type(ops.document_attention(q, q, q, cu_seqlens, return_lse=asked), Tensor | tuple[Tensor, Tensor])
+    assert_type(ops.document_attention_qkv(q, cu_seqlens, scale=1.0), Tensor)
+    assert_type(ops.document_attention_qkv(q, cu_seqlens, return_lse=True), tuple[Tensor, Tensor])
     plan = ops.plan_attention(cu_seqlens, clusters, role, keys="tokens")
     assert_type(plan, ops.AttentionPlan)
     assert_type(plan.queries, Role)

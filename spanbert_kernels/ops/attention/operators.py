@@ -53,6 +53,14 @@ def document_attention_backward(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+@raw(("triton",))
+def document_attention_qkv_backward(
+    grad_output: Tensor, qkv: Tensor, lse: Tensor, work: AttentionWork, scale: float, dropout: Dropout
+) -> Tensor:
+    # The gradients of q, k and v, which are `qkv [T, 3, heads, d]`, in one tensor like that.
+    return qkv.new_empty(qkv.shape)
+
+
 class DocumentAttention(torch.autograd.Function):
     """The compiled kernels under autograd, for the operation of that name. A second derivative raises."""
 
@@ -83,6 +91,51 @@ class DocumentAttention(torch.autograd.Function):
         backend, *kept = saved(ctx)
         compute = functools.partial(document_attention_backward, repeats=ctx.repeats)
         return gradients(ctx, *gradient_of(ctx.text, compute, backend, grad_output, *kept))
+
+
+class QkvAttention(torch.autograd.Function):
+    """The compiled kernels under autograd where q, k and v are one tensor, whose gradient is one, too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        backend: str,
+        work: AttentionWork,
+        scale: float,
+        dropout: Dropout,
+        repeats: Repeats | None,
+    ) -> tuple[Tensor, Tensor]:
+        values = (*parts_of(qkv), work, scale, dropout)
+        output, lse = document_attention_forward(backend, *values, repeats=repeats)
+        save(ctx, backend, qkv, lse, work, scale, dropout, repeats=repeats)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(lse)
+        return output, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        backend, *kept = saved(ctx)
+        compute = functools.partial(_gradient_of_qkv, ctx.repeats, backend)
+        text = f'{OPERATION.name} has no second derivative, but on backend="eager"'
+        return gradients(ctx, gradient_of(text, compute, grad_output, *kept))
+
+
+def parts_of(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of `[T, 3, heads, d]`."""
+    return qkv.select(1, 0), qkv.select(1, 1), qkv.select(1, 2)
+
+
+def _gradient_of_qkv(
+    repeats: Repeats | None, backend: str, grad_output: Tensor, qkv: Tensor, lse: Tensor, *rest: Any
+) -> Tensor:
+    found: Tensor
+    if backend == "triton":
+        found = document_attention_qkv_backward(backend, grad_output, qkv, lse, *rest, repeats=repeats)
+    else:
+        values = (grad_output, *parts_of(qkv), lse, *rest)
+        found = torch.stack(document_attention_backward(backend, *values, repeats=repeats), 1)
+    return found
 
 
 def attend(

@@ -219,7 +219,7 @@ def query_backward(
             total = tiles.over_seen(gradient_step, total, program, numbers, KEYS, BLOCK.N, BLOCK)
             if again is not None:
                 tl.store(distance.own_flag(again), distance.not_finite(total))
-        tiles.store_rows(grad_q, tile, heads, head_dim, None, tiles.rescaled(total, dropout) * scale)
+        tiles.store_rows(grad_q, tile, head_dim, None, tiles.rescaled(total, dropout) * scale)
 
 
 @triton.jit
@@ -370,5 +370,5 @@ def key_backward(
         total = tiles.over_seen(key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
         if again is not None:
             tl.store(distance.own_flag(again), distance.not_finite(total.k + total.v))
-    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, tiles.rescaled(total.k, dropout) * scale)
-    tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total.v, dropout))
+    tiles.store_rows(grad_k, tile, head_dim, dropout, tiles.rescaled(total.k, dropout) * scale)
+    tiles.store_rows(grad_v, tile, head_dim, dropout, tiles.rescaled(total.v, dropout))

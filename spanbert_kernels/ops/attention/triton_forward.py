@@ -147,7 +147,7 @@ def attention_forward(
         if again is not None:
             tl.store(distance.own_flag(again), distance.not_finite(softmax.total))
     seen = softmax.mass != 0.0
-    tiles.store_rows(output, tile, heads, head_dim, None, softmax.total / tl.where(seen, softmax.mass, 1.0)[:, None])
+    tiles.store_rows(output, tile, head_dim, None, softmax.total / tl.where(seen, softmax.mass, 1.0)[:, None])
     sums = tl.where(seen, (softmax.peak + tl.log2(tl.where(seen, softmax.mass, 1.0))) / LOG2_E, -float("inf"))
     row, there = tiles.rows_again(tile, None, BLOCK.M)
     tl.store(lse + tile.head * query_rows + tile.first + row, sums, mask=only_if(tile.own == 0, there))

@@ -13,7 +13,13 @@ import triton
 from torch import Tensor
 
 from spanbert_kernels.ops.attention import triton_launch
-from spanbert_kernels.ops.attention.operators import document_attention_backward, document_attention_forward, new_lse
+from spanbert_kernels.ops.attention.operators import (
+    document_attention_backward,
+    document_attention_forward,
+    document_attention_qkv_backward,
+    new_lse,
+    parts_of,
+)
 from spanbert_kernels.ops.attention.triton_backward import key_backward, query_backward
 from spanbert_kernels.ops.attention.triton_forward import attention_forward
 from spanbert_kernels.ops.attention.triton_launch import (
@@ -209,21 +215,46 @@ def backward(
     scale: float,
     dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = grad_q, grad_k, grad_v = triton_launch.new_gradients(q, k, v, work)
-    if q.numel() == 0 or k.numel() == 0:
-        return grads
+    grads = triton_launch.new_gradients(q, k, v, work)
+    if q.numel() and k.numel():
+        fill_gradients(grads, grad_output, q, k, v, lse, work, scale, dropout)
+    return grads
+
+
+@document_attention_qkv_backward.triton
+def qkv_backward(
+    grad_output: Tensor, qkv: Tensor, lse: Tensor, work: AttentionWork, scale: float, dropout: Dropout
+) -> Tensor:
+    gradient = qkv.new_empty(qkv.shape)
+    if qkv.numel():
+        fill_gradients(parts_of(gradient), grad_output, *parts_of(qkv), lse, work, scale, dropout)
+    return gradient
+
+
+def fill_gradients(
+    grads: tuple[Tensor, Tensor, Tensor],
+    grad_output: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    work: AttentionWork,
+    scale: float,
+    dropout: Dropout,
+) -> None:
+    """Of q, k and v, where neither side is empty."""
+    grad_q, grad_k, grad_v = grads
     shared: dict[str, Any] = {"dropout": philox_of(dropout), "scale": scale}
     shared |= rows_of(grad_output=grad_output, q=q, k=k, v=v)
     at_once = dropout.seed is None and has_warp_groups(q.device)
     whole = whole_options(q, work, WHOLE_BACKWARD if at_once else WHOLE_BACKWARD_IN_PARTS)
     if whole is not None:
         launch(whole_backward, q, work, whole, **shared, lse=lse, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v)
-        return grads
+        return
     if is_online(q, work):
         launch_online(grads, q, work, lse, **shared)
-        return grads
+        return
     statistics = Statistics(lse, torch.empty_like(lse), torch.empty_like(lse))
     launch_backward(
         grads, q, work, BACKWARD if work.links is None else LINKED_BACKWARD, statistics, **shared, terms=NO_TERMS
     )
-    return grads

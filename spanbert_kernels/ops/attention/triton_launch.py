@@ -28,6 +28,7 @@ Loops = dict[tuple[int, int, bool], tuple[int, int, int, int]]
 WIDEST = 128  # columns of a head that a program may hold
 EXACT_WARPS = 8
 FARTHEST = 2**24  # elements from a row to the next
+RESULTS = ("output", "grad_q", "grad_k", "grad_v")  # `[rows, heads, head_dim]`
 ANCHOR_ROWS = 16  # of a block whose one row is an anchor: the fewest that a product takes
 
 
@@ -129,6 +130,8 @@ def launch(
     if by_document:
         mask = mask._replace(anchors=None)
     parts = parts_of(work, options, keys)
+    results = [(name, arguments[name]) for name in RESULTS if name in arguments]
+    arguments |= {name: Rows(tensor, tensor.stride(0), tensor.stride(1)) for name, tensor in results}
     with on(q.device):
         start(kernel, programs_of(q, work, options, keys), triton.cdiv(q.shape[2], block.D) if all_columns else 1)(
             **arguments,

@@ -92,4 +92,4 @@ def online_query_backward(
     tl.store(statistics.lse + place, lse - tl.log2(tl.abs(share)), mask=there)
     tl.store(statistics.delta + place, marked(delta, share < 0.0), mask=there)
     total = state.total * tl.where(share < 0.0, 0.0, share)[:, None]
-    tiles.store_rows(grad_q, tile, heads, head_dim, None, tiles.rescaled(total, dropout) * scale)
+    tiles.store_rows(grad_q, tile, head_dim, None, tiles.rescaled(total, dropout) * scale)

@@ -258,14 +258,14 @@ def rows_again(tile, dropout, ROWS: tl.constexpr, DEALT: tl.constexpr = False):
 
 
 @triton.jit
-def store_rows(target, tile, heads, head_dim, dropout, values, DEALT: tl.constexpr = False):
-    """Write the tile's rows of a dense `[rows, heads, head_dim]`, of keys with dropout as `block_rows` turns them."""
+def store_rows(target, tile, head_dim, dropout, values, DEALT: tl.constexpr = False):
+    """Write the tile's rows of Rows, of keys with dropout as `block_rows` turns them."""
     row, there = rows_again(tile, dropout, values.shape[0], DEALT)
     column = tl.arange(0, values.shape[1])
-    start = target + (tile.first * heads + tile.head) * head_dim + tile.own
-    place = start + (row[:, None] * (heads * head_dim) + column[None, :])
+    start = target.data + tile.first * target.stride + tile.head * target.head_stride + tile.own
+    place = start + (row[:, None] * target.stride + column[None, :])
     inside = column < head_dim - tile.own
-    tl.store(place, values.to(target.dtype.element_ty), mask=there[:, None] & inside[None, :])
+    tl.store(place, values.to(target.data.dtype.element_ty), mask=there[:, None] & inside[None, :])
 
 
 @triton.jit

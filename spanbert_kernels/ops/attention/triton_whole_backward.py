@@ -75,7 +75,7 @@ def whole_backward(
         total_k = tiles.product(tl.trans(slopes), queries, total_k, BLOCK)
         total_q = tiles.product(slopes, keys, tl.zeros([BLOCK.M, BLOCK.D], tl.float32), BLOCK)
         total_q = tiles.rescaled(total_q, dropout) * slope_scale
-        place = grad_q + (query[:, None] * heads + tile.head) * head_dim + column[None, :]
-        tl.store(place, total_q.to(grad_q.dtype.element_ty), mask=there[:, None] & tile.inside[None, :])
-    tiles.store_rows(grad_k, tile, heads, head_dim, dropout, tiles.rescaled(total_k, dropout) * slope_scale, True)
-    tiles.store_rows(grad_v, tile, heads, head_dim, dropout, tiles.rescaled(total_v, dropout), True)
+        place = grad_q.data + query[:, None] * grad_q.stride + tile.head * grad_q.head_stride + column[None, :]
+        tl.store(place, total_q.to(grad_q.data.dtype.element_ty), mask=there[:, None] & tile.inside[None, :])
+    tiles.store_rows(grad_k, tile, head_dim, dropout, tiles.rescaled(total_k, dropout) * slope_scale, True)
+    tiles.store_rows(grad_v, tile, head_dim, dropout, tiles.rescaled(total_v, dropout), True)

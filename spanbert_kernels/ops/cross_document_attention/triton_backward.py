@@ -74,4 +74,4 @@ def pairwise_backward(
             tl.store(statistics.delta + slot, delta, mask=only_if(tile.own == 0, tile.there))
             tl.store(statistics.share + slot, share, mask=only_if(tile.own == 0, tile.there))
         item += 1
-    tiles.store_rows(grad_q, tile, heads, head_dim, None, tiles.rescaled(total, dropout) * scale)
+    tiles.store_rows(grad_q, tile, head_dim, None, tiles.rescaled(total, dropout) * scale)

@@ -152,4 +152,4 @@ def pairwise_forward(
             sums = (softmax.peak + tl.log2(softmax.mass)) / LOG2_E
             tl.store(lse + slot + tile.row, sums, mask=only_if(tile.own == 0, tile.there))
         item += 1
-    tiles.store_rows(output, tile, heads, head_dim, None, value / tl.maximum(number, 1))
+    tiles.store_rows(output, tile, head_dim, None, value / tl.maximum(number, 1))

@@ -9,18 +9,19 @@ from torch import Tensor
 
 from spanbert_kernels.ops import attention_plans, checks
 from spanbert_kernels.ops.attention.checks import check_heads, check_scale
-from spanbert_kernels.ops.attention.operators import OPERATION, DistanceAttention, attend
+from spanbert_kernels.ops.attention.operators import OPERATION, DistanceAttention, QkvAttention, attend, parts_of
 from spanbert_kernels.ops.attention.relative import DistanceTerms, RelativeTerms, check_relative
 from spanbert_kernels.ops.attention_plans import AttentionPlan
 from spanbert_kernels.ops.backends import Reasons
 from spanbert_kernels.ops.choices import Backend
 from spanbert_kernels.ops.document_attention import reference
+from spanbert_kernels.ops.operators import needs_gradient
 from spanbert_kernels.ops.repeats import Key, key_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["document_attention"]
+__all__ = ["document_attention", "document_attention_qkv"]
 
 
 class AttentionOptions(TypedDict, total=False):
@@ -146,6 +147,57 @@ def document_attention(
     else:
         output, lse = attend(OPERATION.name, chosen, q, k, v, plan, scale, dropout, key)
     return (output, lse) if return_lse else output
+
+
+@overload
+def document_attention_qkv(
+    qkv: Tensor, cu_seqlens: Documents, *, return_lse: Literal[False] = ..., **options: Unpack[DocumentOptions]
+) -> Tensor: ...
+
+
+@overload
+def document_attention_qkv(
+    qkv: Tensor, cu_seqlens: Documents, *, return_lse: Literal[True], **options: Unpack[DocumentOptions]
+) -> tuple[Tensor, Tensor]: ...
+
+
+def document_attention_qkv(
+    qkv: Tensor, cu_seqlens: Documents, *, return_lse: bool = False, **options: Unpack[DocumentOptions]
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`document_attention` of q, k and v that are one tensor, whose gradient is written as one: a copy less.
+
+    Args:
+        qkv: `[T, 3, heads, head_dim]`, what one product for all three gives.
+        cu_seqlens, return_lse, options: as in `document_attention`.
+
+    Returns:
+        What `document_attention(*qkv.unbind(1), ...)` returns, bit for bit, and so are its gradients.
+
+    Raises:
+        ValueError: shapes, offsets that do not ascend from 0 to T, a dropout outside [0, 1).
+        TypeError: dtypes or devices.
+
+    Source: flash-attention's `flash_attn_varlen_qkvpacked_func` takes one tensor, too.
+
+    Example:
+        >>> document_attention_qkv(torch.ones(3, 3, 1, 2), torch.tensor([0, 1, 3])).shape
+        torch.Size([3, 1, 2])
+    """
+    checks.check_floating("qkv", qkv, 4, "[T, 3, heads, head_dim]")
+    if qkv.shape[1] != 3:
+        raise ValueError(f"qkv must have shape [T, 3, heads, head_dim], got {list(qkv.shape)}")
+    q, k, v = parts_of(qkv)
+    by_distance = options.get("window") is not None or options.get("relative") is not None
+    if needs_gradient(qkv) and not by_distance:
+        given = (cu_seqlens, options.get("max_seqlen"), options.get("backend"))
+        plan, chosen, key = _checked(q, k, v, *given, distances=False)
+        if chosen != "eager":
+            dropout = checks.check_dropout(options.get("dropout_p", 0.0), options.get("seed"), "qkv", qkv)
+            checks.check_flag("return_lse", return_lse)
+            rest = (plan.work(chosen != "cpu"), check_scale(options.get("scale"), q), dropout)
+            output, lse = QkvAttention.apply(qkv, chosen, *rest, None if key is None else plan.repeats)
+            return (output, lse) if return_lse else output
+    return document_attention(q, k, v, cu_seqlens, return_lse=return_lse, **options)
 
 
 def _checked(
