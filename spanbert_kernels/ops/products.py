@@ -6,6 +6,7 @@ PyTorch has as well, does not. Which one it is to be is measured (`ops/measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ def _rows_apart(matrix: Tensor) -> bool:
 def _torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """PyTorch's own, into memory on huge pages where that is large."""
     result = large.new_empty(x, *x.shape[:-1], len(weight))
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # no -1, as there may be no columns
     _multiply(rows, weight, bias, result.view(len(rows), len(weight)))
     return result
 

@@ -57,6 +57,9 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "cross_document_attention": lambda: {**heads(), **SEEDED, "cu_clusters": torch.tensor([0, 2]), "links": LINKS},
     "document_attention": lambda: {**{name: ones(T, 1, H) for name in "qkv"}, "cu_seqlens": OFFSETS, **SEEDED},
+    "document_attention_qkv": lambda: {
+        "qkv": ones(T, 3, 2, H).requires_grad_(), "cu_seqlens": OFFSETS, **SEEDED
+    },
     "enumerate_spans": lambda: {"cu_seqlens": OFFSETS, "max_width": 3},
     "log_bucketed_index": lambda: {"buckets": 4, "max_distance": 9},
     "pack_weight": lambda: {"weight": ones(OUT, H)},
@@ -245,6 +248,7 @@ KINDS: dict[str, Kind] = {
     "per": CHOICE,
     "precision": Kind(CHOICE.wrong),
     "q": FLOATING,
+    "qkv": ALONE,
     "queries": CHOICE,
     "relative": Kind({**NO_TENSOR, "a tensor": ones(3), "a tuple": (torch.zeros(3).int(), ones(1, 1))}),
     "residual": OPTIONAL,
@@ -284,7 +288,19 @@ def kind_of(operation: str, argument: str) -> Kind:
     return KINDS.get(f"{operation}.{argument}") or KINDS[argument]
 
 
-ARGUMENTS = [(name, argument) for name, call in PUBLIC.items() for argument in inspect.signature(call).parameters]
+def arguments_of(call: Callable[..., Any]) -> list[str]:
+    """Their names, also of those that a function passes on."""
+    found = []
+    for name, parameter in inspect.signature(call).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            options = parameter.annotation.removeprefix("Unpack[").removesuffix("]")
+            found += vars(inspect.getmodule(call))[options].__annotations__
+        else:
+            found.append(name)
+    return found
+
+
+ARGUMENTS = [(name, argument) for name, call in PUBLIC.items() for argument in arguments_of(call)]
 
 
 def test_every_operation_has_a_call_that_works() -> None:
@@ -298,8 +314,8 @@ def test_no_wrong_kind_is_taken(operation: str, argument: str) -> None:
     kind, good = kind_of(operation, argument), CALLS[operation]()
     wrong = {**kind.wrong, **kind.also(good.get(argument))}
     if argument in good and not kind.optional and good[argument] is not None:
-        default = inspect.signature(PUBLIC[operation]).parameters[argument].default
-        if default is inspect.Parameter.empty and argument != "weight":
+        parameter = inspect.signature(PUBLIC[operation]).parameters.get(argument)
+        if parameter is not None and parameter.default is parameter.empty and argument != "weight":
             wrong["nothing at all"] = None
     taken = []
     for what, value in wrong.items():

@@ -87,7 +87,9 @@ class DocumentAttention(torch.autograd.Function):
         return output, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, _: Tensor) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return gradients(ctx)
         backend, *kept = saved(ctx)
         compute = functools.partial(document_attention_backward, repeats=ctx.repeats)
         return gradients(ctx, *gradient_of(ctx.text, compute, backend, grad_output, *kept))
@@ -114,7 +116,9 @@ class QkvAttention(torch.autograd.Function):
         return output, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, _: Tensor) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return gradients(ctx)
         backend, *kept = saved(ctx)
         compute = functools.partial(_gradient_of_qkv, ctx.repeats, backend)
         text = f'{OPERATION.name} has no second derivative, but on backend="eager"'
@@ -217,7 +221,9 @@ class DistanceAttention(torch.autograd.Function):
         return output, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, _: Tensor) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return gradients(ctx)
         backend, *kept = saved(ctx)
         terms = kept[5]
         found = gradient_of(ctx.text, distance_attention_backward, backend, grad_output, *kept)

@@ -90,7 +90,8 @@ KEY_BACKWARD: Loops = {
 BACKWARD = BackwardLoops(QUERY_SUMS, QUERY_BACKWARD, KEY_BACKWARD)
 # With links there are fewer registers: in float32 programs make a part of a head's columns.
 LINKED = BackwardLoops(*({k: v for k, v in loops.items() if k != (32, 64, False)} for loops in BACKWARD))
-LINKED_BACKWARD = LINKED if SHORT_OF_REGISTERS else BACKWARD
+FEWER_KEYS: Loops = {**KEY_BACKWARD, (32, 64, False): (16, 16, 8, 1)}
+LINKED_BACKWARD = LINKED if SHORT_OF_REGISTERS else BACKWARD._replace(keys=FEWER_KEYS)
 # Between the tokens of clusters: with anchors or links the registers are too few for as many rows.
 SMALL = (16, 64, False)
 FORWARD_OF_TOKENS: Loops = {**FORWARD, SMALL: (64, 128, 4, 2)}

@@ -186,6 +186,9 @@ def document_attention_qkv(
     checks.check_floating("qkv", qkv, 4, "[T, 3, heads, head_dim]")
     if qkv.shape[1] != 3:
         raise ValueError(f"qkv must have shape [T, 3, heads, head_dim], got {list(qkv.shape)}")
+    offsets = cu_seqlens.cu_seqlens if isinstance(cu_seqlens, AttentionPlan) else cu_seqlens
+    if isinstance(offsets, Tensor):
+        checks.check_device("cu_seqlens", offsets, "qkv", qkv)
     q, k, v = parts_of(qkv)
     by_distance = options.get("window") is not None or options.get("relative") is not None
     if needs_gradient(qkv) and not by_distance:
