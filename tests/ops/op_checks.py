@@ -21,7 +21,7 @@ import places
 import pytest
 import torch
 from layouts import CHANGING, LAYOUTS, fits
-from places import PLACES, Place, places_of
+from places import ISAS, PLACES, Place, places_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -38,14 +38,19 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def place_parameters(
-    names: tuple[str, ...], places: tuple[Place, ...] = PLACES, emulated_slow: bool = False
+    names: tuple[str, ...], places: tuple[Place, ...] = PLACES, emulated_slow: bool = False, isas_slow: bool = False
 ) -> list[Any]:
-    """The places of an operation's backends, as parameters of the fixture `backend`."""
+    """The places of an operation's backends, as parameters of the fixture `backend`.
+
+    `isas_slow`: of the CPU kernels only those that every processor runs are for every test run.
+    """
 
     def marks(place: Place) -> list[pytest.MarkDecorator]:
         if place.device == "cuda":
             return [pytest.mark.gpu]
-        return [pytest.mark.slow] if place.emulated and emulated_slow else []
+        is_one_of_many = place.backend == "cpu" and place.kind != ISAS[0]
+        slow = (place.emulated and emulated_slow) or (is_one_of_many and isas_slow)
+        return [pytest.mark.slow] if slow else []
 
     return [pytest.param(place, id=str(place), marks=marks(place)) for place in places if place.backend in names]
 
@@ -358,6 +363,8 @@ class RecordRawCalls(TorchDispatchMode):
 
 # What every test run checks of the emulated places, which are slow; the slow tests check the rest of them.
 EVERYDAY = ("test_values_and_gradients", "test_second_derivative")
+# What it checks of one instruction set: how tensors lie is read by the same lines in all.
+AT_ONE_INSTRUCTION_SET = ("test_layouts",)
 
 
 class OpChecks:
@@ -381,9 +388,9 @@ class OpChecks:
             if not all(name in case.lacking for case in cases)
         )
         if "backend" in metafunc.fixturenames:
-            slow = metafunc.function.__name__ not in EVERYDAY
-            here = places_of(metafunc.cls.operation)
-            metafunc.parametrize("backend", place_parameters(names, here, emulated_slow=slow), indirect=True)
+            name, here = metafunc.function.__name__, places_of(metafunc.cls.operation)
+            marked = place_parameters(names, here, name not in EVERYDAY, name in AT_ONE_INSTRUCTION_SET)
+            metafunc.parametrize("backend", marked, indirect=True)
         if "best_backend" in metafunc.fixturenames:
             best = (Place("cpu"), *(place for place in PLACES if place.backend != "cpu" and place.kind != "fibers"))
             metafunc.parametrize("best_backend", place_parameters(names, best, emulated_slow=True), indirect=True)

@@ -88,10 +88,10 @@ KEY_BACKWARD: Loops = {
     (32, 32, True): (32, 16, 8, 1),
 }
 BACKWARD = BackwardLoops(QUERY_SUMS, QUERY_BACKWARD, KEY_BACKWARD)
-# With links there are fewer registers: in float32 programs make a part of a head's columns.
+# With links there are fewer registers: in float32 blocks have fewer queries, or programs a part of a head's columns.
 LINKED = BackwardLoops(*({k: v for k, v in loops.items() if k != (32, 64, False)} for loops in BACKWARD))
-FEWER_KEYS: Loops = {**KEY_BACKWARD, (32, 64, False): (16, 16, 8, 1)}
-LINKED_BACKWARD = LINKED if SHORT_OF_REGISTERS else BACKWARD._replace(keys=FEWER_KEYS)
+FEWER_QUERIES: Loops = {**KEY_BACKWARD, (32, 64, False): (16, 16, 8, 1)}
+LINKED_BACKWARD = LINKED if SHORT_OF_REGISTERS else BACKWARD._replace(keys=FEWER_QUERIES)
 # Between the tokens of clusters: with anchors or links the registers are too few for as many rows.
 SMALL = (16, 64, False)
 FORWARD_OF_TOKENS: Loops = {**FORWARD, SMALL: (64, 128, 4, 2)}
