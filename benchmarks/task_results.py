@@ -29,11 +29,11 @@ from spanbert_kernels.data.entities import read_marked, read_tagged
 from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.tasks import classification
+from spanbert_kernels.tasks.base import load
 from spanbert_kernels.tasks.cross_document_coreference import clusters_of
 from spanbert_kernels.tasks.pretraining import MaskedBlocks, blocks_of, pretrain
 from spanbert_kernels.tasks.progress import quiet_transformers
 from spanbert_kernels.tasks.start import Start
-from spanbert_kernels.tasks.task import load
 from spanbert_kernels.tasks.training import TrainingOptions
 
 Files = tuple[Path, Path]  # to train and to test on

@@ -82,7 +82,7 @@ def paths_of(output: Path) -> tuple[Path, Path]:
 
 def _explained(task: str, folder: Path, data: Sequence[Path]) -> tuple[list[ClusterExplanation], list[SpanExplanation]]:
     from spanbert_kernels.tasks import explanation
-    from spanbert_kernels.tasks.task import load
+    from spanbert_kernels.tasks.base import load
 
     found = load(task)
     items = found.read_to_predict(data)

@@ -17,7 +17,7 @@ from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_
 from spanbert_kernels.tasks.registry import TASKS, TaskEntry
 
 if TYPE_CHECKING:
-    from spanbert_kernels.tasks.task import Task
+    from spanbert_kernels.tasks.base import Task
 
 task_argument = click.argument("task", type=click.Choice(list(TASKS)))
 backend_option = click.option("--backend", default="auto", show_default=True, type=click.Choice(["auto", "eager"]))
@@ -30,8 +30,8 @@ def _listed(column: Callable[[TaskEntry], str]) -> str:
 
 
 def _load(name: str) -> Task:
+    from spanbert_kernels.tasks.base import load
     from spanbert_kernels.tasks.progress import quiet_transformers
-    from spanbert_kernels.tasks.task import load
 
     quiet_transformers()
     return load(name)

@@ -18,12 +18,12 @@ from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.data.sources import Source, name_of
 from spanbert_kernels.models import SpanBERTForSequenceClassification
+from spanbert_kernels.tasks.base import Scores, Task
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut, shown
 from spanbert_kernels.tasks.start import Start
-from spanbert_kernels.tasks.task import Scores, Task
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 
 

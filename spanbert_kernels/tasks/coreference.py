@@ -15,12 +15,12 @@ from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.faults import warn
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForCoreference
+from spanbert_kernels.tasks.base import Scores, Task
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.coreference_scores import f1_scores
 from spanbert_kernels.tasks.mentions import count_cut_words_of, count_mentions, first_of_words, unmarked
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
-from spanbert_kernels.tasks.task import Scores, Task
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import cut, encoded, pieces_of, window_length
 

@@ -17,11 +17,11 @@ from spanbert_kernels.data.sources import Source, paths_of
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForCoreference
 from spanbert_kernels.tasks import coreference
+from spanbert_kernels.tasks.base import Task
 from spanbert_kernels.tasks.coreference import Entity
 from spanbert_kernels.tasks.mentions import count_cut_words_of, unmarked
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
-from spanbert_kernels.tasks.task import Task
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import window_length
 

@@ -21,11 +21,11 @@ from spanbert_kernels.data.parallel import Pair
 from spanbert_kernels.data.sources import Source
 from spanbert_kernels.models import SpanBERTTokenizer
 from spanbert_kernels.models.generation import WindowedSpanBERTModel, encoder_decoder
+from spanbert_kernels.tasks.base import Scores, Task
 from spanbert_kernels.tasks.batches import IGNORED, padded
 from spanbert_kernels.tasks.progress import counted
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
-from spanbert_kernels.tasks.task import Scores, Task
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit, on_path
 from spanbert_kernels.tasks.vocabulary import Tokenizer, rows_of
 

@@ -18,12 +18,12 @@ from spanbert_kernels.data.entities import read_nested
 from spanbert_kernels.data.faults import DataFault, warn
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForSpanClassification
+from spanbert_kernels.tasks.base import Scores, Task
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.mentions import count_cut_words_of, count_mentions, first_of_words, unmarked
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining, cut, shown
-from spanbert_kernels.tasks.task import Scores, Task
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import cut as cut_words
 from spanbert_kernels.tasks.windows import encoded, pieces_of, window_length

@@ -17,11 +17,11 @@ from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.words import read_sentences
 from spanbert_kernels.models import SpanBERTForDependencyParsing
+from spanbert_kernels.tasks.base import Scores, Task
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unknown
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining, cut, shown
-from spanbert_kernels.tasks.task import Scores, Task
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 
 Tree = tuple[list[int], list[str]]  # heads, 0 for the root, and relations

@@ -19,10 +19,10 @@ from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.data.faults import DataWarning
 from spanbert_kernels.data.squad import Question, read_questions
 from spanbert_kernels.models import SpanBERTForQuestionAnswering
+from spanbert_kernels.tasks.base import Scores, Task
 from spanbert_kernels.tasks.batches import outputs, padded
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining, shown
-from spanbert_kernels.tasks.task import Scores, Task
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 
 OVERLAP = 128  # tokens that neighbouring windows of a long text share

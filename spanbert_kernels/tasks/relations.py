@@ -24,6 +24,7 @@ from spanbert_kernels.data.related import read_relations
 from spanbert_kernels.data.sources import Source, paths_of
 from spanbert_kernels.models import SpanBERTForRelations
 from spanbert_kernels.tasks import coreference
+from spanbert_kernels.tasks.base import Scores, Task
 from spanbert_kernels.tasks.batches import outputs
 from spanbert_kernels.tasks.cross_document_coreference import (
     Cluster,
@@ -38,7 +39,6 @@ from spanbert_kernels.tasks.mentions import count_mentions
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
-from spanbert_kernels.tasks.task import Scores, Task
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import window_length
 

@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from spanbert_kernels.data.parallel import Pair
 from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.tasks import generation
-from spanbert_kernels.tasks.task import Scores
+from spanbert_kernels.tasks.base import Scores
 
 METRICS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 LENGTH = 64  # tokens of a summary that is written

@@ -17,11 +17,11 @@ from spanbert_kernels.data.entities import read_tagged
 from spanbert_kernels.data.faults import DataFault, warn
 from spanbert_kernels.data.words import read_sentences
 from spanbert_kernels.models import SpanBERTForTokenClassification
+from spanbert_kernels.tasks.base import Task
 from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining, shown
-from spanbert_kernels.tasks.task import Task
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import count_cut_words, cut, encoded, pieces_of
 

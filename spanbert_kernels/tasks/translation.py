@@ -9,7 +9,7 @@ from sacrebleu import corpus_bleu, corpus_chrf
 
 from spanbert_kernels.data.parallel import Pair, read_aligned, read_sources
 from spanbert_kernels.tasks import generation
-from spanbert_kernels.tasks.task import Scores
+from spanbert_kernels.tasks.base import Scores
 from spanbert_kernels.tasks.vocabulary import train_tokenizer
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")

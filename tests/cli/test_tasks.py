@@ -13,8 +13,8 @@ from click.testing import Result
 
 from spanbert_kernels import SpanBERTForPreTraining, extras
 from spanbert_kernels.cli import tasks, training_options
+from spanbert_kernels.tasks.base import TASKS, load
 from spanbert_kernels.tasks.start import SIZES
-from spanbert_kernels.tasks.task import TASKS, load
 
 pytest.importorskip("accelerate")
 pytest.importorskip("seqeval")

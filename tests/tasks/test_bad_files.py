@@ -16,8 +16,8 @@ from spanbert_kernels.data.labelled import read_labelled
 from spanbert_kernels.data.squad import Question, read_questions
 from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.tasks import question_answering
+from spanbert_kernels.tasks.base import TASKS, load
 from spanbert_kernels.tasks.start import Start
-from spanbert_kernels.tasks.task import TASKS, load
 from spanbert_kernels.tasks.training import TrainingOptions
 
 
@@ -141,7 +141,7 @@ def test_answers_inside_tokens_are_named(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     tokenizer = Start(vocabulary_size=60).tokenizer([f"Where ? {context}"] * 2)
     model = Start(size="tiny").build(question_answering.SpanBERTForQuestionAnswering, tokenizer, 0)
-    monkeypatch.setattr("spanbert_kernels.tasks.task.fit", lambda *args, **more: None)
+    monkeypatch.setattr("spanbert_kernels.tasks.base.fit", lambda *args, **more: None)
     options = TrainingOptions(tmp_path)
     with pytest.warns(
         UserWarning,

@@ -14,9 +14,9 @@ from small_files import FILES, TEXTS
 
 from spanbert_kernels import SpanBERTForPreTraining, SpanBERTModel
 from spanbert_kernels.tasks import pretraining
+from spanbert_kernels.tasks.base import TASKS, load
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
-from spanbert_kernels.tasks.task import TASKS, load
 from spanbert_kernels.tasks.training import Training, TrainingOptions
 
 Train = Callable[[Start, TrainingOptions, SpanTraining | None], Training]

@@ -63,7 +63,7 @@ def test_an_answer_that_no_window_holds_teaches_nothing(tmp_path: Path, monkeypa
     short = Question("short", "?", "a b", (("b", 2),), Path("f"))
     learnt: list[Any] = []
     monkeypatch.setattr(
-        "spanbert_kernels.tasks.task.fit", lambda model, options, examples, *rest, **more: learnt.extend(examples)
+        "spanbert_kernels.tasks.base.fit", lambda model, options, examples, *rest, **more: learnt.extend(examples)
     )
     question_answering.train(model, TOKENIZER, [long, short], TrainingOptions(tmp_path))
     (example,) = learnt

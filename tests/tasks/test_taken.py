@@ -28,12 +28,12 @@ from spanbert_kernels.data.conllu import ParsedSentence
 from spanbert_kernels.data.counts import TEST, TRAINING, Counts, tallying
 from spanbert_kernels.data.labelled import LabelledDocument
 from spanbert_kernels.data.squad import Question
+from spanbert_kernels.tasks.base import load
 from spanbert_kernels.tasks.generation import Collator, Generator, Pair, count_pairs, encode, loss
 from spanbert_kernels.tasks.labels import label_fields
 from spanbert_kernels.tasks.pretraining import blocks_of
 from spanbert_kernels.tasks.relations import RelatedCluster
 from spanbert_kernels.tasks.start import Start
-from spanbert_kernels.tasks.task import load
 from spanbert_kernels.tasks.training import TrainingOptions
 
 POSITIONS, WIDTH = 16, 3
@@ -210,7 +210,7 @@ def test_training(
     def stop(*args: Any, **kwargs: Any) -> None:
         raise BeforeTheTraining
 
-    monkeypatch.setattr("spanbert_kernels.tasks.task.fit", stop)
+    monkeypatch.setattr("spanbert_kernels.tasks.base.fit", stop)
 
     def run() -> None:
         with pytest.raises(BeforeTheTraining):
