@@ -17,7 +17,9 @@ TOKENIZERS = {
     "SpanBERT/spanbert-base-cased": "bert-base-cased",
     "SpanBERT/spanbert-large-cased": "bert-large-cased",
 }
-VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")
+VOCABULARY_FILES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model"),
+)
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 

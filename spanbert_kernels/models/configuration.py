@@ -106,6 +106,11 @@ class SpanBERTConfig(BertConfig):
                 f"layer {last} out"
             )
 
+    @property
+    def positions(self) -> int:
+        """Tokens of the longest text, the special ones counted."""
+        return self.max_position_embeddings
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, and what to install where the class is not known."""
         return {**super().to_dict(), **WRITTEN_BY}

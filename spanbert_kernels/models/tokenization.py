@@ -1,14 +1,15 @@
-"""The tokenizer of the SpanBERT family: cased BERT's WordPiece."""
+"""The tokenizer of the SpanBERT family, cased BERT's WordPiece, and those that checkpoints of other families bring."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from transformers import BertTokenizer
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from spanbert_kernels.models.checkpoints import resolve_tokenizer, what_would_work
+from spanbert_kernels.models.checkpoints import TOKENIZERS, resolve_tokenizer, what_would_work
 from spanbert_kernels.models.damage import CannotLoad, damage, loading
 
 
@@ -70,3 +71,60 @@ class SpanBERTTokenizer(BertTokenizer):
             if os.path.isdir(name):
                 raise
             raise OSError(f"cannot load tokenizer {name!r} from the hub: give {what_would_work()}") from error
+
+
+def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint of any family, in the case that it was made for.
+
+    Args:
+        name: a local folder, a hub name, "spanbert-base" or "spanbert-large".
+
+    Raises:
+        OSError: nothing by that name, or it has no vocabulary.
+        ValueError: the name looks like a short name but is not one, or the tokenizer cannot say which characters a
+            token is of; `CannotLoad` for a folder with a damaged file.
+
+    Example:
+        >>> import tempfile
+        >>> vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris"])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = BertTokenizer(vocab=vocabulary, do_lower_case=True).save_pretrained(folder)
+        ...     load_tokenizer(folder).tokenize("Paris")
+        ['paris']
+    """
+    resolved = resolve_tokenizer(name)
+    try:
+        with loading(resolved):
+            own = SpanBERTTokenizer if resolved in TOKENIZERS.values() else _tokenizer_of_bert(Path(resolved))
+            if own is not None:
+                return cast(PreTrainedTokenizerBase, own.from_pretrained(resolved))
+            known = {} if Path(resolved, "config.json").is_file() else {"config": PreTrainedConfig()}
+            tokenizer = AutoTokenizer.from_pretrained(resolved, trust_remote_code=False, **known)
+    except OSError as error:
+        if os.path.isdir(resolved):
+            raise
+        raise OSError(f"cannot load tokenizer {resolved!r} from the hub: give {what_would_work()}") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"{resolved}: a {type(tokenizer).__name__} does not say which characters a token is of")
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def _tokenizer_of_bert(folder: Path) -> type[BertTokenizer] | None:
+    """The class of a folder's tokenizer: SpanBERT's if it says so; by the case of a vocabulary that says nothing.
+
+    None where that is for transformers to say.
+    """
+    if not folder.is_dir():
+        return None
+    settings, config = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for path in (folder / "tokenizer_config.json", folder / "config.json")
+    )
+    if (named := settings.get("tokenizer_class")) is not None:
+        return SpanBERTTokenizer if named == SpanBERTTokenizer.__name__ else None
+    vocabulary = folder / "vocab.txt"
+    if not vocabulary.is_file() or config.get("model_type", "bert") not in ("bert", "spanbert", "spanbert_windows"):
+        return None
+    entries = (entry for entry in vocabulary.read_text(encoding="utf-8").split("\n") if not entry.startswith("["))
+    lower = settings.get("do_lower_case", all(entry == entry.lower() for entry in entries))
+    return BertTokenizer if lower else SpanBERTTokenizer

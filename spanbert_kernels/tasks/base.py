@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, took
 from spanbert_kernels.data.sources import Source, name_of, some
-from spanbert_kernels.models import SpanBERTTokenizer
+from spanbert_kernels.models.tokenization import load_tokenizer
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.registry import TASKS as TASKS
 from spanbert_kernels.tasks.span_training import SpanTraining
@@ -117,7 +117,7 @@ class Task(Generic[Item, Found]):
             ValueError: the folder's model is another task's, or lacks weights.
             OSError: there is no such folder, or no model in it.
         """
-        return load_trained(self.kind, folder), SpanBERTTokenizer.from_pretrained(folder)
+        return load_trained(self.kind, folder), load_tokenizer(folder)
 
     def read_to_predict(self, data: Source) -> list[Item]:
         """The items to predict for, counted.

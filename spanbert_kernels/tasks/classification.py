@@ -70,7 +70,7 @@ def encode(
         ids = tokenizer(document.text, verbose=False)["input_ids"]
         if len(ids) > length:
             cut_short("document", f"to its first {length - 2} tokens")
-            ids = [*ids[: length - 1], tokenizer.sep_token_id]
+            ids = [*ids[: length - 1], ids[-1]]
         examples.append({"input_ids": np.array(ids, dtype=np.int64), "labels": number})
     return examples
 
@@ -124,7 +124,7 @@ def _examples(
 ) -> Clusters:
     """For batches of `options.batch_size` clusters, whole; documents see each other in cross-document layers."""
     took("document", len(documents))
-    examples = encode(documents, tokenizer, labels_of(model), model.config.max_position_embeddings)
+    examples = encode(documents, tokenizer, labels_of(model), model.config.positions)
     if spans is not None and spans.crop == "loss":
         raise ValueError("a document's label belongs to no span: span training of documents needs crop input")
     return Clusters(shown(examples, spans, seed, show), clusters_of(documents))
@@ -144,7 +144,7 @@ def classify(
     """The label of each document and its probability. The documents' own labels are not looked at."""
     labels, clusters = labels_of(model), clusters_of(documents)
     plain = [LabelledDocument(d.text, labels[0], d.cluster, d.path, d.line) for d in documents]
-    examples = Clusters(encode(plain, tokenizer, labels, model.config.max_position_embeddings), clusters)
+    examples = Clusters(encode(plain, tokenizer, labels, model.config.positions), clusters)
     found: dict[int, tuple[str, float]] = {}
     longest = [max(len(document["input_ids"]) for document in examples[i]) for i in range(len(examples))]
     items = [{"cluster": examples[i], "longest": longest[i]} for i in range(len(examples))]

@@ -184,7 +184,7 @@ def explain_classification(
     model.eval()
     for cluster in counted(classification.clusters_of(documents), "explaining"):
         own = [LabelledDocument(d.text, labels[0], d.cluster, d.path, d.line) for d in (documents[i] for i in cluster)]
-        examples = classification.encode(own, tokenizer, labels, config.max_position_embeddings)
+        examples = classification.encode(own, tokenizer, labels, config.positions)
         batch = classification.collate([examples])
         if not layers:
             del batch["cluster_ids"]

@@ -19,8 +19,8 @@ from transformers import EncoderDecoderModel
 from spanbert_kernels.data.counts import TRAINING, counting, cut, took
 from spanbert_kernels.data.parallel import Pair
 from spanbert_kernels.data.sources import Source
-from spanbert_kernels.models import SpanBERTTokenizer
 from spanbert_kernels.models.generation import WindowedSpanBERTModel, encoder_decoder
+from spanbert_kernels.models.tokenization import load_tokenizer
 from spanbert_kernels.tasks.base import Scores, Task
 from spanbert_kernels.tasks.batches import IGNORED, padded
 from spanbert_kernels.tasks.progress import counted
@@ -52,7 +52,7 @@ class Generator:
     @classmethod
     def load(cls, folder: Path) -> Generator:
         """What `train` wrote."""
-        tokenizers = (SpanBERTTokenizer.from_pretrained(each) for each in (folder, folder / "target"))
+        tokenizers = (load_tokenizer(each) for each in (folder, folder / "target"))
         return cls(load_trained(EncoderDecoderModel, folder), *tokenizers)
 
     @classmethod
@@ -69,7 +69,7 @@ class Generator:
         upper = list(range(layers // 2, layers))
         encoder = start.build(WindowedSpanBERTModel, tokenizer, seed, cross_document_layers=upper, **fields)
         shape = encoder.config
-        shape.window_length = min(shape.window_length, shape.max_position_embeddings)
+        shape.window_length = min(shape.window_length, shape.positions)
         built = cls(encoder_decoder(encoder, target, min(layers, DECODER_LAYERS), rows_of(target)), tokenizer, target)
         examples = encode(pairs, built)
         with torch.no_grad():

@@ -23,6 +23,7 @@ from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unkno
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining, cut, shown
 from spanbert_kernels.tasks.vocabulary import Tokenizer
+from spanbert_kernels.tasks.windows import encoded, pieces_of
 
 Tree = tuple[list[int], list[str]]  # heads, 0 for the root, and relations
 NOT_PARSED = -1
@@ -41,23 +42,21 @@ def encode(
     number = {relation: i for i, relation in enumerate(relations)}
     examples = []
     for index, sentence in enumerate(sentences):
-        ids, word_starts = [tokenizer.cls_token_id], [0]
-        for place, (word, relation) in enumerate(zip(sentence.words, sentence.relations, strict=True)):
+        for place, relation in enumerate(sentence.relations):
             if relation not in number:
                 raise DataFault(
                     sentence.path, sentence.line_of(place), f"word {place + 1} has an unknown relation {relation}"
                 )
-            word_starts.append(len(ids))
-            ids += tokenizer(word, add_special_tokens=False)["input_ids"] or [tokenizer.unk_token_id]
-        if len(ids) + 1 > length:
+        ids, word_starts = encoded(pieces_of(sentence.words, tokenizer, length), tokenizer)
+        if len(ids) > length:
             left_out("sentence", f"longer than {length} tokens")
             continue
         took("sentence")
         examples.append(
             {
                 "sentence": index,
-                "input_ids": np.array([*ids, tokenizer.sep_token_id]),
-                "word_starts": np.array(word_starts),
+                "input_ids": ids,
+                "word_starts": np.array([0, *word_starts]),
                 "heads": np.array([IGNORED, *sentence.heads]),
                 "labels": np.array([IGNORED, *(number[relation] for relation in sentence.relations)]),
             }
@@ -94,7 +93,7 @@ def _without_heads(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
 def _examples(
     model: Any, tokenizer: Tokenizer, sentences: Sequence[ParsedSentence], spans: SpanTraining | None, seed: int
 ) -> Any:
-    examples = encode(sentences, tokenizer, labels_of(model), model.config.max_position_embeddings)
+    examples = encode(sentences, tokenizer, labels_of(model), model.config.positions)
     if not examples:
         raise ValueError(f"{sentences[0].path}: no sentence is short enough for the model to train on")
     return shown(examples, spans, seed, show)
@@ -142,7 +141,7 @@ def parse(
     """
     relations = labels_of(model)
     plain = [_bare(sentence.words, relations[0], sentence.path, sentence.line) for sentence in sentences]
-    examples = encode(plain, tokenizer, relations, model.config.max_position_embeddings)
+    examples = encode(plain, tokenizer, relations, model.config.positions)
     found: list[Tree] = [([NOT_PARSED] * len(each.words), ["_"] * len(each.words)) for each in sentences]
     for chosen, output in outputs(model, examples, _without_heads, lambda e: len(e["input_ids"]), backend=backend):
         arcs, best = output.arcs.float().log_softmax(-1).double().numpy(), output.relations.argmax(-1).numpy()

@@ -141,8 +141,8 @@ def pretrain(
     Raises:
         ValueError: there is no text to train on, or `length` is more than the model has positions.
     """
-    if length > model.config.max_position_embeddings:
-        raise ValueError(f"length {length} is more than the {model.config.max_position_embeddings} positions there are")
+    if length > model.config.positions:
+        raise ValueError(f"length {length} is more than the {model.config.positions} positions there are")
     with counting(TRAINING):
         blocks = blocks_of(texts, tokenizer, length)
     if not blocks:

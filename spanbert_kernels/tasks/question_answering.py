@@ -48,7 +48,8 @@ def windows_of(questions: Sequence[Question], tokenizer: Tokenizer, length: int)
 
     A question is cut where it takes more than half of the tokens.
     """
-    most = (length - 3) // 2  # beside three special tokens
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    most = (length - special) // 2
     found = []
     for index, question in enumerate(questions):
         encoded = tokenizer(
@@ -56,7 +57,7 @@ def windows_of(questions: Sequence[Question], tokenizer: Tokenizer, length: int)
             question.context,
             truncation="only_second",
             max_length=length,
-            stride=min(OVERLAP, length // 4, length - 4 - most),
+            stride=min(OVERLAP, length // 4, length - special - 1 - most),
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
@@ -134,7 +135,7 @@ def _examples(
     Of an answer that begins or ends inside a token, all of the token is learnt; a warning names the first.
     """
     model.config.answers_may_be_missing = any(not question.answers for question in questions)
-    windows = _answered(questions, windows_of(questions, tokenizer, model.config.max_position_embeddings))
+    windows = _answered(questions, windows_of(questions, tokenizer, model.config.positions))
     if not windows:
         raise ValueError(f"{questions[0].path}: there is no question whose answer fits in a window")
     _warn_of_widened(questions, windows)
@@ -173,7 +174,7 @@ def answer(
 ) -> list[str]:
     """An answer from each question's text, "" where there is none. The questions' own answers are not looked at."""
     plain = [Question(q.id, q.question, q.context, (), q.path) for q in questions]
-    windows = windows_of(plain, tokenizer, model.config.max_position_embeddings)
+    windows = windows_of(plain, tokenizer, model.config.positions)
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(questions)
     none = [np.inf] * len(questions)
     examples = [window.example for window in windows]

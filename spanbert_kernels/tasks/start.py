@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from spanbert_kernels.data.faults import warn
-from spanbert_kernels.models import SpanBERTConfig, SpanBERTTokenizer
+from spanbert_kernels.models import SpanBERTConfig
 from spanbert_kernels.models.checkpoints import what_would_work
 from spanbert_kernels.models.damage import CannotLoad, loading
+from spanbert_kernels.models.tokenization import load_tokenizer
 from spanbert_kernels.tasks.labels import head_of, listed
 from spanbert_kernels.tasks.vocabulary import Tokenizer, read_tokenizer, rows_of, train_tokenizer
 
@@ -74,8 +75,7 @@ class Start:
             return read_tokenizer(self.vocabulary)
         if self.model is not None:
             self.layers()  # says what is wrong with a name; the tokenizer would ask for a vocabulary
-            found: Tokenizer = SpanBERTTokenizer.from_pretrained(self.model)
-            return found
+            return load_tokenizer(self.model)
         return train_tokenizer(texts, self.vocabulary_size)
 
     def layers(self) -> int:
@@ -113,8 +113,8 @@ class Start:
 
     def _from_checkpoint(self, kind: Any, rows: int, seed: int, fields: dict[str, Any]) -> Any:
         config = kind.config_class.from_pretrained(self.model)
-        if config.max_position_embeddings < FEWEST_POSITIONS:
-            count = config.max_position_embeddings
+        if config.positions < FEWEST_POSITIONS:
+            count = config.positions
             raise ValueError(f"{self.model} has {count} positions, {FEWEST_POSITIONS} at least are needed")
         if rows > config.vocab_size:
             vocabulary = self.vocabulary or "its vocabulary"

@@ -78,7 +78,7 @@ def _examples(
 ) -> Any:
     if not _count(sentences):
         raise ValueError(f"{sentences[0].path}: there is no entity to train on")
-    windows = windows_of(sentences, tokenizer, labels_of(model), model.config.max_position_embeddings)
+    windows = windows_of(sentences, tokenizer, labels_of(model), model.config.positions)
     return shown([window.example for window in windows], spans, seed)
 
 
@@ -109,7 +109,7 @@ def tag(
     """
     plain = [TaggedSentence(s.words, ("O",) * len(s.words), s.path, s.line) for s in sentences]
     labels = labels_of(model)
-    windows = windows_of(plain, tokenizer, ["O"], model.config.max_position_embeddings)
+    windows = windows_of(plain, tokenizer, ["O"], model.config.positions)
     found = [["O"] * len(sentence.words) for sentence in sentences]
     examples = [window.example for window in windows]
     for chosen, output in outputs(model, examples, _without_labels, _tokens, backend=backend):

@@ -17,12 +17,42 @@ WINDOW = 128  # tokens of a window, special ones counted, where the model can ho
 
 def window_length(model: Any) -> int:
     """Tokens of a window."""
-    return min(WINDOW, model.config.max_position_embeddings)
+    return min(WINDOW, model.config.positions)
 
 
 def pieces_of(words: Sequence[str], tokenizer: Tokenizer, room: int) -> list[list[int]]:
-    """The word pieces of each word, at least one and at most `room`."""
-    return [tokenizer(word, add_special_tokens=False)["input_ids"][:room] or [tokenizer.unk_token_id] for word in words]
+    r"""The pieces of each word, at least one and at most `room`, as they are where a space is between two words.
+
+    The tokenizer gets the words as one text, and its offsets say whose a piece is: given as words, BPE that marks the
+    space before a word would take each for the beginning of a text.
+
+    Example:
+        >>> from transformers import BertTokenizer
+        >>> vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "Ann", "##a", "is"])}
+        >>> pieces_of(["Anna", "\x00", "is"], BertTokenizer(vocab=vocabulary, do_lower_case=False), room=9)
+        [[4, 5], [1], [6]]
+    """
+    text = " ".join(words)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    found: list[list[int]] = [[] for _ in words]
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    places = [start for start, _ in encoding["offset_mapping"]]  # perhaps of the space before a word
+    for piece, word in zip(encoding["input_ids"], np.searchsorted(ends, places, side="right").tolist(), strict=True):
+        found[min(word, len(words) - 1)].append(piece)
+    return [own[:room] or [tokenizer.unk_token_id] for own in found]
+
+
+def ends_of(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The special tokens before and behind a text, as the tokenizer sets them.
+
+    Raises:
+        ValueError: it sets others than one before and one behind.
+    """
+    around = tokenizer("")["input_ids"]
+    if len(around) != 2:
+        tokens = tokenizer.convert_ids_to_tokens(around)
+        raise ValueError(f"a special token before a text and one behind it are wanted, the tokenizer sets {tokens}")
+    return around[0], around[1]
 
 
 def cut(
@@ -50,12 +80,14 @@ def cut(
 
 def encoded(pieces: Sequence[Sequence[int]], tokenizer: Tokenizer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A window's tokens, the special ones around them, and the column of each word's first piece."""
-    ids = [tokenizer.cls_token_id, *(piece for word in pieces for piece in word), tokenizer.sep_token_id]
+    first, last = ends_of(tokenizer)
+    ids = [first, *(piece for word in pieces for piece in word), last]
     return np.array(ids, dtype=np.int64), np.cumsum([1, *map(len, pieces)])[:-1]
 
 
 def count_cut_words(texts: Iterable[Sequence[str]], tokenizer: Tokenizer, room: int) -> None:
     """Counts the words of more than `room` pieces, of which `pieces_of` keeps so many."""
-    long = (word for words in texts for word in words if len(word) > room)  # a piece has a letter at least
+    # a piece has a byte at least, or is the space before the word
+    long = (word for words in texts for word in words if len(word.encode()) >= room)
     number = sum(len(tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]) > room for word in long)
     cut_short("word", f"to its first {room} pieces", number)

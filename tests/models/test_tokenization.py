@@ -1,11 +1,13 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, BertTokenizer
+from transformers import AutoTokenizer, BertConfig, BertTokenizer, RobertaConfig, RobertaTokenizer
 
 from spanbert_kernels.models import SpanBERTConfig, SpanBERTTokenizer
+from spanbert_kernels.models.tokenization import load_tokenizer
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Paris", "paris", "##ian", "is", "É", "E", "##t", "."]
 TEXT = "Parisian Paris is paris Ét ."
@@ -116,3 +118,46 @@ def test_the_cased_vocabulary() -> None:
     words = ["[CLS]", "Paris", "met", "the", "Pope", "in", "Rome", "and", "the", "pope", "left", "Paris", ".", "[SEP]"]
     assert tokenizer("Paris met the Pope in Rome and the pope left Paris.").input_ids == [lines.index(w) for w in words]
     assert tokenizer.convert_tokens_to_ids(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]) == [0, 100, 101, 102, 103]
+
+
+def lower(folder: Path) -> None:
+    BertTokenizer(vocab={"[UNK]": 0, "paris": 1, "Paris": 2}, do_lower_case=True).save_pretrained(folder)
+
+
+def lower_without_a_word(folder: Path) -> None:
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nparis\n")
+
+
+def cased_without_a_word(folder: Path) -> None:
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nparis\nParis\n")
+
+
+def cased(folder: Path) -> None:
+    SpanBERTTokenizer(vocab={"[UNK]": 0, "paris": 1}).save_pretrained(folder)
+
+
+def bytes_of(folder: Path) -> None:
+    RobertaTokenizer(vocab={"P": 0, "p": 1}, merges=[]).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("config", [True, False])
+@pytest.mark.parametrize(
+    ("write", "kind", "tokens"),
+    [
+        (lower, BertTokenizer, ["paris"]),
+        (lower_without_a_word, BertTokenizer, ["paris"]),
+        (cased_without_a_word, SpanBERTTokenizer, ["Paris"]),
+        (cased, SpanBERTTokenizer, ["[UNK]"]),
+        (bytes_of, RobertaTokenizer, ["P"]),
+    ],
+)
+def test_a_checkpoint_brings_its_own(
+    tmp_path: Path, write: Callable[[Path], None], kind: type, tokens: list[str], config: bool
+) -> None:
+    """With a model beside it or alone; in the case that it, or its vocabulary, is of."""
+    write(tmp_path)
+    if config:
+        (RobertaConfig() if kind is RobertaTokenizer else BertConfig()).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert type(tokenizer) is kind
+    assert tokenizer.tokenize("Paris")[:1] == tokens
