@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ class AotConfiguration:
         signature: Triton's type of every argument, by name and in any order: `*bf16` (a pointer), `i64`, `fp32`, or
             `constexpr`.
         constexprs: the value of every `constexpr` argument.
-        num_warps, num_stages: as the launch passes them.
+        num_warps, num_stages, maxnreg: as the launch passes them.
         divisible: integer arguments that are multiples of 16 (a row's stride): the compiler then reads whole vectors.
             Pointers always count as aligned.
 
@@ -44,6 +45,7 @@ class AotConfiguration:
     num_warps: int
     num_stages: int
     divisible: tuple[str, ...] = ()
+    maxnreg: int | None = None
 
     def aligned(self) -> tuple[str, ...]:
         """The arguments that are multiples of 16: the pointers and what `divisible` names."""
@@ -52,9 +54,9 @@ class AotConfiguration:
     @property
     def options(self) -> dict[str, Any]:
         """What `triton.compile` takes beside the source and the target."""
-        from spanbert_kernels.ops.triton_arguments import compiler_options
+        from spanbert_kernels.ops.triton_arguments import compiler_options, launch_options
 
-        launch = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        launch = launch_options(self.num_warps, self.num_stages, self.maxnreg)
         return {**launch, **compiler_options(str(self.constexprs.get("BLOCK.PRECISION", "")))}
 
     def source(self) -> Any:
@@ -120,6 +122,7 @@ def launches() -> Iterator[list[AotConfiguration]]:
             {names[place]: getattr(value, "value", value) for place, value in compile["constants"].items()},
             compile["num_warps"],
             compile["num_stages"],
+            maxnreg=json.loads(compile["specialization_data"])["options"]["maxnreg"],
         )
         divisible = [names[place] for place, attributes in compile["configs"][0].items() if attributes]
         found.append(replace(configuration, divisible=tuple(n for n in divisible if n not in configuration.aligned())))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -88,6 +88,17 @@ def compiler_options(precision: str) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if name in CUDAOptions.__dataclass_fields__}
 
 
+def launch_options(num_warps: int, num_stages: int, maxnreg: int | None) -> dict[str, int]:
+    """What Triton is asked for by name of warps, stages and, where there is a limit, registers.
+
+    Example:
+        >>> launch_options(8, 2, 255), launch_options(4, 1, None)
+        ({'num_warps': 8, 'num_stages': 2, 'maxnreg': 255}, {'num_warps': 4, 'num_stages': 1})
+    """
+    registers = {} if maxnreg is None else {"maxnreg": maxnreg}
+    return {"num_warps": num_warps, "num_stages": num_stages, **registers}
+
+
 @dataclass(frozen=True)
 class Options:
     """A kernel's block and launch options, which the interpreter passes over.
@@ -95,19 +106,28 @@ class Options:
     Attributes:
         block: a NamedTuple whose fields the kernel knows when it is compiled.
         num_warps, num_stages: Triton's.
+        maxnreg: Triton's, the registers that a thread may have. Without it the compiler takes fewer than there are, for
+            more threads, and on some GPUs spills what they do not hold.
     """
 
     block: Any
     num_warps: int = 4
     num_stages: int = 1
+    maxnreg: int | None = None
 
     @functools.cached_property
     def arguments(self) -> dict[str, Any]:
         """What a launch passes on; made once, for launches to be short."""
         block = self.block._make(map(tl.constexpr, self.block))
         precision = getattr(self.block, "PRECISION", "")
-        launch = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        launch = launch_options(self.num_warps, self.num_stages, self.maxnreg)
         return {"BLOCK": block, **launch, **compiler_options(precision)}
+
+
+@functools.cache
+def with_registers(options: Options, maxnreg: int) -> Options:
+    """The same with so many registers to a thread."""
+    return replace(options, maxnreg=maxnreg)
 
 
 def dense_rows(tensor: Tensor) -> Tensor:

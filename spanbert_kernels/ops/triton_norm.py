@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple  # noqa: F401  (Any stands in comments that are types)
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,6 +20,9 @@ from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
 from spanbert_kernels.ops.triton_arguments import Options, dense_rows
 from spanbert_kernels.ops.triton_philox import philox_words
 
+WARPS = (1, 2, 4, 8)  # of a row
+# Where nothing is dropped, the compilers for some GPUs take fewer than float32, or the widest rows, need.
+REGISTERS = 255
 WIDEST_OF_A_WARP = LARGEST_ROW // 8  # columns
 PROGRAMS = 1056  # of the backward at most: few write few sums, many fill a GPU
 
@@ -245,8 +249,10 @@ def norm_backward(
 
 
 @functools.cache
-def options(columns: int) -> Options:
+def options(columns: int, dtype: torch.dtype, drops: bool) -> Options:
     """A row of a warp or several; a thread reads 16 bytes of bfloat16 at a time, and at most three times as many."""
-    warps = next(warps for warps in (1, 2, 4, 8) if columns <= warps * WIDEST_OF_A_WARP)
+    warps = next(warps for warps in WARPS if columns <= warps * WIDEST_OF_A_WARP)
     chunk = 256 * warps
-    return Options(RowTiling(max(1, 4 // warps), chunk, max(1, triton.cdiv(columns, chunk))), num_warps=max(4, warps))
+    tiling = RowTiling(max(1, 4 // warps), chunk, max(1, triton.cdiv(columns, chunk)))
+    short = not drops and (dtype == torch.float32 or warps == WARPS[-1])
+    return Options(tiling, num_warps=max(4, warps), maxnreg=REGISTERS if short else None)

@@ -98,9 +98,14 @@ def listed() -> list[AotConfiguration]:
 
 
 def shape_of(configuration: AotConfiguration) -> dict[str, Any]:
-    """What decides how a kernel is laid out: blocks, precision, warps, stages."""
+    """What decides how a kernel is laid out: blocks, precision, warps, stages, registers."""
     constants = {n: v for n, v in configuration.constexprs.items() if is_constant(n) and n not in GROWING}
-    return {**constants, "num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
+    return {
+        **constants,
+        "num_warps": configuration.num_warps,
+        "num_stages": configuration.num_stages,
+        "maxnreg": configuration.maxnreg,
+    }
 
 
 def left_out(launch: AotConfiguration, configurations: list[AotConfiguration]) -> Iterator[str]:

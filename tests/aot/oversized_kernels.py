@@ -1,4 +1,4 @@
-"""A product in configurations that the checks must refuse: too few threads for the tile, and too many stages."""
+"""A product in configurations that the checks must refuse: too few registers for the tile, and too many stages."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def product_kernel(a, b, c, depth, SIZE: tl.constexpr, STEP: tl.constexpr):
 
 def aot_configurations() -> list[AotConfiguration]:
     matrix, sums = meta(4096, 4096, dtype=torch.float16), meta(4096, 4096)
-    sizes = {"fits": (64, 4, 2), "spills": (128, 2, 2), "shared": (128, 8, 24)}
+    sizes = {"fits": (64, 4, 2, 128), "spills": (64, 2, 2, 64), "shared": (128, 8, 24, None)}
 
-    def call(size: int, warps: int, stages: int) -> Any:
-        return product_kernel[(1,)](matrix, matrix, sums, 4096, size, 32, num_warps=warps, num_stages=stages)
+    def call(size: int, warps: int, stages: int, registers: int | None) -> Any:
+        options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+        return product_kernel[(1,)](matrix, matrix, sums, 4096, size, 32, **options)
 
     return configurations_of({name: partial(call, *size) for name, size in sizes.items()})

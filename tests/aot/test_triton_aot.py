@@ -23,11 +23,9 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 # Bytes that a thread may spill all the same, by configuration and architecture: GPUs of 12.0 multiply without a
 # warpgroup's instructions, from registers alone, and most of these have every part or gradient at once.
 SPILLS = {
-    ("gelu_backward, fp32, gradient", 120): 8,
     ("linear_backward, gradient of bf16", 120): 8,
     ("attention_delta, gradient of bf16", 120): 8,
     ("attention_backward, gradient of bf16", 120): 40,
-    ("weights_forward, bf16 128, tokens to anchors", 100): 8,
 }
 EVERYDAY = 90
 OPERATIONS = sorted(name for name, names in backends._registry.items() if "triton" in names)

@@ -17,11 +17,12 @@ from torch import Tensor
 from spanbert_kernels.ops.aot import DTYPES, AotConfiguration, configurations_of, meta
 from spanbert_kernels.ops.bias_gelu.operators import bias_gelu_backward, bias_gelu_forward
 from spanbert_kernels.ops.repeats import start
-from spanbert_kernels.ops.triton_arguments import Options, Tiling, contiguous, matrix, on
+from spanbert_kernels.ops.triton_arguments import Options, Tiling, contiguous, matrix, on, with_registers
 
 # M: rows of a tile; D: columns, 16 bytes of bfloat16 a thread.
 OPTIONS = Options(Tiling(M=4, K=1, D=1024), num_warps=4)
 PROGRAMS = 2112  # at most: few write few sums, many fill a GPU
+REGISTERS = 176  # of the backward in float32, which the compiler for GPUs of 12.0 does not find by itself
 FEWEST_TILES = 4  # of a program of the forward, if there are so many
 
 
@@ -134,6 +135,8 @@ def backward(grad_output: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tenso
         return of_x, x.new_zeros(0 if bias is None else x.shape[1], dtype=torch.float32)
     programs, tiles, blocks = _shares(x, 1)
     sums = x.new_empty(0 if bias is None else programs, x.shape[1], dtype=torch.float32)
+    wide = x.dtype == torch.float32 and bias is not None
+    chosen = with_registers(OPTIONS, REGISTERS) if wide else OPTIONS
     with on(x.device):
         start(gelu_backward, programs * blocks)(
             grad_output=matrix(grad_output),
@@ -145,7 +148,7 @@ def backward(grad_output: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tenso
             columns=x.shape[1],
             tiles=tiles,
             blocks=blocks,
-            **OPTIONS.arguments,
+            **chosen.arguments,
         )
     return of_x, sums.new_empty(0) if bias is None else sums.sum(0)
 

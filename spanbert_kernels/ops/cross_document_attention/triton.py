@@ -22,7 +22,7 @@ from spanbert_kernels.ops.cross_document_attention.operators import (
 from spanbert_kernels.ops.cross_document_attention.triton_backward import pairwise_backward
 from spanbert_kernels.ops.cross_document_attention.triton_forward import pairwise_forward, weights_forward
 from spanbert_kernels.ops.philox import Dropout
-from spanbert_kernels.ops.triton_arguments import philox_of
+from spanbert_kernels.ops.triton_arguments import philox_of, with_registers
 
 WEIGHTS: Loops = {
     (16, 64, False): (64, 64, 8, 1),
@@ -30,6 +30,8 @@ WEIGHTS: Loops = {
     (32, 64, False): (16, 32, 8, 1),
     (32, 64, True): (16, 32, 8, 1),
 }
+# Of the weights where a head is taken in parts: the compiler for GPUs of 10.0 takes fewer by itself, and spills.
+WEIGHT_REGISTERS = 96
 FORWARD: Loops = {
     (16, 64, False): (64, 32, 8, 2),
     (16, 64, True): (64, 32, 8, 1),
@@ -51,6 +53,8 @@ def weigh(q: Tensor, k: Tensor, lse: Tensor, work: AttentionWork, places: int, s
     if weights.numel():
         arguments = {**rows_of(q=q, k=k), "lse": lse, "weights": weights, "places": places, "scale": scale}
         options = loop_options(q, WEIGHTS)
+        if options.block.CHUNKED and q.dtype != torch.float32:
+            options = with_registers(options, WEIGHT_REGISTERS)
         launch(weights_forward, q, work, options, **arguments, by_document=True, all_columns=False)
     return weights
 

@@ -37,7 +37,7 @@ def _normalize(
     """The output; `statistics`, where they are wanted, are filled."""
     rows, columns = x.shape
     output = x.new_empty(rows, columns)
-    chosen = options(columns)
+    chosen = options(columns, weight.dtype, dropout.seed is not None)
     with on(x.device):
         start(norm_forward, triton.cdiv(rows, chosen.block.M))(
             x=matrix(x),
@@ -83,7 +83,7 @@ def backward(
     of_x = x.new_empty(rows if drops else 0, columns)
     if of_residual.numel() == 0:
         return of_residual, of_x, x.new_zeros(2, columns, dtype=torch.float32)
-    chosen = options(columns)
+    chosen = options(columns, weight.dtype, dropout.seed is not None)
     tiles = triton.cdiv(triton.cdiv(rows, chosen.block.M), triton_norm.PROGRAMS)
     programs = triton.cdiv(rows, chosen.block.M * tiles)
     sums = x.new_empty(programs, 2, columns, dtype=torch.float32)

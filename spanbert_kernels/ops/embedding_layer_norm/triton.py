@@ -37,7 +37,7 @@ def forward(
     mean, rstd = (weight.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if output.numel() == 0:
         return output, mean.zero_(), rstd.zero_()
-    chosen = options(columns)
+    chosen = options(columns, weight.dtype, dropout.seed is not None)
     with on(weight.device):
         start(norm_forward, triton.cdiv(rows, chosen.block.M))(
             **_tables(lookups),
@@ -63,7 +63,7 @@ def backward(
     of_sum = weight.new_empty(rows, columns)
     if of_sum.numel() == 0:
         return of_sum, weight.new_zeros(2, columns, dtype=torch.float32)
-    chosen = options(columns)
+    chosen = options(columns, weight.dtype, dropout.seed is not None)
     tiles = triton.cdiv(triton.cdiv(rows, chosen.block.M), triton_norm.PROGRAMS)
     programs = triton.cdiv(rows, chosen.block.M * tiles)
     sums = weight.new_empty(programs, 2, columns, dtype=torch.float32)
