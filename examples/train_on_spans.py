@@ -19,7 +19,7 @@ for line, (name, place) in enumerate(((name, place) for name in NAMES for place 
 
 start = Start(size="tiny", vocabulary_size=90)
 tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
-id2label = dict(enumerate(tagging.labels_of_sentences(sentences)))
+id2label = dict(enumerate(tagging.TASK.labels_in(sentences)))
 model = start.build(SpanBERTForTokenClassification, tokenizer, seed=0, id2label=id2label)
 
 with TemporaryDirectory() as folder:

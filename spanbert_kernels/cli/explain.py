@@ -81,11 +81,13 @@ def paths_of(output: Path) -> tuple[Path, Path]:
 
 
 def _explained(task: str, folder: Path, data: Sequence[Path]) -> tuple[list[ClusterExplanation], list[SpanExplanation]]:
+    from spanbert_kernels.data.counts import took
     from spanbert_kernels.tasks import explanation
     from spanbert_kernels.tasks.base import load
 
     found = load(task)
     items = found.read_to_predict(data)
+    took(found.noun, sum(len(found.paths(item)) for item in items))
     model, tokenizer = found.load(folder)
     if task == "classification":
         return explanation.explain_classification(model, tokenizer, items), []

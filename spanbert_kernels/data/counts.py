@@ -39,7 +39,8 @@ class Counts:
         return bool(+self.cut or +self.left or self.taken)
 
     def __str__(self) -> str:
-        taken = ", ".join(_number(count, what) for what, count in self.taken.items())
+        there = +self.taken or self.taken  # what is to be found is nowhere where it is to be predicted
+        taken = ", ".join(_number(count, what) for what, count in there.items())
         parts = [f"took {taken or 'nothing'}"]
         for verb, counts in ("cut", self.cut), ("left out", self.left):
             listed = [f"{_number(count, what)} ({why})" for (what, why), count in counts.items() if count]

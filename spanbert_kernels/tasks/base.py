@@ -1,4 +1,4 @@
-"""A task over files: what all tasks do alike, made of the functions that are each one's own."""
+"""A task over files: what all tasks do alike, made of the functions and tables that are each one's own."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from spanbert_kernels.data.counts import TEST, TRAINING, counting, took
+from spanbert_kernels.data.counts import TEST, TRAINING, counting
+from spanbert_kernels.data.faults import DataFault, warn
 from spanbert_kernels.data.sources import Source, name_of, some
 from spanbert_kernels.models.tokenization import load_tokenizer
+from spanbert_kernels.tasks.batches import Example, outputs, without
+from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.registry import TASKS as TASKS
-from spanbert_kernels.tasks.span_training import SpanTraining
+from spanbert_kernels.tasks.span_training import Show, SpanTraining, show_tokens, shown
 from spanbert_kernels.tasks.start import Start, load_trained
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 
 Scores = dict[str, float]
+Batches = Iterator[tuple[list[Example], Any]]  # the examples of a batch, and what the model made of it
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
@@ -40,40 +44,54 @@ class Task(Generic[Item, Found]):
 
     Attributes:
         noun: what an item is called.
+        lack: what is said where there is nothing to learn or to find.
         kind: class of the model.
         read: items with what is to be found, of the files that a user names.
         read_plain: items to predict for.
         texts: what a vocabulary for an item is made of.
-        fields: of the model's configuration, for the items to train on, where to begin, and the items' source.
-        examples: for the Trainer, with span training or None, and a seed; counts the items, and raises `ValueError`
-            where there is nothing to learn. `DataFault` for a label that the model does not have.
-        collate: makes the batches for a model.
-        check: counts the items that a model is scored on, and warns of what it cannot find.
-        find: for each item, on a backend, looking at nothing that is to be found.
+        paths: the files of an item's documents.
+        marks: the labels in an item, each with its file and line.
+        labels: of a model, from those that stand in the items to train on; None where it has none.
+        known: the labels of a model that an item may have.
+        fields: more of the model's configuration, for the items to train on, where to begin, and the items' source.
+        bare: an item without what is to be found.
+        encode: examples of items, arrays by name; counts what it cuts and leaves out. Its other names serve `decode`.
+        count: counts the items and what is to be found in them, and gives the number of the latter.
+        dataset: for the Trainer, of model, tokenizer, items, examples, span training or None, and a seed; by default
+            the examples, or a span of each as `show` says.
+        collate: makes a batch of examples.
+        answers: what of a batch only a training needs.
+        size: of an example; those of about one size are in a batch of `batch_size` where something is to be found.
+        decode: what is found for each item, of a model and its batches.
         score: of what was found for items.
         baseline: scores of a trivial way, from items to train on, items, and what the model found for these.
         lines: of a prediction.
-        prepare: counts what becomes of items before they are predicted for.
-        paths: the files of an item's documents.
-        counts_itself: whether reading or `prepare` counts the items to predict for.
     """
 
     noun: str
+    lack: str
     kind: Any
     read: Callable[[Source], list[Item]]
     read_plain: Callable[[Source], list[Item]]
     texts: Callable[[Item], Iterable[str]]
+    paths: Callable[[Any], Sequence[Path]] = lambda item: [item.path]
+    marks: Callable[[Item], Iterable[tuple[str, Path, int]]] = lambda item: ()
+    labels: Callable[[set[str]], list[str]] | None = None
+    known: Callable[[Any], list[str]] = labels_of
     fields: Callable[[Sequence[Item], Start, Source], dict[str, Any]] = lambda items, start, data: {}
-    examples: Callable[[Any, Tokenizer, Sequence[Item], SpanTraining | None, int], Any]
-    collate: Callable[[Any], Callable[[list[Any]], dict[str, Tensor]]]
-    check: Callable[[Any, Tokenizer, Sequence[Item]], None]
-    find: Callable[[Any, Tokenizer, Sequence[Item], str], list[Found]]
+    bare: Callable[[Item], Item]
+    encode: Callable[[Any, Tokenizer, Sequence[Item]], list[Example]]
+    count: Callable[[Any, Tokenizer, Sequence[Item], Sequence[Example]], int]
+    dataset: Callable[[Any, Tokenizer, Sequence[Item], list[Example], SpanTraining | None, int], Any] | None = None
+    show: Show = show_tokens
+    collate: Callable[[list[Example]], dict[str, Tensor]]
+    answers: tuple[str, ...] = ("labels",)
+    size: Callable[[Example], int] = lambda example: len(example["input_ids"])
+    batch_size: int = 32
+    decode: Callable[[Any, Sequence[Item], Batches], list[Found]]
     score: Callable[[Sequence[Item], Sequence[Found]], Scores]
     baseline: Callable[[Sequence[Item], Sequence[Item], Sequence[Found]], Scores]
     lines: Callable[[Lines, Item, Found], Iterable[str]]
-    prepare: Callable[[Any, Tokenizer, Sequence[Item]], None] = lambda model, tokenizer, items: None
-    paths: Callable[[Any], Sequence[Path]] = lambda item: [item.path]
-    counts_itself: bool = False
 
     def train(
         self, data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
@@ -105,9 +123,10 @@ class Task(Generic[Item, Found]):
         """
         items = self.read_to_predict(data)
         model, tokenizer = self.load(folder)
-        self.prepare(model, tokenizer, items)
         lines = Lines(path for item in items for path in self.paths(item))
-        for item, found in zip(items, self.find(model, tokenizer, items, backend), strict=True):
+        examples = self.encode(model, tokenizer, items)
+        self.count(model, tokenizer, items, examples)
+        for item, found in zip(items, self.found(model, items, examples, backend), strict=True):
             yield from self.lines(lines, item, found)
 
     def load(self, folder: Path) -> tuple[Any, Tokenizer]:
@@ -120,22 +139,28 @@ class Task(Generic[Item, Found]):
         return load_trained(self.kind, folder), load_tokenizer(folder)
 
     def read_to_predict(self, data: Source) -> list[Item]:
-        """The items to predict for, counted.
+        """The items to predict for, without what is to be found.
 
         Raises:
             ValueError: the files hold nothing.
         """
-        items = self.read_plain(data)
+        items = [self.bare(item) for item in self.read_plain(data)]
         if not items:
             raise ValueError(f"{name_of(data)}: there is nothing to predict for")
-        if not self.counts_itself:
-            took(self.noun, sum(len(self.paths(item)) for item in items))
         return items
 
     def build(self, items: Sequence[Item], data: Source, start: Start, seed: int) -> tuple[Any, Tokenizer]:
         """A model for the labels of the items and a tokenizer, as `start` says."""
         tokenizer = start.tokenizer(text for item in items for text in self.texts(item))
-        return start.build(self.kind, tokenizer, seed, **self.fields(items, start, data)), tokenizer
+        fields = self.fields(items, start, data)
+        if self.labels is not None:
+            fields |= label_fields(self.labels_in(items))
+        return start.build(self.kind, tokenizer, seed, **fields), tokenizer
+
+    def labels_in(self, items: Iterable[Item]) -> list[str]:
+        """Of a model that is to learn these items."""
+        found = {label for item in items for label, _, _ in self.marks(item)}
+        return [] if self.labels is None else self.labels(found)
 
     def fit(
         self,
@@ -153,8 +178,45 @@ class Task(Generic[Item, Found]):
         if not items:
             raise ValueError(f"there is no {self.noun} to train on")
         with counting(TRAINING):
-            examples = self.examples(model, tokenizer, items, spans, options.seed)
-        return fit(model, options, examples, self.collate(model), write_vocabulary=tokenizer.save_pretrained)
+            data = self.examples(model, tokenizer, items, spans, options.seed)
+        return fit(model, options, data, self.batches(model), write_vocabulary=tokenizer.save_pretrained)
+
+    def examples(
+        self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], spans: SpanTraining | None, seed: int
+    ) -> Any:
+        """What the Trainer learns from, counted.
+
+        Raises:
+            ValueError: there is nothing to learn; `DataFault` for a label that the model does not have.
+        """
+        if self.labels is not None:
+            known = self.known(model)
+            for label, path, line in (mark for item in items for mark in self.marks(item)):
+                if label not in known:
+                    raise DataFault(path, line, f"unknown label {label}; the model has {listed(known)}")
+        examples = self.encode(model, tokenizer, items)
+        if not self.count(model, tokenizer, items, examples):
+            raise ValueError(f"{self.paths(items[0])[0]}: {self.lack} to train on")
+        if self.dataset is None:
+            return shown(examples, spans, seed, self.show)
+        return self.dataset(model, tokenizer, items, examples, spans, seed)
+
+    def batches(self, model: Any, answers: bool = True) -> Callable[[list[Example]], dict[str, Tensor]]:
+        """Makes batches for a model, with what only a training needs or without."""
+        left_out = () if answers else self.answers
+        if not getattr(model.config, "cross_document_layers", None):
+            left_out = (*left_out, "cluster_ids")
+        return without(self.collate, left_out)
+
+    def find(self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], backend: str = "auto") -> list[Found]:
+        """For each item, on a backend, looking at nothing that is to be found."""
+        items = [self.bare(item) for item in items]
+        return self.found(model, items, self.encode(model, tokenizer, items), backend)
+
+    def found(self, model: Any, items: Sequence[Item], examples: list[Example], backend: str) -> list[Found]:
+        """The same, for items that are encoded."""
+        batches = outputs(model, examples, self.batches(model, False), self.size, self.batch_size, backend)
+        return self.decode(model, items, batches)
 
     def evaluate_items(self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], backend: str = "auto") -> Scores:
         """The scores of a model; what it has no label or no room for is missed."""
@@ -173,9 +235,15 @@ class Task(Generic[Item, Found]):
             return some(self.read(data), data)
 
     def _found(self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], backend: str) -> list[Found]:
+        """What is found in items to score on, counted, with a warning of what cannot be found."""
         with counting(TEST):
-            self.check(model, tokenizer, items)
-            return self.find(model, tokenizer, items, backend)
+            bare = [self.bare(item) for item in items]
+            examples = self.encode(model, tokenizer, bare)
+            if not self.count(model, tokenizer, items, examples):
+                warn(f"{self.paths(items[0])[0]}: {self.lack} to find")
+            if self.labels is not None:
+                warn_of_unknown((mark for item in items for mark in self.marks(item)), self.known(model))
+            return self.found(model, bare, examples, backend)
 
 
 def load(name: str) -> Task[Any, Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spanbert_kernels.tasks.progress import counted
 from spanbert_kernels.tasks.training import on_path
 
 IGNORED = -100
+Example = Any  # what a batch is made of: arrays by name, or several such
+Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
 def padded(examples: Sequence[Mapping[str, Any]], fills: Mapping[str, int]) -> dict[str, Tensor]:
@@ -37,18 +40,60 @@ def padded(examples: Sequence[Mapping[str, Any]], fills: Mapping[str, int]) -> d
     return batch
 
 
+def joined(rows: Sequence[NDArray[np.int64]], sizes: Sequence[int] = (), column: int | slice = slice(None)) -> Tensor:
+    """Arrays one after the other; what a column of each counts, or all of it, goes on behind the `sizes` before it.
+
+    Example:
+        >>> joined([np.array([[0, 7]]), np.array([[0, 8], [1, 9]])], [3, 2], column=0).tolist()
+        [[0, 7], [3, 8], [4, 9]]
+    """
+    found = [np.array(row) for row in rows]
+    for row, start in zip(found, np.cumsum([0, *sizes]), strict=False):
+        row[..., column] += start
+    return torch.from_numpy(np.concatenate(found))
+
+
+def numbered(rows: Sequence[NDArray[np.int64]]) -> Tensor:
+    """Arrays one after the other, each row with the number of its array in front.
+
+    Example:
+        >>> numbered([np.array([[7]]), np.array([[8], [9]])]).tolist()
+        [[0, 7], [1, 8], [1, 9]]
+    """
+    return joined([np.insert(row, 0, number, axis=1) for number, row in enumerate(rows)])
+
+
+def repeated(sizes: Sequence[int]) -> Tensor:
+    """The number of each of several groups, as often as it has members.
+
+    Example:
+        >>> repeated([2, 1]).tolist()
+        [0, 0, 1]
+    """
+    return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+
+
+def without(collate: Collate, names: Collection[str]) -> Collate:
+    """Makes the same batches, but for what bears these names."""
+
+    def batch_of(examples: list[Any]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in collate(examples).items() if name not in names}
+
+    return batch_of
+
+
 @torch.no_grad()
 def outputs(
     model: nn.Module,
-    examples: Sequence[Mapping[str, Any]],
-    collate: Callable[[list[Any]], dict[str, Tensor]],
+    examples: Sequence[Any],
+    collate: Collate,
     size: Callable[[Any], int],
-    batch_size: int = 32,
-    backend: str = "auto",
-) -> Iterator[tuple[list[int], Any]]:
-    """The model's output for batches of examples of about one size, with the numbers of the examples in each."""
-    order = sorted(range(len(examples)), key=lambda i: size(examples[i]))
+    batch_size: int,
+    backend: str,
+) -> Iterator[tuple[list[Any], Any]]:
+    """Batches of examples of about one size, and the model's output for each."""
+    order = sorted(examples, key=size)
     with on_path(model.eval(), backend):
         for begin in counted(range(0, len(order), batch_size), "predicting"):
             chosen = order[begin : begin + batch_size]
-            yield chosen, model(**collate([examples[i] for i in chosen]))
+            yield chosen, model(**collate(chosen))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,13 +15,12 @@ from torch import Tensor
 
 from spanbert_kernels.data.counts import cut as cut_short
 from spanbert_kernels.data.counts import took
-from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.data.sources import Source, name_of
 from spanbert_kernels.models import SpanBERTForSequenceClassification
-from spanbert_kernels.tasks.base import Scores, Task
-from spanbert_kernels.tasks.batches import outputs, padded
-from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
+from spanbert_kernels.tasks.base import Batches, Scores, Task
+from spanbert_kernels.tasks.batches import IGNORED, Example, padded, repeated
+from spanbert_kernels.tasks.labels import labels_of
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut, shown
 from spanbert_kernels.tasks.start import Start
@@ -42,37 +42,31 @@ def cross_document_fields(documents: Sequence[LabelledDocument], layers: int) ->
     return {"cross_document_layers": list(range(layers // 2, layers)), "cross_document_anchor": "first"}
 
 
-def numbers_of(documents: Sequence[LabelledDocument], labels: Sequence[str]) -> list[int]:
-    """The number of each document's label.
-
-    Raises:
-        DataFault: a label that is not among `labels`.
-    """
-    number = {label: i for i, label in enumerate(labels)}
-    for document in documents:
-        if document.label not in number:
-            reason = f"unknown label {document.label}; the model has {listed(labels)}"
-            raise DataFault(document.path, document.line, reason)
-    return [number[document.label] for document in documents]
-
-
 def encode(
     documents: Sequence[LabelledDocument], tokenizer: Tokenizer, labels: Sequence[str], length: int
-) -> list[dict[str, Any]]:
+) -> list[Example]:
     """An example a document; of a long one, the first `length` tokens, the special ones counted.
 
-    Raises:
-        DataFault: a label that is not among `labels`.
+    A label that is not among `labels` carries no loss.
     """
-    numbers = numbers_of(documents, labels)
+    number = {label: i for i, label in enumerate(labels)}
     examples = []
-    for document, number in zip(documents, numbers, strict=True):
+    for index, document in enumerate(documents):
         ids = tokenizer(document.text, verbose=False)["input_ids"]
         if len(ids) > length:
             cut_short("document", f"to its first {length - 2} tokens")
             ids = [*ids[: length - 1], ids[-1]]
-        examples.append({"input_ids": np.array(ids, dtype=np.int64), "labels": number})
+        own = number.get(document.label, IGNORED)
+        examples.append({"item": index, "input_ids": np.array(ids, dtype=np.int64), "labels": own})
     return examples
+
+
+def in_clusters(
+    documents: Sequence[LabelledDocument], tokenizer: Tokenizer, labels: Sequence[str], length: int
+) -> list[list[Example]]:
+    """The examples of each cluster, as lists."""
+    examples = encode(documents, tokenizer, labels, length)
+    return [[examples[i] for i in cluster] for cluster in clusters_of(documents)]
 
 
 def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
@@ -99,65 +93,41 @@ class Clusters(torch.utils.data.Dataset[list[dict[str, Any]]]):
         return [self.examples[i] for i in self.clusters[index]]
 
 
-def collate(clusters: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
+def collate(clusters: list[list[Example]]) -> dict[str, Tensor]:
     """A padded batch `[B, L]` with `labels [B]` and `cluster_ids [B]`."""
     documents = [document for cluster in clusters for document in cluster]
-    batch = padded(documents, {"input_ids": 0})
-    batch["labels"] = torch.tensor([document["labels"] for document in documents])
-    batch["cluster_ids"] = torch.arange(len(clusters)).repeat_interleave(torch.tensor([len(c) for c in clusters]))
-    return batch
+    return {
+        **padded(documents, {"input_ids": 0}),
+        "labels": torch.tensor([document["labels"] for document in documents]),
+        "cluster_ids": repeated([len(cluster) for cluster in clusters]),
+    }
 
 
-def collate_alone(clusters: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
-    """The same, for a model whose documents do not see each other."""
-    batch = collate(clusters)
-    del batch["cluster_ids"]
-    return batch
-
-
-def _collate_for(model: Any) -> Any:
-    return collate if model.config.cross_document_layers else collate_alone
-
-
-def _examples(
-    model: Any, tokenizer: Tokenizer, documents: Sequence[LabelledDocument], spans: SpanTraining | None, seed: int
+def _dataset(
+    model: Any, tokenizer: Tokenizer, documents: Any, clusters: list[Any], spans: SpanTraining | None, seed: int
 ) -> Clusters:
     """For batches of `options.batch_size` clusters, whole; documents see each other in cross-document layers."""
-    took("document", len(documents))
-    examples = encode(documents, tokenizer, labels_of(model), model.config.positions)
     if spans is not None and spans.crop == "loss":
         raise ValueError("a document's label belongs to no span: span training of documents needs crop input")
-    return Clusters(shown(examples, spans, seed, show), clusters_of(documents))
+    by_document = sorted((example for cluster in clusters for example in cluster), key=lambda each: each["item"])
+    return Clusters(shown(by_document, spans, seed, show), clusters_of(documents))
 
 
-def _check(model: Any, tokenizer: Tokenizer, documents: Sequence[LabelledDocument]) -> None:
+def _count(model: Any, tokenizer: Tokenizer, documents: Sequence[LabelledDocument], examples: Sequence[Example]) -> int:
     took("document", len(documents))
-    warn_of_unknown(((each.label, each.path, each.line) for each in documents), labels_of(model))
+    return len(documents)
 
 
-def classify(
-    model: SpanBERTForSequenceClassification,
-    tokenizer: Tokenizer,
-    documents: Sequence[LabelledDocument],
-    backend: str = "auto",
-) -> list[tuple[str, float]]:
-    """The label of each document and its probability. The documents' own labels are not looked at."""
-    labels, clusters = labels_of(model), clusters_of(documents)
-    plain = [LabelledDocument(d.text, labels[0], d.cluster, d.path, d.line) for d in documents]
-    examples = Clusters(encode(plain, tokenizer, labels, model.config.positions), clusters)
-    found: dict[int, tuple[str, float]] = {}
-    longest = [max(len(document["input_ids"]) for document in examples[i]) for i in range(len(examples))]
-    items = [{"cluster": examples[i], "longest": longest[i]} for i in range(len(examples))]
-
-    def batch_of(chosen: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return _collate_for(model)([item["cluster"] for item in chosen])
-
-    for chosen, output in outputs(model, items, batch_of, lambda item: int(item["longest"]), backend=backend):
+def _decode(model: Any, documents: Sequence[LabelledDocument], batches: Batches) -> list[tuple[str, float]]:
+    """The label of each document and its probability."""
+    labels = labels_of(model)
+    found = [("", 0.0)] * len(documents)
+    for clusters, output in batches:
         best = output.logits.float().softmax(-1).max(-1)
-        numbers = [index for cluster in chosen for index in clusters[cluster]]
-        for index, label, chance in zip(numbers, best.indices.tolist(), best.values.tolist(), strict=True):
-            found[index] = labels[label], chance
-    return [found[index] for index in range(len(documents))]
+        examples = [example for cluster in clusters for example in cluster]
+        for example, label, chance in zip(examples, best.indices.tolist(), best.values.tolist(), strict=True):
+            found[example["item"]] = labels[label], chance
+    return found
 
 
 def score(gold: Sequence[str], predicted: Sequence[str]) -> Scores:
@@ -173,13 +143,10 @@ def majority(train_on: Sequence[LabelledDocument], documents: Sequence[LabelledD
 
 
 def _fields(documents: Sequence[LabelledDocument], start: Start, data: Source) -> dict[str, Any]:
-    labels = sorted({document.label for document in documents})
-    if len(labels) == 1:
-        raise ValueError(
-            f"{name_of(data)}: all documents have the label {labels[0]}, so there is nothing to tell apart"
-        )
-    kind = {"problem_type": "single_label_classification"}
-    return {**label_fields(labels), **kind, **cross_document_fields(documents, start.layers())}
+    if len({document.label for document in documents}) == 1:
+        label = documents[0].label
+        raise ValueError(f"{name_of(data)}: all documents have the label {label}, so there is nothing to tell apart")
+    return {"problem_type": "single_label_classification", **cross_document_fields(documents, start.layers())}
 
 
 def _lines(lines: Lines, document: LabelledDocument, found: tuple[str, float]) -> Iterator[str]:
@@ -189,17 +156,25 @@ def _lines(lines: Lines, document: LabelledDocument, found: tuple[str, float]) -
 
 TASK = Task(
     noun="document",
+    lack="there is no document",
     kind=SpanBERTForSequenceClassification,
     read=read_labelled,
     read_plain=partial(read_labelled, labels=False),
     texts=lambda document: [document.text],
+    marks=lambda document: [(document.label, document.path, document.line)],
+    labels=sorted,
     fields=_fields,
-    examples=_examples,
-    collate=_collate_for,
-    check=_check,
-    find=classify,
+    bare=lambda document: replace(document, label=""),
+    encode=lambda model, tokenizer, documents: in_clusters(
+        documents, tokenizer, labels_of(model), model.config.positions
+    ),
+    count=_count,
+    dataset=_dataset,
+    collate=collate,
+    size=lambda cluster: max(len(document["input_ids"]) for document in cluster),
+    decode=_decode,
     score=lambda documents, found: score([document.label for document in documents], [label for label, _ in found]),
     baseline=lambda train_on, documents, found: majority(train_on, documents),
     lines=_lines,
 )
-train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load
+train, evaluate, load, classify = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

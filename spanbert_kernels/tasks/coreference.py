@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.entities import read_marked
-from spanbert_kernels.data.faults import warn
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForCoreference
-from spanbert_kernels.tasks.base import Scores, Task
-from spanbert_kernels.tasks.batches import outputs, padded
+from spanbert_kernels.tasks.base import Batches, Scores, Task
+from spanbert_kernels.tasks.batches import Example, joined, padded, repeated
 from spanbert_kernels.tasks.coreference_scores import f1_scores
-from spanbert_kernels.tasks.mentions import count_cut_words_of, count_mentions, first_of_words, unmarked
+from spanbert_kernels.tasks.mentions import count_mentions, first_of_words, unmarked
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.vocabulary import Tokenizer
-from spanbert_kernels.tasks.windows import cut, encoded, pieces_of, window_length
+from spanbert_kernels.tasks.windows import pieces_of, window_length, windows
 
 Entity = frozenset[tuple[int, int]]  # first and last words of its mentions
 Words = tuple[int, int]  # the first, and the one after the last
@@ -42,21 +40,19 @@ def encode(document: MarkedDocument, tokenizer: Tokenizer, length: int, shown: W
     Of the words and mentions beyond `shown` the windows' tokens alone are there.
     """
     begin, end = shown or (0, len(document.words))
-    pieces = pieces_of(document.words, tokenizer, length - 2)
-    bounds = list(cut(document.words, [len(own) for own in pieces], length - 2))
-    windows, mentions, entities = [], [], []
+    rows, starts, mentions, entities = [], [], [], []
     number: dict[str, int] = {}
-    for row, (first, last) in enumerate(bounds):
+    for row, (first, last, ids, word_starts) in enumerate(windows(document.words, tokenizer, length)):
         low, high = max(first, begin), max(min(last, end), max(first, begin))
-        ids, word_starts = encoded(pieces[first:last], tokenizer)
-        windows.append({"input_ids": ids, "word_starts": word_starts[low - first : high - first]})
+        rows.append({"input_ids": ids, "word_starts": word_starts[low - first : high - first]})
+        starts.append(first)
         for mention in dict.fromkeys(document.mentions):
             if low <= mention.first and mention.last < high:
                 mentions.append((row, mention.first - low, mention.last - low))
                 entities.append(number.setdefault(mention.entity, len(number)))
     return {
-        "windows": windows,
-        "starts": [first for first, _ in bounds],
+        "windows": rows,
+        "starts": starts,
         "mentions": np.array(mentions, dtype=np.int64).reshape(-1, 3),
         "entities": np.array(entities, dtype=np.int64),
         "names": list(number),
@@ -88,16 +84,12 @@ class Documents(Dataset[dict[str, Any]]):
         length: int,
         spans: SpanTraining | None,
         seed: int,
+        whole: Sequence[Example] | None = None,
     ) -> None:
         self.documents, self.tokenizer, self.length = documents, tokenizer, length
         self.spans, self.seed, self.epoch = spans, seed, 0
-        self.whole = [encode(document, tokenizer, length) for document in documents]
+        self.whole = whole or [encode(document, tokenizer, length) for document in documents]
         self.sizes = [np.array([len(own) for own in pieces_of(d.words, tokenizer, length)]) for d in documents]
-
-    @property
-    def starts(self) -> list[list[int]]:
-        """Of each document, the first words of its windows."""
-        return [example["starts"] for example in self.whole]
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -121,80 +113,60 @@ class Documents(Dataset[dict[str, Any]]):
         return encode(part_of(self.documents[index], (first, last)), self.tokenizer, self.length)
 
 
-def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+def collate(examples: list[Example]) -> dict[str, Tensor]:
     """The windows of all documents as a padded batch; `mentions [M, 3]`, `entities [M]`, `documents [B]`."""
     batch = windows_and_mentions(examples)
-    numbers = np.cumsum([0, *(len(example["entities"]) for example in examples)])  # more than there are entities
-    entities = [example["entities"] + n for example, n in zip(examples, numbers[:-1], strict=True)]
-    batch["entities"] = torch.from_numpy(np.concatenate(entities))
-    return batch
+    entities = [example["entities"] for example in examples]
+    return {**batch, "entities": joined(entities, list(map(len, entities)))}  # of numbers, more than are entities
 
 
-def windows_and_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+def windows_and_mentions(examples: list[Example]) -> dict[str, Tensor]:
     """The same without entities."""
-    batch = _without_mentions(examples)
-    rows = np.cumsum([0, *(len(example["windows"]) for example in examples)])
-    mentions = [example["mentions"] + [[row, 0, 0]] for example, row in zip(examples, rows[:-1], strict=True)]
-    batch["mentions"] = torch.from_numpy(np.concatenate(mentions))
-    return batch
+    sizes = [len(example["windows"]) for example in examples]
+    rows = [window for example in examples for window in example["windows"]]
+    return {
+        **padded(rows, {"input_ids": 0, "word_starts": -1}),
+        "documents": repeated(sizes),
+        "mentions": joined([example["mentions"] for example in examples], sizes, column=0),
+    }
 
 
-def _without_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    batch = padded(
-        [window for example in examples for window in example["windows"]], {"input_ids": 0, "word_starts": -1}
-    )
-    windows = torch.tensor([len(example["windows"]) for example in examples])
-    return {**batch, "documents": torch.arange(len(examples)).repeat_interleave(windows)}
+def count(model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument], examples: Sequence[Example]) -> int:
+    """Counts documents and mentions; those across windows, too wide or of a second entity are left out."""
+    starts, width = [example["starts"] for example in examples], model.config.max_span_width
+    return count_mentions(documents, starts, tokenizer, window_length(model) - 2, width, "entity")
 
 
-def documents_for(
-    model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument], spans: SpanTraining | None, seed: int
+def encode_all(model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument]) -> list[Example]:
+    """What `encode` makes of each document, with its number."""
+    length = window_length(model)
+    return [{**encode(first_of_words(d), tokenizer, length), "item": i} for i, d in enumerate(documents)]
+
+
+def dataset(
+    model: Any,
+    tokenizer: Tokenizer,
+    documents: Sequence[MarkedDocument],
+    examples: Sequence[Example],
+    spans: SpanTraining | None,
+    seed: int,
 ) -> Documents:
-    """Documents for the Trainer, counted.
-
-    Raises:
-        ValueError: there is no mention in any that the model can learn.
-    """
-    data = Documents(list(map(first_of_words, documents)), tokenizer, window_length(model), spans, seed)
-    if not _count(documents, data, model):
-        raise ValueError(f"{documents[0].path}: there is no mention to train on")
-    return data
+    """For the Trainer."""
+    first = list(map(first_of_words, documents))
+    return Documents(first, tokenizer, window_length(model), spans, seed, examples)
 
 
-def check(model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument]) -> None:
-    """Counts what there is to score on, and which mentions will be missed."""
-    if not _count(documents, Documents(documents, tokenizer, window_length(model), None, 0), model):
-        warn(f"{documents[0].path}: there is no mention to find")
-
-
-def _count(documents: Sequence[MarkedDocument], data: Documents, model: Any) -> int:
-    """Mentions across windows, too wide or of a second entity are left out."""
-    width = model.config.max_span_width
-    return count_mentions(documents, data.starts, data.tokenizer, data.length - 2, width, "entity")
-
-
-def resolve(
-    model: SpanBERTForCoreference, tokenizer: Tokenizer, documents: Sequence[MarkedDocument], backend: str = "auto"
-) -> list[set[Entity]]:
-    """The entities of each document: linked mentions, and alone those that are likelier a mention than not.
-
-    The documents' own mentions are not looked at.
-    """
-    examples = [encode(unmarked(document), tokenizer, window_length(model)) for document in documents]
-    return entities_of(model, examples, _without_mentions, backend)
-
-
-def entities_of(
-    model: SpanBERTForCoreference,
-    examples: Sequence[dict[str, Any]],
-    collate: Callable[[list[Any]], dict[str, Tensor]],
-    backend: str,
-) -> list[set[Entity]]:
-    """What the model finds in each example; a batch is one, whose mentions are not there."""
-    found: list[set[Entity]] = [set() for _ in examples]
-    for (index,), output in outputs(model, examples, collate, lambda e: len(e["windows"]), 1, backend):
-        found[index] = linked(output)
+def decode(model: Any, items: Sequence[Any], batches: Batches) -> list[set[Entity]]:
+    """The entities of each item: linked mentions, and alone those that are likelier a mention than not."""
+    found: list[set[Entity]] = [set() for _ in items]
+    for (example,), output in batches:
+        found[example["item"]] = linked(output)
     return found
+
+
+def windows_in(example: Example) -> int:
+    """How many."""
+    return len(example["windows"])
 
 
 def linked(output: Any) -> set[Entity]:
@@ -243,17 +215,22 @@ def _lines(lines: Lines, document: MarkedDocument, entities: set[Entity]) -> Ite
 
 TASK = Task(
     noun="document",
+    lack="there is no mention",
     kind=SpanBERTForCoreference,
     read=read_marked,
     read_plain=read_documents,
     texts=lambda document: [" ".join(document.words)],
-    examples=documents_for,
-    collate=lambda model: collate,
-    check=check,
-    find=resolve,
+    bare=unmarked,
+    encode=encode_all,
+    count=count,
+    dataset=dataset,
+    collate=collate,
+    answers=("mentions", "entities"),
+    size=windows_in,
+    batch_size=1,
+    decode=decode,
     score=score,
     baseline=lambda train_on, documents, found: singletons(documents, found),
     lines=_lines,
-    prepare=count_cut_words_of,
 )
-train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load
+train, evaluate, load, resolve = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

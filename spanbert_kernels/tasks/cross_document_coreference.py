@@ -18,12 +18,12 @@ from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForCoreference
 from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.base import Task
+from spanbert_kernels.tasks.batches import Example
 from spanbert_kernels.tasks.coreference import Entity
-from spanbert_kernels.tasks.mentions import count_cut_words_of, unmarked
+from spanbert_kernels.tasks.mentions import unmarked
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.vocabulary import Tokenizer
-from spanbert_kernels.tasks.windows import window_length
 
 TOGETHER = 8  # documents of a cluster that a step of training sees at once
 Cluster = tuple[MarkedDocument, ...]
@@ -53,20 +53,22 @@ def joined(cluster: Cluster) -> MarkedDocument:
 
 
 def merged(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Examples of documents, as `coreference.encode` makes them, as one: an entity's name is the same in all."""
+    """Examples of documents, as `coreference.encode` makes them, as one: an entity's name is the same in all.
+
+    It keeps them by the name `documents`.
+    """
     number: dict[str, int] = {}
-    windows: list[Any] = []
-    mentions, entities = [], []
-    for example in examples:
-        mentions.append(example["mentions"] + [[len(windows), 0, 0]])
+    mentions, entities, starts = [], [], np.cumsum([0, *map(coreference.windows_in, examples)])
+    for start, example in zip(starts, examples, strict=False):
+        mentions.append(example["mentions"] + [[start, 0, 0]])
         own = [number.setdefault(name, len(number)) for name in example["names"]]
         entities.append(np.array(own, dtype=np.int64)[example["entities"]])
-        windows += example["windows"]
     return {
-        "windows": windows,
+        "windows": [window for example in examples for window in example["windows"]],
         "mentions": np.concatenate(mentions),
         "entities": np.concatenate(entities),
         "names": list(number),
+        "documents": list(examples),
     }
 
 
@@ -112,23 +114,30 @@ def documents_of(clusters: Iterable[Cluster]) -> list[MarkedDocument]:
     return [document for cluster in clusters for document in cluster]
 
 
-def _examples(
-    model: Any, tokenizer: Tokenizer, clusters: Sequence[Cluster], spans: SpanTraining | None, seed: int
-) -> Groups:
-    data = coreference.documents_for(model, tokenizer, documents_of(clusters), spans, seed)
-    return Groups(data, [len(cluster) for cluster in clusters], seed)
-
-
-def resolve(
-    model: SpanBERTForCoreference, tokenizer: Tokenizer, clusters: Sequence[Cluster], backend: str = "auto"
-) -> list[set[Entity]]:
-    """The entities of each cluster, by the words of `joined`; the documents' own mentions are not looked at."""
-    length = window_length(model)
-    examples = [
-        merged([coreference.encode(unmarked(document), tokenizer, length) for document in cluster])
-        for cluster in clusters
+def encode(model: Any, tokenizer: Tokenizer, clusters: Sequence[Cluster]) -> list[Example]:
+    """An example a cluster."""
+    return [
+        {**merged(coreference.encode_all(model, tokenizer, cluster)), "item": i} for i, cluster in enumerate(clusters)
     ]
-    return coreference.entities_of(model, examples, collate, backend)
+
+
+def documents_in(examples: Iterable[Example]) -> list[Example]:
+    """The examples of the documents of all clusters."""
+    return [document for example in examples for document in example["documents"]]
+
+
+def dataset(
+    model: Any,
+    tokenizer: Tokenizer,
+    clusters: Sequence[Cluster],
+    examples: Sequence[Example],
+    spans: SpanTraining | None,
+    seed: int,
+) -> Groups:
+    """For the Trainer."""
+    documents = documents_of(clusters), documents_in(examples)
+    data = coreference.dataset(model, tokenizer, *documents, spans, seed)
+    return Groups(data, [len(cluster) for cluster in clusters], seed)
 
 
 def read_clusters(source: Source) -> list[Cluster]:
@@ -166,19 +175,26 @@ def _lines(lines: Lines, cluster: Cluster, found: set[Entity]) -> Iterator[str]:
 
 TASK = Task(
     noun="document",
+    lack="there is no mention",
     kind=SpanBERTForCoreference,
     read=lambda source: clusters_of(read_marked(source)),
     read_plain=read_clusters,
     texts=lambda cluster: [" ".join(document.words) for document in cluster],
+    paths=lambda cluster: [document.path for document in cluster],
     fields=lambda clusters, start, data: cross_document_fields(start.layers()),
-    examples=_examples,
-    collate=lambda model: collate,
-    check=lambda model, tokenizer, clusters: coreference.check(model, tokenizer, documents_of(clusters)),
-    find=resolve,
+    bare=lambda cluster: tuple(map(unmarked, cluster)),
+    encode=encode,
+    count=lambda model, tokenizer, clusters, examples: coreference.count(
+        model, tokenizer, documents_of(clusters), documents_in(examples)
+    ),
+    dataset=dataset,
+    collate=collate,
+    answers=("mentions", "entities"),
+    size=coreference.windows_in,
+    batch_size=1,
+    decode=coreference.decode,
     score=lambda clusters, found: coreference.score(list(map(joined, clusters)), found),
     baseline=lambda train_on, clusters, found: coreference.singletons(list(map(joined, clusters)), found),
     lines=_lines,
-    prepare=lambda model, tokenizer, clusters: count_cut_words_of(model, tokenizer, documents_of(clusters)),
-    paths=lambda cluster: [document.path for document in cluster],
 )
-train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load
+train, evaluate, load, resolve = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

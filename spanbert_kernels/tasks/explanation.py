@@ -396,6 +396,6 @@ def _word_scores(model: Any, tokenizer: Tokenizer, document: MarkedDocument) -> 
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     with _span_attention(model.eval()) as kept:
         for window in nested.windows_of([unmarked(document)], tokenizer, labels, window_length(model)):
-            batch = nested.collate([window.example])
+            batch = nested.collate([window])
             model(batch["input_ids"], batch["attention_mask"], word_starts=batch["word_starts"])
     return torch.cat(kept) if kept else torch.empty(0)

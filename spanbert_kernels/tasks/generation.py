@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +92,15 @@ def encode(pairs: Sequence[Pair], generator: Generator) -> list[dict[str, Tokens
     return found
 
 
-def count_pairs(pairs: Sequence[Pair], generator: Generator) -> None:
-    """Counts the texts, and the targets that are cut."""
+def count_pairs(pairs: Sequence[Pair], generator: Generator) -> int:
+    """Counts the texts, and the targets that are cut; gives the number of texts."""
     took("text", len(pairs))
     long = [target for pair in pairs for target in pair.targets if len(target) >= TARGET_LENGTH]
     tokens = (
         generator.target_tokenizer(target, add_special_tokens=False, verbose=False)["input_ids"] for target in long
     )
     cut("target", f"to its first {TARGET_LENGTH - 1} tokens", sum(len(own) >= TARGET_LENGTH for own in tokens))
+    return len(pairs)
 
 
 class Examples(Dataset[dict[str, Tokens]]):
@@ -280,17 +281,26 @@ class Writing(Task[Pair, str]):
     """A task whose items are texts to write about, and whose model is a `Generator`.
 
     Attributes:
+        length: tokens of what is written, at most.
         target: a tokenizer for what is written, where it is not that of the sources.
         label_smoothing: of the training.
     """
 
     noun: str = "text"
+    lack: str = "there is no text"
     kind: Any = EncoderDecoderModel
-    examples: Any = None
-    collate: Any = Collator.of
-    check: Any = lambda generator, tokenizer, pairs: count_pairs(pairs, generator)
+    bare: Any = lambda pair: replace(pair, targets=())
+    encode: Any = lambda generator, tokenizer, pairs: []  # which `write` does in its own way
+    count: Any = lambda generator, tokenizer, pairs, examples: count_pairs(pairs, generator)
+    collate: Any = None
+    decode: Any = None
+    length: int = TARGET_LENGTH
     target: Callable[[Sequence[Pair], Start], Tokenizer] | None = None
     label_smoothing: float = 0.0
+
+    def found(self, model: Any, items: Sequence[Pair], examples: list[Any], backend: str) -> list[str]:
+        """Texts that are written."""
+        return write(model, [pair.source for pair in items], self.length, backend)
 
     def load(self, folder: Path) -> tuple[Generator, Tokenizer]:
         """The model, and the tokenizer of its sources."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
 from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.tasks.vocabulary import Tokenizer
-from spanbert_kernels.tasks.windows import count_cut_words, window_length
+from spanbert_kernels.tasks.windows import count_cut_words
 
 
 def count_mentions(
@@ -74,8 +73,3 @@ def first_of_words(document: MarkedDocument) -> MarkedDocument:
 def unmarked(document: MarkedDocument) -> MarkedDocument:
     """The document without its mentions."""
     return replace(document, mentions=())
-
-
-def count_cut_words_of(model: Any, tokenizer: Tokenizer, documents: Iterable[MarkedDocument]) -> None:
-    """Counts the words of documents that a window of the model cuts."""
-    count_cut_words((document.words for document in documents), tokenizer, window_length(model) - 2)

@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from spanbert_kernels import ops
 from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.entities import read_nested
-from spanbert_kernels.data.faults import DataFault, warn
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForSpanClassification
-from spanbert_kernels.tasks.base import Scores, Task
-from spanbert_kernels.tasks.batches import outputs, padded
-from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
-from spanbert_kernels.tasks.mentions import count_cut_words_of, count_mentions, first_of_words, unmarked
+from spanbert_kernels.tasks.base import Batches, Scores, Task
+from spanbert_kernels.tasks.batches import Example, joined, numbered, padded
+from spanbert_kernels.tasks.labels import labels_of
+from spanbert_kernels.tasks.mentions import count_mentions, first_of_words, unmarked
 from spanbert_kernels.tasks.predictions import Lines
-from spanbert_kernels.tasks.span_training import SpanTraining, cut, shown
+from spanbert_kernels.tasks.scores import scores_of_sets
+from spanbert_kernels.tasks.span_training import cut
 from spanbert_kernels.tasks.vocabulary import Tokenizer
-from spanbert_kernels.tasks.windows import cut as cut_words
-from spanbert_kernels.tasks.windows import encoded, pieces_of, window_length
+from spanbert_kernels.tasks.windows import window_length, windows
 
 NO_MENTION = "none"
 Found = set[tuple[int, int, str]]  # first word, last word, type
 
 
-@dataclass(frozen=True)
-class DocumentWindow:
-    """Part of a document: its first word, and an example for the Trainer. Mentions that leave it are not in it."""
-
-    document: int
-    first: int
-    example: dict[str, Any]
-
-
-def labels_of_documents(documents: Iterable[MarkedDocument]) -> list[str]:
+def labels_of_kinds(kinds: Collection[str]) -> list[str]:
     """All types, after the name for no mention, which no type has."""
-    kinds = {mention.kind for document in documents for mention in document.mentions}
     nothing = NO_MENTION
     while nothing in kinds:
         nothing = f"({nothing})"
@@ -57,43 +44,28 @@ def gold(document: MarkedDocument) -> Found:
 
 def windows_of(
     documents: Sequence[MarkedDocument], tokenizer: Tokenizer, labels: Sequence[str], length: int
-) -> list[DocumentWindow]:
+) -> list[Example]:
     """Documents as windows of at most `length` tokens that end with a sentence where one ends, else with a word.
 
-    Raises:
-        DataFault: a type that is not among `labels`.
+    Mentions that leave their window are not in it, and of those of the same words the first alone is.
     """
     number = {label: i for i, label in enumerate(labels) if i}
     found = []
-    for index, document in enumerate(documents):
-        for mention in document.mentions:
-            if mention.kind not in number:
-                line = document.lines[mention.first]
-                raise DataFault(
-                    document.path, line, f"unknown type {mention.kind!r}; the model has {listed(labels[1:])}"
-                )
-        pieces = pieces_of(document.words, tokenizer, length - 2)
-        for first, last in cut_words(document.words, [len(own) for own in pieces], length - 2):
-            found.append(DocumentWindow(index, first, _example(document, pieces, first, last, tokenizer, number)))
+    for index, document in enumerate(map(first_of_words, documents)):
+        for first, last, ids, word_starts in windows(document.words, tokenizer, length):
+            inside = [m for m in document.mentions if m.first >= first and m.last < last]
+            bounds = [(m.first - first, m.last - first) for m in inside]
+            found.append(
+                {
+                    "item": index,
+                    "begin": first,
+                    "input_ids": ids,
+                    "word_starts": word_starts,
+                    "mentions": np.array(bounds, dtype=np.int64).reshape(-1, 2),
+                    "labels": np.array([number[m.kind] for m in inside], dtype=np.int64),
+                }
+            )
     return found
-
-
-def _example(
-    document: MarkedDocument,
-    pieces: list[list[int]],
-    first: int,
-    last: int,
-    tokenizer: Tokenizer,
-    number: dict[str, int],
-) -> dict[str, Any]:
-    ids, word_starts = encoded(pieces[first:last], tokenizer)
-    inside = [m for m in document.mentions if m.first >= first and m.last < last]
-    return {
-        "input_ids": ids,
-        "word_starts": word_starts,
-        "mentions": np.array([(m.first - first, m.last - first) for m in inside], dtype=np.int64).reshape(-1, 2),
-        "labels": np.array([number[m.kind] for m in inside], dtype=np.int64),
-    }
 
 
 def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
@@ -112,81 +84,43 @@ def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
     return {"input_ids": cut(example["input_ids"], span), **shown, "word_starts": word_starts[kept] - span.start + 1}
 
 
-def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+def collate(examples: list[Example]) -> dict[str, Tensor]:
     """A padded batch: pieces `[B, L]`, words `[B, W]`; `mentions [M, 3]` are row, first and last word."""
-    batch = _without_mentions(examples)
-    mentions = [np.insert(example["mentions"], 0, row, axis=1) for row, example in enumerate(examples)]
-    batch["mentions"] = torch.from_numpy(np.concatenate(mentions))
-    batch["labels"] = torch.from_numpy(np.concatenate([example["labels"] for example in examples]))
-    return batch
+    return {
+        **padded(examples, {"input_ids": 0, "word_starts": -1}),
+        "mentions": numbered([example["mentions"] for example in examples]),
+        "labels": joined([example["labels"] for example in examples]),
+    }
 
 
-def _without_mentions(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    return padded(examples, {"input_ids": 0, "word_starts": -1})
-
-
-def _examples(
-    model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument], spans: SpanTraining | None, seed: int
-) -> Any:
-    windows = windows_of(list(map(first_of_words, documents)), tokenizer, labels_of(model), window_length(model))
-    if not _count(documents, windows, tokenizer, model):
-        raise ValueError(f"{documents[0].path}: there is no mention to train on")
-    return shown([window.example for window in windows], spans, seed, show)
-
-
-def _check(model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument]) -> None:
-    windows = windows_of(list(map(unmarked, documents)), tokenizer, [], window_length(model))
-    if not _count(documents, windows, tokenizer, model):
-        warn(f"{documents[0].path}: there is no mention to find")
-    kinds = ((mention.kind, each.path, each.lines[mention.first]) for each in documents for mention in each.mentions)
-    warn_of_unknown(kinds, labels_of(model)[1:])
-
-
-def _count(documents: Sequence[MarkedDocument], windows: Sequence[DocumentWindow], tokenizer: Any, model: Any) -> int:
+def _count(model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument], examples: Sequence[Example]) -> int:
     """Counts documents and mentions; gives how many mentions the model can use."""
     starts: list[list[int]] = [[] for _ in documents]
-    for window in windows:
-        starts[window.document].append(window.first)
+    for window in examples:
+        starts[window["item"]].append(window["begin"])
     return count_mentions(documents, starts, tokenizer, window_length(model) - 2, model.config.max_span_width, "kind")
 
 
-def find(
-    model: SpanBERTForSpanClassification,
-    tokenizer: Tokenizer,
-    documents: Sequence[MarkedDocument],
-    backend: str = "auto",
-) -> list[Found]:
-    """The mentions of each document: spans for which a type is likelier than none, and of two that cross the likelier.
-
-    The documents' own mentions are not looked at.
-    """
+def _decode(model: Any, documents: Sequence[MarkedDocument], batches: Batches) -> list[Found]:
+    """The mentions of each document: spans with a type likelier than none, and of two that cross the likelier."""
     labels = labels_of(model)
-    windows = windows_of(list(map(unmarked, documents)), tokenizer, labels, window_length(model))
     found: list[Found] = [set() for _ in documents]
-    examples = [window.example for window in windows]
-    for chosen, output in outputs(model, examples, _without_mentions, lambda e: len(e["input_ids"]), backend=backend):
+    for examples, output in batches:
         best = output.logits.float().log_softmax(-1).max(-1)
         likely = best.indices.nonzero()[:, 0]
         spans, chance = output.spans[likely], best.values[likely]
         kept = likely[ops.prune_spans(spans, chance, len(likely))]
-        offsets = np.cumsum([0, *(len(examples[i]["word_starts"]) for i in chosen)])
+        offsets = np.cumsum([0, *(len(example["word_starts"]) for example in examples)])
         for (first, last), label in zip(output.spans[kept].tolist(), best.indices[kept].tolist(), strict=True):
             row = int(np.searchsorted(offsets, first, side="right")) - 1
-            window = windows[chosen[row]]
-            shift = window.first - int(offsets[row])
-            found[window.document].add((first + shift, last + shift, labels[label]))
+            shift = examples[row]["begin"] - int(offsets[row])
+            found[examples[row]["item"]].add((first + shift, last + shift, labels[label]))
     return found
 
 
 def score(documents: Sequence[MarkedDocument], found: Sequence[Found]) -> Scores:
     """Precision, recall and F1 of spans with their types, over all documents."""
-    right = sum(len(gold(document) & spans) for document, spans in zip(documents, found, strict=True))
-    given, wanted = sum(map(len, found)), sum(len(gold(document)) for document in documents)
-    return {
-        "precision": right / max(given, 1),
-        "recall": right / max(wanted, 1),
-        "F1": 2 * right / max(given + wanted, 1),
-    }
+    return scores_of_sets([gold(document) for document in documents], found)
 
 
 def dictionary(train_on: Iterable[MarkedDocument], documents: Sequence[MarkedDocument], width: int = 20) -> Scores:
@@ -215,18 +149,23 @@ def _lines(lines: Lines, document: MarkedDocument, mentions: Found) -> Iterator[
 
 TASK = Task(
     noun="document",
+    lack="there is no mention",
     kind=SpanBERTForSpanClassification,
     read=read_nested,
     read_plain=partial(read_documents, by_line=True),
     texts=lambda document: [" ".join(document.words)],
-    fields=lambda documents, start, data: label_fields(labels_of_documents(documents)),
-    examples=_examples,
-    collate=lambda model: collate,
-    check=_check,
-    find=find,
+    marks=lambda document: ((m.kind, document.path, document.lines[m.first]) for m in document.mentions),
+    labels=labels_of_kinds,
+    known=lambda model: labels_of(model)[1:],
+    bare=unmarked,
+    encode=lambda model, tokenizer, documents: windows_of(documents, tokenizer, labels_of(model), window_length(model)),
+    count=_count,
+    show=show,
+    collate=collate,
+    answers=("mentions", "labels"),
+    decode=_decode,
     score=score,
     baseline=lambda train_on, documents, found: dictionary(train_on, documents),
     lines=_lines,
-    prepare=count_cut_words_of,
 )
-train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load
+train, evaluate, load, find = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from ufal.chu_liu_edmonds import chu_liu_edmonds
 
+from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.conllu import ParsedSentence, read_trees, write_tree
 from spanbert_kernels.data.counts import left_out, took
-from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.words import read_sentences
 from spanbert_kernels.models import SpanBERTForDependencyParsing
-from spanbert_kernels.tasks.base import Scores, Task
-from spanbert_kernels.tasks.batches import IGNORED, outputs, padded
-from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unknown
+from spanbert_kernels.tasks.base import Batches, Scores, Task
+from spanbert_kernels.tasks.batches import IGNORED, Example, padded
+from spanbert_kernels.tasks.labels import labels_of
 from spanbert_kernels.tasks.predictions import Lines
-from spanbert_kernels.tasks.span_training import SpanTraining, cut, shown
+from spanbert_kernels.tasks.span_training import cut
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import encoded, pieces_of
 
@@ -31,34 +30,26 @@ NOT_PARSED = -1
 
 def encode(
     sentences: Sequence[ParsedSentence], tokenizer: Tokenizer, relations: Sequence[str], length: int
-) -> list[dict[str, Any]]:
+) -> list[Example]:
     """An example a sentence: word pieces, the column of each word's first piece, heads and relations.
 
-    A sentence of more than `length` tokens has none: its tree cannot be learnt or found in parts.
-
-    Raises:
-        DataFault: a relation that is not among `relations`.
+    A sentence of more than `length` tokens has none: its tree cannot be learnt or found in parts. A relation that is
+    not among `relations` carries no loss.
     """
     number = {relation: i for i, relation in enumerate(relations)}
     examples = []
     for index, sentence in enumerate(sentences):
-        for place, relation in enumerate(sentence.relations):
-            if relation not in number:
-                raise DataFault(
-                    sentence.path, sentence.line_of(place), f"word {place + 1} has an unknown relation {relation}"
-                )
         ids, word_starts = encoded(pieces_of(sentence.words, tokenizer, length), tokenizer)
         if len(ids) > length:
             left_out("sentence", f"longer than {length} tokens")
             continue
-        took("sentence")
         examples.append(
             {
-                "sentence": index,
+                "item": index,
                 "input_ids": ids,
                 "word_starts": np.array([0, *word_starts]),
                 "heads": np.array([IGNORED, *sentence.heads]),
-                "labels": np.array([IGNORED, *(number[relation] for relation in sentence.relations)]),
+                "labels": np.array([IGNORED, *(number.get(relation, IGNORED) for relation in sentence.relations)]),
             }
         )
     return examples
@@ -81,27 +72,14 @@ def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
     }
 
 
-def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+def collate(examples: list[Example]) -> dict[str, Tensor]:
     """A padded batch: pieces `[B, L]`, words `[B, W]`."""
     return padded(examples, {"input_ids": 0, "word_starts": -1, "heads": IGNORED, "labels": IGNORED})
 
 
-def _without_heads(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    return padded(examples, {"input_ids": 0, "word_starts": -1})
-
-
-def _examples(
-    model: Any, tokenizer: Tokenizer, sentences: Sequence[ParsedSentence], spans: SpanTraining | None, seed: int
-) -> Any:
-    examples = encode(sentences, tokenizer, labels_of(model), model.config.positions)
-    if not examples:
-        raise ValueError(f"{sentences[0].path}: no sentence is short enough for the model to train on")
-    return shown(examples, spans, seed, show)
-
-
-def _check(model: Any, tokenizer: Tokenizer, sentences: Sequence[ParsedSentence]) -> None:
-    relations = ((relation, s.path, s.line_of(place)) for s in sentences for place, relation in enumerate(s.relations))
-    warn_of_unknown(relations, labels_of(model))
+def _count(model: Any, tokenizer: Tokenizer, sentences: Sequence[ParsedSentence], examples: Sequence[Example]) -> int:
+    took("sentence", len(examples))
+    return len(examples)
 
 
 def best_tree(scores: NDArray[np.float64]) -> list[int]:
@@ -129,34 +107,25 @@ def best_tree(scores: NDArray[np.float64]) -> list[int]:
     return list(max(found)[1][1:])
 
 
-def parse(
-    model: SpanBERTForDependencyParsing,
-    tokenizer: Tokenizer,
-    sentences: Sequence[ParsedSentence],
-    backend: str = "auto",
-) -> list[Tree]:
-    """The best tree of each sentence, whose own tree is not looked at.
+def _decode(model: Any, sentences: Sequence[ParsedSentence], batches: Batches) -> list[Tree]:
+    """The best tree of each sentence.
 
     The words of a sentence that is longer than the model's positions have the head `NOT_PARSED` and the relation `_`.
     """
     relations = labels_of(model)
-    plain = [_bare(sentence.words, relations[0], sentence.path, sentence.line) for sentence in sentences]
-    examples = encode(plain, tokenizer, relations, model.config.positions)
     found: list[Tree] = [([NOT_PARSED] * len(each.words), ["_"] * len(each.words)) for each in sentences]
-    for chosen, output in outputs(model, examples, _without_heads, lambda e: len(e["input_ids"]), backend=backend):
+    for examples, output in batches:
         arcs, best = output.arcs.float().log_softmax(-1).double().numpy(), output.relations.argmax(-1).numpy()
-        for row, index in enumerate(chosen):
-            places = len(examples[index]["word_starts"])
+        for row, example in enumerate(examples):
+            places = len(example["word_starts"])
             heads = best_tree(arcs[row, :places, :places])
-            found[examples[index]["sentence"]] = (
-                heads,
-                [relations[best[row, i, head]] for i, head in enumerate(heads, start=1)],
-            )
+            found[example["item"]] = heads, [relations[best[row, i, head]] for i, head in enumerate(heads, start=1)]
     return found
 
 
-def _bare(words: tuple[str, ...], relation: str, path: Path, line: int) -> ParsedSentence:
-    return ParsedSentence(words, (0,) * len(words), (relation,) * len(words), path, line)
+def _bare(sentence: ParsedSentence | TaggedSentence) -> ParsedSentence:
+    count = len(sentence.words)
+    return ParsedSentence(sentence.words, (0,) * count, ("_",) * count, sentence.path, sentence.line)
 
 
 def score(sentences: Sequence[ParsedSentence], trees: Sequence[Tree]) -> Scores:
@@ -182,20 +151,24 @@ def _lines(lines: Lines, sentence: ParsedSentence, tree: Tree) -> Iterator[str]:
 
 TASK = Task(
     noun="sentence",
+    lack="no sentence is short enough for the model",
     kind=SpanBERTForDependencyParsing,
     read=read_trees,
-    read_plain=lambda data: [_bare(each.words, "_", each.path, each.line) for each in read_sentences(data)],
+    read_plain=lambda data: list(map(_bare, read_sentences(data))),
     texts=lambda sentence: [" ".join(sentence.words)],
-    fields=lambda sentences, start, data: label_fields(
-        sorted({relation for sentence in sentences for relation in sentence.relations})
+    marks=lambda sentence: (
+        (relation, sentence.path, sentence.line_of(place)) for place, relation in enumerate(sentence.relations)
     ),
-    examples=_examples,
-    collate=lambda model: collate,
-    check=_check,
-    find=parse,
+    labels=sorted,
+    bare=_bare,
+    encode=lambda model, tokenizer, sentences: encode(sentences, tokenizer, labels_of(model), model.config.positions),
+    count=_count,
+    show=show,
+    collate=collate,
+    answers=("heads", "labels"),
+    decode=_decode,
     score=score,
     baseline=lambda train_on, sentences, found: left_neighbour(train_on, sentences),
     lines=_lines,
-    counts_itself=True,
 )
-train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load
+train, evaluate, load, parse = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +15,11 @@ from torchmetrics.functional.text import squad
 
 from spanbert_kernels.data.counts import cut as cut_short
 from spanbert_kernels.data.counts import left_out, took
-from spanbert_kernels.data.faults import DataWarning
+from spanbert_kernels.data.faults import warn
 from spanbert_kernels.data.squad import Question, read_questions
 from spanbert_kernels.models import SpanBERTForQuestionAnswering
-from spanbert_kernels.tasks.base import Scores, Task
-from spanbert_kernels.tasks.batches import outputs, padded
+from spanbert_kernels.tasks.base import Batches, Scores, Task
+from spanbert_kernels.tasks.batches import Example, padded
 from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.span_training import SpanTraining, shown
 from spanbert_kernels.tasks.vocabulary import Tokenizer
@@ -31,22 +30,11 @@ ENDS = 2  # of an answer, which the head scores
 OUTSIDE = 10**6  # a place beyond every text: the model's loss passes over it
 
 
-@dataclass(frozen=True)
-class QuestionWindow:
-    """A question with a part of its text, as an example for the Trainer.
-
-    `offsets [L, 2]` are the characters of the text's tokens, which stand from column `example["first"]` on.
-    """
-
-    question: int
-    offsets: NDArray[np.int64]
-    example: dict[str, Any]
-
-
-def windows_of(questions: Sequence[Question], tokenizer: Tokenizer, length: int) -> list[QuestionWindow]:
+def windows_of(questions: Sequence[Question], tokenizer: Tokenizer, length: int) -> list[Example]:
     """Windows of at most `length` tokens; a long text has several. One without the whole answer points at [CLS].
 
-    A question is cut where it takes more than half of the tokens.
+    `offsets [L, 2]` are the characters of the text's tokens, which stand from column `first` on. A question is cut
+    where it takes more than half of the tokens.
     """
     special = tokenizer.num_special_tokens_to_add(pair=True)
     most = (length - special) // 2
@@ -66,14 +54,17 @@ def windows_of(questions: Sequence[Question], tokenizer: Tokenizer, length: int)
             context = int(np.argmax(sequence == 1)) if (sequence == 1).any() else len(ids) - 1
             offsets = np.where(sequence[:, None] == 1, np.array(encoded["offset_mapping"][number]), -1)
             start, end = _place(question, offsets)
-            example = {
-                "input_ids": np.array(ids, dtype=np.int64),
-                "token_type_ids": (np.arange(len(ids)) >= context).astype(np.int64),
-                "first": context,
-                "start": start,
-                "end": end,
-            }
-            found.append(QuestionWindow(index, offsets, example))
+            found.append(
+                {
+                    "item": index,
+                    "offsets": offsets,
+                    "input_ids": np.array(ids, dtype=np.int64),
+                    "token_type_ids": (np.arange(len(ids)) >= context).astype(np.int64),
+                    "first": context,
+                    "start": start,
+                    "end": end,
+                }
+            )
     return found
 
 
@@ -115,82 +106,78 @@ def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
     }
 
 
-def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+def collate(examples: list[Example]) -> dict[str, Tensor]:
     """A padded batch `[B, L]` with `start_positions` and `end_positions [B]`."""
-    batch = _without_answers(examples)
-    for name in ("start", "end"):
-        batch[f"{name}_positions"] = torch.tensor([example[name] for example in examples])
-    return batch
+    return {
+        **padded(examples, {"input_ids": 0, "token_type_ids": 0}),
+        "start_positions": torch.tensor([example["start"] for example in examples]),
+        "end_positions": torch.tensor([example["end"] for example in examples]),
+    }
 
 
-def _without_answers(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    return padded(examples, {"input_ids": 0, "token_type_ids": 0})
+def _encode(model: Any, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[Example]:
+    """The windows of all questions but those whose answer is in no window, which would teach that there is none."""
+    examples = windows_of(questions, tokenizer, model.config.positions)
+    placed = {example["item"] for example in examples if example["start"]}
+    lost = {index for index, question in enumerate(questions) if question.answers and index not in placed}
+    left_out("question", "its answer fits in no window", len(lost))
+    return [example for example in examples if example["item"] not in lost]
 
 
-def _examples(
-    model: Any, tokenizer: Tokenizer, questions: Sequence[Question], spans: SpanTraining | None, seed: int
+def _count(model: Any, tokenizer: Tokenizer, questions: Sequence[Question], examples: Sequence[Example]) -> int:
+    number = len({example["item"] for example in examples})
+    took("question", number)
+    return number
+
+
+def _dataset(
+    model: Any,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    examples: list[Example],
+    spans: SpanTraining | None,
+    seed: int,
 ) -> Any:
     """Where a question has no answer, the model may say so later.
 
     Of an answer that begins or ends inside a token, all of the token is learnt; a warning names the first.
     """
     model.config.answers_may_be_missing = any(not question.answers for question in questions)
-    windows = _answered(questions, windows_of(questions, tokenizer, model.config.positions))
-    if not windows:
-        raise ValueError(f"{questions[0].path}: there is no question whose answer fits in a window")
-    _warn_of_widened(questions, windows)
-    return shown([window.example for window in windows], spans, seed, show)
+    _warn_of_widened(questions, examples)
+    return shown(examples, spans, seed, show)
 
 
-def _answered(questions: Sequence[Question], windows: Sequence[QuestionWindow]) -> list[QuestionWindow]:
-    """The windows of all questions but those whose answer is in no window, which would teach that there is none."""
-    placed = {window.question for window in windows if window.example["start"]}
-    lost = {index for index, question in enumerate(questions) if question.answers and index not in placed}
-    took("question", len(questions) - len(lost))
-    left_out("question", "its answer fits in no window", len(lost))
-    return [window for window in windows if window.question not in lost]
-
-
-def _warn_of_widened(questions: Sequence[Question], windows: Sequence[QuestionWindow]) -> None:
+def _warn_of_widened(questions: Sequence[Question], examples: Sequence[Example]) -> None:
     widened: dict[int, str] = {}
-    for window in windows:
-        question, start, end = questions[window.question], window.example["start"], window.example["end"]
-        learnt = question.context[window.offsets[start][0] : window.offsets[end][1]]
+    for example in examples:
+        question, start, end = questions[example["item"]], example["start"], example["end"]
+        learnt = question.context[example["offsets"][start][0] : example["offsets"][end][1]]
         if start and all(learnt != text.strip() for text, _ in question.answers):
-            widened.setdefault(window.question, learnt)
+            widened.setdefault(example["item"], learnt)
     for number, learnt in list(widened.items())[:1]:
         question = questions[number]
         answer, _ = question.answers[0]
-        warnings.warn(
+        warn(
             f"{question.path}, question {question.id}: answer {answer!r} begins or ends inside a token, "
-            f"so {learnt!r} is learnt; {len(widened)} of {len(questions)} questions are like this",
-            DataWarning,
-            stacklevel=3,
+            f"so {learnt!r} is learnt; {len(widened)} of {len(questions)} questions are like this"
         )
 
 
-def answer(
-    model: SpanBERTForQuestionAnswering, tokenizer: Tokenizer, questions: Sequence[Question], backend: str = "auto"
-) -> list[str]:
-    """An answer from each question's text, "" where there is none. The questions' own answers are not looked at."""
-    plain = [Question(q.id, q.question, q.context, (), q.path) for q in questions]
-    windows = windows_of(plain, tokenizer, model.config.positions)
+def _decode(model: Any, questions: Sequence[Question], batches: Batches) -> list[str]:
+    """An answer from each question's text, "" where there is none."""
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(questions)
     none = [np.inf] * len(questions)
-    examples = [window.example for window in windows]
-    for chosen, output in outputs(model, examples, _without_answers, lambda e: len(e["input_ids"]), backend=backend):
-        for row, index in enumerate(chosen):
-            window = windows[index]
+    for examples, output in batches:
+        for row, example in enumerate(examples):
+            index, offsets = example["item"], example["offsets"]
             start, end = output.start_logits[row].float(), output.end_logits[row].float()
-            none[window.question] = min(none[window.question], float(start[0] + end[0]))
-            last = len(window.offsets) - 1
-            if window.example["first"] >= last:
+            none[index] = min(none[index], float(start[0] + end[0]))
+            text = slice(example["first"], len(offsets) - 1)
+            if text.start >= text.stop:
                 continue
-            text = slice(window.example["first"], last)
             score, first, final = _best_span(start[text], end[text])
-            if score > best[window.question][0]:
-                begin, stop = window.offsets[text][first][0], window.offsets[text][final][1]
-                best[window.question] = score, questions[window.question].context[begin:stop]
+            if score > best[index][0]:
+                best[index] = score, questions[index].context[offsets[text][first][0] : offsets[text][final][1]]
     missing = getattr(model.config, "answers_may_be_missing", False)
     return ["" if missing and none[i] > score else text for i, (score, text) in enumerate(best)]
 
@@ -227,17 +214,21 @@ def _lines(lines: Lines, question: Question, text: str) -> Iterator[str]:
 
 TASK = Task(
     noun="question",
+    lack="there is no question whose answer fits in a window",
     kind=SpanBERTForQuestionAnswering,
     read=read_questions,
     read_plain=partial(read_questions, answers=False),
     texts=lambda question: [question.question, question.context],
     fields=lambda questions, start, data: {"num_labels": ENDS},
-    examples=_examples,
-    collate=lambda model: collate,
-    check=lambda model, tokenizer, questions: took("question", len(questions)),
-    find=answer,
+    bare=lambda question: replace(question, answers=()),
+    encode=_encode,
+    count=_count,
+    dataset=_dataset,
+    collate=collate,
+    answers=("start_positions", "end_positions"),
+    decode=_decode,
     score=score,
     baseline=lambda train_on, questions, found: whole_text(questions),
     lines=_lines,
 )
-train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load
+train, evaluate, load, answer = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

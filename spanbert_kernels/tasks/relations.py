@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,21 @@ from spanbert_kernels.data.related import read_relations
 from spanbert_kernels.data.sources import Source, paths_of
 from spanbert_kernels.models import SpanBERTForRelations
 from spanbert_kernels.tasks import coreference
-from spanbert_kernels.tasks.base import Scores, Task
-from spanbert_kernels.tasks.batches import outputs
+from spanbert_kernels.tasks.base import Batches, Scores, Task
+from spanbert_kernels.tasks.batches import Example, joined, repeated
 from spanbert_kernels.tasks.cross_document_coreference import (
     Cluster,
     Groups,
     clusters_of,
     cross_document_fields,
+    documents_in,
     documents_of,
     merged,
 )
-from spanbert_kernels.tasks.labels import label_fields, labels_of, warn_of_unknown
+from spanbert_kernels.tasks.labels import labels_of
 from spanbert_kernels.tasks.mentions import count_mentions
 from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.scores import scores_of_sets
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.vocabulary import Tokenizer
@@ -94,12 +95,20 @@ def _of_folder(folder: Path, relations: bool) -> list[RelatedCluster]:
     return clusters_with_relations
 
 
-def labels_of_clusters(clusters: Sequence[RelatedCluster]) -> list[str]:
-    """All relations, none first."""
-    return [NO_RELATION, *sorted({kind for cluster in clusters for _, _, kind in cluster.relations})]
+def read_related_to_predict(source: Source) -> list[RelatedCluster]:
+    """The same without relations.
+
+    Raises:
+        ValueError: there is no mention of an entity.
+    """
+    found = read_related(source, relations=False)
+    documents = _documents(found)
+    if documents and not any(document.mentions for document in documents):
+        raise ValueError(f"{documents[0].path}: there is no mention of an entity")
+    return found
 
 
-def with_relations(example: dict[str, Any], relations: frozenset[Related], labels: Sequence[str]) -> dict[str, Any]:
+def with_relations(example: Example, relations: frozenset[Related], labels: Sequence[str]) -> Example:
     """An example of `merged` with its relations `[K, 3]`; those of entities that are not in it are left out."""
     number = {name: i for i, name in enumerate(example["names"])}
     found = [(number[a], number[b], labels.index(kind)) for a, b, kind in sorted(relations) if {a, b} <= number.keys()]
@@ -126,88 +135,82 @@ class RelatedGroups(Dataset[dict[str, Any]]):
         return with_relations(self.groups[index], relations, self.labels)
 
 
-def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+def collate(examples: list[Example]) -> dict[str, Tensor]:
     """A padded batch; `mentions [M, 3]`, `entities [M]`, `clusters [E]`, `relations [K, 3]`, `cluster_ids [B]`."""
     batch = coreference.windows_and_mentions(examples)
     sizes = [len(example["names"]) for example in examples]
-    starts = np.cumsum([0, *sizes])[:-1]
-    entities = [example["entities"] + n for example, n in zip(examples, starts, strict=True)]
-    relations = [example["relations"] + [[n, n, 0]] for example, n in zip(examples, starts, strict=True)]
-    batch["entities"] = torch.from_numpy(np.concatenate(entities))
-    batch["relations"] = torch.from_numpy(np.concatenate(relations))
-    batch["clusters"] = torch.arange(len(examples)).repeat_interleave(torch.tensor(sizes))
-    batch["cluster_ids"] = batch.pop("documents")
-    return batch
+    return {
+        "cluster_ids": batch.pop("documents"),
+        **batch,
+        "entities": joined([example["entities"] for example in examples], sizes),
+        "relations": joined([example["relations"] for example in examples], sizes, column=slice(2)),
+        "clusters": repeated(sizes),
+    }
 
 
 def _documents(clusters: Iterable[RelatedCluster]) -> list[MarkedDocument]:
     return documents_of(cluster.documents for cluster in clusters)
 
 
-def _examples(
-    model: Any, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster], spans: SpanTraining | None, seed: int
+def _encode(model: Any, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster]) -> list[Example]:
+    """An example a cluster, with all of its mentions: the same words may be one of several entities."""
+    labels, length = labels_of(model), window_length(model)
+    found = []
+    for index, cluster in enumerate(clusters):
+        documents = [coreference.encode(document, tokenizer, length) for document in cluster.documents]
+        found.append({**with_relations(merged(documents), cluster.relations, labels), "item": index})
+    return found
+
+
+def _dataset(
+    model: Any,
+    tokenizer: Tokenizer,
+    clusters: Sequence[RelatedCluster],
+    examples: Sequence[Example],
+    spans: SpanTraining | None,
+    seed: int,
 ) -> RelatedGroups:
-    documents = _documents(clusters)
-    data = coreference.Documents(documents, tokenizer, window_length(model), spans, seed)
-    if not _count(clusters, data):
-        raise ValueError(f"{documents[0].path}: there is no relation to train on")
+    documents, whole = _documents(clusters), documents_in(examples)
+    data = coreference.Documents(documents, tokenizer, window_length(model), spans, seed, whole)
     sizes = [len(cluster.documents) for cluster in clusters]
     return RelatedGroups(Groups(data, sizes, seed), clusters, labels_of(model))
 
 
-def _check(model: Any, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster]) -> None:
-    """Relations that the model does not have, or of entities without a mention left, will be missed."""
-    _count(clusters, coreference.Documents(_documents(clusters), tokenizer, window_length(model), None, 0))
-    places = {(place, kind) for cluster in clusters for (_, _, kind), place in cluster.lines.items()}
-    warn_of_unknown(((kind, *place) for place, kind in sorted(places)), labels_of(model)[1:])
-
-
-def _count(clusters: Sequence[RelatedCluster], data: coreference.Documents) -> int:
+def _count(model: Any, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster], examples: Sequence[Example]) -> int:
     """Counts documents, mentions and relations; gives how many relations a model can use."""
-    count_mentions(data.documents, data.starts, data.tokenizer, data.length - 2, None, "entity", shared=True)
-    examples = iter(data.whole)
+    starts = [document["starts"] for document in documents_in(examples)]
+    count_mentions(_documents(clusters), starts, tokenizer, window_length(model) - 2, None, "entity", shared=True)
     lost, total = 0, 0
-    for cluster in clusters:
-        there = {name for _ in cluster.documents for name in next(examples)["names"]}
-        lost += sum(not {first, second} <= there for first, second, _ in cluster.relations)
+    for cluster, example in zip(clusters, examples, strict=True):
+        lost += sum(not {first, second} <= set(example["names"]) for first, second, _ in cluster.relations)
         total += len(cluster.relations)
     took("relation", total - lost)
     left_out("relation", "of an entity whose mentions were left out", lost)
     return total - lost
 
 
-def relate(
-    model: SpanBERTForRelations, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster], backend: str = "auto"
-) -> list[dict[Related, float]]:
-    """The relations of each cluster's entities with their probabilities; the clusters' own ones are not looked at.
+def _decode(model: Any, clusters: Sequence[RelatedCluster], batches: Batches) -> list[dict[Related, float]]:
+    """The relations of each cluster's entities with their probabilities.
 
     Of all pairs the likeliest are taken, as many as give the largest expected F1.
     """
-    labels, length = labels_of(model), window_length(model)
-    examples = [
-        with_relations(
-            merged([coreference.encode(document, tokenizer, length) for document in cluster.documents]),
-            frozenset(),
-            labels,
-        )
-        for cluster in clusters
-    ]
+    labels, names = labels_of(model), [list[str]()] * len(clusters)
     scored, places = [torch.empty(0)], [torch.empty(0, 4, dtype=torch.long)]
     expected = 0.0
-    for (index,), output in outputs(model, examples, collate, lambda e: len(e["windows"]), 1, backend):
+    for (example,), output in batches:
+        names[example["item"]] = example["names"]
         chances = output.logits.softmax(-1)[:, 1:]
         expected += float(chances.sum())
         best = chances.max(-1)
         scored.append(best.values)
-        places.append(F.pad(torch.cat((output.pairs, best.indices[:, None] + 1), 1), (1, 0), value=index))
+        places.append(F.pad(torch.cat((output.pairs, best.indices[:, None] + 1), 1), (1, 0), value=example["item"]))
     likely = torch.cat(scored).sort(descending=True, stable=True)
     chosen = likely.indices[: most_promising(likely.values.tolist(), expected)]
     found: list[dict[Related, float]] = [{} for _ in clusters]
     for chance, (index, first, second, kind) in zip(
         likely.values.tolist(), torch.cat(places)[chosen].tolist(), strict=False
     ):
-        names = examples[index]["names"]
-        found[index][names[first], names[second], labels[kind]] = chance
+        found[index][names[index][first], names[index][second], labels[kind]] = chance
     return found
 
 
@@ -226,13 +229,7 @@ def most_promising(chances: Sequence[float], expected: float) -> int:
 
 def score(clusters: Sequence[RelatedCluster], found: Sequence[Collection[Related]]) -> Scores:
     """Precision, recall and F1 of pairs with their relations, over all clusters."""
-    right = sum(len(cluster.relations.intersection(pairs)) for cluster, pairs in zip(clusters, found, strict=True))
-    given, wanted = sum(map(len, found)), sum(len(cluster.relations) for cluster in clusters)
-    return {
-        "precision": right / max(given, 1),
-        "recall": right / max(wanted, 1),
-        "F1": 2 * right / max(given + wanted, 1),
-    }
+    return scores_of_sets([cluster.relations for cluster in clusters], found)
 
 
 def neighbours(train_on: Sequence[RelatedCluster], clusters: Sequence[RelatedCluster]) -> Scores:
@@ -248,17 +245,9 @@ def neighbours(train_on: Sequence[RelatedCluster], clusters: Sequence[RelatedClu
 
 
 def _fields(clusters: Sequence[RelatedCluster], start: Start, data: Source) -> dict[str, Any]:
-    labels = labels_of_clusters(clusters)
-    if len(labels) == 1:
+    if not any(cluster.relations for cluster in clusters):
         raise ValueError(f"{paths_of(data)[0] / RELATIONS}: there is no relation to train on")
-    return {**label_fields(labels), **cross_document_fields(start.layers())}
-
-
-def _prepare(model: Any, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster]) -> None:
-    documents, length = _documents(clusters), window_length(model)
-    starts = coreference.Documents(documents, tokenizer, length, None, 0).starts
-    if not count_mentions(documents, starts, tokenizer, length - 2, None, "entity", shared=True):
-        raise ValueError(f"{documents[0].path}: there is no mention of an entity")
+    return cross_document_fields(start.layers())
 
 
 def _lines(lines: Lines, cluster: RelatedCluster, found: dict[Related, float]) -> Iterator[str]:
@@ -270,20 +259,27 @@ def _lines(lines: Lines, cluster: RelatedCluster, found: dict[Related, float]) -
 
 TASK = Task(
     noun="document",
+    lack="there is no relation",
     kind=SpanBERTForRelations,
     read=read_related,
-    read_plain=partial(read_related, relations=False),
+    read_plain=read_related_to_predict,
     texts=lambda cluster: [" ".join(document.words) for document in cluster.documents],
+    paths=lambda cluster: [cluster.documents[0].path],
+    marks=lambda cluster: sorted((kind, *place) for (_, _, kind), place in cluster.lines.items()),
+    labels=lambda kinds: [NO_RELATION, *sorted(kinds)],
+    known=lambda model: labels_of(model)[1:],
     fields=_fields,
-    examples=_examples,
-    collate=lambda model: collate,
-    check=_check,
-    find=relate,
+    bare=lambda cluster: RelatedCluster(cluster.documents, frozenset()),
+    encode=_encode,
+    count=_count,
+    dataset=_dataset,
+    collate=collate,
+    answers=("relations",),
+    size=coreference.windows_in,
+    batch_size=1,
+    decode=_decode,
     score=score,
     baseline=lambda train_on, clusters, found: neighbours(train_on, clusters),
     lines=_lines,
-    prepare=_prepare,
-    paths=lambda cluster: [cluster.documents[0].path],
-    counts_itself=True,
 )
-train, evaluate, load = TASK.fit, TASK.evaluate_items, TASK.load
+train, evaluate, load, relate = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -37,9 +37,7 @@ TASK = generation.Writing(
     read=read_summarised,
     read_plain=partial(read_summarised, targets=False),
     texts=lambda pair: [pair.source, *pair.targets],
-    find=lambda generator, tokenizer, pairs, backend: generation.write(
-        generator, [pair.source for pair in pairs], LENGTH, backend
-    ),
+    length=LENGTH,
     score=score,
     baseline=lambda train_on, pairs, found: lead(pairs),
     lines=lambda lines, pair, text: [lines.json(pair.path, summary=text)],

@@ -36,9 +36,6 @@ TASK = generation.Writing(
     read_plain=read_sources,
     texts=lambda pair: [pair.source],
     target=lambda pairs, start: train_tokenizer((pair.targets[0] for pair in pairs), start.vocabulary_size),
-    find=lambda generator, tokenizer, pairs, backend: generation.write(
-        generator, [pair.source for pair in pairs], backend=backend
-    ),
     score=score,
     baseline=lambda train_on, pairs, found: copied(pairs),
     lines=lambda lines, pair, text: [lines.json(pair.path, translation=text)],

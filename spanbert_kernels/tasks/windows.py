@@ -85,6 +85,15 @@ def encoded(pieces: Sequence[Sequence[int]], tokenizer: Tokenizer) -> tuple[NDAr
     return np.array(ids, dtype=np.int64), np.cumsum([1, *map(len, pieces)])[:-1]
 
 
+def windows(
+    words: Sequence[str], tokenizer: Tokenizer, length: int, ends: Collection[str] = SENTENCE_ENDS
+) -> Iterator[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]]:
+    """Windows of at most `length` tokens: the first word, the one after the last, and what `encoded` gives."""
+    pieces = pieces_of(words, tokenizer, length - 2)
+    for first, last in cut(words, [len(own) for own in pieces], length - 2, ends):
+        yield first, last, *encoded(pieces[first:last], tokenizer)
+
+
 def count_cut_words(texts: Iterable[Sequence[str]], tokenizer: Tokenizer, room: int) -> None:
     """Counts the words of more than `room` pieces, of which `pieces_of` keeps so many."""
     # a piece has a byte at least, or is the space before the word

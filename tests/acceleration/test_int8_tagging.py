@@ -18,7 +18,8 @@ from spanbert_kernels.acceleration import AccelerationReport
 from spanbert_kernels.data.conll_ner import TaggedSentence, read_tagged
 from spanbert_kernels.ops import library
 from spanbert_kernels.ops.encoder_stack import encoder_stack_refusal
-from spanbert_kernels.tasks.tagging import labels_of_sentences, majority, score
+from spanbert_kernels.tasks import tagging
+from spanbert_kernels.tasks.tagging import majority, score
 
 DATA = Path(os.environ.get("SPANBERT_KERNELS_DATA", ""))
 ENCODER = DATA.parent / "models" / "minilm"
@@ -88,7 +89,7 @@ def test_f1_of_entities_is_kept() -> None:
     folder = DATA / "wnut17"
     sentences = read_tagged(folder / "wnut17train.conll")
     test = read_tagged(folder / "emerging.test.annotated")
-    labels = labels_of_sentences(sentences)
+    labels = tagging.TASK.labels_in(sentences)
     tokenizer = AutoTokenizer.from_pretrained(ENCODER)
     torch.manual_seed(0)
     model = BertForTokenClassification.from_pretrained(ENCODER, num_labels=len(labels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +21,7 @@ from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
 from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.conllu import ParsedSentence
 from spanbert_kernels.data.counts import TEST, tallying
-from spanbert_kernels.data.faults import DataWarning
+from spanbert_kernels.data.faults import DataFault, DataWarning
 from spanbert_kernels.data.labelled import LabelledDocument
 from spanbert_kernels.tasks import nested, parsing, relations, tagging
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
@@ -82,6 +83,17 @@ def test_a_label_of_the_test_data_alone_is_a_miss(
     assert all(0.0 <= value < 1.0 for name, value in scores.items() if name not in ("precision", "UAS"))
 
 
+@pytest.mark.parametrize(("task", "kind", "labels", "data", "wanted"), CASES, ids=[case[0] for case in CASES])
+def test_a_label_that_the_model_lacks_is_not_learnt(
+    task: str, kind: Any, labels: list[str], data: list[Any], wanted: str
+) -> None:
+    """File, line and label are those of the warning where it is a miss."""
+    place, first, known = re.findall(r"^(.*): the model does not know (\S+?),.* only (.*): \d", wanted)[0]
+    model = Start().build(kind, TOKENIZER, 0, **SMALL, **label_fields(labels))
+    with pytest.raises(DataFault, match=f"{place}: unknown label {first}; the model has {known}$"):
+        import_module(f"spanbert_kernels.tasks.{task}").train(model, TOKENIZER, data, TrainingOptions(FILE))
+
+
 def related(folder: Path, rows: str) -> Path:
     folder.mkdir()
     (folder / "documents.conll").write_text("# begin document x/1\nAnna\t(1)\nmet\t_\nBoris\t(2)\n")
@@ -110,27 +122,27 @@ def test_relations_of_the_test_data_alone_and_none(tmp_path: Path, relater: Path
     assert tally.counts[TEST].taken["relation"] == 1
     assert +tally.counts[TEST].left == {("relation", "called none"): 1, ("relation", "twice"): 1}
     (cluster,) = relations.read_related(data)
-    assert relations.labels_of_clusters([cluster]) == ["none", "knows"]
+    assert relations.TASK.labels_in([cluster]) == ["none", "knows"]
 
 
 def test_every_type_has_both_labels() -> None:
     """Though the training data begin each entity, or go on with each, alone."""
     one = TaggedSentence(("a", "b", "c"), ("B-x", "O", "I-y"), FILE, 1)
-    assert tagging.labels_of_sentences([one]) == ["O", "B-x", "B-y", "I-x", "I-y"]
-    assert tagging.labels_of_sentences([TaggedSentence(("a",), ("B-x-y",), FILE, 1)]) == ["O", "B-x-y", "I-x-y"]
+    assert tagging.TASK.labels_in([one]) == ["O", "B-x", "B-y", "I-x", "I-y"]
+    assert tagging.TASK.labels_in([TaggedSentence(("a",), ("B-x-y",), FILE, 1)]) == ["O", "B-x-y", "I-x-y"]
 
 
 @pytest.mark.parametrize("kind", ["none", "(none)", "O", "_", "LABEL_0", "B-x"])
 def test_a_type_may_be_called_as_it_likes(kind: str) -> None:
     """Nothing of what the package calls no mention is taken for a type."""
     documents = [marked("x", kind, "none")]
-    labels = nested.labels_of_documents(documents)
+    labels = nested.TASK.labels_in(documents)
     assert len(set(labels)) == len(labels) == len({"x", kind, "none"}) + 1
     model = Start().build(SpanBERTForSpanClassification, TOKENIZER, 0, **SMALL, **label_fields(labels))
     assert labels_of(model) == labels
     (window,) = nested.windows_of(documents, TOKENIZER, labels, 40)
-    assert [labels[i] for i in window.example["labels"]] == ["x", kind, "none"]
-    assert 0 not in window.example["labels"]
+    assert [labels[i] for i in window["labels"]] == ["x", kind, "none"]
+    assert 0 not in window["labels"]
 
 
 def test_many_labels_are_cut() -> None:
@@ -151,7 +163,8 @@ def test_sentences_too_long_to_parse(tmp_path: Path) -> None:
     trees = parsing.parse(model, TOKENIZER, [long, short])
     assert trees[0] == ([parsing.NOT_PARSED] * 7, ["_"] * 7)
     assert len(trees[1][0]) == 2
-    assert parsing.evaluate(model, TOKENIZER, [long]) == {"UAS": 0.0, "LAS": 0.0}
+    with pytest.warns(DataWarning, match=r"test\.file: no sentence is short enough for the model to find"):
+        assert parsing.evaluate(model, TOKENIZER, [long]) == {"UAS": 0.0, "LAS": 0.0}
     written = parsing.write_tree(long.words, *trees[0])
     assert written.splitlines()[0] == "1\ta\t_\t_\t_\t_\t_\t_\t_\t_"
     with pytest.raises(ValueError, match=r"test\.file: no sentence is short enough for the model to train on"):

@@ -33,10 +33,10 @@ def test_windows_and_answers(positions: int, text: str) -> None:
     model = Start().build(SpanBERTForQuestionAnswering, TOKENIZER, 0, **SMALL, max_position_embeddings=positions)
     asked = [Question(name, question, text, (), Path("f")) for name, question in QUESTIONS.items()]
     windows = question_answering.windows_of(asked, TOKENIZER, positions)
-    assert all(len(window.example["input_ids"]) <= positions for window in windows)
+    assert all(len(window["input_ids"]) <= positions for window in windows)
     tokens = TOKENIZER(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     for number in range(len(asked)):
-        shown = {tuple(each) for window in windows if window.question == number for each in window.offsets.tolist()}
+        shown = {tuple(each) for window in windows if window["item"] == number for each in window["offsets"].tolist()}
         assert shown - {(-1, -1)} == set(tokens), "some window holds each token of the text"
     answers = question_answering.answer(model, TOKENIZER, asked)
     assert all(each in text for each in answers)
@@ -52,7 +52,7 @@ def test_long_questions_are_cut_and_counted(positions: int, cut: int) -> None:
     most = (positions - 3) // 2
     found = tally.counts["Data"].cut if cut else {}
     assert found == ({("question", f"to its first {most} tokens"): cut} if cut else {})
-    sizes = [window.example["first"] - 2 for window in windows]
+    sizes = [window["first"] - 2 for window in windows]
     assert sizes == [0, 0, 0, 1, min(60, most), min(600, most)]
 
 

@@ -92,15 +92,15 @@ def test_windows_hold_the_answer_or_point_at_cls() -> None:
     assert len(windows) > 2
     held = []
     for window in windows:
-        assert len(window.example["input_ids"]) <= 64
-        start, end = window.example["start"], window.example["end"]
+        assert len(window["input_ids"]) <= 64
+        start, end = window["start"], window["end"]
         if start:
-            held.append(question.context[window.offsets[start][0] : window.offsets[end][1]])
+            held.append(question.context[window["offsets"][start][0] : window["offsets"][end][1]])
         else:
             assert end == 0
     assert held
     assert set(held) == {"Oslo"}
-    covered = np.concatenate([window.offsets[window.offsets[:, 0] >= 0, 0] for window in windows])
+    covered = np.concatenate([window["offsets"][window["offsets"][:, 0] >= 0, 0] for window in windows])
     assert set(covered) == {
         i for i, c in enumerate(question.context) if c != " " and question.context[i - 1] == " "
     } | {0}
@@ -111,18 +111,18 @@ def test_span_training(tmp_path: Path) -> None:
     tokenizer = tokenizer_for([question])
     (window,) = windows_of([question], tokenizer, 512)
     for crop in ("input", "loss"):
-        data = SpansOfDocuments([window.example], SpanTraining(20, crop), 0, question_answering.show)
+        data = SpansOfDocuments([window], SpanTraining(20, crop), 0, question_answering.show)
         inside = 0
         for epoch in range(60):
             data.set_epoch(epoch)
             example = data[0]
             ids = example["input_ids"]
             if crop == "loss":
-                assert ids is window.example["input_ids"]
-                assert example["start"] in (window.example["start"], OUTSIDE)
+                assert ids is window["input_ids"]
+                assert example["start"] in (window["start"], OUTSIDE)
                 inside += example["start"] != OUTSIDE
                 continue
-            assert len(ids) == window.example["first"] + 21
+            assert len(ids) == window["first"] + 21
             assert tokenizer.decode(ids[1 : example["first"] - 1]).replace(" ?", "?") == "Where does Anna live?"
             if example["start"]:
                 inside += 1
@@ -135,7 +135,7 @@ def test_a_batch_without_loss_has_none() -> None:
     question = long_question()
     tokenizer = tokenizer_for([question])
     model = Start(size="tiny").build(SpanBERTForQuestionAnswering, tokenizer, 0)
-    example = windows_of([question], tokenizer, 512)[0].example
+    example = windows_of([question], tokenizer, 512)[0]
     there = question_answering.collate([example])
     beside = question_answering.collate([example, {**example, "start": OUTSIDE, "end": OUTSIDE}])
     with torch.no_grad():

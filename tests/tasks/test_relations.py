@@ -32,7 +32,7 @@ def test_reading(tmp_path: Path) -> None:
     first, second = read_related(folder(tmp_path, TEXT + OTHER, "1\t2\tmet\n\n2\t1\tknows\n"))
     assert (len(first.documents), first.relations) == (2, {("1", "2", "met"), ("2", "1", "knows")})
     assert (len(second.documents), second.relations) == (1, set())
-    assert relations.labels_of_clusters([first, second]) == ["none", "knows", "met"]
+    assert relations.TASK.labels_in([first, second]) == ["none", "knows", "met"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The tagger: windows, scores, learning, and the same losses on both paths."""
+"""The tagger: windows, scores, learning."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from spanbert_kernels import SpanBERTForTokenClassification
 from spanbert_kernels.data.conll_ner import TaggedSentence, read_tagged
-from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.tasks import tagging
 from spanbert_kernels.tasks.checkpoints import CannotResume
 from spanbert_kernels.tasks.span_training import SpanTraining
@@ -32,7 +31,7 @@ def run(data: Path, output: Path, spans: SpanTraining | None = None, **more: Any
     sentences = read_tagged(data)
     start = Start(size="tiny", vocabulary_size=200)
     tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
-    labels = dict(enumerate(tagging.labels_of_sentences(sentences)))
+    labels = dict(enumerate(tagging.TASK.labels_in(sentences)))
     fields = {"id2label": labels, "label2id": {v: k for k, v in labels.items()}, "num_hidden_layers": 1}
     model = start.build(SpanBERTForTokenClassification, tokenizer, 0, **fields)
     return model, tokenizer, tagging.train(model, tokenizer, sentences, options(output, **more), spans)
@@ -54,36 +53,6 @@ def test_it_learns_and_is_loaded_again(tagged_file: Write, tmp_path: Path) -> No
     assert lines[5:] == ["", "Nobody\tO", "was\tO", "there\tO", ".\tO", ""]
 
 
-def test_both_paths_have_the_same_losses(tagged_file: Write, tmp_path: Path) -> None:
-    """Without dropout, whose random numbers differ."""
-    data, losses = tagged_file("train.conll", 32), {}
-    for backend in ("auto", "eager"):
-        sentences = read_tagged(data)
-        start = Start(size="tiny", vocabulary_size=200)
-        tokenizer = start.tokenizer(" ".join(sentence.words) for sentence in sentences)
-        labels = dict(enumerate(tagging.labels_of_sentences(sentences)))
-        model = start.build(
-            SpanBERTForTokenClassification, tokenizer, 0, id2label=labels, hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )  # fmt: skip
-        training = tagging.train(model, tokenizer, sentences, options(tmp_path / backend, steps=20, backend=backend))
-        losses[backend] = training.values("loss")
-        assert bool(training.paths.get("packed-training")) == (backend == "auto")
-    assert len(losses["auto"]) == 2
-    assert losses["auto"] == pytest.approx(losses["eager"], rel=1e-4)
-
-
-def test_a_resumed_run_ends_like_an_uninterrupted_one(tagged_file: Write, tmp_path: Path) -> None:
-    data, spans = tagged_file("train.conll", 32), SpanTraining(2, "input")
-    whole, _, _ = run(data, tmp_path / "whole", spans, steps=10, save_steps=6)
-    run(data, tmp_path / "parts", spans, steps=10, save_steps=6)
-    for folder in (tmp_path / "parts").glob("checkpoint-10"):
-        folder.rename(tmp_path / "later")
-    resumed, _, _ = run(data, tmp_path / "parts", spans, steps=10, save_steps=6, resume=True)
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], tensor), name
-
-
 def test_nothing_to_resume(tagged_file: Write, tmp_path: Path) -> None:
     with pytest.raises(CannotResume, match="there is no checkpoint in"):
         run(tagged_file("train.conll", 8), tmp_path / "empty", resume=True)
@@ -97,25 +66,19 @@ def test_windows_keep_words_whole_and_label_first_pieces() -> None:
     tokenizer = Start(vocabulary_size=30).tokenizer(["ab cd abcd"])
     long = sentence("abcd " * 12, "B-x " + "O " * 11)
     windows = tagging.windows_of([sentence("ab", "O"), long], tokenizer, ["O", "B-x"], 8)
-    words = [word for window in windows[1:] for word in window.words.tolist() if word >= 0]
-    assert sorted(set(words)) == list(range(12))
+    words = [window["begin"] + i for window in windows[1:] for i in range(len(window["word_starts"]))]
+    assert words == list(range(12))
     for window in windows:
-        assert len(window.words) <= 8
-        labelled = window.words[window.example["labels"] != -100].tolist()
-        assert labelled == sorted(set(window.words.tolist()) - {-1}), "one label for each word"
-    assert windows[1].example["labels"][1] == 1
+        assert len(window["input_ids"]) <= 8
+        labelled = np.flatnonzero(window["labels"] != -100)
+        assert labelled.tolist() == window["word_starts"].tolist(), "one label for each word"
+    assert windows[1]["labels"][1] == 1
 
 
 def test_a_word_longer_than_the_model() -> None:
     tokenizer = Start(vocabulary_size=30).tokenizer(["ab cd"])
     (window,) = tagging.windows_of([sentence("abcdcdabcdab", "O")], tokenizer, ["O"], 5)
-    assert len(window.words) <= 5
-
-
-def test_unknown_labels_are_named() -> None:
-    tokenizer = Start(vocabulary_size=30).tokenizer(["ab cd"])
-    with pytest.raises(DataFault, match=r"file.conll, line 4: unknown label B-x; the model has O, B-y"):
-        tagging.windows_of([sentence("ab cd", "O B-x")], tokenizer, ["O", "B-y"], 8)
+    assert len(window["input_ids"]) <= 5
 
 
 def test_scores_are_of_entities() -> None:
