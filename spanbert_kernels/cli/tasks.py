@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
-from rich.table import Table
 
-from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.files import PATH, check_output, write
-from spanbert_kernels.cli.terminal import Console, pour, say
-from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, training_options, watched
+from spanbert_kernels.cli.terminal import pour, say
+from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, told, training_options, watched
+from spanbert_kernels.cli.training_outcome import show
 from spanbert_kernels.tasks.registry import TASKS, TaskEntry
 
 if TYPE_CHECKING:
@@ -47,6 +45,15 @@ Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is
 )
 @task_argument
 @click.option("--data", required=True, multiple=True, type=PATH, help="A file or folder to train on; may be repeated.")
+@click.option("--dev", multiple=True, type=PATH, help="One whose score says which model is kept; may be repeated.")
+@click.option(
+    "--patience",
+    default=5,
+    show_default=True,
+    type=COUNT,
+    help="Scores of --dev in a row that are no better, after which the training ends.",
+)
+@click.option("--evaluate-steps", type=COUNT, help="Steps between two scores of --dev; by default 20 times in all.")
 @click.option("--test", multiple=True, type=PATH, help="One to score the result on; may be repeated.")
 @click.option("--span-length", type=COUNT, help="Train on one random span of so many tokens a document and step.")
 @click.option(
@@ -58,26 +65,23 @@ Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is
 )
 @training_options
 def train(
-    task: str, data: tuple[Path, ...], test: tuple[Path, ...], span_length: int | None, crop: str, **values: Any
+    task: str,
+    data: tuple[Path, ...],
+    dev: tuple[Path, ...],
+    test: tuple[Path, ...],
+    span_length: int | None,
+    crop: str,
+    **values: Any,
 ) -> None:
     found = _load(task)
     from spanbert_kernels.tasks.progress import bars
     from spanbert_kernels.tasks.span_training import SpanTraining
 
     start, options = options_of(values)
-    with bars(watched()), data_in_words():
+    with bars(watched(), told), data_in_words():
         spans = None if span_length is None else SpanTraining(span_length, crop)
-        outcome = found.train(data, test or None, start, options, spans)
-    losses = outcome.training.values("loss")
-    if losses:
-        say(f"Loss: {losses[0]:.3f} at first, {losses[-1]:.3f} at last.")
-    if outcome.scores:
-        table = Table("", "model", "trivial baseline", box=box.SIMPLE_HEAD, show_edge=False)
-        for name, value in outcome.scores.items():
-            table.add_row(name, f"{value:.3f}", f"{outcome.baseline[name]:.3f}")
-        Console(highlight=False).print(table)
-    taken = ", ".join(f"{name} ({calls:,} calls)" for name, calls in outcome.training.paths.items())
-    say(f"Ran: {taken or 'the original path'}. Model: {formatting.path(options.output)}")
+        outcome = found.train(data, test or None, start, options, spans, dev or None)
+    show(outcome, found.measure, start, options)
 
 
 @click.command()
@@ -93,7 +97,7 @@ def evaluate(task: str, model: Path, data: tuple[Path, ...], backend: str) -> No
     found = _load(task)
     from spanbert_kernels.tasks.progress import bars
 
-    with bars(watched()), data_in_words():
+    with bars(watched(), told), data_in_words():
         scores = found.evaluate(model, data, backend)
     for name, value in scores.items():
         say(f"{name} {value:.4f}")
@@ -120,7 +124,7 @@ def predict(task: str, data: tuple[Path, ...], model: Path, output: Path | None,
     found = _load(task)
     from spanbert_kernels.tasks.progress import bars
 
-    with bars(watched()), data_in_words():
+    with bars(watched(), told), data_in_words():
         lines = list(found.predict(model, data, backend))
     text = "".join(f"{line}\n" for line in lines)
     if output is None:

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 DEFAULT = "Data"
-TRAINING, TEST = "Training data", "Test data"
+TRAINING, DEVELOPMENT, TEST = "Training data", "Development data", "Test data"
 
 
 @dataclass

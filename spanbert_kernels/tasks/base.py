@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from spanbert_kernels.data.counts import TEST, TRAINING, counting
+from spanbert_kernels.data.counts import DEVELOPMENT, TEST, TRAINING, counting, tallying
 from spanbert_kernels.data.faults import DataFault, warn
 from spanbert_kernels.data.sources import Source, name_of, some
 from spanbert_kernels.models.tokenization import load_tokenizer
@@ -20,7 +20,7 @@ from spanbert_kernels.tasks.predictions import Lines
 from spanbert_kernels.tasks.registry import TASKS as TASKS
 from spanbert_kernels.tasks.span_training import Show, SpanTraining, show_tokens, shown
 from spanbert_kernels.tasks.start import Start, load_trained
-from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
+from spanbert_kernels.tasks.training import Development, Training, TrainingOptions, fit
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 
 Scores = dict[str, float]
@@ -64,6 +64,7 @@ class Task(Generic[Item, Found]):
         size: of an example; those of about one size are in a batch of `batch_size` where something is to be found.
         decode: what is found for each item, of a model and its batches.
         score: of what was found for items.
+        measure: the name of the score that counts.
         baseline: scores of a trivial way, from items to train on, items, and what the model found for these.
         lines: of a prediction.
     """
@@ -90,21 +91,31 @@ class Task(Generic[Item, Found]):
     batch_size: int = 32
     decode: Callable[[Any, Sequence[Item], Batches], list[Found]]
     score: Callable[[Sequence[Item], Sequence[Found]], Scores]
+    measure: str = "F1"
     baseline: Callable[[Sequence[Item], Sequence[Item], Sequence[Found]], Scores]
     lines: Callable[[Lines, Item, Found], Iterable[str]]
 
     def train(
-        self, data: Source, test: Source | None, start: Start, options: TrainingOptions, spans: SpanTraining | None
+        self,
+        data: Source,
+        test: Source | None,
+        start: Start,
+        options: TrainingOptions,
+        spans: SpanTraining | None,
+        dev: Source | None = None,
     ) -> Outcome:
         """Trains on files, folders or several of them, and scores on others if there are any.
+
+        With files `dev` the model is the one of all evaluations on these that had the best score.
 
         Raises:
             ValueError: the files hold nothing, or nothing to learn.
         """
         items = self._read(data, TRAINING)
         held_out = [] if test is None else self._read(test, TEST)
+        development = [] if dev is None else self._read(dev, DEVELOPMENT)
         model, tokenizer = self.build(items, data, start, options.seed)
-        training = self.fit(model, tokenizer, items, options, spans)
+        training = self.fit(model, tokenizer, items, options, spans, development)
         if not held_out:
             return Outcome(training, {}, {})
         found = self._found(model, tokenizer, held_out, options.backend)
@@ -169,6 +180,7 @@ class Task(Generic[Item, Found]):
         items: Sequence[Item],
         options: TrainingOptions,
         spans: SpanTraining | None = None,
+        development: Sequence[Item] = (),
     ) -> Training:
         """Trains a model, whose labels stand in `model.config.id2label`, and writes it to `options.output`.
 
@@ -179,7 +191,24 @@ class Task(Generic[Item, Found]):
             raise ValueError(f"there is no {self.noun} to train on")
         with counting(TRAINING):
             data = self.examples(model, tokenizer, items, spans, options.seed)
-        return fit(model, options, data, self.batches(model), write_vocabulary=tokenizer.save_pretrained)
+        return fit(
+            *(model, options, data, self.batches(model)),
+            development=self.development(model, tokenizer, development, options.backend),
+            write_vocabulary=tokenizer.save_pretrained,
+        )
+
+    def development(self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], backend: str) -> Development | None:
+        """Items that say when a training is at its best, counted once; None where there are none."""
+        if not items:
+            return None
+        with counting(DEVELOPMENT):
+            bare, examples = self._to_score(model, tokenizer, items)
+
+        def scores() -> Scores:
+            with tallying():
+                return self.scores(model, items, self.found(model, bare, examples, backend), backend)
+
+        return Development(scores, self.measure)
 
     def examples(
         self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], spans: SpanTraining | None, seed: int
@@ -235,15 +264,19 @@ class Task(Generic[Item, Found]):
             return some(self.read(data), data)
 
     def _found(self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], backend: str) -> list[Found]:
-        """What is found in items to score on, counted, with a warning of what cannot be found."""
         with counting(TEST):
-            bare = [self.bare(item) for item in items]
-            examples = self.encode(model, tokenizer, bare)
-            if not self.count(model, tokenizer, items, examples):
-                warn(f"{self.paths(items[0])[0]}: {self.lack} to find")
-            if self.labels is not None:
-                warn_of_unknown((mark for item in items for mark in self.marks(item)), self.known(model))
+            bare, examples = self._to_score(model, tokenizer, items)
             return self.found(model, bare, examples, backend)
+
+    def _to_score(self, model: Any, tokenizer: Tokenizer, items: Sequence[Item]) -> tuple[list[Item], list[Example]]:
+        """Items without what is to be found, and their examples, counted, with a warning of what cannot be found."""
+        bare = [self.bare(item) for item in items]
+        examples = self.encode(model, tokenizer, bare)
+        if not self.count(model, tokenizer, items, examples):
+            warn(f"{self.paths(items[0])[0]}: {self.lack} to find")
+        if self.labels is not None:
+            warn_of_unknown((mark for item in items for mark in self.marks(item)), self.known(model))
+        return bare, examples
 
 
 def load(name: str) -> Task[Any, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from spanbert_kernels.models.damage import damage
 from spanbert_kernels.ops import measured
@@ -72,6 +72,19 @@ def choices(checkpoint: Path | None) -> dict[str, str]:
     return {name: way for name, way in found.items() if isinstance(way, str)} if isinstance(found, dict) else {}
 
 
+def ended_early(checkpoint: Path) -> bool:
+    """Did the training of a whole checkpoint stop there, before its last step, since nothing got better?"""
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    stopped = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+    return bool(stopped.get("should_training_stop")) and state["global_step"] < state["max_steps"]
+
+
+def remove_all(output: Path) -> None:
+    """The checkpoints in a training's folder."""
+    for path in _in_order(output):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _weights(checkpoint: Path) -> Iterator[Path]:
     if not (checkpoint / INDEX).exists():
         yield checkpoint / WEIGHTS
@@ -110,10 +123,15 @@ class CheckpointTrainer(Trainer):
             shutil.rmtree(left, ignore_errors=True)
         with atomic.new_folder(path) as aside:
             self._aside = aside
+            best = self.state.best_model_checkpoint
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._aside = None
+                self.state.best_model_checkpoint = best
+            if self.state.best_global_step:  # the Trainer has noted where it is written aside
+                self.state.best_model_checkpoint = str(self._best())
+                self.state.save_to_json(str(aside / path.name / STATE))
             atomic.write_text(aside / CHOICES, json.dumps(measured.made(), indent=1))
             # the Trainer has made the folder that it would make in its output folder
             for file in (aside / path.name).iterdir():
@@ -127,8 +145,27 @@ class CheckpointTrainer(Trainer):
         own = [path for path in found if _steps(path) <= self.state.global_step]
         kept = own[-self.args.save_total_limit :] if self.args.save_total_limit else own
         for path in found:
-            if path not in kept:
+            if path not in kept and path != self._best():
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _best(self) -> Path | None:
+        """The checkpoint with the best score so far."""
+        step = self.state.best_global_step
+        return Path(self.args.output_dir) / f"checkpoint-{step}" if step else None
+
+    def take_best(self, checkpoint: Path) -> None:
+        """Of a training that ended early, and was stopped before its model was written."""
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+        self._load_callback_state()
+        self._load_best_model()
+
+    def _load_callback_state(self) -> None:
+        """The state has been loaded; its folder may have another name since."""
+        super()._load_callback_state()
+        if (best := self._best()) is not None:
+            if (reason := fault(best)) is not None:
+                raise CannotResume(f"the best checkpoint, {best}, cannot be used: {reason}; begin without resuming")
+            self.state.best_model_checkpoint = str(best)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _fitting(resume_from_checkpoint):

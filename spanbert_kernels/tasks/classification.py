@@ -174,6 +174,7 @@ TASK = Task(
     size=lambda cluster: max(len(document["input_ids"]) for document in cluster),
     decode=_decode,
     score=lambda documents, found: score([document.label for document in documents], [label for label, _ in found]),
+    measure="accuracy",
     baseline=lambda train_on, documents, found: majority(train_on, documents),
     lines=_lines,
 )

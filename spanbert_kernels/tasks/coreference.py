@@ -230,6 +230,7 @@ TASK = Task(
     batch_size=1,
     decode=decode,
     score=score,
+    measure="CoNLL F1",
     baseline=lambda train_on, documents, found: singletons(documents, found),
     lines=_lines,
 )

@@ -194,6 +194,7 @@ TASK = Task(
     batch_size=1,
     decode=coreference.decode,
     score=lambda clusters, found: coreference.score(list(map(joined, clusters)), found),
+    measure="CoNLL F1",
     baseline=lambda train_on, clusters, found: coreference.singletons(list(map(joined, clusters)), found),
     lines=_lines,
 )

@@ -26,7 +26,7 @@ from spanbert_kernels.tasks.batches import IGNORED, padded
 from spanbert_kernels.tasks.progress import counted
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
-from spanbert_kernels.tasks.training import Training, TrainingOptions, fit, on_path
+from spanbert_kernels.tasks.training import Development, Training, TrainingOptions, fit, on_path
 from spanbert_kernels.tasks.vocabulary import Tokenizer, rows_of
 
 TARGET_LENGTH = 128  # tokens of a text to learn from, the one that ends it counted
@@ -198,6 +198,7 @@ def train(
     options: TrainingOptions,
     spans: SpanTraining | None = None,
     label_smoothing: float = 0.0,
+    development: Development | None = None,
 ) -> Training:
     """Trains the model and writes it to `options.output`.
 
@@ -216,6 +217,7 @@ def train(
         collator = Collator.of(generator)
         return fit(
             *(generator.model, options, examples, collator),
+            development=development,
             write_vocabulary=generator.save,
             label_smoothing_factor=label_smoothing,
         )
@@ -320,9 +322,11 @@ class Writing(Task[Pair, str]):
         items: Sequence[Pair],
         options: TrainingOptions,
         spans: SpanTraining | None = None,
+        development: Sequence[Pair] = (),
     ) -> Training:
         """Trains a generator."""
-        return train(model, items, options, spans, self.label_smoothing)
+        better = self.development(model, tokenizer, development, options.backend)
+        return train(model, items, options, spans, self.label_smoothing, better)
 
     def scores(self, model: Any, items: Sequence[Pair], found: Sequence[str], backend: str) -> Scores:
         """With the model's loss a token."""

@@ -168,6 +168,7 @@ TASK = Task(
     answers=("heads", "labels"),
     decode=_decode,
     score=score,
+    measure="LAS",
     baseline=lambda train_on, sentences, found: left_neighbour(train_on, sentences),
     lines=_lines,
 )

@@ -39,6 +39,7 @@ TASK = generation.Writing(
     texts=lambda pair: [pair.source, *pair.targets],
     length=LENGTH,
     score=score,
+    measure="ROUGE-L",
     baseline=lambda train_on, pairs, found: lead(pairs),
     lines=lambda lines, pair, text: [lines.json(pair.path, summary=text)],
     label_smoothing=LABEL_SMOOTHING,

@@ -117,6 +117,7 @@ TASK = Task(
     collate=collate,
     decode=_decode,
     score=lambda sentences, found: score([s.labels for s in sentences], found),
+    measure="f1",
     baseline=lambda train_on, sentences, found: majority(train_on, sentences),
     lines=_lines,
 )

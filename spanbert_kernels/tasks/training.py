@@ -11,21 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from spanbert_kernels import accelerate, ops
 from spanbert_kernels.data import counts
 from spanbert_kernels.extras import require
 from spanbert_kernels.ops import measured
-from spanbert_kernels.tasks import atomic, checkpoints
+from spanbert_kernels.tasks import atomic, callbacks, checkpoints
 from spanbert_kernels.tasks.checkpoints import CheckpointTrainer, PassedOver
+from spanbert_kernels.tasks.rates import rate_of, set_rates
+from spanbert_kernels.tasks.token_batches import TokenBatches, in_batches
 
 BACKENDS = ("auto", "eager")
+SCHEDULES = {  # how the learning rate goes on when it is at its highest, by transformers' names
+    "linear": "linear",
+    "cosine": "cosine",
+    "polynomial": "polynomial",
+    "inverse-sqrt": "inverse_sqrt",
+    "constant": "constant_with_warmup",
+}
+PRECISIONS = ("float32", "bf16", "fp16")
+EVALUATIONS = 20  # on development data in a training, at most
 CONFIGURATION = "config.json"  # without which a folder holds no model
 _RATES = ("epochs", "learning_rate")
-_COUNTS = ("steps", "batch_size", "save_steps", "evaluate_steps")
+_COUNTS = ("steps", "batch_size", "save_steps", "evaluate_steps", "accumulation", "batch_tokens", "patience")
+_CHOICES = {"backend": BACKENDS, "schedule": tuple(SCHEDULES), "precision": PRECISIONS}
+
+
+class OtherPrecision(UserWarning):
+    """The device lacks a precision, and float32 stands in for it."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +51,24 @@ class TrainingOptions:
     Attributes:
         output: the folder for checkpoints and for the finished model.
         epochs: passes over the training data; `steps`, where given, is the number of batches instead.
+        least_steps: batches at least, whatever the epochs.
         batch_size: examples in a batch.
-        learning_rate: at its highest, after `warmup` (a share of the steps); it falls linearly to 0.
+        batch_tokens: tokens in a batch, instead of examples; those of about one length are together.
+        accumulation: batches whose gradients are added up to one step.
+        learning_rate: at its highest, after `warmup`.
+        head_learning_rate: of what stands on the encoder; None for the same.
+        layer_decay: what the learning rate of an encoder's layer is to that of the layer above it.
+        schedule: how the learning rate goes on, one of `SCHEDULES`.
+        warmup: a share of the steps, or from 1 on their number.
+        precision: "float32", or "bf16" or "fp16", which products take where the device has it; weights stay float32.
         seed: of weights, order, dropout and sampling.
         backend: "auto", the accelerated path, or "eager", the model's own path on plain PyTorch, to check against.
-        save_steps, evaluate_steps: batches between checkpoints, and between evaluations; None for neither.
+        save_steps, evaluate_steps: batches between checkpoints, and between evaluations; None for neither, or with
+            development data for `EVALUATIONS` in all, at most one an epoch.
+        patience: evaluations without a better score after which a training with development data ends; None for never.
         resume: go on from the last checkpoint in `output`, with the same result as if nothing had stopped.
         quiet: no progress bars and no log lines.
+        report_to: who else hears of losses and scores, such as "tensorboard": what transformers' Trainer knows.
     """
 
     output: Path
@@ -57,15 +84,27 @@ class TrainingOptions:
     evaluate_steps: int | None = None
     resume: bool = False
     quiet: bool = False
+    least_steps: int = 0
+    batch_tokens: int | None = None
+    accumulation: int = 1
+    head_learning_rate: float | None = None
+    layer_decay: float = 1.0
+    schedule: str = "linear"
+    precision: str = "float32"
+    patience: int | None = None
+    report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require("accelerate", "tasks")  # which transformers' Trainer asks for when all data has been read
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
-        for name in _RATES:
+        for name, known in _CHOICES.items():
+            if (chosen := getattr(self, name)) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {chosen!r}")
+        for name in (*_RATES, *(() if self.head_learning_rate is None else ("head_learning_rate",))):
             _check(name, getattr(self, name), "a finite number above 0", lambda value: 0 < value < math.inf)
         _check("weight_decay", self.weight_decay, "a finite number, 0 or more", lambda value: 0 <= value < math.inf)
-        _check("warmup", self.warmup, "a share, from 0 to less than 1", lambda value: 0 <= value < 1)
+        _check("layer_decay", self.layer_decay, "above 0, and 1 at most", lambda value: 0 < value <= 1)
+        warmup = "a share, from 0 to less than 1, or a number of steps"
+        _check("warmup", self.warmup, warmup, lambda value: 0 <= value < 1 or float(value).is_integer())
         for name in _COUNTS:
             if (value := getattr(self, name)) is not None:
                 _check(name, value, "1 or more", lambda value: value >= 1)
@@ -77,26 +116,37 @@ def _check(name: str, value: float, wanted: str, holds: Callable[[float], bool])
 
 
 @dataclass(frozen=True)
+class Development:
+    """Data that say when a training is at its best.
+
+    Attributes:
+        scores: of the model as it is now.
+        measure: the name of the score that counts, of which more is better.
+    """
+
+    scores: Callable[[], dict[str, float]]
+    measure: str
+
+
+@dataclass(frozen=True)
 class Training:
-    """What came of it: the log of the Trainer, and the calls that each path of the accelerated model took."""
+    """What came of it.
+
+    Attributes:
+        log: of the Trainer.
+        paths: the calls that each path of the accelerated model took.
+        losses: the mean loss over the first steps and over the last ones, and how many steps these are.
+        best: the best score on development data and the step that had it, whose model was kept.
+    """
 
     log: list[dict[str, float]]
     paths: dict[str, int]
+    losses: tuple[float, float, int] | None = None
+    best: tuple[float, int] | None = None
 
     def values(self, name: str) -> list[float]:
         """A logged number over the steps, such as "loss" or "eval_loss"."""
         return [float(entry[name]) for entry in self.log if name in entry]
-
-
-class Epochs(TrainerCallback):
-    """Tells the training data which epoch it is; the data loader tells its sampler alone."""
-
-    def __init__(self, data: Any) -> None:
-        self.data = data
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """A run that resumes in the middle of an epoch begins with that epoch again."""
-        self.data.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
 @contextlib.contextmanager
@@ -118,7 +168,9 @@ def arguments_of(options: TrainingOptions, **more: Any) -> TrainingArguments:
         "max_steps": -1 if options.steps is None else options.steps,
         "per_device_train_batch_size": options.batch_size,
         "per_device_eval_batch_size": options.batch_size,
+        "gradient_accumulation_steps": options.accumulation,
         "learning_rate": options.learning_rate,
+        "lr_scheduler_type": SCHEDULES[options.schedule],
         "warmup_steps": options.warmup,
         "weight_decay": options.weight_decay,
         "seed": options.seed,
@@ -129,14 +181,66 @@ def arguments_of(options: TrainingOptions, **more: Any) -> TrainingArguments:
         "eval_strategy": "no" if options.evaluate_steps is None else "steps",
         "eval_steps": options.evaluate_steps,
         "logging_steps": 10,
-        "report_to": [],
+        "report_to": list(options.report_to),
+        "restore_callback_states_from_checkpoint": True,
         "disable_tqdm": options.quiet,
         "log_level": "error",
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "use_cpu": not torch.cuda.is_available(),
+        **_mixed(options.precision),
     }
     return TrainingArguments(**{**values, **more})
+
+
+def _mixed(precision: str) -> dict[str, bool]:
+    """What switches a precision on; a warning where the device does not have it."""
+    if precision == "float32":
+        return {}
+    cuda = torch.cuda.is_available()
+    bf16 = torch.cuda.is_bf16_supported() if cuda else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if {"bf16": bf16, "fp16": cuda}[precision]:
+        return {precision: True}
+    device = torch.cuda.get_device_name() if cuda else "this processor"
+    warnings.warn(f"{device} has no {precision}: float32 takes its place", OtherPrecision, stacklevel=1)
+    return {}
+
+
+class TaskTrainer(CheckpointTrainer):
+    """With a task's own scores in the place of a loss on held-out data, and learning rates by part of the model."""
+
+    development: Development | None = None
+    options: TrainingOptions
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As the Trainer's, in more groups where the options ask for it."""
+        optimizer = super().create_optimizer(model)
+        own = self.options
+        if own.head_learning_rate is not None or own.layer_decay != 1.0:
+            rates = rate_of(self.model, own.learning_rate, own.head_learning_rate, own.layer_decay)
+            set_rates(optimizer, self.model, rates)
+        return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Keeps the loss; callbacks are made anew where a training goes on."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self.losses.add(loss)
+        return loss
+
+    @property
+    def losses(self) -> callbacks.Losses:
+        """Of the steps so far."""
+        return next(each for each in self.callback_handler.callbacks if isinstance(each, callbacks.Losses))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The task's scores on the development data, or the Trainer's evaluation where there are none."""
+        if self.development is None:
+            found: dict[str, float] = super().evaluate(*args, **kwargs)
+            return found
+        metrics = {f"eval_{name}": value for name, value in self.development.scores().items()}
+        self.log(dict(metrics))
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
 def fit(
@@ -147,13 +251,14 @@ def fit(
     held_out: Sequence[Any] | Dataset[Any] | None = None,
     metrics: Callable[[Any], dict[str, float]] | None = None,
     *,
+    development: Development | None = None,
     write_vocabulary: Callable[[Path], object] | None = None,
     **arguments: Any,
 ) -> Training:
     """Trains a model whose forward returns a loss, and writes it to `options.output`, whole or not at all.
 
-    `write_vocabulary` writes what belongs to the model to the folder that it is given; `arguments` are more of the
-    Trainer's.
+    With `development` data the model is in the end the one that had the best score on them. `write_vocabulary` writes
+    what belongs to the model to the folder that it is given; `arguments` are more of the Trainer's.
 
     Raises:
         CannotResume: `options.resume`, but `options.output` holds no whole checkpoint, or one of another model.
@@ -165,23 +270,73 @@ def fit(
         checkpoint, passed_over = checkpoints.newest_whole(options.output)
         for path, reason in passed_over:
             warnings.warn(f"{path} is passed over: {reason}; going on from {checkpoint}", PassedOver, stacklevel=1)
+    data: Any = train
+    if options.batch_tokens is not None:
+        data, collate = TokenBatches(train, options.batch_tokens, options.seed), in_batches(collate)
+        arguments["per_device_train_batch_size"] = 1
     set_seed(options.seed)
+    steps, an_epoch = _steps(options, len(data), arguments.get("per_device_train_batch_size", options.batch_size))
+    if development is not None:
+        arguments |= _with_development(options, development, steps, an_epoch)
+        held_out = []
     with measured.keeping(checkpoints.choices(checkpoint)), on_path(model, options.backend) as paths:
-        trainer = CheckpointTrainer(
+        trainer = TaskTrainer(
             model=model,
-            args=arguments_of(options, **arguments),
-            train_dataset=train,
+            args=arguments_of(options, max_steps=steps, **arguments),
+            train_dataset=data,
             eval_dataset=held_out,
             data_collator=collate,
             compute_metrics=metrics,
-            callbacks=[Epochs(train)] if hasattr(train, "set_epoch") else [],
+            callbacks=list(_callbacks(options, data, development)),
         )
+        trainer.development, trainer.options = development, options
+        trainer.model_accepts_loss_kwargs = False  # the models' losses are means over a batch, not over several
         if options.quiet:  # whose place the progress bar takes otherwise
             trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if checkpoint is not None and checkpoints.ended_early(checkpoint):
+            trainer.take_best(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         with atomic.files_into(options.output, last=CONFIGURATION) as aside:
             trainer.save_model(str(aside))
             if write_vocabulary is not None:
                 write_vocabulary(aside)
-        log = [{n: v for n, v in entry.items() if isinstance(v, (int, float))} for entry in trainer.state.log_history]
-        return Training(log, paths())
+        if options.save_steps is None and development is not None:
+            checkpoints.remove_all(options.output)
+        state = trainer.state
+        log = [{n: v for n, v in entry.items() if isinstance(v, (int, float))} for entry in state.log_history]
+        best = (
+            None if development is None or not state.best_global_step else (state.best_metric, state.best_global_step)
+        )
+        return Training(log, paths(), trainer.losses.ends(), best)
+
+
+def _steps(options: TrainingOptions, items: int, batch_size: int) -> tuple[int, int]:
+    """Of the training, and of an epoch."""
+    an_epoch = max(1, math.ceil(math.ceil(items / batch_size) / options.accumulation))
+    return options.steps or max(math.ceil(options.epochs * an_epoch), options.least_steps), an_epoch
+
+
+def _with_development(options: TrainingOptions, development: Development, steps: int, an_epoch: int) -> dict[str, Any]:
+    """The Trainer's arguments: each evaluation has its checkpoint, so that the best is at hand."""
+    every = min(steps, options.evaluate_steps or max(an_epoch, math.ceil(steps / EVALUATIONS)))
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{development.measure}",
+        "greater_is_better": True,
+    }
+
+
+def _callbacks(options: TrainingOptions, data: Any, development: Development | None) -> Iterator[TrainerCallback]:
+    yield callbacks.Losses()
+    yield callbacks.ProgressLines()
+    if hasattr(data, "set_epoch"):
+        yield callbacks.Epochs(data)
+    if development is not None and options.patience is not None:
+        yield callbacks.Patience(options.patience)
+    if development is not None and options.save_steps is not None:
+        yield callbacks.Saves(options.save_steps)

@@ -37,6 +37,7 @@ TASK = generation.Writing(
     texts=lambda pair: [pair.source],
     target=lambda pairs, start: train_tokenizer((pair.targets[0] for pair in pairs), start.vocabulary_size),
     score=score,
+    measure="BLEU",
     baseline=lambda train_on, pairs, found: copied(pairs),
     lines=lambda lines, pair, text: [lines.json(pair.path, translation=text)],
 )

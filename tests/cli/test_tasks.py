@@ -15,6 +15,7 @@ from spanbert_kernels import SpanBERTForPreTraining, extras
 from spanbert_kernels.cli import tasks, training_options
 from spanbert_kernels.tasks.base import TASKS, load
 from spanbert_kernels.tasks.start import SIZES
+from spanbert_kernels.tasks.training import PRECISIONS, SCHEDULES
 
 pytest.importorskip("accelerate")
 pytest.importorskip("seqeval")
@@ -28,6 +29,7 @@ TINY = ("--size", "tiny", "--vocabulary-size", "60", "--threads", "1")
 def test_names_are_those_of_the_tasks() -> None:
     """Sizes are written down twice, so that `--help` need not load PyTorch."""
     assert tuple(SIZES) == training_options.SIZES
+    assert (tuple(SCHEDULES), PRECISIONS) == (training_options.SCHEDULES, training_options.PRECISIONS)
 
 
 @pytest.mark.parametrize("command", ["train", "predict"])
@@ -43,8 +45,12 @@ def test_help_says_what_each_task_takes(run: Run, command: str) -> None:
 def test_train_evaluate_predict(run: Run, write: Write) -> None:
     data = write("train.conll", ROWS * 8)
     trained = ("train", "tagging", "--data", data, "--test", data, "--output", "model", "--steps", "25", *TINY)
-    result = run(*trained, "--learning-rate", "0.005", "--batch-size", "8")
+    result = run(*trained, "--learning-rate", "0.005", "--batch-size", "8", "--dev", data, "--evaluate-steps", "25")
     assert result.exit_code == 0, result.output
+    assert re.search(r"^Loss: \d\.\d+ over the first 6 steps, 0\.\d+ over the last\.$", result.stdout, re.M)
+    assert "Kept the model of step 25, whose f1 on the development data was the best: 1.000." in result.stdout
+    assert "Development data: took 16 sentences, 16 entities\n" in result.stderr
+    assert "has not learnt" not in result.output
     assert "trivial baseline" in result.output
     assert "packed-training (25 calls)" in result.output
     result = run("evaluate", "tagging", "--model", "model", "--data", data)
@@ -114,6 +120,8 @@ def test_progress_is_shown_to_those_who_watch(run: Run, write: Write, monkeypatc
     data, model = write("train.conll", ROWS), ("--model", "model")
     silent = run("train", "tagging", "--data", data, "--test", data, "--output", "model", "--steps", "1", *TINY)
     assert "%|" not in silent.output
+    assert "It has not learnt: f1 0.000, the trivial baseline has 1.000. Try a trained encoder" in silent.stderr
+    assert "more than 1 steps" in silent.stderr
     monkeypatch.setattr(tasks, "watched", lambda: True)
     for command in (("evaluate", "tagging", *model, "--data", data), ("predict", "tagging", data, *model)):
         result = run(*command)

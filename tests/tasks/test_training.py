@@ -1,0 +1,227 @@
+"""What a training can be told: when to stop, which model to keep, rates, precision, batches by tokens; what it says."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_training import train
+from transformers import get_scheduler
+
+from spanbert_kernels import SpanBERTConfig, SpanBERTForTokenClassification
+from spanbert_kernels.tasks import progress
+from spanbert_kernels.tasks.checkpoints import CannotResume
+from spanbert_kernels.tasks.rates import rate_of, set_rates
+from spanbert_kernels.tasks.token_batches import TokenBatches, tokens_in
+from spanbert_kernels.tasks.training import (
+    SCHEDULES,
+    Development,
+    OtherPrecision,
+    TrainingOptions,
+    _steps,
+    _with_development,
+    arguments_of,
+)
+
+pytest.importorskip("accelerate")
+EVERY_STEP = {"evaluate_steps": 1, "patience": 2, "save_steps": 1, "steps": 8, "batch_tokens": 16}
+
+
+def scored(*values: float) -> Development:
+    """Development data with these scores, one after the other."""
+    left = iter(values)
+    return Development(lambda: {"F1": next(left)}, "F1")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training in batches by tokens, whose third model is the best; finding nothing before costs no patience."""
+    output = tmp_path_factory.mktemp("trainings") / "stopped"
+    training = train(output, scored(0.0, 0.0, 0.5, 0.4, 0.3), **EVERY_STEP)
+    assert training.best == (0.5, 3)
+    assert training.values("eval_F1") == [0.0, 0.0, 0.5, 0.4, 0.3]
+    return output
+
+
+def test_the_best_model_is_kept(stopped: Path) -> None:
+    """With its checkpoint and the two last ones."""
+    assert sorted(path.name for path in stopped.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in (3, 4, 5)]
+    assert same(stopped, stopped / "checkpoint-3")
+    assert not same(stopped, stopped / "checkpoint-5")
+
+
+@pytest.mark.parametrize(("left", "scores"), [(4, [0.3]), (5, [])], ids=["killed in between", "killed at the end"])
+def test_a_resumed_training_keeps_the_same(tmp_path: Path, stopped: Path, left: int, scores: list[float]) -> None:
+    """Also in a folder of another name, and where it had stopped already."""
+    output = tmp_path / "moved"
+    for path in stopped.glob("checkpoint-*"):
+        if int(path.name.split("-")[1]) <= left:
+            shutil.copytree(path, output / path.name)
+    training = train(output, scored(*scores), resume=True, **EVERY_STEP)
+    assert training.best == (0.5, 3)
+    assert training.losses is not None
+    assert same(output, stopped)
+    shutil.rmtree(output / "checkpoint-3")
+    with pytest.raises(CannotResume, match=r"the best checkpoint, .*checkpoint-3, cannot be used"):
+        train(output, scored(), resume=True, **EVERY_STEP)
+
+
+def test_checkpoints_that_nobody_asked_for_do_not_stay(tmp_path: Path) -> None:
+    """Each epoch is evaluated, and of a few examples not each: a development set may be larger than they are."""
+    training = train(tmp_path, scored(0.5, 0.5), save_steps=None)
+    assert (len(training.values("eval_F1")), training.best) == (2, (0.5, 3))
+    assert list(tmp_path.glob("*checkpoint*")) == []
+    options = TrainingOptions(tmp_path)
+    assert [_with_development(options, scored(), steps, 3)["eval_steps"] for steps in (2, 60, 600)] == [2, 3, 30]
+
+
+def test_the_first_and_the_last_loss_are_of_steps(tmp_path: Path) -> None:
+    """Of a training shorter than what the Trainer logs; gradients that are added up are one step's, and its loss."""
+    found = [train(tmp_path, save_steps=None, batch_size=6 // n, accumulation=n, steps=4).losses for n in (1, 2)]
+    (first, last, steps), (halves, _, _) = (each or (0.0, 0.0, 0) for each in found)
+    assert steps == 1
+    assert first > last > 0.0
+    assert halves == pytest.approx(first, rel=0.2)
+
+
+def test_so_many_steps_at_least(tmp_path: Path) -> None:
+    """Three batches are an epoch."""
+    for epochs, least, steps in (1.0, 5, 5), (2.5, 5, 8), (3.0, 0, 9):
+        assert _steps(TrainingOptions(tmp_path, epochs=epochs, least_steps=least), 6, 2) == (steps, 3)
+    training = train(tmp_path, save_steps=None, steps=None, epochs=1.0, least_steps=4)
+    assert max(entry["step"] for entry in training.log) == 4
+
+
+def test_schedules(tmp_path: Path) -> None:
+    """Shares and numbers of steps of warm-up, by transformers' names."""
+    found = {}
+    for name in SCHEDULES:
+        arguments = arguments_of(TrainingOptions(tmp_path, schedule=name, warmup=2))
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+        warmup = arguments.get_warmup_steps(6)
+        scheduler = get_scheduler(arguments.lr_scheduler_type, optimizer, warmup, 6)
+        found[name] = []
+        for _ in range(6):
+            found[name].append(round(scheduler.get_last_lr()[0], 2))
+            optimizer.step()
+            scheduler.step()
+    assert [rates[:3] for rates in found.values()] == [[0.0, 0.5, 1.0]] * len(SCHEDULES)
+    assert (found["linear"][4], found["cosine"][4], found["constant"][5]) == (0.5, 0.5, 1.0)
+    assert arguments_of(TrainingOptions(tmp_path, warmup=0.1)).get_warmup_steps(50) == 5
+
+
+def test_rates_of_parts_of_a_model() -> None:
+    fields = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 2}
+    model = SpanBERTForTokenClassification(
+        SpanBERTConfig(vocab_size=9, cross_document_layers=[1], cross_document_anchor="first", **fields)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
+    set_rates(optimizer, model, rate_of(model, 1e-4, 1e-2, 0.5))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {names[own]: group["lr"] for group in optimizer.param_groups for own in group["params"]}
+    assert found.keys() == set(names.values())
+    for part, rate in (
+        ("classifier.", 1e-2),
+        ("bert.encoder.layer.1.cross_document.", 1e-2),
+        ("bert.encoder.layer.1.attention.", 1e-4),
+        ("bert.encoder.layer.0.", 5e-5),
+        ("bert.embeddings.", 2.5e-5),
+    ):
+        assert {value for name, value in found.items() if name.startswith(part)} == {rate}, part
+
+
+def test_precisions(tmp_path: Path) -> None:
+    """Products are of 8 bits' precision, weights are not; where a device lacks a precision, it says so."""
+    exact = train(tmp_path, save_steps=None).losses
+    with pytest.warns(OtherPrecision, match=r"has no fp16: float32 takes its place"):
+        assert train(tmp_path, save_steps=None, precision="fp16").losses == exact
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bfloat16 here")
+    training = train(tmp_path, save_steps=None, precision="bf16")
+    assert training.losses != exact
+    assert training.losses == pytest.approx(exact, rel=0.02)
+    assert training.paths == {"packed-training": 6}
+    assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
+
+
+def test_batches_by_tokens() -> None:
+    sizes = np.random.default_rng(0).integers(1, 60, 200).tolist()
+    data = TokenBatches([{"input_ids": np.arange(size), "number": n} for n, size in enumerate(sizes)], 128, seed=1)
+    epochs = []
+    for epoch in range(2):
+        data.set_epoch(epoch)
+        batches = [data[index] for index in range(len(data))]
+        numbers = [[example["number"] for example in batch] for batch in batches]
+        assert sorted(itertools.chain(*numbers)) == list(range(200))
+        assert max(tokens_in(batch) for batch in batches) <= 128
+        assert sum(len(batch) * max(map(tokens_in, batch)) for batch in batches) < 1.15 * sum(sizes)
+        epochs.append(numbers)
+    assert len(epochs[0]) == len(epochs[1]) < 1.3 * sum(sizes) / 128
+    assert epochs[0] != epochs[1]
+    again = TokenBatches(data.examples, 128, seed=1)
+    assert [[example["number"] for example in again[index]] for index in range(len(again))] == epochs[0]
+
+
+def test_lines_where_there_is_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each tenth, of which none comes sooner than five seconds after the last, or after half a minute."""
+    heard: list[str] = []
+
+    def clock(seconds: float) -> Iterator[float]:
+        now = 0.0
+        while True:
+            yield now
+            now += seconds
+
+    def lines(seconds: float, parts: int) -> list[str]:
+        heard.clear()
+        ticks = clock(seconds)
+        monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+        now = [next(ticks)]
+        with progress.bars(False, heard.append):
+            for _ in progress.counted(range(parts), "reading"):
+                now[0] = next(ticks)
+        return list(heard)
+
+    assert lines(0.01, 100) == []
+    assert lines(6.0, 40)[::8] == ["reading 4 of 40 (10 %), 4 min left", "reading 36 of 40 (90 %), 24 s left"]
+    assert [line.split(" (")[0] for line in lines(16.0, 1000)[:2]] == ["reading 2 of 1,000", "reading 4 of 1,000"]
+    monkeypatch.undo()
+    monkeypatch.setattr(progress, "AT_LEAST", 0.0)
+    heard.clear()
+    with progress.bars(False, heard.append):
+        train(tmp_path, scored(0.25), steps=10, evaluate_steps=10, save_steps=None)
+    assert [line.split(" (")[0] for line in heard[:9]] == [f"step {step} of 10" for step in range(1, 10)]
+    assert "step 10 of 10 (100 %), F1 of the development data 0.250" in heard
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("schedule", "square"),
+        ("precision", "int4"),
+        ("warmup", 1.5),
+        ("head_learning_rate", 0.0),
+        ("layer_decay", 1.1),
+        ("accumulation", 0),
+        ("batch_tokens", 0),
+        ("patience", 0),
+    ],
+)
+def test_options_are_checked(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be .*, got '?{value}"):
+        TrainingOptions(Path("x"), **{name: value})  # type: ignore[arg-type]
