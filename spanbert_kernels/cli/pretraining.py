@@ -14,6 +14,7 @@ from spanbert_kernels.cli.errors import UserError
 from spanbert_kernels.cli.files import PATH
 from spanbert_kernels.cli.terminal import Console, say, warn
 from spanbert_kernels.cli.training_options import COUNT, MOST, Number, data_in_words, options_of, training_options
+from spanbert_kernels.cli.training_outcome import write_card
 from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.extras import require
 
@@ -65,8 +66,9 @@ def pretrain(
     model = start.build(SpanBERTForPreTraining, tokenizer, options.seed, **fields)
     if heads is not None:
         load_released_heads(model, heads)
-    with data_in_words():
+    with data_in_words() as counts:
         training = run(model, tokenizer, train, test, options, length)
+    write_card("pretraining", start, options, training, counts, {"texts": paths})
     _show(training.log, Console(highlight=False))
     paths_taken = ", ".join(f"{name} ({calls:,} calls)" for name, calls in training.paths.items())
     say(f"Ran: {paths_taken or 'the original path'}. Model: {formatting.path(options.output)}")

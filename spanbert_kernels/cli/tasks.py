@@ -11,7 +11,7 @@ import click
 from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import pour, say
 from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, told, training_options, watched
-from spanbert_kernels.cli.training_outcome import show
+from spanbert_kernels.cli.training_outcome import push, show, write_card
 from spanbert_kernels.tasks.registry import TASKS, TaskEntry
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is
     type=click.Choice(["input", "loss"]),
     help="input: only the span is encoded; loss: the whole document, and the span carries loss.",
 )
+@click.option("--push-to-hub", metavar="NAME", help="Upload the model to the Hugging Face hub by this name.")
 @training_options
 def train(
     task: str,
@@ -71,6 +72,7 @@ def train(
     test: tuple[Path, ...],
     span_length: int | None,
     crop: str,
+    push_to_hub: str | None,
     **values: Any,
 ) -> None:
     found = _load(task)
@@ -78,10 +80,13 @@ def train(
     from spanbert_kernels.tasks.span_training import SpanTraining
 
     start, options = options_of(values)
-    with bars(watched(), told), data_in_words():
+    with bars(watched(), told), data_in_words() as counts:
         spans = None if span_length is None else SpanTraining(span_length, crop)
         outcome = found.train(data, test or None, start, options, spans, dev or None)
+    write_card(task, start, options, outcome.training, counts, {"train": data, "dev": dev, "test": test}, outcome)
     show(outcome, found.measure, start, options)
+    if push_to_hub is not None:
+        push(options.output, push_to_hub)
 
 
 @click.command()

@@ -12,7 +12,7 @@ import click
 
 from spanbert_kernels.cli.files import PATH, check_output_folder
 from spanbert_kernels.cli.terminal import say
-from spanbert_kernels.data.counts import tallying
+from spanbert_kernels.data.counts import Tally, tallying
 
 if TYPE_CHECKING:
     from spanbert_kernels.tasks.start import Start
@@ -143,7 +143,7 @@ def watched() -> bool:
     return sys.stderr.isatty()
 
 
-def data_in_words() -> AbstractContextManager[object]:
+def data_in_words() -> AbstractContextManager[Tally]:
     """While it lasts, stderr hears in sentences what of the user's data was taken and left out."""
     return tallying(lambda line: say(line, error=True))
 

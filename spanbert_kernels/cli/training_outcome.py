@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -9,6 +11,8 @@ from rich.table import Table
 
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.terminal import Console, say
+from spanbert_kernels.data.counts import Tally
+from spanbert_kernels.tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from spanbert_kernels.tasks.base import Outcome
@@ -41,6 +45,36 @@ def show(outcome: Outcome, measure: str, start: Start, options: TrainingOptions)
     if score < trivial or score == trivial != 1.0:
         compared = f"{measure} {score:.3f}, the trivial baseline has {trivial:.3f}"
         say(f"It has not learnt: {compared}. Try {', or '.join(_to_try(training, start, options))}.", error=True)
+
+
+def write_card(
+    task: str,
+    start: Start,
+    options: TrainingOptions,
+    training: Training,
+    counts: Tally,
+    files: Mapping[str, Sequence[Path]],
+    outcome: Outcome | None = None,
+) -> None:
+    """Puts README.md into the model's folder: what was trained on what, from which weights, and the scores."""
+    from spanbert_kernels.tasks import model_card
+
+    text = TASKS[task].text if task in TASKS else "words that are masked"
+    card = model_card.card(
+        *(task, text, model_card.Origin.of(start.model), options, training),
+        data=[str(each) for each in counts.counts.values() if each],
+        files={use: paths for use, paths in files.items() if paths},
+        scores=outcome.scores if outcome else {},
+        baseline=outcome.baseline if outcome else {},
+    )
+    model_card.write(options.output, card)
+
+
+def push(folder: Path, name: str) -> None:
+    """Uploads the folder, and says where it is now."""
+    from spanbert_kernels.tasks import model_card
+
+    say(f"On the hub: {model_card.push(folder, name)}")
 
 
 def _to_try(training: Training, start: Start, options: TrainingOptions) -> list[str]:

@@ -123,12 +123,10 @@ class CheckpointTrainer(Trainer):
             shutil.rmtree(left, ignore_errors=True)
         with atomic.new_folder(path) as aside:
             self._aside = aside
-            best = self.state.best_model_checkpoint
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._aside = None
-                self.state.best_model_checkpoint = best
             if self.state.best_global_step:  # the Trainer has noted where it is written aside
                 self.state.best_model_checkpoint = str(self._best())
                 self.state.save_to_json(str(aside / path.name / STATE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.utils import filter_repo_objects
 
 from spanbert_kernels import SpanBERTForPreTraining, extras
 from spanbert_kernels.cli import tasks, training_options
@@ -53,6 +56,18 @@ def test_train_evaluate_predict(run: Run, write: Write) -> None:
     assert "has not learnt" not in result.output
     assert "trivial baseline" in result.output
     assert "packed-training (25 calls)" in result.output
+    card = ModelCard.load("model/README.md")
+    (scored,) = (found for found in card.data.eval_results if found.metric_type == "f1")
+    assert (scored.metric_value, scored.dataset_name, card.data.pipeline_tag) == (
+        1.0,
+        data.name,
+        "token-classification",
+    )
+    assert card.data.base_model is None
+    assert "Random weights" in card.text
+    assert "- train: `train.conll`" in card.text
+    assert "- Development data: took 16 sentences, 16 entities" in card.text
+    assert "| f1 | 1.0000 | 1.0000 |" in card.text
     result = run("evaluate", "tagging", "--model", "model", "--data", data)
     assert result.exit_code == 0, result.output
     assert "f1 1.0000" in result.output
@@ -116,6 +131,23 @@ def test_predict_and_explain_read_what_train_reads(run: Run, write: Write) -> No
     assert (refused.exit_code, "plain text is wanted here, .conll files are not read" in refused.stderr) == (2, True)
 
 
+def test_a_model_goes_to_the_hub(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without checkpoints and what is of use here alone."""
+    sent: list[str] = []
+
+    def upload(api: HfApi, repo_id: str, folder_path: Path, ignore_patterns: list[str]) -> None:
+        names = (path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file())
+        sent.extend(filter_repo_objects(names, ignore_patterns=ignore_patterns))
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, name, exist_ok: f"https://hub/{name}")
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    options = ("--steps", "2", "--save-steps", "1", "--push-to-hub", "me/tagger", *TINY)
+    result = run("train", "tagging", "--data", write("train.conll", ROWS), "--output", "model", *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("On the hub: https://hub/me/tagger\n")
+    assert sorted(sent) == ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+
+
 def test_progress_is_shown_to_those_who_watch(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     data, model = write("train.conll", ROWS), ("--model", "model")
     silent = run("train", "tagging", "--data", data, "--test", data, "--output", "model", "--steps", "1", *TINY)
@@ -145,8 +177,13 @@ def test_pretrain(run: Run, write: Write) -> None:
     assert re.search(r"^Training data: took 9 documents, \d+ blocks\nTest data: took 1 document, ", result.stderr, re.M)
     assert "held-out MLM" in result.output
     assert "packed-training (6 calls)" in result.output
+    Path("model/README.md").write_text("---\nlicense: apache-2.0\nbase_model: someone/encoder\n---\nA card.\n")
     result = run("pretrain", folder, "--output", "more", "--model", "model", *steps, "--backend", "eager")
     assert result.exit_code == 0, result.output
+    card = ModelCard.load("more/README.md")
+    assert (card.data.license, card.data.base_model) == ("apache-2.0", "someone/encoder")
+    digest = hashlib.sha256(Path("model/model.safetensors").read_bytes()).hexdigest()
+    assert f"`model`, SHA-256 {digest}. Their licence: apache-2.0." in card.text
     assert "Ran: the original path" in result.output
 
 

@@ -71,7 +71,8 @@ def test_a_resumed_training_keeps_the_same(tmp_path: Path, stopped: Path, left: 
     output = tmp_path / "moved"
     for path in stopped.glob("checkpoint-*"):
         if int(path.name.split("-")[1]) <= left:
-            shutil.copytree(path, output / path.name)
+            state = shutil.copytree(path, output / path.name) / "trainer_state.json"
+            state.write_text(state.read_text().replace(str(stopped), "elsewhere"))
     training = train(output, scored(*scores), resume=True, **EVERY_STEP)
     assert training.best == (0.5, 3)
     assert training.losses is not None
