@@ -10,8 +10,9 @@ from spanbert_kernels.cli import checkout
 from spanbert_kernels.cli.demo import demo
 from spanbert_kernels.cli.errors import Commands
 from spanbert_kernels.cli.explain import explain
+from spanbert_kernels.cli.predicting import predict
 from spanbert_kernels.cli.pretraining import pretrain
-from spanbert_kernels.cli.tasks import evaluate, predict, train
+from spanbert_kernels.cli.tasks import evaluate, train
 
 __all__ = ["main"]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import click
 
@@ -49,6 +52,17 @@ def check_apart(outputs: dict[str, Path]) -> None:
         other = seen.setdefault(path.resolve(), what)
         if other != what:
             raise UserError(f"the {other} and the {what} would both be written to {formatting.path(path)}")
+
+
+@contextlib.contextmanager
+def stream_to(what: str, path: Path) -> Iterator[IO[str]]:
+    """A text file to write to, whole or not at all in the end; or says in a line why it cannot."""
+    try:
+        with atomic.new_text(path) as stream:
+            yield stream
+    except atomic.CannotWrite as error:
+        reason = str(error).removeprefix(f"cannot write {path}: ")
+        raise UserError(f"cannot write the {what} to {formatting.path(path)}: {reason}") from error
 
 
 def write(what: str, path: Path, text: str) -> None:

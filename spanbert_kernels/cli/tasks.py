@@ -1,4 +1,4 @@
-"""`spanbert-kernels train`, `evaluate` and `predict`: the tasks, over files."""
+"""`spanbert-kernels train` and `evaluate`: the tasks, over files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spanbert_kernels.cli.files import PATH, check_output, write
-from spanbert_kernels.cli.terminal import pour, say
+from spanbert_kernels.cli.files import PATH
+from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, told, training_options, watched
 from spanbert_kernels.cli.training_outcome import push, show, write_card
 from spanbert_kernels.tasks.registry import TASKS, TaskEntry
@@ -21,13 +21,14 @@ task_argument = click.argument("task", type=click.Choice(list(TASKS)))
 backend_option = click.option("--backend", default="auto", show_default=True, type=click.Choice(["auto", "eager"]))
 
 
-def _listed(column: Callable[[TaskEntry], str]) -> str:
+def listed(column: Callable[[TaskEntry], str]) -> str:
     """A line for each task, for a command's help."""
     width = max(map(len, TASKS)) + 2
     return "\b\n" + "\n".join(f"{name:{width}}{column(entry)}" for name, entry in TASKS.items())
 
 
-def _load(name: str) -> Task:
+def load_task(name: str) -> Task:
+    """The task of that name, and PyTorch with it."""
     from spanbert_kernels.tasks.base import load
     from spanbert_kernels.tasks.progress import quiet_transformers
 
@@ -38,7 +39,7 @@ def _load(name: str) -> Task:
 @click.command(
     help=f"""Train TASK on files and write the model to the output folder.
 
-{_listed(lambda entry: entry.trained_on)}
+{listed(lambda entry: entry.trained_on)}
 
 Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is wrong.
 """
@@ -75,7 +76,7 @@ def train(
     push_to_hub: str | None,
     **values: Any,
 ) -> None:
-    found = _load(task)
+    found = load_task(task)
     from spanbert_kernels.tasks.progress import bars
     from spanbert_kernels.tasks.span_training import SpanTraining
 
@@ -99,40 +100,10 @@ def evaluate(task: str, model: Path, data: tuple[Path, ...], backend: str) -> No
 
     Exit code: 0; 2 if a file cannot be used (file and line are named).
     """
-    found = _load(task)
+    found = load_task(task)
     from spanbert_kernels.tasks.progress import bars
 
     with bars(watched(), told), data_in_words():
         scores = found.evaluate(model, data, backend)
     for name, value in scores.items():
         say(f"{name} {value:.4f}")
-
-
-@click.command(
-    help=f"""Apply a trained model to DATA, files or folders: what train takes, whose labels are not looked at, or text.
-
-{_listed(lambda entry: entry.predicted_for)}
-
-With several files every prediction names its own.
-
-Exit code: 0; 2 if a file cannot be used.
-"""
-)
-@task_argument
-@click.argument("data", nargs=-1, required=True, type=PATH)
-@click.option("--model", required=True, type=PATH, help="The folder that train wrote.")
-@click.option("--output", type=PATH, help="Where the predictions go; by default to the terminal.")
-@backend_option
-def predict(task: str, data: tuple[Path, ...], model: Path, output: Path | None, backend: str) -> None:
-    if output is not None:
-        check_output("predictions", output)
-    found = _load(task)
-    from spanbert_kernels.tasks.progress import bars
-
-    with bars(watched(), told), data_in_words():
-        lines = list(found.predict(model, data, backend))
-    text = "".join(f"{line}\n" for line in lines)
-    if output is None:
-        pour(text)
-    else:
-        write("predictions", output, text)

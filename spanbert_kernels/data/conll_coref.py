@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spanbert_kernels.data.columns import NO_MARK, check_width, is_ontonotes, parse_columns, word_column
 from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.splitting import Located
 from spanbert_kernels.data.text import read_text
 
 MARK = re.compile(r"\(?[^()]+\)?")
@@ -26,13 +27,17 @@ class Mention:
 
 @dataclass(frozen=True)
 class MarkedDocument:
-    """The words of a document and its mentions in order, which may lie in each other; and the line of each word."""
+    """The words of a document and its mentions in order, which may lie in each other; and the line of each word.
+
+    `located` says where the words stand in the text, if there was one to split.
+    """
 
     name: str
     words: tuple[str, ...]
     mentions: tuple[Mention, ...]
     path: Path
     lines: tuple[int, ...]
+    located: Located | None = field(default=None, compare=False, repr=False)
 
 
 def read_marked(path: Path, mentions: bool = True) -> list[MarkedDocument]:

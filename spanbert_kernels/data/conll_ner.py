@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spanbert_kernels.data.columns import ColumnRow, check_width, is_label, parse_columns
 from spanbert_kernels.data.faults import DataFault, warn
+from spanbert_kernels.data.splitting import Located
 from spanbert_kernels.data.text import read_text
 
 # Types of phrases, whose labels stand before those of entities in CoNLL-2000 and CoNLL-2003
@@ -22,13 +23,17 @@ BIOES, IOB1 = "BIOES or BILOU", "IOB1"
 
 @dataclass(frozen=True)
 class TaggedSentence:
-    """Words and their labels, and where they stand: the lines of the file, the first word's and every word's."""
+    """Words and their labels, and where they stand: the lines of the file, the first word's and every word's.
+
+    `located` says where in the text, if there was one to split.
+    """
 
     words: tuple[str, ...]
     labels: tuple[str, ...]
     path: Path
     line: int
     lines: tuple[int, ...] = ()
+    located: Located | None = field(default=None, compare=False, repr=False)
 
     def line_of(self, word: int) -> int:
         """The line of a word by its number; comments may stand between words."""

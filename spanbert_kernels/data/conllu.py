@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from conllu.exceptions import ParseException
 
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.sources import Source, files_of
+from spanbert_kernels.data.splitting import Located
 from spanbert_kernels.data.text import is_blank, lines_of, read_text
 
 COLUMNS = 10
@@ -83,7 +84,10 @@ class Sentence:
 
 @dataclass(frozen=True)
 class ParsedSentence:
-    """Words with their heads (0: the root, else 1-based) and relations, and the lines of the first word and of all."""
+    """Words with their heads (0: the root, else 1-based) and relations, and the lines of the first word and of all.
+
+    `located` says where the words stand in the text, if there was one to split.
+    """
 
     words: tuple[str, ...]
     heads: tuple[int, ...]
@@ -91,6 +95,7 @@ class ParsedSentence:
     path: Path
     line: int
     lines: tuple[int, ...] = ()
+    located: Located | None = field(default=None, compare=False, repr=False)
 
     def line_of(self, word: int) -> int:
         """The line of a word by its number from 0 on; other tokens may stand between words."""

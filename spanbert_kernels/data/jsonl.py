@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.text import encodable, is_blank, lines_of, read_text
+from spanbert_kernels.data.text import encodable, first_line_of, is_blank, lines_of, read_text
 
 SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -27,11 +27,13 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         DataFault: what is not JSON, or no object.
         OSError: the file cannot be read.
     """
+    before = first_line_of(path) - 1
 
     def refuse(line: int, reason: str) -> None:
-        raise DataFault(path, line, reason)
+        raise DataFault(path, line + before, reason)
 
-    for line, value in parse_values(read_text(path), refuse):
+    for number, value in parse_values(read_text(path), refuse):
+        line = number + before
         if not isinstance(value, dict):
             raise DataFault(path, line, f"a JSON object is wanted, got {json.dumps(value, ensure_ascii=False)[:40]!r}")
         yield line, value

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spanbert_kernels.data.columns import BEGIN, DOCSTART, NO_MARK, is_label, is_mark, parse_columns
 from spanbert_kernels.data.conllu import COLUMNS
-from spanbert_kernels.data.text import is_blank, lines_of, read_text
+from spanbert_kernels.data.text import STANDARD_INPUT, is_blank, lines_of, read_text
 
 PLAIN, JSON, CONLLU, CONLL, TABLE = "plain text", "JSON", "CoNLL-U", "CoNLL columns", "a table"
 OF_SUFFIX = {
@@ -37,6 +37,13 @@ def kind_of(path: Path) -> str:
         found = sniff(read_text(path))
         return TABLE if found == PLAIN else found
     return OF_SUFFIX.get(suffix) or sniff(read_text(path))
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of a file's name, in lower case; of standard input, one of what stands there."""
+    if path != STANDARD_INPUT:
+        return path.suffix.lower()
+    return {JSON: ".jsonl", CONLLU: ".conllu"}.get(sniff(read_text(path)), ".txt")
 
 
 def sniff(text: str) -> str:

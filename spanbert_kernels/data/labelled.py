@@ -48,7 +48,7 @@ def read_labelled(source: Source, labels: bool = True) -> list[LabelledDocument]
 
 
 def _documents(path: Path, labels: bool) -> list[LabelledDocument]:
-    suffix = path.suffix.lower()
+    suffix = kinds.suffix_of(path)
     found: Iterable[tuple[int, dict[str, Any]]]
     if suffix in tables.SUFFIXES:
         found = read_table(path, ("text", "label") if labels else ("text",))

@@ -37,7 +37,7 @@ def read_summarised(source: Source, targets: bool = True) -> list[Pair]:
 
 
 def _of_file(path: Path, targets: bool) -> list[Pair]:
-    suffix = path.suffix.lower()
+    suffix = kinds.suffix_of(path)
     if suffix == ".conllu":
         return _annotated(path, targets)
     if suffix in jsonl.SUFFIXES:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import re
 import stat
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from spanbert_kernels.data import memory
@@ -20,6 +23,8 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 _LINE_END = re.compile("\r\n?|\n")
+STANDARD_INPUT = Path("-")
+_given: ContextVar[tuple[str, int] | None] = ContextVar("given", default=None)
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -32,6 +37,8 @@ def read_text(path: Path) -> str:
         NotText: it is neither UTF-8 nor UTF-16 with a byte order mark.
         OSError: it cannot be read.
     """
+    if path == STANDARD_INPUT and (given := _given.get()):
+        return given[0]
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise NotAFile(path, f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')}, not a file")
@@ -43,6 +50,28 @@ def read_text(path: Path) -> str:
     if data.startswith(LFS_POINTER):
         raise NotAFile(path, "is a Git LFS pointer, not the file itself: fetch that with `git lfs pull`")
     return decode(data, path)
+
+
+@contextlib.contextmanager
+def standard_input(text: str, first: int = 1) -> Iterator[None]:
+    """While it lasts, the file `-` holds that text, whose first line is the one of that number.
+
+    Example:
+        >>> with standard_input("It rains."):
+        ...     read_text(STANDARD_INPUT)
+        'It rains.'
+    """
+    token = _given.set((text, first))
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def first_line_of(path: Path) -> int:
+    """The number of the first line that `read_text` gives; above 1 where earlier ones were read before."""
+    given = _given.get()
+    return given[1] if given and path == STANDARD_INPUT else 1
 
 
 def decode(data: bytes, path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from spanbert_kernels.data import conllu, kinds
@@ -10,16 +11,18 @@ from spanbert_kernels.data.conll_coref import MarkedDocument, read_marked
 from spanbert_kernels.data.conll_ner import TaggedSentence, word_place
 from spanbert_kernels.data.corefud import read_entities
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.plain import words_of_lines
+from spanbert_kernels.data.plain import read_paragraphs
 from spanbert_kernels.data.sources import Source, files_of
 from spanbert_kernels.data.spans import read_spans
+from spanbert_kernels.data.splitting import Located
 from spanbert_kernels.data.text import read_text
 
 SUFFIXES = (*kinds.TEXTS, *kinds.WORDS)
+Sentence = tuple[tuple[str, ...], tuple[int, ...], Located | None]  # words and their lines
 
 
 def read_sentences(source: Source) -> list[TaggedSentence]:
-    """Sentences, all labelled O: lines of plain text, sentences of CoNLL files, records of JSON.
+    """Sentences, all labelled O: of plain text, of CoNLL files, of the records of JSON.
 
     Args:
         source: a file, a folder, or several of them.
@@ -29,18 +32,18 @@ def read_sentences(source: Source) -> list[TaggedSentence]:
         OSError: a file cannot be read.
     """
     return [
-        TaggedSentence(words, ("O",) * len(words), path, lines[0], lines)
+        TaggedSentence(words, ("O",) * len(words), path, lines[0], lines, located)
         for path in files_of(source, SUFFIXES)
-        for words, lines in _sentences(path)
+        for words, lines, located in _sentences(path)
     ]
 
 
 def read_documents(source: Source, by_line: bool = False) -> list[MarkedDocument]:
-    """Documents without mentions: files of plain text, or their lines; documents of CoNLL files; records of JSON.
+    """Documents without mentions: files of plain text, or their paragraphs; documents of CoNLL files; records of JSON.
 
     Args:
         source: a file, a folder, or several of them.
-        by_line: whether each line of a plain text is a document, instead of the file.
+        by_line: whether each line, or paragraph of broken lines, of a plain text is a document, instead of the file.
 
     Raises:
         DataFault: a file that does not parse, has no words or is a table.
@@ -56,14 +59,7 @@ def read_documents(source: Source, by_line: bool = False) -> list[MarkedDocument
         elif kind == kinds.JSON:
             found += read_spans(path, mentions=False)
         else:
-            rows = words_of_lines(read_text(path))
-            if by_line:
-                found += [MarkedDocument(f"line {i}", own, (), path, (i,) * len(own)) for i, own in rows]
-                continue
-            if not rows:
-                raise DataFault(path, 1, "there are no words")
-            words = tuple(word for _, own in rows for word in own)
-            found.append(MarkedDocument(path.stem, words, (), path, tuple(i for i, own in rows for _ in own)))
+            found += _of_text(path, by_line)
     return found
 
 
@@ -74,16 +70,37 @@ def _kind(path: Path) -> str:
     return kind
 
 
-def _sentences(path: Path) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+def _of_text(path: Path, by_line: bool) -> list[MarkedDocument]:
+    paragraphs = read_paragraphs(path)
+    if by_line:
+        return [
+            MarkedDocument(f"line {line}", own.words(), (), path, (line,) * len(own.places), own)
+            for line, own, _ in paragraphs
+        ]
+    if not paragraphs:
+        raise DataFault(path, 1, "there are no words")
+    shifts = ((own.start or 0, own) for _, own, _ in paragraphs)
+    places = [(start + shift, end + shift) for shift, own in shifts for start, end in own.places]
+    lines = tuple(line for line, own, _ in paragraphs for _ in own.places)
+    whole = Located(read_text(path), places, 0)
+    return [MarkedDocument(path.stem, whole.words(), (), path, lines, whole)]
+
+
+def _sentences(path: Path) -> list[Sentence]:
     kind = _kind(path)
     if kind == kinds.CONLLU:
         words = [sentence.words for sentence in conllu.read_sentences(path) if sentence.words]
-        return [(tuple(token.form for token in own), tuple(token.line for token in own)) for own in words]
+        return [(tuple(token.form for token in own), tuple(token.line for token in own), None) for own in words]
     if kind == kinds.CONLL:
-        return _of_columns(path, read_text(path))
+        return [(*own, None) for own in _of_columns(path, read_text(path))]
     if kind == kinds.JSON:
-        return [(document.words, document.lines) for document in read_spans(path, mentions=False)]
-    return [(own, (line,) * len(own)) for line, own in words_of_lines(read_text(path))]
+        return [(each.words, each.lines, each.located) for each in read_spans(path, mentions=False)]
+    return [
+        (sentence.words(), (line,) * len(own), sentence)
+        for line, paragraph, sentences in read_paragraphs(path)
+        for own in sentences
+        for sentence in [replace(paragraph, places=own)]
+    ]
 
 
 def _of_columns(path: Path, text: str) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:

@@ -9,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 PARTIAL = ".partial"  # ends the name of what is being written
 _OF_TORCH = ("PytorchStreamWriter", "inline_container", "iostream")  # errors of its writer
@@ -51,6 +52,17 @@ def new_file(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
             raise
         to_disk(target.parent)
+
+
+@contextlib.contextmanager
+def new_text(path: Path) -> Iterator[IO[str]]:
+    """A UTF-8 file to write to, in place of what was there when the block ends.
+
+    Raises:
+        CannotWrite: the file cannot be written, or not to its end.
+    """
+    with new_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as stream:
+        yield stream
 
 
 def write_text(path: Path, text: str) -> None:

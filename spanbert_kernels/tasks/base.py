@@ -15,8 +15,11 @@ from spanbert_kernels.data.faults import DataFault, warn
 from spanbert_kernels.data.sources import Source, name_of, some
 from spanbert_kernels.models.tokenization import load_tokenizer
 from spanbert_kernels.tasks.batches import Example, outputs, without
+from spanbert_kernels.tasks.formats import Format
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
-from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.predicting import chunks, line_format, predictions_for, several
+from spanbert_kernels.tasks.predictions import Prediction
+from spanbert_kernels.tasks.registry import JSON
 from spanbert_kernels.tasks.registry import TASKS as TASKS
 from spanbert_kernels.tasks.span_training import Show, SpanTraining, show_tokens, shown
 from spanbert_kernels.tasks.start import Start, load_trained
@@ -66,7 +69,9 @@ class Task(Generic[Item, Found]):
         score: of what was found for items.
         measure: the name of the score that counts.
         baseline: scores of a trivial way, from items to train on, items, and what the model found for these.
-        lines: of a prediction.
+        predictions: what was found for an item, in its text.
+        columns: writes predictions as what the task learns from, if it can.
+        groups: items in order; those of a group are predicted for together.
     """
 
     noun: str
@@ -93,7 +98,9 @@ class Task(Generic[Item, Found]):
     score: Callable[[Sequence[Item], Sequence[Found]], Scores]
     measure: str = "F1"
     baseline: Callable[[Sequence[Item], Sequence[Item], Sequence[Found]], Scores]
-    lines: Callable[[Lines, Item, Found], Iterable[str]]
+    predictions: Callable[[Item, Found], Iterable[Prediction]]
+    columns: Format | None = None
+    groups: Callable[[Sequence[Item]], Iterable[Sequence[Item]]] = chunks
 
     def train(
         self,
@@ -127,18 +134,14 @@ class Task(Generic[Item, Found]):
         model, tokenizer = self.load(folder)
         return self.evaluate_items(model, tokenizer, self._read(data, TEST), backend)
 
-    def predict(self, folder: Path, data: Source, backend: str) -> Iterator[str]:
+    def predict(self, folder: Path, data: Source, backend: str, written: str = JSON) -> Iterator[str]:
         """What the model in a folder finds in such files, whose answers are not looked at, as lines without their ends.
 
-        Lines name their file where there are several.
+        Lines name their file where there are several. `written` is a format of lines of the task's `TaskEntry`.
         """
         items = self.read_to_predict(data)
-        model, tokenizer = self.load(folder)
-        lines = Lines(path for item in items for path in self.paths(item))
-        examples = self.encode(model, tokenizer, items)
-        self.count(model, tokenizer, items, examples)
-        for item, found in zip(items, self.found(model, items, examples, backend), strict=True):
-            yield from self.lines(lines, item, found)
+        found = predictions_for(self, self.load(folder), items, backend)
+        return line_format(self, written).lines([found], several(self, items))
 
     def load(self, folder: Path) -> tuple[Any, Tokenizer]:
         """The model and the tokenizer that `train` wrote.

@@ -17,11 +17,14 @@ from spanbert_kernels.data.counts import cut as cut_short
 from spanbert_kernels.data.counts import took
 from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.data.sources import Source, name_of
+from spanbert_kernels.data.splitting import Located, words_in
 from spanbert_kernels.models import SpanBERTForSequenceClassification
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import IGNORED, Example, padded, repeated
+from spanbert_kernels.tasks.formats import LABELLED_TEXTS
 from spanbert_kernels.tasks.labels import labels_of
-from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.predicting import TOGETHER
+from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut, shown
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.vocabulary import Tokenizer
@@ -149,9 +152,23 @@ def _fields(documents: Sequence[LabelledDocument], start: Start, data: Source) -
     return {"problem_type": "single_label_classification", **cross_document_fields(documents, start.layers())}
 
 
-def _lines(lines: Lines, document: LabelledDocument, found: tuple[str, float]) -> Iterator[str]:
-    """A JSON object a document: its label, the label's probability, the text."""
-    yield lines.json(document.path, label=found[0], probability=round(found[1], 4), text=document.text)
+def groups_of(documents: Sequence[LabelledDocument]) -> Iterator[Sequence[LabelledDocument]]:
+    """The documents in their order, a cluster's in one group."""
+    last = {index: own[-1] for own in clusters_of(documents) for index in own}
+    first = end = 0
+    for index in range(len(documents)):
+        end = max(end, last[index])
+        if index == end and (index + 1 - first >= TOGETHER or index + 1 == len(documents)):
+            yield documents[first : index + 1]
+            first = index + 1
+
+
+def _predictions(document: LabelledDocument, found: tuple[str, float]) -> Iterator[Prediction]:
+    label, chance = found
+    where = Located(document.text, words_in(document.text))
+    cluster = {} if document.cluster is None else {"cluster": document.cluster}
+    fields = {"label": label, "probability": round(chance, 4), **cluster}
+    yield Prediction(document.path, document.line, where, found=fields)
 
 
 TASK = Task(
@@ -176,6 +193,8 @@ TASK = Task(
     score=lambda documents, found: score([document.label for document in documents], [label for label, _ in found]),
     measure="accuracy",
     baseline=lambda train_on, documents, found: majority(train_on, documents),
-    lines=_lines,
+    predictions=_predictions,
+    columns=LABELLED_TEXTS,
+    groups=groups_of,
 )
 train, evaluate, load, classify = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from spanbert_kernels.models import SpanBERTForCoreference
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import Example, joined, padded, repeated
 from spanbert_kernels.tasks.coreference_scores import f1_scores
+from spanbert_kernels.tasks.formats import BRACKETED_WORDS
 from spanbert_kernels.tasks.mentions import count_mentions, first_of_words, unmarked
-from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.predicting import chunks
+from spanbert_kernels.tasks.predictions import Mark, Prediction, located
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import pieces_of, window_length, windows
@@ -203,14 +206,12 @@ def singletons(documents: Sequence[MarkedDocument], found: Sequence[set[Entity]]
     return score(documents, [{frozenset([m]) for entity in each for m in entity} for each in found])
 
 
-def _lines(lines: Lines, document: MarkedDocument, entities: set[Entity]) -> Iterator[str]:
-    """A JSON object a document: its words, and its entities as lists of [first, last, text]."""
-    words = document.words
-    listed = [
-        [(first, last, " ".join(words[first : last + 1])) for first, last in sorted(entity)] for entity in entities
-    ]
-    name = {} if lines.alone else {"document": document.name}
-    yield lines.json(document.path, **name, words=words, entities=sorted(listed))
+def prediction(document: MarkedDocument, entities: Sequence[Entity]) -> Prediction:
+    """The mentions of a document, with the numbers of their entities, which may have mentions in others, too."""
+    where = located(document)
+    numbered = sorted((*mention, number) for number, own in enumerate(entities, start=1) for mention in own)
+    marks = tuple(Mark(*where.span(first, last), entity=str(number)) for first, last, number in numbered)
+    return Prediction(document.path, 0, where, marks, "mentions", document=document.name)
 
 
 TASK = Task(
@@ -232,6 +233,8 @@ TASK = Task(
     score=score,
     measure="CoNLL F1",
     baseline=lambda train_on, documents, found: singletons(documents, found),
-    lines=_lines,
+    predictions=lambda document, entities: [prediction(document, sorted(entities, key=sorted))],
+    columns=BRACKETED_WORDS,
+    groups=partial(chunks, size=8),
 )
 train, evaluate, load, resolve = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -20,8 +20,10 @@ from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.base import Task
 from spanbert_kernels.tasks.batches import Example
 from spanbert_kernels.tasks.coreference import Entity
+from spanbert_kernels.tasks.formats import BRACKETED_WORDS
 from spanbert_kernels.tasks.mentions import unmarked
-from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.predicting import chunks
+from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 
@@ -159,18 +161,13 @@ def read_clusters(source: Source) -> list[Cluster]:
     return [cluster for cluster in found if cluster]
 
 
-def _lines(lines: Lines, cluster: Cluster, found: set[Entity]) -> Iterator[str]:
-    """A JSON object an entity: its mentions as lists of [document, first, last, text]."""
+def _predictions(cluster: Cluster, found: set[Entity]) -> Iterator[Prediction]:
+    """Of each document of the cluster; an entity has the same number in all."""
     starts = np.cumsum([0, *(len(document.words) for document in cluster)]).tolist()
-    for entity in sorted(sorted(each) for each in found):
-        mentions, paths = [], []
-        for first, last in entity:
-            number = bisect_right(starts, first) - 1
-            document, begin = cluster[number], starts[number]
-            place = first - begin, last - begin
-            paths.append(document.path)
-            mentions.append((document.name, *place, " ".join(document.words[place[0] : place[1] + 1])))
-        yield lines.of_files(paths, mentions=mentions)
+    entities = sorted(found, key=sorted)
+    for begin, end, document in zip(starts, starts[1:], cluster, strict=False):
+        own = [frozenset((a - begin, b - begin) for a, b in entity if begin <= a < end) for entity in entities]
+        yield coreference.prediction(document, own)
 
 
 TASK = Task(
@@ -196,6 +193,8 @@ TASK = Task(
     score=lambda clusters, found: coreference.score(list(map(joined, clusters)), found),
     measure="CoNLL F1",
     baseline=lambda train_on, clusters, found: coreference.singletons(list(map(joined, clusters)), found),
-    lines=_lines,
+    predictions=_predictions,
+    columns=BRACKETED_WORDS,
+    groups=partial(chunks, size=1),
 )
 train, evaluate, load, resolve = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -19,10 +19,12 @@ from transformers import EncoderDecoderModel
 from spanbert_kernels.data.counts import TRAINING, counting, cut, took
 from spanbert_kernels.data.parallel import Pair
 from spanbert_kernels.data.sources import Source
+from spanbert_kernels.data.splitting import Located
 from spanbert_kernels.models.generation import WindowedSpanBERTModel, encoder_decoder
 from spanbert_kernels.models.tokenization import load_tokenizer
 from spanbert_kernels.tasks.base import Scores, Task
 from spanbert_kernels.tasks.batches import IGNORED, padded
+from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.progress import counted
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start, load_trained
@@ -263,6 +265,11 @@ def loss(generator: Generator, pairs: Sequence[Pair], backend: str = "auto", bat
             total += float(torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum"))
             tokens += int((labels != IGNORED).sum())
     return total / max(tokens, 1)
+
+
+def prediction(pair: Pair, **written: str) -> Prediction:
+    """What was written for a text."""
+    return Prediction(pair.path, pair.line, Located(pair.source, ()), found=written)
 
 
 def log_frequencies(examples: Sequence[dict[str, Tokens]], size: int) -> NDArray[np.float64]:

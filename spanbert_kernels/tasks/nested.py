@@ -17,9 +17,10 @@ from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForSpanClassification
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import Example, joined, numbered, padded
+from spanbert_kernels.tasks.formats import BRACKETED_WORDS
 from spanbert_kernels.tasks.labels import labels_of
 from spanbert_kernels.tasks.mentions import count_mentions, first_of_words, unmarked
-from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.predictions import Mark, Prediction, located
 from spanbert_kernels.tasks.scores import scores_of_sets
 from spanbert_kernels.tasks.span_training import cut
 from spanbert_kernels.tasks.vocabulary import Tokenizer
@@ -142,9 +143,11 @@ def dictionary(train_on: Iterable[MarkedDocument], documents: Sequence[MarkedDoc
     return score(documents, found)
 
 
-def _lines(lines: Lines, document: MarkedDocument, mentions: Found) -> Iterator[str]:
-    """A JSON object a document, a line of plain text: its words, and its mentions as [first, last, type]."""
-    yield lines.json(document.path, words=document.words, mentions=sorted(mentions))
+def _predictions(document: MarkedDocument, mentions: Found) -> Iterator[Prediction]:
+    where = located(document)
+    marks = tuple(Mark(*where.span(first, last), label) for first, last, label in sorted(mentions))
+    name = "" if document.located else document.name
+    yield Prediction(document.path, document.lines[0], where, marks, "entities", document=name)
 
 
 TASK = Task(
@@ -166,6 +169,7 @@ TASK = Task(
     decode=_decode,
     score=score,
     baseline=lambda train_on, documents, found: dictionary(train_on, documents),
-    lines=_lines,
+    predictions=_predictions,
+    columns=BRACKETED_WORDS,
 )
 train, evaluate, load, find = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,15 @@ from torch import Tensor
 from ufal.chu_liu_edmonds import chu_liu_edmonds
 
 from spanbert_kernels.data.conll_ner import TaggedSentence
-from spanbert_kernels.data.conllu import ParsedSentence, read_trees, write_tree
+from spanbert_kernels.data.conllu import ParsedSentence, read_trees
 from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.data.words import read_sentences
 from spanbert_kernels.models import SpanBERTForDependencyParsing
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import IGNORED, Example, padded
+from spanbert_kernels.tasks.formats import TREES
 from spanbert_kernels.tasks.labels import labels_of
-from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.predictions import Prediction, located
 from spanbert_kernels.tasks.span_training import cut
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import encoded, pieces_of
@@ -125,7 +126,9 @@ def _decode(model: Any, sentences: Sequence[ParsedSentence], batches: Batches) -
 
 def _bare(sentence: ParsedSentence | TaggedSentence) -> ParsedSentence:
     count = len(sentence.words)
-    return ParsedSentence(sentence.words, (0,) * count, ("_",) * count, sentence.path, sentence.line)
+    return ParsedSentence(
+        sentence.words, (0,) * count, ("_",) * count, sentence.path, sentence.line, located=sentence.located
+    )
 
 
 def score(sentences: Sequence[ParsedSentence], trees: Sequence[Tree]) -> Scores:
@@ -142,11 +145,6 @@ def left_neighbour(train_on: Iterable[ParsedSentence], sentences: Sequence[Parse
     counts = Counter(relation for sentence in train_on for relation in sentence.relations)
     ((commonest, _),) = counts.most_common(1)
     return score(sentences, [(list(range(len(s.words))), [commonest] * len(s.words)) for s in sentences])
-
-
-def _lines(lines: Lines, sentence: ParsedSentence, tree: Tree) -> Iterator[str]:
-    """CoNLL-U, a sentence after the other."""
-    yield "\n".join([*lines.comments(sentence.path), write_tree(sentence.words, *tree)])
 
 
 TASK = Task(
@@ -170,6 +168,7 @@ TASK = Task(
     score=score,
     measure="LAS",
     baseline=lambda train_on, sentences, found: left_neighbour(train_on, sentences),
-    lines=_lines,
+    predictions=lambda sentence, tree: [Prediction(sentence.path, sentence.line, located(sentence).piece(), tree=tree)],
+    columns=TREES,
 )
 train, evaluate, load, parse = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -1,47 +1,110 @@
-"""Lines of predictions, which name their file where there are several."""
+"""What tasks find in texts, in the characters of the text: what all output formats are made of."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from spanbert_kernels.data.splitting import Located
 
-class Lines:
-    """Makes lines of predictions on things that were read from those files.
+NOWHERE = Located("", ())
 
-    Example:
-        >>> Lines([Path("a.txt")]).json(Path("a.txt"), label="good")
-        '{"label": "good"}'
-        >>> Lines([Path("a.txt"), Path("b.txt")]).json(Path("a.txt"), label="good")
-        '{"file": "a.txt", "label": "good"}'
+
+@dataclass(frozen=True)
+class Mark:
+    """Characters of a text from `start` to before `end`, their type, and the entity that they are a mention of.
+
+    The type or the entity is "" where a task does not tell it.
     """
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        found = list(paths)
-        self.several, self.alone = len(set(found)) > 1, len(found) == 1
-
-    def json(self, path: Path, **fields: Any) -> str:
-        """A JSON object."""
-        return json.dumps(({"file": _name(path)} if self.several else {}) | fields, ensure_ascii=False)
-
-    def of_files(self, paths: Iterable[Path], **fields: Any) -> str:
-        """A JSON object about things in several files.
-
-        Example:
-            >>> Lines([Path("a.txt"), Path("b.txt")]).of_files([Path("b.txt"), Path("b.txt")], mentions=[])
-            '{"files": ["b.txt"], "mentions": []}'
-        """
-        named = {"files": list(dict.fromkeys(map(_name, paths)))} if self.several else {}
-        return json.dumps(named | fields, ensure_ascii=False)
-
-    def comments(self, path: Path) -> list[str]:
-        """What stands above a sentence of columns: a line, or none where there is one file."""
-        return [f"# file = {_name(path)}"] if self.several else []
+    start: int
+    end: int
+    label: str = ""
+    entity: str = ""
 
 
-def _name(path: Path) -> str:
+@dataclass(frozen=True)
+class Prediction:
+    """A text, or a sentence of it, and what was found in it.
+
+    Attributes:
+        path: the file that it is from.
+        line: there; 0 where the document's name says more.
+        located: the text and its words; without a text, what was found is about the whole file.
+        marks: what was found in the text.
+        marked: what the marks are called, "entities" or "mentions"; "" for a task that finds none.
+        labels: of each word, where a task finds them.
+        tree: of each word the head (0: the root, else 1-based) and the relation, where a task finds them.
+        document: its name, where it may share its file with others.
+        found: all else that was found, by name.
+    """
+
+    path: Path
+    line: int = 0
+    located: Located = NOWHERE
+    marks: tuple[Mark, ...] = ()
+    marked: str = ""
+    labels: tuple[str, ...] = ()
+    tree: tuple[Sequence[int], Sequence[str]] | None = None
+    document: str = ""
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def text_of(self, mark: Mark) -> str:
+        """The marked characters."""
+        return self.located.text[mark.start : mark.end]
+
+
+def located(item: Any) -> Located:
+    """Where the words of an item stand; where that is not known, they are joined by spaces."""
+    return item.located or Located.joined(item.words)
+
+
+def marks_of_labels(labels: Sequence[str], where: Located) -> tuple[Mark, ...]:
+    """The entities that BIO labels of words stand for; I behind another type begins one.
+
+    Example:
+        >>> marks_of_labels(["B-person", "I-person", "O", "I-place"], Located.joined(["Ada", "King", "in", "Rome"]))
+        (Mark(start=0, end=8, label='person', entity=''), Mark(start=12, end=16, label='place', entity=''))
+    """
+    found: list[Mark] = []
+    before = "O"
+    for label, (start, end) in zip(labels, where.places, strict=True):
+        kind = label[2:]
+        if label[0] == "I" and before[2:] == kind and found:
+            found[-1] = replace(found[-1], end=end)
+        elif label != "O":
+            found.append(Mark(start, end, kind))
+        before = label
+    return tuple(found)
+
+
+def merged(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """One for each text: those on sentences of the same text, which follow each other, become one."""
+    for _, group in groupby(predictions, key=_text_of):
+        first, *more = group
+        if not more:
+            yield first
+            continue
+        each = [first, *more]
+        places = [place for one in each for place in one.located.places]
+        yield replace(
+            first,
+            located=replace(first.located, places=places),
+            marks=tuple(mark for one in each for mark in one.marks),
+            labels=tuple(label for one in each for label in one.labels),
+        )
+
+
+def _text_of(one: Prediction) -> tuple[object, ...]:
+    """What tells texts apart; a sentence whose text is not known is one of its own."""
+    place = one.located.start if one.located.start is not None else one.located.places[:1]
+    return one.path, one.line, one.document, one.located.text, place
+
+
+def file_name(path: Path) -> str:
     """What UTF-8 cannot hold of a file's name is replaced; a line break in it is a space."""
     return " ".join(os.fsencode(path).decode("utf-8", errors="replace").splitlines())

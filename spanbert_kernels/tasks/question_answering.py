@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from spanbert_kernels.data.squad import Question, read_questions
 from spanbert_kernels.models import SpanBERTForQuestionAnswering
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import Example, padded
-from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.span_training import SpanTraining, shown
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 
@@ -207,11 +207,6 @@ def whole_text(questions: Sequence[Question]) -> Scores:
     return score(questions, [question.context for question in questions])
 
 
-def _lines(lines: Lines, question: Question, text: str) -> Iterator[str]:
-    """A JSON object a question: its id and the answer."""
-    yield lines.json(question.path, id=question.id, answer=text)
-
-
 TASK = Task(
     noun="question",
     lack="there is no question whose answer fits in a window",
@@ -229,6 +224,8 @@ TASK = Task(
     decode=_decode,
     score=score,
     baseline=lambda train_on, questions, found: whole_text(questions),
-    lines=_lines,
+    predictions=lambda question, text: [
+        Prediction(question.path, found={"id": question.id, "question": question.question, "answer": text})
+    ],
 )
 train, evaluate, load, answer = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

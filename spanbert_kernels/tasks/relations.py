@@ -34,9 +34,10 @@ from spanbert_kernels.tasks.cross_document_coreference import (
     documents_of,
     merged,
 )
+from spanbert_kernels.tasks.formats import RELATED_ENTITIES
 from spanbert_kernels.tasks.labels import labels_of
 from spanbert_kernels.tasks.mentions import count_mentions
-from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.scores import scores_of_sets
 from spanbert_kernels.tasks.span_training import SpanTraining
 from spanbert_kernels.tasks.start import Start
@@ -250,11 +251,11 @@ def _fields(clusters: Sequence[RelatedCluster], start: Start, data: Source) -> d
     return cross_document_fields(start.layers())
 
 
-def _lines(lines: Lines, cluster: RelatedCluster, found: dict[Related, float]) -> Iterator[str]:
-    """A JSON object a relation of entities that `documents.conll` in a folder marks: entities, name, probability."""
+def _predictions(cluster: RelatedCluster, found: dict[Related, float]) -> Iterator[Prediction]:
+    """Of each relation of entities that `documents.conll` in a folder marks."""
     for (first, second, kind), chance in sorted(found.items()):
-        path = cluster.documents[0].path
-        yield lines.json(path, first=first, second=second, relation=kind, probability=chance)
+        fields = {"first": first, "second": second, "relation": kind, "probability": round(chance, 4)}
+        yield Prediction(cluster.documents[0].path, found=fields)
 
 
 TASK = Task(
@@ -280,6 +281,8 @@ TASK = Task(
     decode=_decode,
     score=score,
     baseline=lambda train_on, clusters, found: neighbours(train_on, clusters),
-    lines=_lines,
+    predictions=_predictions,
+    columns=RELATED_ENTITIES,
+    groups=lambda clusters: [clusters],
 )
 train, evaluate, load, relate = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

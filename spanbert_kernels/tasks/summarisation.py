@@ -13,6 +13,7 @@ from spanbert_kernels.data.parallel import Pair
 from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.tasks import generation
 from spanbert_kernels.tasks.base import Scores
+from spanbert_kernels.tasks.formats import SUMMARISED
 
 METRICS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 LENGTH = 64  # tokens of a summary that is written
@@ -41,6 +42,7 @@ TASK = generation.Writing(
     score=score,
     measure="ROUGE-L",
     baseline=lambda train_on, pairs, found: lead(pairs),
-    lines=lambda lines, pair, text: [lines.json(pair.path, summary=text)],
+    predictions=lambda pair, text: [generation.prediction(pair, summary=text)],
+    columns=SUMMARISED,
     label_smoothing=LABEL_SMOOTHING,
 )

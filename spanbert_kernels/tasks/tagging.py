@@ -17,8 +17,9 @@ from spanbert_kernels.data.words import read_sentences
 from spanbert_kernels.models import SpanBERTForTokenClassification
 from spanbert_kernels.tasks.base import Batches, Task
 from spanbert_kernels.tasks.batches import IGNORED, Example, padded
+from spanbert_kernels.tasks.formats import LABELLED_WORDS
 from spanbert_kernels.tasks.labels import labels_of
-from spanbert_kernels.tasks.predictions import Lines
+from spanbert_kernels.tasks.predictions import Prediction, located, marks_of_labels
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import count_cut_words, windows
 
@@ -91,11 +92,10 @@ def majority(train_on: Sequence[TaggedSentence], sentences: Sequence[TaggedSente
     return score([sentence.labels for sentence in sentences], predicted)
 
 
-def _lines(lines: Lines, sentence: TaggedSentence, labels: Sequence[str]) -> Iterator[str]:
-    """A word and its label a line, an empty line after each sentence."""
-    yield from lines.comments(sentence.path)
-    yield from (f"{word}\t{label}" for word, label in zip(sentence.words, labels, strict=True))
-    yield ""
+def _predictions(sentence: TaggedSentence, labels: Sequence[str]) -> Iterator[Prediction]:
+    where = located(sentence)
+    marks = marks_of_labels(labels, where)
+    yield Prediction(sentence.path, sentence.line, where, marks, "entities", tuple(labels))
 
 
 TASK = Task(
@@ -119,6 +119,7 @@ TASK = Task(
     score=lambda sentences, found: score([s.labels for s in sentences], found),
     measure="f1",
     baseline=lambda train_on, sentences, found: majority(train_on, sentences),
-    lines=_lines,
+    predictions=_predictions,
+    columns=LABELLED_WORDS,
 )
 train, evaluate, load, tag = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -10,6 +10,7 @@ from sacrebleu import corpus_bleu, corpus_chrf
 from spanbert_kernels.data.parallel import Pair, read_aligned, read_sources
 from spanbert_kernels.tasks import generation
 from spanbert_kernels.tasks.base import Scores
+from spanbert_kernels.tasks.formats import TRANSLATIONS
 from spanbert_kernels.tasks.vocabulary import train_tokenizer
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -39,5 +40,6 @@ TASK = generation.Writing(
     score=score,
     measure="BLEU",
     baseline=lambda train_on, pairs, found: copied(pairs),
-    lines=lambda lines, pair, text: [lines.json(pair.path, translation=text)],
+    predictions=lambda pair, text: [generation.prediction(pair, translation=text)],
+    columns=TRANSLATIONS,
 )

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
 from spanbert_kernels import SpanBERTForPreTraining, extras
-from spanbert_kernels.cli import tasks, training_options
+from spanbert_kernels.cli import predicting, tasks, training_options
 from spanbert_kernels.tasks.base import TASKS, load
 from spanbert_kernels.tasks.start import SIZES
 from spanbert_kernels.tasks.training import PRECISIONS, SCHEDULES
@@ -106,15 +106,16 @@ def test_predict_and_explain_read_what_train_reads(run: Run, write: Write) -> No
     result = run("train", "tagging", "--data", columns.parent / "a.conll", "--data", columns, *trained)
     assert result.exit_code == 0, result.output
     assert "took 4 sentences" in result.stderr
-    both = run("predict", "tagging", columns.parent, "--model", "model")
+    as_columns = ("--model", "model", "--format", "columns")
+    both = run("predict", "tagging", columns.parent, *as_columns)
     assert both.exit_code == 0, both.output
     lines = both.stdout.splitlines()
     assert [line for line in lines if line.startswith("#")] == [f"# file = {columns}"] * 2 + [f"# file = {plain}"]
     words = [line.split("\t")[0] for line in lines if line and not line.startswith("#")]
     assert " ".join(words) == "Anna went to Oslo . Nobody went . Anna went ."
-    alone = run("predict", "tagging", columns, "--model", "model")
+    alone = run("predict", "tagging", columns, *as_columns)
     assert "#" not in alone.stdout
-    assert run("predict", "tagging", columns, plain, "--model", "model").stdout == both.stdout
+    assert run("predict", "tagging", columns, plain, *as_columns).stdout == both.stdout
 
     records = write("posts.jsonl", '{"text": "Good", "label": "a"}\n{"text": "Bad", "label": "b"}\n')
     table = write("table.csv", "Id,Text\n1,Good film\n")
@@ -154,7 +155,8 @@ def test_progress_is_shown_to_those_who_watch(run: Run, write: Write, monkeypatc
     assert "%|" not in silent.output
     assert "It has not learnt: f1 0.000, the trivial baseline has 1.000. Try a trained encoder" in silent.stderr
     assert "more than 1 steps" in silent.stderr
-    monkeypatch.setattr(tasks, "watched", lambda: True)
+    for module in (tasks, predicting):
+        monkeypatch.setattr(module, "watched", lambda: True)
     for command in (("evaluate", "tagging", *model, "--data", data), ("predict", "tagging", data, *model)):
         result = run(*command)
         assert result.exit_code == 0, result.output

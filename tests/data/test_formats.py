@@ -58,8 +58,12 @@ FORMATS: dict[str, tuple[str, str, Read]] = {
         lambda p: [d.words[0] for d in read_nested(p) if d.mentions],
     ),
     "relations": ("a.tsv", "{w}\te2\tmet\n", lambda p: [first for first, _ in read_relations(p)]),
-    "plain": ("a.txt", "{w} sleeps\n", lambda p: [s.words[0] for s in read_sentences(p)]),
-    "plain documents": ("a.txt", "{w} sleeps\n", lambda p: [d.words[0] for d in read_documents(p)]),
+    "plain": ("a.txt", "{w}\n", lambda p: [s.located.text for s in read_sentences(p) if s.located]),
+    "plain documents": (
+        "a.txt",
+        "{w}\n",
+        lambda p: [d.located.text.strip("\r\n") for d in read_documents(p) if d.located],
+    ),
     "lines": ("a.txt", "{w}\n", lambda p: [pair.source for pair in read_sources(p)]),
 }
 

@@ -55,9 +55,13 @@ def test_shapes(tmp_path: Path, record: dict[str, Any]) -> None:
 
 
 def test_words_of_a_text_without_tokens(tmp_path: Path) -> None:
-    (document,) = read_spans(written(tmp_path, {"text": "I'm in 東京 (2nd).", "entities": [[7, 9, "place"]]}))
-    assert document.words == ("I", "'", "m", "in", "東", "京", "(", "2nd", ")", ".")
-    assert [(m.first, m.last) for m in document.mentions] == [(4, 5)]
+    """As plain text is split; where a mention begins behind the sign of a name or a topic, the sign is a word."""
+    text = "I'm in 東京 (2nd), @zoe."
+    (document,) = read_spans(written(tmp_path, {"text": text, "entities": [[7, 9, "place"], [18, 21, "person"]]}))
+    assert document.words == ("I", "'m", "in", "東", "京", "(", "2nd", ")", ",", "@", "zoe", ".")
+    assert [(m.first, m.last) for m in document.mentions] == [(3, 4), (10, 10)]
+    (document,) = read_spans(written(tmp_path, {"text": text}), mentions=False)
+    assert document.words[-2:] == ("@zoe", ".")
 
 
 def test_a_span_inside_a_word_is_left_out_and_counted(tmp_path: Path) -> None:

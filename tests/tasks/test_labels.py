@@ -19,7 +19,7 @@ from spanbert_kernels import (
 )
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
 from spanbert_kernels.data.conll_ner import TaggedSentence
-from spanbert_kernels.data.conllu import ParsedSentence
+from spanbert_kernels.data.conllu import ParsedSentence, write_tree
 from spanbert_kernels.data.counts import TEST, tallying
 from spanbert_kernels.data.faults import DataFault, DataWarning
 from spanbert_kernels.data.labelled import LabelledDocument
@@ -165,7 +165,7 @@ def test_sentences_too_long_to_parse(tmp_path: Path) -> None:
     assert len(trees[1][0]) == 2
     with pytest.warns(DataWarning, match=r"test\.file: no sentence is short enough for the model to find"):
         assert parsing.evaluate(model, TOKENIZER, [long]) == {"UAS": 0.0, "LAS": 0.0}
-    written = parsing.write_tree(long.words, *trees[0])
+    written = write_tree(long.words, *trees[0])
     assert written.splitlines()[0] == "1\ta\t_\t_\t_\t_\t_\t_\t_\t_"
     with pytest.raises(ValueError, match=r"test\.file: no sentence is short enough for the model to train on"):
         parsing.train(model, TOKENIZER, [long], TrainingOptions(tmp_path))

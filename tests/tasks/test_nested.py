@@ -132,7 +132,10 @@ def test_it_learns_and_is_loaded_again(tmp_path: Path) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_text("the mayor of Oslo met Clara in Paris .\n")
     (line,) = nested.TASK.predict(tmp_path / "model", plain, "auto")
-    assert [0, 3, "person"] in json.loads(line)["mentions"]
+    assert {"start": 0, "end": 17, "label": "person", "text": "the mayor of Oslo"} in json.loads(line)["entities"]
+    columns = nested.TASK.predict(tmp_path / "model", plain, "auto", "columns")
+    (found,) = read(tmp_path, "".join(f"{line}\n" for line in columns))
+    assert {(m.first, m.last, m.kind) for m in found.mentions} >= {(0, 3, "person"), (3, 3, "place")}
 
 
 def test_targets_and_wide_mentions(tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ def test_it_learns_and_is_loaded_again(tmp_path: Path) -> None:
     assert parsing.TASK.evaluate(tmp_path / "model", sentences[0].path, "eager") == scores
     plain = tmp_path / "plain.txt"
     plain.write_text("the storm of the harbour meets the captain .\n\nthe ferry sees the storm .\n")
-    (tmp_path / "found.conllu").write_text("\n".join(parsing.TASK.predict(tmp_path / "model", plain, "auto")))
+    lines = parsing.TASK.predict(tmp_path / "model", plain, "auto", "columns")
+    (tmp_path / "found.conllu").write_text("".join(f"{line}\n" for line in lines))
     found = read_trees(tmp_path / "found.conllu")
     assert found[0].heads == (2, 6, 5, 5, 2, 0, 8, 6, 6)
     assert " ".join(found[1].words) == "the ferry sees the storm ."

@@ -48,7 +48,7 @@ def test_it_learns_and_is_loaded_again(tagged_file: Write, tmp_path: Path) -> No
     assert tagging.TASK.evaluate(tmp_path / "model", test[0].path, "eager") == scores
     plain = tmp_path / "plain.txt"
     plain.write_text("Anna went to Oslo .\n\nNobody was there .\n")
-    lines = list(tagging.TASK.predict(tmp_path / "model", plain, "auto"))
+    lines = list(tagging.TASK.predict(tmp_path / "model", plain, "auto", "columns"))
     assert lines[:4] == ["Anna\tB-person", "went\tO", "to\tO", "Oslo\tB-place"]
     assert lines[5:] == ["", "Nobody\tO", "was\tO", "there\tO", ".\tO", ""]
 
