@@ -101,7 +101,8 @@ def _of_standard_input(task: Any, folder: Path, backend: str, by_line: bool) -> 
     for text, first in blocks_of(sys.stdin.buffer, by_line):
         if text.strip():
             with standard_input(text, first):
-                yield predictions_for(task, loaded, task.read_to_predict([STANDARD_INPUT]), backend)
+                items = task.read_to_predict([STANDARD_INPUT])
+                yield predictions_for(task, loaded, items, backend, first == 1)
 
 
 def _write(task: Any, blocks: Blocks, several: bool, written: str, output: Path | None) -> None:

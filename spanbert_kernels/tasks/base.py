@@ -15,6 +15,7 @@ from spanbert_kernels.data.faults import DataFault, warn
 from spanbert_kernels.data.sources import Source, name_of, some
 from spanbert_kernels.models.tokenization import load_tokenizer
 from spanbert_kernels.tasks.batches import Example, outputs, without
+from spanbert_kernels.tasks.familiarity import FIELD, capitalised
 from spanbert_kernels.tasks.formats import Format
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.predicting import chunks, line_format, predictions_for, several
@@ -122,6 +123,7 @@ class Task(Generic[Item, Found]):
         held_out = [] if test is None else self._read(test, TEST)
         development = [] if dev is None else self._read(dev, DEVELOPMENT)
         model, tokenizer = self.build(items, data, start, options.seed)
+        setattr(model.config, FIELD, capitalised(self.texts_of(items)))
         training = self.fit(model, tokenizer, items, options, spans, development)
         if not held_out:
             return Outcome(training, {}, {})
@@ -163,9 +165,13 @@ class Task(Generic[Item, Found]):
             raise ValueError(f"{name_of(data)}: there is nothing to predict for")
         return items
 
+    def texts_of(self, items: Iterable[Item]) -> Iterator[str]:
+        """Of all items."""
+        return (text for item in items for text in self.texts(item))
+
     def build(self, items: Sequence[Item], data: Source, start: Start, seed: int) -> tuple[Any, Tokenizer]:
         """A model for the labels of the items and a tokenizer, as `start` says."""
-        tokenizer = start.tokenizer(text for item in items for text in self.texts(item))
+        tokenizer = start.tokenizer(self.texts_of(items))
         fields = self.fields(items, start, data)
         if self.labels is not None:
             fields |= label_fields(self.labels_in(items))

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from spanbert_kernels.data.sources import name_of
+from spanbert_kernels.tasks.familiarity import warn_of_strange_texts
 from spanbert_kernels.tasks.formats import JSON_LINES, SPACY_LINES, Format
 from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.progress import bars, counted
@@ -24,10 +26,16 @@ def chunks(items: Sequence[Any], size: int = TOGETHER) -> Iterator[Sequence[Any]
 
 
 def predictions_for(
-    task: Task[Any, Any], trained: tuple[Any, Tokenizer], items: Sequence[Any], backend: str
+    task: Task[Any, Any], trained: tuple[Any, Tokenizer], items: Sequence[Any], backend: str, first: bool = True
 ) -> Iterator[Prediction]:
-    """What a trained model with its tokenizer finds for items, group by group."""
+    """What a trained model with its tokenizer finds for items, group by group.
+
+    Where they are the `first` ones, a warning says whether they are unlike what the model knows.
+    """
     model, tokenizer = trained
+    if first:
+        name = name_of(list(dict.fromkeys(path for item in items for path in task.paths(item))))
+        warn_of_strange_texts(model.config, tokenizer, task.texts_of(items), name)
     groups = list(task.groups(items))
     for group in counted(groups, "predicting") if len(groups) > 1 else groups:
         with contextlib.nullcontext() if len(groups) == 1 else bars(shown=False):

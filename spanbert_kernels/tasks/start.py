@@ -34,7 +34,8 @@ def load_trained(kind: Any, folder: Path) -> Any:
         OSError: there is no such folder, or no model in it.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+        what = "give the one that train wrote; an encoder is trained for a task first: train TASK --model NAME"
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}: {what}")
     with loading(folder):
         fields, _ = kind.config_class.get_config_dict(folder)
     written = (fields.get("architectures") or ["a model without a head"])[0]

@@ -119,8 +119,8 @@ def test_a_model_of_another_task_is_not_used(tmp_path: Path, tagger: Path, name:
 
 @pytest.mark.parametrize("name", ["tagging", "translation"])
 def test_no_such_model(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no folder '.*nowhere'"):
-        list(load(name).predict(tmp_path / "nowhere", written(tmp_path / "a.txt", "a\n"), "auto"))
+    with pytest.raises(FileNotFoundError, match=r"there is no folder 'spanbert-base': .* trained for a task first"):
+        list(load(name).predict(Path("spanbert-base"), written(tmp_path / "a.txt", "a\n"), "auto"))
 
 
 def test_a_checkpoint_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
