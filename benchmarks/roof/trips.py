@@ -114,6 +114,17 @@ def attention(side: int, other: int, own_rows: str, other_rows: str) -> Callable
     return trips
 
 
+def anchors_forward(arguments: Arguments) -> Trips:
+    """A block of documents goes through those of all their clusters."""
+    block, documents = block_of(arguments), arguments["num_documents"]
+    columns = -(-arguments["head_dim"] // block["D"])
+    alike = arguments["heads"] * columns
+    rows = torch.arange(0, documents, block["M"])
+    first, last = arguments["documents"][4:6]
+    steps = total(parts_of(last[(rows + block["M"]).clamp(max=documents) - 1] - first[rows], block["N"])) * alike
+    return Trips(len(rows) * alike, {BLOCKS: steps, CHUNKS: steps * columns, "while place < end": 0.0})
+
+
 def whole_backward(arguments: Arguments) -> Trips:
     block = block_of(arguments)
     _, first = _tiles(arguments, QUERIES, block["N"])
@@ -265,6 +276,7 @@ def score_forward(arguments: Arguments) -> Trips:
 
 TRIPS: dict[str, Callable[[Arguments], Trips]] = {
     "attention_forward": attention(QUERIES, KEYS, "M", "N"),
+    "anchors_forward": anchors_forward,
     "query_backward": attention(QUERIES, KEYS, "M", "N"),
     "online_query_backward": attention(QUERIES, KEYS, "M", "N"),
     "key_backward": attention(KEYS, QUERIES, "N", "M"),

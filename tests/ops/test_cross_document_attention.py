@@ -11,7 +11,8 @@ import torch
 from attention_loops import cross_document_attention_by_loop, cross_score_terms, largest_logit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_checks import Case, OpChecks, Tensors
+from op_checks import Case, OpChecks, Tensors, every_backend
+from places import Place, gpu_blocks
 from torch import Tensor
 
 from spanbert_kernels.ops import cross_document_attention
@@ -271,14 +272,36 @@ def test_an_empty_documents_row_reaches_nothing() -> None:
         assert not grad[1].any()
 
 
-def test_clusters_do_not_see_each_other() -> None:
-    expected = outputs_of(make())[0]
+@every_backend("cross_document_attention")
+def test_clusters_do_not_see_each_other(backend: Any) -> None:
+    expected = outputs_of(make(), backend=backend)[0]
     arguments = make()
     for name in "qkv":
         arguments[name][4:] = torch.inf
-    output = outputs_of(arguments)[0]
-    assert torch.equal(output[:4], expected[:4])
+    output = outputs_of(arguments, backend=backend)[0]
+    torch.testing.assert_close(output[:4], expected[:4])
     assert not output[4:].isfinite().all()
+
+
+@pytest.mark.parametrize("dim", [20, pytest.param(140, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", [Place("triton", "interpreter")], indirect=True, ids=str)
+def test_anchors_of_many_clusters_in_blocks_of_a_gpu(backend: Any, dim: int) -> None:
+    """Blocks have documents of several clusters, and a cluster those of several blocks."""
+    arguments = make(lengths=(1, 0, 2, 1) * 10, clusters=(0, 3, 3, 22, 23, 40), heads=1, dim=dim, seed=5)
+    empty, poisoned = torch.arange(1, 40, 4), 18
+    for name in "qkv":
+        arguments[name][empty] = torch.nan
+    arguments["v"][poisoned] = torch.inf
+    options: dict[str, Any] = {"dropout_p": 0.3, "return_lse": True}
+    double = {n: t.double() if t.is_floating_point() else t for n, t in arguments.items()}
+    expected = cross_document_attention(**double, **options, backend="eager")
+    with gpu_blocks():
+        found = cross_document_attention(**arguments, **options, backend=backend)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs.float(), equal_nan=True)
+    finite = found[0].isfinite().all(2).flatten()
+    assert finite[[poisoned, *range(3), *range(22, 40)]].all()
+    assert not finite.all()
 
 
 def test_pairwise_gives_anchors_no_gradient_for_queries_and_keys() -> None:

@@ -20,6 +20,7 @@ from spanbert_kernels.ops.attention.operators import (
     new_lse,
     parts_of,
 )
+from spanbert_kernels.ops.attention.triton_anchors import is_between_anchors, launch_anchors
 from spanbert_kernels.ops.attention.triton_backward import key_backward, query_backward
 from spanbert_kernels.ops.attention.triton_forward import attention_forward
 from spanbert_kernels.ops.attention.triton_launch import (
@@ -196,6 +197,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     if q.numel() == 0:
         return triton_launch.new_rows(q, work.anchor_queries), new_lse(q).fill_(-torch.inf)
+    if is_between_anchors(work):
+        return launch_anchors(q, k, v, work, scale, dropout)
     if is_between_tokens(work):
         loops = FORWARD_OF_TOKENS if dropout.seed is None else FORWARD_OF_TOKENS_WITH_DROPOUT
     else:
