@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from spanbert_kernels.acceleration import places, training, whole_graph
 from spanbert_kernels.acceleration.attention import Batch
-from spanbert_kernels.acceleration.embeddings import embedded
+from spanbert_kernels.acceleration.embeddings import Embedder
 from spanbert_kernels.acceleration.families import Reads
 from spanbert_kernels.acceleration.family import Family, count_positions, mixes_documents
 from spanbert_kernels.acceleration.layouts import at
@@ -210,7 +210,7 @@ class PackedForward:
                 self._structure = None
                 self._forget()
                 return structure
-            self._structure = structure
+            self._structure, self._embedder = structure, Embedder(self.model.embeddings)
         request = read_request(self.model, self.family, self._names, args, kwargs)
         return request if isinstance(request, str) else (self._structure, request)
 
@@ -315,7 +315,7 @@ class PackedForward:
             None if (each := request.inputs.get(name)) is None else _pack(packing, each)
             for name in ("input_ids", "token_type_ids")
         )
-        return embedded(self.model.embeddings, token_ids, type_ids, lambda: self._positions(request, packing))
+        return self._embedder(token_ids, type_ids, lambda: self._positions(request, packing))
 
     def _positions(self, request: Request, packing: Packing) -> Tensor:
         """The position ids of the real tokens, `[T]`."""

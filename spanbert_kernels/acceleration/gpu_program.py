@@ -1,24 +1,27 @@
 """What a layer of the usual kind launches on a GPU, again and again on other tensors, with little Python in between.
 
-The first layer of a batch is run as any other, and what it launches is noted. For the rest, addresses are put into the
-same arguments. A layer is of the usual kind as BERT's are: norms after the products, the exact GELU, attention by
-nothing but scores.
+What a call launches is noted when its sizes are new; later calls put their addresses into the same arguments. A layer
+is of the usual kind as BERT's are: norms after the products, the exact GELU, attention by nothing but scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from spanbert_kernels.ops.attention.work import AttentionWork
+from spanbert_kernels.nn.packing import Packing
+from spanbert_kernels.ops.attention.work import AttentionWork, in_one_launch
 from spanbert_kernels.ops.philox import Dropout
 from spanbert_kernels.ops.repeats import Launched, launches_of
 
-MOST = 64  # numbers of rows whose launches are kept
+MOST = 256  # calls whose launches are kept
+PLAIN = (Tensor, nn.Parameter)
+_DTYPE = attrgetter("dtype")
 _NOTHING_DROPPED = Dropout(0.0, None)
 
 
@@ -43,143 +46,241 @@ class LayerTensors(NamedTuple):
 
 
 class Relaunch:
-    """A launch on other tensors in the place of some.
+    """A launch, to be done on other tensors. Threads share it: it does not change.
 
     Attributes:
-        fits: whether all its tensors are of these, or of those that stay.
+        compiled: whether it takes the addresses of tensors.
+        fits: whether all its tensors are among those that others take the place of.
     """
 
-    def __init__(self, launched: Launched, tensors: Sequence[Tensor], constants: Iterable[Tensor] = ()) -> None:
+    def __init__(self, launched: Launched, tensors: Sequence[Tensor]) -> None:
         self.again, self.compiled = launched.again, launched.compiled
-        self.values: list[Any] = list(launched.values)
-        self.kept: list[Tensor] = []
+        self.template: list[Any] = list(launched.values)
         self.fits = True
-        self._slots = {tensor.data_ptr(): slot for slot, tensor in enumerate(tensors)}
-        self._storages = {each.untyped_storage().data_ptr() for each in constants}
-        # Where tensors go: the argument's place and, where that is a tuple which begins with it, what stands behind it.
-        self.places: list[tuple[int, int, Any, tuple[Any, ...]]] = []
-        for place, value in enumerate(self.values):
+        slots = {tensor.data_ptr(): slot for slot, tensor in reversed([*enumerate(tensors)])}
+        self.places: list[tuple[int, int]] = []
+        # Of an argument that is a tuple: its place, what makes it, its fields, and which of these are tensors; of one
+        # whose first field alone is a tensor: its place, what makes it, which tensor, the other fields.
+        self.groups: list[tuple[int, Callable[..., Any], list[Any], list[tuple[int, int]]]] = []
+        self.leading: list[tuple[int, Callable[..., Any], int, tuple[Any, ...]]] = []
+        for place, value in enumerate(launched.values):
             if isinstance(value, Tensor):
-                self._put(place, value, None, ())
+                self.places += self._slots(slots, [(place, value)])
             elif isinstance(value, tuple) and any(isinstance(leaf, Tensor) for leaf in value):
                 build = value._make if hasattr(value, "_make") and not self.compiled else tuple
-                if isinstance(value[0], Tensor) and value[0].data_ptr() in self._slots:
-                    self._put(place, value[0], build, value[1:])
+                inner = self._slots(slots, [(i, leaf) for i, leaf in enumerate(value) if isinstance(leaf, Tensor)])
+                if [index for index, _ in inner] == [0]:
+                    self.leading.append((place, build, inner[0][1], tuple(value[1:])))
                 else:
-                    self.values[place] = build(self._constant(leaf) for leaf in value)
+                    self.groups.append((place, build, list(value), inner))
 
-    def _put(self, place: int, tensor: Tensor, build: Any, rest: tuple[Any, ...]) -> None:
-        slot = self._slots.get(tensor.data_ptr())
-        if slot is None:
-            self.values[place] = self._constant(tensor)
-        else:
-            self.places.append((place, slot, build, rest))
-            self.fits = self.fits and not any(isinstance(leaf, Tensor) for leaf in rest)
+    def _slots(self, slots: dict[int, int], found: list[tuple[int, Tensor]]) -> list[tuple[int, int]]:
+        self.fits = self.fits and all(tensor.data_ptr() in slots for _, tensor in found)
+        return [(place, slots.get(tensor.data_ptr(), 0)) for place, tensor in found]
 
-    def _constant(self, leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        self.fits = self.fits and leaf.untyped_storage().data_ptr() in self._storages
-        self.kept.append(leaf)
-        return leaf.data_ptr() if self.compiled else leaf
-
-    def __call__(self, stream: int, *given: Any) -> None:
-        values = self.values
-        for place, slot, build, rest in self.places:
-            values[place] = given[slot] if build is None else build((given[slot], *rest))
+    def __call__(self, stream: int, given: Sequence[Any]) -> None:
+        """Launch it on tensors in the place of those that it was made with, or on their addresses."""
+        values = self.template.copy()
+        for place, slot in self.places:
+            values[place] = given[slot]
+        for place, build, slot, rest in self.leading:
+            values[place] = build((given[slot], *rest))
+        for place, build, fields, inner in self.groups:
+            filled = fields.copy()
+            for index, slot in inner:
+                filled[index] = given[slot]
+            values[place] = build(filled)
         if self.compiled:
             self.again(*values, stream=stream)
         else:
             self.again(*values)
 
 
-class GpuProgram:
-    """The launches of layers of the usual kind, those of norms and activation kept by the number of rows."""
+class Repeat:
+    """All that a call launches, to be done on other tensors: those that it is given, then those that it makes."""
+
+    def __init__(self, again: list[Relaunch], given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+        self.again, self.compiled = again, again[0].compiled
+        sizes = [(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in given]
+        # Of each tensor that it makes: one of those given that lies like it, or size, dtype and device.
+        self.made: list[int | tuple[torch.Size, torch.dtype, torch.device]] = []
+        for each in made:
+            like = (each.shape, each.stride(), each.dtype, each.device)
+            self.made.append(sizes.index(like) if like in sizes else (each.shape, each.dtype, each.device))
+
+    @classmethod
+    def of(cls, launched: list[Launched], given: Sequence[Tensor], made: Sequence[Tensor]) -> Repeat | None:
+        """None where the call used other tensors beside."""
+        again = [Relaunch(each, (*given, *made)) for each in launched]
+        fits = all(each.fits for each in again) and all(each.is_contiguous() for each in made)
+        return cls(again, given, made) if again and fits else None
+
+    def new(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """Room for what it makes of tensors like those that it was given."""
+        return [
+            torch.empty_like(given[each])
+            if isinstance(each, int)
+            else torch.empty(each[0], dtype=each[1], device=each[2])
+            for each in self.made
+        ]
+
+    def values(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
+        """What it takes in the place of tensors."""
+        return [tensor.data_ptr() for tensor in tensors] if self.compiled else tensors
+
+    def __call__(self, stream: int, values: Sequence[Any]) -> None:
+        """Do it."""
+        for launch in self.again:
+            launch(stream, values)
+
+
+class Launches:
+    """What calls launch, kept by all that it depends on beside the addresses of tensors."""
 
     def __init__(self) -> None:
-        from spanbert_kernels.ops.attention import triton_joint
+        self.kept: dict[tuple[Any, ...], Repeat | None] = {}
+
+    def keep(self, key: tuple[Any, ...], repeat: Repeat | None) -> None:
+        """Note what calls of a key launch; None: something that cannot be done again."""
+        if len(self.kept) >= MOST:
+            self.kept.clear()
+        self.kept[key] = repeat
+
+    def run(
+        self, stream: int, key: tuple[Any, ...], function: Any, given: Sequence[Tensor], *options: Any
+    ) -> list[Tensor]:
+        """What `function(*given, *options)` makes, launched as before where the key is known.
+
+        Args:
+            stream: the current one, of the current device.
+            key: the call's.
+            function: makes a tensor without gaps or several.
+            given: tensors, without gaps and at multiples of 16 bytes.
+            options: what else it takes.
+        """
+        repeat = self.kept.get(key)
+        if repeat is not None:
+            made = repeat.new(given)
+            repeat(stream, repeat.values((*given, *made)))
+            return made
+        found, launched = launches_of(function, *given, *options)
+        made = [found] if isinstance(found, Tensor) else [*found]
+        if key not in self.kept:
+            self.keep(key, Repeat.of(launched, given, made))
+        return made
+
+
+def lie_well(tensors: Sequence[Any], dtype: torch.dtype | None = None) -> bool:
+    """Whether launches can be repeated on these, if they are there: plain, without gaps, aligned; of this dtype."""
+    return (
+        all(map(PLAIN.__contains__, map(type, tensors)))
+        and all(map(Tensor.is_contiguous, tensors))
+        and not any(address & 15 for address in map(Tensor.data_ptr, tensors))
+        and (dtype is None or {*map(_DTYPE, tensors)} == {dtype})
+    )
+
+
+def is_current(device: torch.device) -> bool:
+    """Whether launches go to a device."""
+    return device.type != "cuda" or device.index == torch.cuda.current_device()
+
+
+def stream_of(device: torch.device) -> int:
+    """The current stream, as launches take it."""
+    return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+
+
+class GpuProgram:
+    """The kernels of layers of the usual kind, and what they launched."""
+
+    def __init__(self) -> None:
+        from spanbert_kernels.ops.attention import triton_joint, triton_lists
         from spanbert_kernels.ops.bias_gelu import triton as gelu_kernels
         from spanbert_kernels.ops.dropout_add_layer_norm import triton as norm_kernels
 
         self.attention: Any = triton_joint.forward
-        self._norm: Any = norm_kernels.add_layer_norm
-        self._gelu: Any = gelu_kernels.forward
-        self._kept: dict[tuple[Any, ...], Relaunch] = {}
-
-    def batch(self, work: AttentionWork, heads: int, head_dim: int, scale: float, device: torch.device) -> GpuBatch:
-        """What runs the layers of a batch."""
-        return GpuBatch(self, work, heads, head_dim, scale, device)
-
-    def normalized(self, stream: int, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        """`LayerNorm(x + residual)`."""
-        return self._launched(stream, (*x.shape, eps), self._norm, x, residual, weight, bias, eps)
-
-    def activated(self, stream: int, x: Tensor, bias: Tensor) -> Tensor:
-        """`GELU(x + bias)`."""
-        return self._launched(stream, tuple(x.shape), self._gelu, x, bias)
-
-    def _launched(self, stream: int, key: tuple[Any, ...], function: Any, *values: Any) -> Tensor:
-        launch = self._kept.get(key)
-        if launch is None:
-            output: Tensor
-            output, (launched,) = launches_of(function, *values)
-            tensors = [each for each in values if isinstance(each, Tensor)]
-            if len(self._kept) >= MOST:
-                self._kept.clear()
-            self._kept[key] = Relaunch(launched, [*tensors, output])
-            return output
-        output = torch.empty_like(values[0])
-        if launch.compiled:
-            launch(stream, *[each.data_ptr() for each in values if isinstance(each, Tensor)], output.data_ptr())
-        else:
-            launch(stream, *[each for each in values if isinstance(each, Tensor)], output)
-        return output
+        self.lists: Any = triton_lists.make_lists
+        self.norm: Any = norm_kernels.add_layer_norm
+        self.gelu: Any = gelu_kernels.forward
+        self.launches = Launches()
 
 
 class GpuBatch:
-    """Runs the layers of a batch, whose attention's launches it notes in the first."""
+    """Runs the layers of a batch.
+
+    Args:
+        program: of layers of these sizes.
+        packing: of the batch.
+        heads, head_dim, scale: of attention.
+        device: where the tokens are.
+    """
 
     def __init__(
-        self,
-        program: GpuProgram,
-        work: AttentionWork,
-        heads: int,
-        head_dim: int,
-        scale: float,
-        device: torch.device,
+        self, program: GpuProgram, packing: Packing, heads: int, head_dim: int, scale: float, device: torch.device
     ) -> None:
-        self.program, self.work, self.scale = program, work, scale
-        self.heads, self.head_dim = heads, head_dim
-        self.stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        self.launches: list[Relaunch] | None = None
+        self.program, self.heads, self.head_dim, self.scale = program, heads, head_dim, scale
+        self.stream = stream_of(device)
+        self.work = self._work(packing)
+        sizes = [each.shape if isinstance(each, Tensor) else each for each in self.work]
+        self.key = ("attention", packing.num_tokens, heads, head_dim, scale, *sizes)
+        self.repeats: dict[tuple[Any, ...], Repeat | None] = {}
+        self.lse: Tensor | None = None  # room for the log-sum-exp of all layers, one after the other
 
-    def run(self, tensors: LayerTensors, eps: float, last_eps: float, hidden: Tensor) -> Tensor:
+    def _work(self, packing: Packing) -> AttentionWork:
+        offsets, tokens = packing.cu_seqlens, packing.num_tokens
+        if not in_one_launch(offsets) or offsets.data_ptr() & 15:
+            return packing.documents.work(True)
+        key = ("lists", offsets.shape, offsets.stride(), offsets.dtype, tokens)
+        documents, tiles, _ = self.program.launches.run(
+            self.stream, key, self.program.lists, (offsets,), None, tokens, False, False
+        )
+        longest = packing.max_seqlen if packing.measured else 0
+        return AttentionWork(documents, *(None,) * 4, tiles, tiles, longest, longest, True, False, False, False)
+
+    def run(self, layer: LayerTensors, eps: float, last_eps: float, hidden: Tensor) -> Tensor:
         """`hidden [T, H]` -> `[T, H]`."""
-        program, stream = self.program, self.stream
-        context = self._attend(F.linear(hidden, tensors.qkv, tensors.qkv_bias))
-        dense = F.linear(context, tensors.dense, tensors.dense_bias)
-        attended = program.normalized(stream, dense, hidden, tensors.norm, tensors.norm_bias, eps)
-        wide = program.activated(stream, F.linear(attended, tensors.up), tensors.up_bias)
-        narrow = F.linear(wide, tensors.down, tensors.down_bias)
-        return program.normalized(stream, narrow, attended, tensors.last_norm, tensors.last_norm_bias, last_eps)
+        program = self.program
+        dense = F.linear(self._attend(F.linear(hidden, layer.qkv, layer.qkv_bias)), layer.dense, layer.dense_bias)
+        attended = self._again("norm", program.norm, (dense, hidden, layer.norm, layer.norm_bias), eps)
+        wide = self._again("gelu", program.gelu, (F.linear(attended, layer.up), layer.up_bias))
+        narrow = F.linear(wide, layer.down, layer.down_bias)
+        return self._again("norm", program.norm, (narrow, attended, layer.last_norm, layer.last_norm_bias), last_eps)
 
     def _attend(self, qkv: Tensor) -> Tensor:
-        rows, columns = qkv.shape[0], self.heads * self.head_dim
-        if self.launches:
-            context = qkv.new_empty(rows, columns)
-            if self.launches[0].compiled:
-                first, step = qkv.data_ptr(), columns * qkv.element_size()
-                given: tuple[Any, ...] = (first, first + step, first + 2 * step, context.data_ptr())
-            else:
-                given = (*qkv.view(rows, 3, self.heads, -1).unbind(1), context.view(rows, self.heads, -1))
-            for launch in self.launches:
-                launch(self.stream, *given)
-            return context
-        heads = qkv.view(rows, 3, self.heads, self.head_dim).unbind(1)
-        (output, lse), launched = launches_of(self.program.attention, *heads, self.work, self.scale, _NOTHING_DROPPED)
-        if self.launches is None:
-            stays = [lse, *(each for each in self.work if isinstance(each, Tensor))]
-            launches = [Relaunch(each, (*heads, output), stays) for each in launched]
-            self.launches = launches if all(each.fits for each in launches) else []
-        first_context: Tensor = output.flatten(1)
-        return first_context
+        repeat, work = self.program.launches.kept.get(self.key), self.work
+        assert work.query_tiles is not None
+        lists = (work.documents, work.query_tiles)
+        if repeat is None:
+            heads = self._heads(qkv)
+            made, launched = launches_of(self.program.attention, *heads, work, self.scale, _NOTHING_DROPPED)
+            if self.key not in self.program.launches.kept:
+                self.program.launches.keep(self.key, Repeat.of(launched, (*heads, *lists), made))
+            first_context: Tensor = made[0].flatten(1)
+            return first_context
+        if self.lse is None:
+            self.lse = torch.empty(self.heads, qkv.shape[0], dtype=torch.float32, device=qkv.device)
+        columns = self.heads * self.head_dim
+        context = qkv.new_empty(qkv.shape[0], columns)
+        rest = repeat.values((*lists, context, self.lse))
+        if repeat.compiled:
+            first, step = qkv.data_ptr(), columns * qkv.element_size()
+            repeat(self.stream, (first, first + step, first + 2 * step, *rest))
+        else:
+            repeat(self.stream, (*self._heads(qkv), *rest))
+        return context
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        return qkv.view(-1, 3, self.heads, self.head_dim).unbind(1)
+
+    def _again(self, name: str, function: Any, given: tuple[Tensor, ...], *options: float) -> Tensor:
+        """What a function makes, which all layers give tensors of the same sizes."""
+        known, launches = (name, *options), self.program.launches
+        repeat = self.repeats.get(known)
+        if repeat is None:
+            key = (*known, given[0].shape, given[0].dtype)
+            (output,) = launches.run(self.stream, key, function, given, *options)
+            self.repeats[known] = launches.kept.get(key)
+            return output
+        output = torch.empty_like(given[0])
+        repeat(self.stream, repeat.values((*given, output)))
+        return output

@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.attention import Batch, attend
-from spanbert_kernels.acceleration.gpu_program import GpuBatch, GpuProgram, LayerTensors
+from spanbert_kernels.acceleration.gpu_program import PLAIN, GpuBatch, GpuProgram, LayerTensors, is_current, lie_well
 from spanbert_kernels.acceleration.linears import activate, is_exact_gelu
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
 from spanbert_kernels.ops import products
 from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
 from spanbert_kernels.ops.repeats import Repeats, unseen
 
-PLAIN = (Tensor, nn.Parameter)
+# LayerTensors behind the first two, as (module, parameter), and which of them our kernels read.
+MODULES = ("dense", "norm", "up", "down", "last_norm")
+READS = tuple((name, kind) for name in MODULES for kind in ("weight", "bias"))
+READ_BY_KERNELS = tuple(place for place, read in enumerate(READS) if "norm" in read[0] or read == ("up", "bias"))
 
 
 def is_on_gpu(hidden: Tensor) -> bool:
@@ -90,13 +93,20 @@ class GpuLayers:
         from spanbert_kernels.ops.bias_gelu import triton as gelu_kernels
         from spanbert_kernels.ops.dropout_add_layer_norm import triton as norm_kernels
 
-        kernels = Kernels(norm_kernels.add_layer_norm, gelu_kernels.forward, Repeats())
         self.encoder = encoder
         self.kind = (hidden.dtype, hidden.device)
-        self.layers = [GpuLayer(parts, kernels) for parts in encoder.distinct]
-        alike = len({(parts.heads, parts.head_dim, parts.scale) for parts in encoder.distinct}) == 1
-        self.program = GpuProgram() if alike and all(layer.is_usual for layer in self.layers) else None
+        self._kernels = Kernels(norm_kernels.add_layer_norm, gelu_kernels.forward, Repeats())
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        distinct = self.encoder.distinct
+        self.layers = [GpuLayer(parts, self._kernels) for parts in distinct]
+        alike = len({(parts.heads, parts.head_dim, parts.scale) for parts in distinct}) == 1
+        usual = alike and all(layer.is_usual for layer in self.layers)
+        self.program = GpuProgram() if usual else None
         self.targets = [target for layer in self.layers for target in layer.targets()]
+        self._given = [source is not None for source in self._sources()]
+        self._reads = [read for layer in self.layers for read in layer.reads()] if usual else []
 
     @classmethod
     def of(cls, encoder: EncoderParts, hidden: Tensor) -> GpuLayers | None:
@@ -114,28 +124,54 @@ class GpuLayers:
 
     def run(self, first: int, last: int, hidden: Tensor, batch: Batch) -> Tensor:
         """Layers first .. last - 1, and the norm after the last of all: `hidden [T, H]` -> `[T, H]`."""
-        if self.targets:
-            torch._foreach_copy_(self.targets, [source for layer in self.layers for source in layer.sources()])
-        alike = self._launcher(hidden, batch)
+        self._fill()
+        launcher = self._launcher(hidden, batch)
+        tensors = [None] * len(self.layers) if launcher is None else self._tensors(hidden.dtype)
         for place in self.encoder.places[first:last]:
-            layer = self.layers[place]
-            tensors = None if alike is None else layer.tensors(hidden)
-            if alike is None or tensors is None:
+            layer, own = self.layers[place], tensors[place]
+            if launcher is None or own is None:
                 hidden = layer.run(hidden, batch)
             else:
-                hidden = alike.run(tensors, *layer.epsilons(), hidden)
+                hidden = launcher.run(own, *layer.epsilons(), hidden)
         return _normalized(self.encoder.norm_after(last), hidden)
+
+    def _fill(self) -> None:
+        """Bring the buffers up to date."""
+        sources = self._sources()
+        if [source is not None for source in sources] != self._given:  # a bias has come or gone
+            self._lay_out()
+            sources = self._sources()
+        if self.targets:
+            torch._foreach_copy_(self.targets, [source for source in sources if source is not None])
+
+    def _sources(self) -> list[Tensor | None]:
+        """The parameters that the buffers are filled from, as they are now."""
+        return [source for layer in self.layers for source in layer.sources()]
+
+    def _tensors(self, dtype: torch.dtype) -> list[LayerTensors | None]:
+        """Each layer's parameters, or None where its kernels cannot read them as they lie."""
+        held = [parameters[name] for parameters, name in self._reads]
+        count = len(READS)
+        small = [tensor for place in READ_BY_KERNELS for tensor in held[place::count]]
+        if lie_well(small, dtype):
+            well = [True] * len(self.layers)
+        else:
+            rows = (held[place : place + count] for place in range(0, len(held), count))
+            well = [lie_well([row[place] for place in READ_BY_KERNELS], dtype) for row in rows]
+        return [
+            LayerTensors._make([layer.weight, layer.bias, *held[i * count : (i + 1) * count]]) if lies_well else None
+            for i, (layer, lies_well) in enumerate(zip(self.layers, well, strict=True))
+        ]
 
     def _launcher(self, hidden: Tensor, batch: Batch) -> GpuBatch | None:
         """What runs layers without looking at them, if all are of the usual kind and nobody looks on."""
         watched = torch.is_grad_enabled() or not unseen() or ops.backends.is_recorded()
         if self.program is None or batch.linked is not None or watched or not len(hidden):
             return None
-        if hidden.device.type == "cuda" and hidden.device.index != torch.cuda.current_device():
+        if not is_current(hidden.device) or not lie_well([hidden]):
             return None
         parts = self.encoder.layers[0]
-        work = batch.packing.documents.work(True)
-        return self.program.batch(work, parts.heads, parts.head_dim, parts.scale, hidden.device)
+        return GpuBatch(self.program, batch.packing, parts.heads, parts.head_dim, parts.scale, hidden.device)
 
 
 class GpuLayer:
@@ -151,23 +187,37 @@ class GpuLayer:
         self.bias: Tensor | None = None
         # Otherwise one Linear has them all, one output after the other.
         if len(projections.linears) > 1 or projections.groups > 1 or projections.beside is not None:
-            with torch.no_grad():
+            # They are filled in and outside of inference mode.
+            with torch.inference_mode(False), torch.no_grad():
                 self.weight, self.bias = projections.weight(), projections.bias()
+        plain = len(projections.linears) == 3 and projections.beside is None
+        self._projections = [linear._parameters for linear in projections.linears] if plain else None
 
     def targets(self) -> list[Tensor]:
-        """Parts of the buffers, one for each of `sources`."""
-        found = [] if self.weight is None else list(self.weight.chunk(3))
+        """Parts of the buffers, one for each of `sources` that there is."""
+        if self.weight is None:
+            return []
+        found = list(self.weight.chunk(3))
         if self.bias is not None:
             pairs = zip(self.bias.chunk(3), self.parts.projections.biases(), strict=True)
             found += [target for target, bias in pairs if bias is not None]
         return found
 
-    def sources(self) -> list[Tensor]:
-        """The parameters that the buffers are filled from, as they are now."""
+    def sources(self) -> list[Tensor | None]:
+        """The weights and biases that the buffers are filled from, as they are now."""
         if self.weight is None:
             return []
+        if self._projections is not None:
+            return [held[name] for name in ("weight", "bias") for held in self._projections]
         projections = self.parts.projections
-        return [*projections.weights(), *(bias for bias in projections.biases() if bias is not None)]
+        return [*projections.weights(), *projections.biases()]
+
+    def reads(self) -> list[tuple[dict[str, Any], str]]:
+        """Where a layer of the usual kind has the parameters that it reads in place, in the order of LayerTensors."""
+        parts = self.parts
+        modules = (parts.dense, parts.attention_norm, parts.up.linears[0], parts.down, parts.norm)
+        held = {name: module._parameters for name, module in zip(MODULES, modules, strict=True) if module is not None}
+        return [(held[name], kind) for name, kind in READS]
 
     @property
     def is_usual(self) -> bool:
@@ -182,22 +232,6 @@ class GpuLayer:
             and parts.relative is None
             and parts.angles is None
             and parts.window is None
-        )
-
-    def tensors(self, hidden: Tensor) -> LayerTensors | None:
-        """The parameters, where the kernels can read them as they lie."""
-        parts = self.parts
-        assert parts.attention_norm is not None
-        assert self.weight is not None
-        up, up_bias = _tensors(parts.up.linears[0])
-        (norm, norm_bias), (last_norm, last_norm_bias) = _tensors(parts.attention_norm), _tensors(parts.norm)
-        read = (norm, norm_bias, up_bias, last_norm, last_norm_bias)
-        for tensor in read:
-            if tensor.data_ptr() & 15 or tensor.dtype is not hidden.dtype or not tensor.is_contiguous():
-                return None
-        dense, down = _tensors(parts.dense), _tensors(parts.down)
-        return LayerTensors(
-            self.weight, self.bias, *dense, norm, norm_bias, up, up_bias, *down, last_norm, last_norm_bias
         )
 
     def epsilons(self) -> tuple[float, float]:

@@ -174,7 +174,8 @@ class Packing:
     def positions(self) -> Tensor:
         """int64 `[T]`: the column of each packed token in the padded batch."""
         if self.indices is None:
-            return torch.arange(self.length, device=self.cu_seqlens.device).repeat(self.batch)
+            columns = torch.arange(self.length, device=self.cu_seqlens.device)
+            return columns if self.batch == 1 else columns.repeat(self.batch)
         return self.indices % self.length
 
 

@@ -210,7 +210,7 @@ class _Collector:
         self.found: list[Launched] = []
 
     def launched(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], compiled: Any) -> None:
-        again = kernel[grid] if compiled is None else compiled[(*grid, 1, 1)[:3]]
+        again = kernel[grid] if compiled is None else _runner(compiled, grid)
         self.found.append(Launched(again, tuple(arguments[name] for name in kernel.arg_names), compiled is not None))
 
 
@@ -254,8 +254,9 @@ class _Recorder(TorchDispatchMode):
         if compiled is None:  # the interpreter
             self.steps.append(_interpreted(kernel[grid], self._filled(values)))
         else:
-            runner = compiled[(*grid, 1, 1)[:3]]
-            self.steps.append(_launched(runner, self._filled(values, addresses=True), self.device.index or 0))
+            self.steps.append(
+                _launched(_runner(compiled, grid), self._filled(values, addresses=True), self.device.index or 0)
+            )
 
     def _filled(self, values: tuple[Any, ...], addresses: bool = False) -> Callable[[list[Any]], list[Any]]:
         """What makes the values from all tensors: for a compiled kernel their addresses, in plain tuples."""
@@ -308,6 +309,22 @@ def _again(function: Any, fill: Any, names: tuple[str, ...], fill_named: Any, is
 
 def _interpreted(kernel: Any, fill: Any) -> Step:
     return lambda found: kernel(*fill(found))
+
+
+def _runner(compiled: Any, grid: tuple[int, ...]) -> Callable[..., None]:
+    """Launches a compiled kernel as `compiled[grid]` does, but makes nothing for hooks where none are set."""
+    from triton import knobs
+
+    grid, hooks = (*grid, 1, 1)[:3], knobs.runtime
+    watched, run, function, metadata = compiled[grid], compiled.run, compiled.function, compiled.packed_metadata
+
+    def launch(*values: Any, stream: int) -> None:
+        if not (getattr(hooks.launch_enter_hook, "calls", True) or getattr(hooks.launch_exit_hook, "calls", True)):
+            run(*grid, stream, function, metadata, None, None, None, *values)
+        else:
+            watched(*values, stream=stream)
+
+    return launch
 
 
 def _launched(runner: Any, fill: Any, device: int) -> Step:

@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spanbert_kernels import accelerate, ops
+from spanbert_kernels import accelerate, ops, restore
+from spanbert_kernels.acceleration import gpu_program
 from spanbert_kernels.acceleration.gpu_program import Relaunch
 from spanbert_kernels.nn import Packing
 from spanbert_kernels.ops import library
@@ -64,7 +65,7 @@ def batch() -> dict[str, Tensor]:
 
 def model_of(kind: type, config: type, **options: Any) -> Any:
     torch.manual_seed(0)
-    return kind(config(num_hidden_layers=2, **SIZES, **options)).eval()
+    return kind(config(**{"num_hidden_layers": 2, **SIZES, **options})).eval()
 
 
 def states(model: Any) -> Tensor:
@@ -109,21 +110,63 @@ def test_embeddings_are_one_pass(train: bool) -> None:
                 torch.testing.assert_close(ours_, theirs, rtol=1e-3, atol=1e-3)
 
 
-def test_layers_behind_the_first_only_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that a second batch of as many rows launches but the attention of its first layer, on other tensors."""
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Relaunch]:
+    """What is launched on other tensors than at first."""
+    run, found = Relaunch.__call__, []
+    monkeypatch.setattr(Relaunch, "__call__", lambda launch, *given: (found.append(launch), run(launch, *given)))
+    return found
+
+
+def test_a_batch_like_one_before_only_launches(launched: list[Relaunch], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings, the documents' list and four a layer, on other tensors."""
     model = model_of(BertModel, BertConfig)
     model.encoder.layer[1].output.LayerNorm.weight.data.uniform_()
     expected = states(model)
     accelerate(model)
+    monkeypatch.setattr(gpu_program, "in_one_launch", lambda offsets: True)
     states(model)
-    run, launched = Relaunch.__call__, []
-    monkeypatch.setattr(Relaunch, "__call__", lambda launch, *given: (launched.append(launch), run(launch, *given)))
+    assert len(launched) == 1 + 4  # the first layer's second norm, and the second layer
+    launched.clear()
     torch.testing.assert_close(states(model), expected, rtol=1e-4, atol=1e-5)
-    assert len(launched) == 2 * 4 - 1
+    assert len(launched) == 1 + 1 + 2 * 4
     # Which kernels cannot read as they lie are copied before, by the way around.
     model.encoder.layer[1].output.LayerNorm.bias = nn.Parameter(torch.zeros(17)[1:])
+    launched.clear()
     torch.testing.assert_close(states(model), expected, rtol=1e-4, atol=1e-5)
-    assert len(launched) == 2 * 7 - 1 - 3
+    assert len(launched) == 1 + 1 + 4
+
+
+def test_documents_of_other_lengths_are_told_apart() -> None:
+    """Batches of as many tokens and documents launch the same on other lists."""
+    model, twin = (model_of(BertModel, BertConfig, num_hidden_layers=1) for _ in range(2))
+    report = accelerate(model)
+    ids = torch.arange(6)[None] + 5
+    for lengths in ((1, 5), (4, 2)):
+        offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+        packing = Packing.from_offsets(offsets, None, 6)
+        given = {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "position_ids": packing.places()[None]}
+        with torch.no_grad():
+            found = model(ids, **given).last_hidden_state[0]
+            parts = zip(ids[0].split(lengths), found.split(lengths), strict=True)
+            for tokens, states_of_tokens in parts:
+                torch.testing.assert_close(states_of_tokens, twin(tokens[None]).last_hidden_state[0])
+    assert set(report.calls) == {"packed-inference"}
+
+
+def test_a_bias_that_comes_or_goes_is_followed() -> None:
+    model = model_of(BertModel, BertConfig, num_hidden_layers=1)
+    accelerate(model)
+    with torch.inference_mode():
+        model(**batch())
+    states(model)  # what is kept of the other call serves here too
+    attention = model.encoder.layer[0].attention
+    for bias in (None, nn.Parameter(torch.ones(16))):
+        attention.self.value.bias = attention.output.dense.bias = bias
+        model.encoder.layer[0].intermediate.dense.bias = None if bias is None else nn.Parameter(torch.ones(32))
+        fresh = copy.deepcopy(model)
+        restore(fresh)
+        torch.testing.assert_close(states(model), states(fresh), rtol=1e-4, atol=1e-5)
 
 
 def test_whatever_is_done_to_parameters_is_followed() -> None:

@@ -137,9 +137,17 @@ class Kernel:
     """In the place of a kernel of Triton's: notes what it is launched with."""
 
     arg_names = ("x", "pair", "list_of_the_plan", "result", "BLOCK")
+    function, packed_metadata = "function", "metadata"
 
     def __init__(self) -> None:
         self.launches: list[Any] = []
+        self.direct = 0
+
+    def run(self, x: int, y: int, z: int, stream: int, *rest: Any) -> None:
+        """What Triton launches at last, without its hooks."""
+        assert rest[:5] == ("function", "metadata", None, None, None)
+        self.direct += 1
+        self.noted((x, y, z), rest[5:], {}, stream)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return lambda *arguments, stream=None, **named: self.noted(grid, arguments, named, stream)
@@ -151,6 +159,8 @@ class Kernel:
 
 def test_a_kernel_is_launched_again_with_the_addresses_of_other_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = pytest.importorskip("triton.runtime", reason="Triton is not installed").driver
+    from triton import knobs
+
     monkeypatch.setattr(driver, "_active", mock.Mock(**{"get_current_stream.return_value": 7}))
     kernel, work = Kernel(), Pair(torch.arange(3), 3)
 
@@ -170,12 +180,16 @@ def test_a_kernel_is_launched_again_with_the_addresses_of_other_tensors(monkeypa
     del first, result
     gc.collect()
     assert [reference() for reference in gone] == [None] * 3
-    x, pair = torch.ones(4), Pair(torch.ones(2), 5)
-    found, zeros = tape.run((x, pair, work, 0.5))
-    assert zeros.tolist() == [0.5, 0.5]
-    assert (found.shape, found.dtype) == ((2, 3), torch.float32)
-    arguments = (x.data_ptr(), (zeros.data_ptr(), 5), work.left.data_ptr(), found.data_ptr(), (16, 8))
-    assert kernel.launches == [((4, 2, 1), arguments, {}, 7)]
+    for hooks in ([], [print]):  # who wants to know of each launch
+        monkeypatch.setattr(knobs.runtime.launch_exit_hook, "calls", hooks)
+        kernel.launches.clear()
+        x, pair = torch.ones(4), Pair(torch.ones(2), 5)
+        found, zeros = tape.run((x, pair, work, 0.5))
+        assert zeros.tolist() == [0.5, 0.5]
+        assert (found.shape, found.dtype) == ((2, 3), torch.float32)
+        arguments = (x.data_ptr(), (zeros.data_ptr(), 5), work.left.data_ptr(), found.data_ptr(), (16, 8))
+        assert kernel.launches == [((4, 2, 1), arguments, {}, 7)]
+    assert kernel.direct == 1
 
 
 @pytest.mark.parametrize("reason", ["a number", "a tensor of nobody", "a result that it was given"])

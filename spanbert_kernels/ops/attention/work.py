@@ -67,7 +67,7 @@ def make_work(
     arguments = (cu_seqlens, cu_clusters, num_tokens, *anchors)
     query_tiles: Tensor | None
     key_tiles: Tensor | None
-    if tiled and _in_one_launch(cu_seqlens):
+    if tiled and in_one_launch(cu_seqlens):
         documents, query_tiles, key_tiles = attention_lists("triton", *arguments)
         key_tiles = query_tiles if anchors[0] == anchors[1] else key_tiles
     else:
@@ -92,7 +92,8 @@ def make_work(
     )
 
 
-def _in_one_launch(cu_seqlens: Tensor) -> bool:
+def in_one_launch(cu_seqlens: Tensor) -> bool:
+    """Whether one kernel makes the lists."""
     return cu_seqlens.device.type == "cuda" and cu_seqlens.shape[0] <= MOST_DOCUMENTS and _has_kernel()
 
 
