@@ -56,6 +56,12 @@ class Embedder:
         """
         if token_ids is None or not self.tables or not all(map(_is_plain, self.tables)):
             return None
+        device = token_ids.device.type
+        if torch.is_autocast_enabled(device):  # which leaves sums and norms of float32 as they are
+            if any(table.weight.dtype != torch.float32 for table in self.tables):
+                return None
+            with torch.autocast(device, enabled=False):
+                return self(token_ids, type_ids, position_ids)
         tokens, positions, _ = self.tables
         dropout_p = self.dropout.p if self.dropout.training else 0.0
         # A row of positions that gets no gradient is nothing that the operation knows.

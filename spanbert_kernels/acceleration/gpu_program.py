@@ -277,10 +277,10 @@ class GpuBatch:
         known, launches = (name, *options), self.program.launches
         repeat = self.repeats.get(known)
         if repeat is None:
-            key = (*known, given[0].shape, given[0].dtype)
+            key = (*known, given[0].shape, given[0].dtype, given[1].dtype)
             (output,) = launches.run(self.stream, key, function, given, *options)
             self.repeats[known] = launches.kept.get(key)
             return output
-        output = torch.empty_like(given[0])
+        (output,) = repeat.new(given)
         repeat(self.stream, repeat.values((*given, output)))
         return output

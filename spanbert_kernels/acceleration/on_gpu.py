@@ -45,6 +45,15 @@ def takes(*tensors: Tensor | None) -> bool:
     )
 
 
+def autocast_of(hidden: Tensor) -> torch.dtype | None:
+    """In which dtype products are now where that is another than that of hidden states like these."""
+    device = hidden.device.type
+    if not torch.is_autocast_enabled(device):
+        return None
+    dtype = torch.get_autocast_dtype(device)
+    return None if dtype == hidden.dtype else dtype
+
+
 def _refusal(encoder: EncoderParts, hidden: Tensor) -> str | None:
     """Why layers cannot run in this way on hidden states like these, or None."""
     if ops.backends.asked() not in (None, "triton"):
@@ -56,7 +65,10 @@ def _refusal(encoder: EncoderParts, hidden: Tensor) -> str | None:
     tensors = [tensor for parts in encoder.distinct for tensor in parts.parameters()]
     if any(type(t) not in PLAIN or t.dtype != hidden.dtype or t.device != hidden.device for t in tensors):
         return "weights of another kind, dtype or device"
-    return ops.backends.refusal("triton", hidden.device.type, hidden.dtype)
+    if autocast_of(hidden) is not None and (hidden.dtype != torch.float32 or not is_usual(encoder)):
+        return "autocast of other layers than the usual, or beside weights that are not float32"
+    dtypes = (hidden.dtype, autocast_of(hidden) or hidden.dtype)
+    return next(filter(None, (ops.backends.refusal("triton", hidden.device.type, dtype) for dtype in dtypes)), None)
 
 
 class Kernels(NamedTuple):
@@ -71,8 +83,33 @@ class Kernels(NamedTuple):
         function, x = getattr(self, name), values[0]
         if not unseen():
             return function(*values)
-        lying = [(v.data_ptr() & 15, v.is_contiguous()) if isinstance(v, Tensor) else v for v in values]
-        return self.repeats.run(name, (*x.shape, x.dtype, x.device, *lying), function, values)
+        lying = [(v.dtype, v.data_ptr() & 15, v.is_contiguous()) if isinstance(v, Tensor) else v for v in values]
+        return self.repeats.run(name, (*x.shape, x.device, *lying), function, values)
+
+
+def _is_apart(parts: LayerParts) -> bool:
+    """Whether query, key and value have parameters apart; else one Linear has them all, one output after the other."""
+    projections = parts.projections
+    return len(projections.linears) > 1 or projections.groups > 1 or projections.beside is not None
+
+
+def _is_exact_gelu(parts: LayerParts) -> bool:
+    return is_exact_gelu(parts.activation) and not parts.gated
+
+
+def is_usual(encoder: EncoderParts) -> bool:
+    """Whether `gpu_program` has the layers, which are alike."""
+    norms = ((parts.norm_after(parts.attention_norm), parts.norm_after(parts.norm)) for parts in encoder.distinct)
+    held = [(*pair, parts.up.linears[0]) for pair, parts in zip(norms, encoder.distinct, strict=True)]
+    return len({(parts.heads, parts.head_dim, parts.scale) for parts in encoder.distinct}) == 1 and all(
+        _is_exact_gelu(parts)
+        and _is_apart(parts)
+        and all(each is not None and each._parameters.get("bias") is not None for each in modules)
+        and parts.relative is None
+        and parts.angles is None
+        and parts.window is None
+        for parts, modules in zip(encoder.distinct, held, strict=True)
+    )
 
 
 class GpuLayers:
@@ -94,15 +131,13 @@ class GpuLayers:
         from spanbert_kernels.ops.dropout_add_layer_norm import triton as norm_kernels
 
         self.encoder = encoder
-        self.kind = (hidden.dtype, hidden.device)
+        self.kind = (hidden.dtype, hidden.device, autocast_of(hidden))
         self._kernels = Kernels(norm_kernels.add_layer_norm, gelu_kernels.forward, Repeats())
         self._lay_out()
 
     def _lay_out(self) -> None:
-        distinct = self.encoder.distinct
-        self.layers = [GpuLayer(parts, self._kernels) for parts in distinct]
-        alike = len({(parts.heads, parts.head_dim, parts.scale) for parts in distinct}) == 1
-        usual = alike and all(layer.is_usual for layer in self.layers)
+        self.layers = [GpuLayer(parts, self._kernels, self.kind[-1]) for parts in self.encoder.distinct]
+        usual = is_usual(self.encoder)
         self.program = GpuProgram() if usual else None
         self.targets = [target for layer in self.layers for target in layer.targets()]
         self._given = [source is not None for source in self._sources()]
@@ -115,7 +150,7 @@ class GpuLayers:
 
     def follow(self, encoder: EncoderParts, hidden: Tensor) -> bool:
         """Whether these are the layers, for hidden states like these."""
-        return self.encoder is encoder and self.kind == (hidden.dtype, hidden.device)
+        return self.encoder is encoder and self.kind == (hidden.dtype, hidden.device, autocast_of(hidden))
 
     @property
     def num_bytes(self) -> int:
@@ -177,19 +212,20 @@ class GpuLayers:
 class GpuLayer:
     """A layer; what does not change with its parameters is looked up once."""
 
-    def __init__(self, parts: LayerParts, kernels: Kernels) -> None:
+    def __init__(self, parts: LayerParts, kernels: Kernels, autocast: torch.dtype | None) -> None:
         projections = parts.projections
         self.parts = parts
         self.kernels = kernels
-        self.exact_gelu = is_exact_gelu(parts.activation) and not parts.gated
+        self.exact_gelu = _is_exact_gelu(parts)
         self.shape = (-1, 3, parts.heads, parts.head_dim)
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
-        # Otherwise one Linear has them all, one output after the other.
-        if len(projections.linears) > 1 or projections.groups > 1 or projections.beside is not None:
+        if _is_apart(parts):
             # They are filled in and outside of inference mode.
             with torch.inference_mode(False), torch.no_grad():
-                self.weight, self.bias = projections.weight(), projections.bias()
+                weight, bias = projections.weight(), projections.bias()
+                dtype = autocast or weight.dtype
+                self.weight, self.bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         plain = len(projections.linears) == 3 and projections.beside is None
         self._projections = [linear._parameters for linear in projections.linears] if plain else None
 
@@ -218,21 +254,6 @@ class GpuLayer:
         modules = (parts.dense, parts.attention_norm, parts.up.linears[0], parts.down, parts.norm)
         held = {name: module._parameters for name, module in zip(MODULES, modules, strict=True) if module is not None}
         return [(held[name], kind) for name, kind in READS]
-
-    @property
-    def is_usual(self) -> bool:
-        """Whether `gpu_program` has the layer."""
-        parts = self.parts
-        held = (parts.attention_norm, parts.norm, parts.up.linears[0])
-        return (
-            self.exact_gelu
-            and self.weight is not None
-            and parts.norm_after(parts.attention_norm) is not None
-            and all(each is not None and each._parameters.get("bias") is not None for each in held)
-            and parts.relative is None
-            and parts.angles is None
-            and parts.window is None
-        )
 
     def epsilons(self) -> tuple[float, float]:
         """What the two norms add to the variance."""

@@ -72,8 +72,10 @@ def _feed_forward(parts: LayerParts, attended: Tensor) -> Tensor:
     plain = is_exact_gelu(parts.activation) and not parts.gated and parts.inner_dropout is None
     if plain and all(map(is_read, (*up.linears, down))):
         (weight,), (bias,) = up.weights(), up.biases()
-        if takes(given, weight, bias):
-            narrow = F.linear(ops.bias_gelu(F.linear(given, weight), bias), down.weight, down.bias)
+        if takes(given, weight, bias) or _keeps_float32(given, weight, bias):
+            product = F.linear(given, weight)
+            wide = ops.bias_gelu(product, None if bias is None else bias.to(product.dtype))
+            narrow = F.linear(wide, down.weight, down.bias)
         else:
             narrow = feed_forward(given, weight, bias, down.weight, down.bias, "gelu")
     else:
@@ -93,10 +95,22 @@ def _normalized(norm: nn.LayerNorm | None, x: Tensor) -> Tensor:
     return x if norm is None else norm(x)
 
 
+def _keeps_float32(*given: Tensor | None) -> bool:
+    """Whether autocast on a GPU leaves what becomes of these in float32, as it does with norms, or rounds products."""
+    device = next(each.device for each in given if each is not None)
+    if not torch.is_autocast_enabled(device.type):
+        return False
+    with torch.autocast(device.type, enabled=False):
+        return all(each is None or each.dtype == torch.float32 for each in given) and takes(*given)
+
+
 def _finish(dropout: nn.Dropout | None, norm: nn.LayerNorm | None, x: Tensor, residual: Tensor) -> Tensor:
     """`norm(dropout(x) + residual)`, in one pass where there is a kernel that takes it; without a norm, the sum."""
     if norm is None:
         return (x if dropout is None else dropout(x)) + residual
+    if _keeps_float32(residual, norm.weight, norm.bias):
+        with torch.autocast(x.device.type, enabled=False):
+            return _finish(dropout, norm, x.float(), residual)
     dropout_p = dropout.p if dropout is not None and dropout.training else 0.0
     given = (x, residual, norm.weight, norm.bias)
     backend = ops.backends.asked() or ("cpu" if x.device.type == "cpu" else "triton")

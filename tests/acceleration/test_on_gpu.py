@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from agreement import assert_agrees
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -116,6 +118,31 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Relaunch]:
     run, found = Relaunch.__call__, []
     monkeypatch.setattr(Relaunch, "__call__", lambda launch, *given: (found.append(launch), run(launch, *given)))
     return found
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
+def test_autocast_rounds_products_alone(train: bool) -> None:
+    """Sums, norms and what goes from layer to layer stay in float32, as in transformers; our kernels make them."""
+    without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = model_of(BertModel, BertConfig, num_hidden_layers=1, initializer_range=0.3, **without).train(train)
+    exact, twin, given = copy.deepcopy(model).double(), copy.deepcopy(model), batch()
+    real = given["attention_mask"] != 0
+    report, found = accelerate(model), []
+    with torch.set_grad_enabled(train), ops.backends.record() if train else nullcontext([]) as ran:
+        for each, autocast in ((model, True), (twin, True), (exact, False)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                found.append(each(**given).last_hidden_state[real])
+    assert report.last_path == ("packed-training" if train else "packed-inference")
+    assert found[0].dtype == torch.float32
+    assert (found[0] != found[0].bfloat16()).any()
+    assert_agrees(*(states_of_one.detach() for states_of_one in found))
+    if train:
+        ours = ("embedding_layer_norm", "dropout_add_layer_norm", "bias_gelu", "dropout_add_layer_norm")
+        assert [(name, backend) for name, backend in ran if name in ours] == [(name, "triton") for name in ours]
+        weights = (each.encoder.layer[0].intermediate.dense for each in (model, twin, exact))
+        grads = [torch.autograd.grad(r.sum(), [w.weight, w.bias]) for r, w in zip(found, weights, strict=True)]
+        for gradients in zip(*grads, strict=True):
+            assert_agrees(*gradients)
 
 
 def test_a_batch_like_one_before_only_launches(launched: list[Relaunch], monkeypatch: pytest.MonkeyPatch) -> None:

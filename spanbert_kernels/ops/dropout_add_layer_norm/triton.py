@@ -34,9 +34,9 @@ def _normalize(
     eps: float,
     statistics: tuple[Tensor | None, Tensor | None],
 ) -> Tensor:
-    """The output; `statistics`, where they are wanted, are filled."""
+    """The output, in the residual's dtype; `statistics`, where they are wanted, are filled."""
     rows, columns = x.shape
-    output = x.new_empty(rows, columns)
+    output = residual.new_empty(rows, columns)
     chosen = options(columns, weight.dtype, dropout.seed is not None)
     with on(x.device):
         start(norm_forward, triton.cdiv(rows, chosen.block.M))(
@@ -68,9 +68,12 @@ def forward(
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """`LayerNorm(x + residual)` of arguments that were checked, without autograd and what that would keep."""
+    """`LayerNorm(x + residual)` of arguments that were checked, without autograd and what that would keep.
+
+    Under autocast x is a product's, of 16 bits, and the others are not; the output is like the residual.
+    """
     if x.numel() == 0:
-        return x.new_empty(x.shape)
+        return residual.new_empty(x.shape)
     return _normalize(x, residual, weight, bias, NOTHING_DROPPED, eps, (None, None))
 
 
@@ -122,4 +125,6 @@ def aot_configurations() -> list[AotConfiguration]:
                 calls[f"{call}, gradient"] = partial(backward, x, x, x, weight, numbers, numbers, dropout)
     x, weight = meta(2000, 768, dtype=torch.bfloat16), meta(768, dtype=torch.bfloat16)
     calls["no statistics"] = partial(add_layer_norm, x, x, weight, weight, 1e-12)
+    wide, wide_weight = meta(2000, 768), meta(768)
+    calls["no statistics, autocast, seldom"] = partial(add_layer_norm, x, wide, wide_weight, wide_weight, 1e-12)
     return configurations_of(calls)
