@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader
 
 from spanbert_kernels.cli import formatting
+
+FIRST_WORDS = 60  # characters
 
 
 def render(template: str, filters: Mapping[str, Callable[[Any], str]] | None = None, **values: Any) -> str:
@@ -24,6 +27,16 @@ def render(template: str, filters: Mapping[str, Callable[[Any], str]] | None = N
     environment = Environment(loader=ChoiceLoader(loaders), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(filters or {})
     return environment.get_template(path.name).render(values)
+
+
+def first_words(text: str) -> str:
+    r"""The beginning of a text, which says what it is.
+
+    Example:
+        >>> first_words("The harbour\n  master closed the north gate before the storm came over the hills.")
+        'The harbour master closed the north gate before the storm …'
+    """
+    return textwrap.shorten(formatting.one_line(" ".join(text[:400].split())), FIRST_WORDS, placeholder=" …")
 
 
 def error(value: float | None) -> str:

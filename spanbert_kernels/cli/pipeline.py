@@ -20,6 +20,7 @@ from spanbert_kernels.cli.encoding import SPECIAL_TOKENS, select_documents, trai
 from spanbert_kernels.cli.measuring import Effort, PeakMemory
 from spanbert_kernels.cli.results import DemoResult
 from spanbert_kernels.cli.stages.cross_document import compare_cross_document
+from spanbert_kernels.cli.stages.document_weights import weights_of_documents
 from spanbert_kernels.cli.stages.encoder import compare_encoders, pad_batches, warm_up
 from spanbert_kernels.cli.stages.spans import compare_span_pooling
 from spanbert_kernels.tasks.progress import quiet_transformers
@@ -98,14 +99,14 @@ def _run(
     spans = compare_span_pooling(hidden, lengths, max_width, Effort(repeats, left, begin("Spans")))
     effort = Effort(repeats, CROSS_DOCUMENT_SECONDS, begin("Cross-document attention"))
     heads: int = encoder.config.num_attention_heads
-    across, document_weights = compare_cross_document(hidden, selection, labels, heads, seed, effort)
+    across = compare_cross_document(hidden, selection, labels, heads, seed, effort)
     return DemoResult(
         collection=collection,
         selection=selection,
         cluster_labels=labels,
         clustered_by=clustered_by,
         stages=[first, spans, across],
-        document_weights=document_weights,
+        document_weights=weights_of_documents(encoder, selection, labels, tokenizer.pad_token_id),
         padded_tokens=sum(ids.numel() for ids, _ in batches),
         batch_size=batch_size,
         positions=positions,

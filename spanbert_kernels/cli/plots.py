@@ -7,16 +7,13 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.bars import Bar, Bars
 from spanbert_kernels.cli.measuring import MEBIBYTE
 from spanbert_kernels.cli.results import DemoResult
-from spanbert_kernels.cli.svg import INK, OURS, PAPER, RULE, STYLE, TODAY, axes_of, svg
-
-MOST_DOCUMENTS_SHOWN = 32  # a heat map with more has unreadable names
+from spanbert_kernels.cli.svg import INK, OURS, PAPER, STYLE, TODAY, axes_of, svg
 
 
 def speed_ups(result: DemoResult) -> Bars:
@@ -76,25 +73,3 @@ def lengths(result: DemoResult) -> str:
         below.set_xlim(0, 1)
         below.axis("off")
         return svg(figure, "Histogram of window lengths, and the share of padding")
-
-
-def document_weights(result: DemoResult) -> str:
-    """A heat map of which document looked at which, cluster by cluster."""
-    shown = result.document_weights
-    size = min(len(shown.names), MOST_DOCUMENTS_SHOWN)
-    names = [textwrap.shorten(name.replace("_", " "), 26, placeholder="…") or "?" for name in shown.names[:size]]
-    weights = shown.weights[:size, :size]
-    with matplotlib.rc_context(STYLE):
-        side = 1.9 + 0.19 * size
-        figure, axes = axes_of(side + 1.0, side)
-        for query, key in weights.isfinite().nonzero().tolist():
-            weight = float(weights[query, key])
-            axes.add_patch(Rectangle((key - 0.46, query - 0.46), 0.92, 0.92, facecolor=RULE, alpha=0.5))
-            axes.add_patch(Rectangle((key - 0.46, query - 0.46), 0.92, 0.92, facecolor=OURS, alpha=weight))
-        axes.set_xlim(-0.5, size - 0.5)
-        axes.set_ylim(size - 0.5, -0.5)
-        axes.set_aspect("equal")
-        axes.set_yticks(range(size), names)
-        axes.set_xticks(range(size), names, rotation=90)
-        axes.spines[:].set_visible(False)
-        return svg(figure, "Heat map: which document looked at which")

@@ -10,6 +10,7 @@ from spanbert_kernels.cli import formatting, pages, plots, table
 from spanbert_kernels.cli.results import DemoResult
 
 FILES_LISTED = 200
+CLUSTERS_SHOWN = 40
 BACKENDS = ("cpu", "eager", "cuda", "triton")
 
 
@@ -19,7 +20,7 @@ def render(result: DemoResult) -> str:
         (
             encoded.document.name,
             formatting.path(Path(encoded.document.source.name)),
-            formatting.path(Path(Path(label).name)) if label else "",
+            _cluster(label),
             f"{len(encoded.document.text.split()):,}",
             f"{encoded.tokens:,}",
             len(encoded.windows),
@@ -34,7 +35,10 @@ def render(result: DemoResult) -> str:
     )
     return pages.render(
         "report.html",
-        {"number": "{:,}".format, "error": pages.error, "memory": formatting.memory, "path": formatting.path},
+        {
+            **{"number": "{:,}".format, "error": pages.error, "memory": formatting.memory, "path": formatting.path},
+            **{"first_words": pages.first_words, "cluster": _cluster},
+        },
         result=result,
         summary=pages.unbroken(result.summary()),
         columns=_speed_up_first(table.COLUMNS),
@@ -52,9 +56,12 @@ def render(result: DemoResult) -> str:
         speed_ups=plots.speed_ups(result),
         memories=Markup(plots.memories(result)),
         lengths=Markup(plots.lengths(result)),
-        weights=Markup(plots.document_weights(result)),
-        weights_shown=min(len(documents), plots.MOST_DOCUMENTS_SHOWN),
+        clusters_shown=CLUSTERS_SHOWN,
     )
+
+
+def _cluster(label: str) -> str:
+    return formatting.path(Path(Path(label).name)) if label else ""
 
 
 def _speed_up_first(cells: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.collecting import Collection
 from spanbert_kernels.cli.encoding import Selection
 from spanbert_kernels.cli.stages import StageResult
-from spanbert_kernels.cli.stages.cross_document import DocumentWeights
+from spanbert_kernels.cli.stages.document_weights import SeenCluster
 
 _AS_THEY_ARE = (
     *("padded_tokens", "warnings", "batch_size", "memory_method", "acceleration", "weights"),
@@ -27,7 +27,7 @@ class DemoResult:
     cluster_labels: list[str]
     clustered_by: str
     stages: list[StageResult]
-    document_weights: DocumentWeights
+    document_weights: list[SeenCluster] | None  # of a model that has such layers
     padded_tokens: int
     batch_size: int
     positions: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from spanbert_kernels.cli.encoding import EncodedDocument, Selection
 from spanbert_kernels.cli.measuring import Effort
 from spanbert_kernels.cli.stages import cross_document, spans
 from spanbert_kernels.cli.stages.cross_document import attend_padded, compare_cross_document
+from spanbert_kernels.cli.stages.document_weights import weights_of_documents
 from spanbert_kernels.cli.stages.encoder import compare_encoders, encode, pad_batches, warm_up
 from spanbert_kernels.cli.stages.spans import compare_span_pooling, group_windows, pool_padded
 from spanbert_kernels.data.documents import Document
@@ -218,17 +220,32 @@ def selection(lengths: Sequence[int]) -> Selection:
 def test_cross_document_stage_groups_documents_by_label() -> None:
     hidden = random(sum(LENGTHS), 8)
     labels = ["a", "b", "a", "a", "c"]
-    result, weights = compare_cross_document(hidden, selection(LENGTHS), labels, heads=2, seed=0, effort=ONCE)
+    result = compare_cross_document(hidden, selection(LENGTHS), labels, heads=2, seed=0, effort=ONCE)
     assert result.agreement.holds
     assert result.backends == [("cross_document_attention", "cpu")]
     assert result.notes == ["2 documents alone in a cluster: nothing to see, output 0."]
-    assert weights.names == ["d0", "d2", "d3", "d1", "d4"]
-    assert weights.labels == ["a", "a", "a", "b", "c"]
-    seen = weights.weights
-    same = torch.tensor([[x == y for y in weights.labels] for x in weights.labels])
-    assert torch.equal(seen.isfinite(), same)
-    torch.testing.assert_close(seen.nansum(1), torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]))
-    assert seen.diagonal().tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("queries", ["anchors", "tokens"])
+def test_which_document_looked_at_which(queries: str) -> None:
+    """In the model's own layers; of a document in several windows, what was seen of these is one."""
+    shape = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = SpanBERTConfig(
+        **shape, cross_document_layers=[0, 1], cross_document_queries=queries, pooler_token="anchor"
+    )
+    model = SpanBERTModel(config).eval()
+    chosen = selection(LENGTHS)
+    chosen.documents[2] = replace(chosen.documents[2], windows=((1, 2, 3), (4, 5), (6, 7)))
+    found = weights_of_documents(model, chosen, ["a", "b", "a", "a", "c"], padding=0)
+    assert found is not None
+    (cluster,) = found
+    assert (cluster.label, [each.document.name for each in cluster.documents]) == ("a", ["d0", "d2", "d3"])
+    weights = torch.tensor(cluster.weights)
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+    assert (weights[0, 0], weights[2, 2]) == (0, 0)
+    assert weights[0, 1] > weights[0, 2]  # three windows of four
+    plain = SpanBERTModel(SpanBERTConfig(**shape))
+    assert weights_of_documents(plain, chosen, ["a"] * 5, padding=0) is None
 
 
 def test_the_eager_attention_between_documents_is_softmax_over_the_others() -> None:
@@ -252,5 +269,5 @@ def test_an_attention_that_is_wrong_fails(monkeypatch: pytest.MonkeyPatch) -> No
         return result if options else result * (1 + 1e-4)
 
     monkeypatch.setattr(cross_document.ops, "cross_document_attention", wrong)
-    result, _ = compare_cross_document(random(sum(LENGTHS), 8), selection(LENGTHS), list("aabba"), 2, 0, ONCE)
+    result = compare_cross_document(random(sum(LENGTHS), 8), selection(LENGTHS), list("aabba"), 2, 0, ONCE)
     assert not result.agreement.holds

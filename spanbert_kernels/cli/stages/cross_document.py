@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,18 +36,9 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
     return (weights @ pad(v)).transpose(1, 2)[real]
 
 
-@dataclass(frozen=True)
-class DocumentWeights:
-    """Who looked at whom: `weights [D, D]`, mean over heads, a row per query; NaN between clusters."""
-
-    names: list[str]
-    labels: list[str]
-    weights: Tensor
-
-
 def compare_cross_document(
     hidden: Tensor, selection: Selection, labels: Sequence[str], heads: int, seed: int, effort: Effort
-) -> tuple[StageResult, DocumentWeights]:
+) -> StageResult:
     """Attention between the anchors of a cluster's documents, on random projections of `hidden [T, H]`."""
     clusters = list(dict.fromkeys(labels))
     order = sorted(range(len(labels)), key=lambda i: clusters.index(labels[i]))  # clusters together
@@ -69,7 +59,7 @@ def compare_cross_document(
         )
     reference = attend_padded(q.double(), k.double(), v.double(), sizes)
     alone = int((sizes == 1).sum())
-    result = StageResult(
+    return StageResult(
         title="Cross-document attention",
         baseline="anchors in eager PyTorch: padded clusters, masks",
         accelerated="anchors with ops.cross_document_attention",
@@ -80,12 +70,6 @@ def compare_cross_document(
         backends=sorted(set(calls)),
         notes=[f"{formatting.count(alone, 'document')} alone in a cluster: nothing to see, output 0."] if alone else [],
     )
-    _, weights = ops.cross_document_attention(q, k, v, cu_seqlens, cu_clusters, return_weights=True)
-    table = torch.full((len(labels), len(labels)), math.nan)
-    for first, last in zip(cu_clusters.tolist(), cu_clusters.tolist()[1:], strict=False):
-        table[first:last, first:last] = weights[first:last, :, : last - first].mean(1)
-    names = [selection.documents[i].document.name for i in order]
-    return result, DocumentWeights(names, [labels[i] for i in order], table)
 
 
 def _project(anchors: Tensor, heads: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
