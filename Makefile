@@ -15,6 +15,8 @@ RESULTS ?= spanbert-benchmarks.json
 # For test-peers: a folder of sources, and the families of transformers' to test; empty: all.
 PEERS ?=
 FAMILIES ?=
+# Of task-results; empty: all.
+ROW ?=
 # Where gpu-check writes its JSON, the seconds that it may take, and which of its stages are wanted; empty: all.
 OUT ?= benchmarks/results
 BUDGET ?= 420
@@ -27,7 +29,7 @@ CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o
 BUILD_TOOLS := "setuptools>=77" ninja "pybind11>=2.12"
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all test-triton test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench gpu-kernels gpu-check clean
+.PHONY: demo test test-all test-triton test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench task-results gpu-kernels gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -69,6 +71,12 @@ check: $(VENV)/.test-installed
 bench: $(VENV)/.test-installed
 	$(BIN)/spanbert-kernels bench --output $(RESULTS)
 	$(BIN)/spanbert-kernels report $(RESULTS) --output $(RESULTS:.json=.html)
+
+# Trains the tasks on real data from the encoder beside SPANBERT_KERNELS_DATA, and times both paths; ROW names some rows.
+# What was recorded at the same commit is passed over, so that a run that was cut off goes on; docs get the new table.
+task-results: $(VENV)/.test-installed
+	$(BIN)/python -m benchmarks.task_results $(ROW)
+	$(BIN)/python benchmarks/readme_tables.py
 
 # The documentation, in build/docs. A warning is an error, and every link is followed.
 docs: $(VENV)/.docs-installed

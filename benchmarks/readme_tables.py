@@ -15,10 +15,10 @@ from pathlib import Path
 
 import click
 import scaling
-import task_tables
 from records.record import NotARecord, Record, Row, load
 from roof import keeping
 from roof.table import markdown
+from task_results import tables as task_tables
 
 FOLDER = Path(__file__).resolve().parent
 DOCS = FOLDER.parent / "docs"

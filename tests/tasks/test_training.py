@@ -50,22 +50,22 @@ def same(one: Path, other: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training in batches by tokens, whose third model is the best; finding nothing before costs no patience."""
+    """A training in batches by tokens, whose fourth model is the best; finding nothing before costs no patience."""
     output = tmp_path_factory.mktemp("trainings") / "stopped"
-    training = train(output, scored(0.0, 0.0, 0.5, 0.4, 0.3), **EVERY_STEP)
-    assert training.best == (0.5, 3)
-    assert training.values("eval_F1") == [0.0, 0.0, 0.5, 0.4, 0.3]
+    training = train(output, scored(0.0, 0.0, 0.0, 0.5, 0.4, 0.3), **EVERY_STEP)
+    assert training.best == (0.5, 4)
+    assert training.values("eval_F1") == [0.0, 0.0, 0.0, 0.5, 0.4, 0.3]
     return output
 
 
 def test_the_best_model_is_kept(stopped: Path) -> None:
     """With its checkpoint and the two last ones."""
-    assert sorted(path.name for path in stopped.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in (3, 4, 5)]
-    assert same(stopped, stopped / "checkpoint-3")
-    assert not same(stopped, stopped / "checkpoint-5")
+    assert sorted(path.name for path in stopped.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in (4, 5, 6)]
+    assert same(stopped, stopped / "checkpoint-4")
+    assert not same(stopped, stopped / "checkpoint-6")
 
 
-@pytest.mark.parametrize(("left", "scores"), [(4, [0.3]), (5, [])], ids=["killed in between", "killed at the end"])
+@pytest.mark.parametrize(("left", "scores"), [(5, [0.3]), (6, [])], ids=["killed in between", "killed at the end"])
 def test_a_resumed_training_keeps_the_same(tmp_path: Path, stopped: Path, left: int, scores: list[float]) -> None:
     """Also in a folder of another name, and where it had stopped already."""
     output = tmp_path / "moved"
@@ -74,11 +74,11 @@ def test_a_resumed_training_keeps_the_same(tmp_path: Path, stopped: Path, left: 
             state = shutil.copytree(path, output / path.name) / "trainer_state.json"
             state.write_text(state.read_text().replace(str(stopped), "elsewhere"))
     training = train(output, scored(*scores), resume=True, **EVERY_STEP)
-    assert training.best == (0.5, 3)
+    assert training.best == (0.5, 4)
     assert training.losses is not None
     assert same(output, stopped)
-    shutil.rmtree(output / "checkpoint-3")
-    with pytest.raises(CannotResume, match=r"the best checkpoint, .*checkpoint-3, cannot be used"):
+    shutil.rmtree(output / "checkpoint-4")
+    with pytest.raises(CannotResume, match=r"the best checkpoint, .*checkpoint-4, cannot be used"):
         train(output, scored(), resume=True, **EVERY_STEP)
 
 
@@ -93,8 +93,9 @@ def test_checkpoints_that_nobody_asked_for_do_not_stay(tmp_path: Path) -> None:
 
 def test_the_first_and_the_last_loss_are_of_steps(tmp_path: Path) -> None:
     """Of a training shorter than what the Trainer logs; gradients that are added up are one step's, and its loss."""
-    found = [train(tmp_path, save_steps=None, batch_size=6 // n, accumulation=n, steps=4).losses for n in (1, 2)]
-    (first, last, steps), (halves, _, _) = (each or (0.0, 0.0, 0) for each in found)
+    found = [train(tmp_path, save_steps=None, batch_size=6 // n, accumulation=n, steps=4) for n in (1, 2)]
+    (first, last, steps), (halves, _, _) = (each.losses or (0.0, 0.0, 0) for each in found)
+    assert [each.paths["packed-training"] for each in found] == [4, 8]
     assert steps == 1
     assert first > last > 0.0
     assert halves == pytest.approx(first, rel=0.2)

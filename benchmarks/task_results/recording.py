@@ -1,0 +1,94 @@
+"""The record of the rows: one JSON file, written after each run; a run that is there already is not repeated."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from spanbert_kernels.cli import environment
+from spanbert_kernels.tasks import atomic
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+CODE = ("spanbert_kernels", "csrc", "benchmarks/task_results")  # what a result depends on
+KIND = "task results"
+UNKNOWN = "unknown"
+
+
+def commit() -> str:
+    """The last commit that changed the code; with "+" where files of it differ from that."""
+    try:
+        words = [["log", "-1", "--format=%H", "--", *CODE], ["status", "--porcelain", "--", *CODE]]
+        found, changed = (
+            subprocess.run(["git", "-C", str(ROOT), *each], check=True, capture_output=True, text=True).stdout.strip()
+            for each in words
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return UNKNOWN
+    return f"{found}{'+' if changed else ''}" if found else UNKNOWN
+
+
+def newest() -> Path | None:
+    """The newest record."""
+    found = [path for path in sorted(RESULTS.glob("*-tasks-*.json")) if load(path).get("kind") == KIND]
+    return found[-1] if found else None
+
+
+def new_path() -> Path:
+    """Of a record that begins today."""
+    levels = environment.machine().get("vector instructions", "cpu").lower()
+    return RESULTS / f"{datetime.date.today().isoformat()}-tasks-cpu-{levels.replace('-', '').replace(' ', '')}.json"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What a record holds; of one that is not there yet, nothing."""
+    if not path.exists():
+        return {"kind": KIND, "runs": []}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
+
+
+def key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a run has in common with one that is the same again."""
+    names = ("row", "seed", "backend", "model", "steps asked", "options", "threads", "commit", "data")
+    return tuple(json.dumps(run.get(name), sort_keys=True) for name in names)
+
+
+def known(record: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+    """Was the same done, by code that can be had again?
+
+    Example:
+        >>> done = {"row": "tagging", "seed": 0, "commit": "abc"}
+        >>> known({"runs": [done]}, {"row": "tagging", "seed": 0, "commit": "abc"})
+        True
+        >>> known({"runs": [done | {"commit": "abc+"}]}, {"row": "tagging", "seed": 0, "commit": "abc+"})
+        False
+    """
+    if run["commit"] == UNKNOWN or run["commit"].endswith("+"):
+        return False
+    return any(key(each) == key(run) for each in record["runs"])
+
+
+def add(path: Path, run: Mapping[str, Any]) -> None:
+    """Writes a run into the record, in the place of an older one of the same row, seed, path and number of steps."""
+    record = load(path)
+    same = ("row", "seed", "backend", "steps asked")
+    rest = [each for each in record["runs"] if any(each.get(name) != run.get(name) for name in same)]
+    record |= {"kind": KIND, "machine": environment.machine(), "versions": environment.versions()}
+    record["runs"] = [*rest, dict(run)]
+    atomic.write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def of_row(record: Mapping[str, Any], row: str, backend: str, scored: bool) -> Iterator[dict[str, Any]]:
+    """The runs of a row, by seed: those that were scored, or those that were timed."""
+    found = (each for each in record["runs"] if each["row"] == row and each["backend"] == backend)
+    yield from sorted((each for each in found if bool(each["scores"]) == scored), key=lambda each: each["seed"])
+
+
+def hours(record: Mapping[str, Any]) -> float:
+    """Of all runs together."""
+    return sum(float(run["seconds"]) for run in record["runs"]) / 3600

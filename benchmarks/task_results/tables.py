@@ -1,0 +1,116 @@
+"""What the tasks score on real data, for docs/tasks.md: from the newest record, and from one of random weights."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from . import recording
+from .rows import ROWS
+
+COLUMNS = (
+    *("", "data", "score", "mean", "of each seed", "asked", "trivial baseline", "which is"),
+    *("training, times as fast as transformers' own", "asked", "minutes", "peak, MB"),
+)
+FROM_NOTHING = recording.RESULTS / "tasks.json"  # models of random weights, trained for minutes
+OF_THESE = ("", "data", "score", "mean", "of each seed", "trivial baseline", "which is")
+LOSS = "loss"  # of a token, which stands beside the score of generated text
+BASELINES = {
+    "tagging": "a word's commonest label",
+    "nested": "word sequences known from training",
+    "coreference": "the same mentions, not linked",
+    "cross_document_coreference": "the same mentions, not linked",
+    "relations": "mentions that follow each other",
+    "summarisation": "the first sentence",
+    "translation": "the source, copied",
+    "parsing": "the word before as head",
+    "classification": "the commonest label",
+    "question_answering": "the whole text",
+    LOSS: "frequencies of tokens",
+}
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
+
+
+def lines(record: Mapping[str, Any]) -> Iterator[list[str]]:
+    """A line of the table for each row, also for those that were not measured."""
+    for name, row in ROWS.items():
+        runs = list(recording.of_row(record, name, "auto", scored=True))
+        about = [row.task.replace("_", " "), row.data]
+        goal = "" if row.goal is None else f"{row.goal:.3g}"
+        speed = [_speed(record, name), f"{row.faster:g}"]
+        if not runs:
+            yield [*about, row.measure, "not measured", "", goal, "", "", *speed, "", ""]
+            continue
+        cost = [
+            f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f}",
+            f"{max(run['peak MB'] for run in runs):,}",
+        ]
+        for score in (row.measure, LOSS) if LOSS in runs[0]["scores"] else (row.measure,):
+            values = [run["scores"][score] for run in runs]
+            trivial = ", ".join(sorted({f"{run['baseline'][score]:.3f}" for run in runs}))
+            which = BASELINES[LOSS if score == LOSS else row.task]
+            first = score == row.measure
+            mean = f"{statistics.mean(values):.3f}"
+            yield [
+                *(*about, score, mean, _numbers(values), goal if first else "", trivial, which),
+                *([*speed, *cost] if first else [""] * 4),
+            ]
+
+
+def _speed(record: Mapping[str, Any], name: str) -> str:
+    """Of the same steps on both paths."""
+    found = [list(recording.of_row(record, name, backend, scored=False)) for backend in ("auto", "eager")]
+    if not all(found):
+        return "not measured"
+    ours, theirs = (each[-1]["training seconds"] for each in found)
+    return f"{theirs / ours:.2f}"
+
+
+def splits(record: Mapping[str, Any]) -> str:
+    """How the data are cut, and who ran it."""
+    rules: dict[str, list[str]] = {}
+    for row in ROWS.values():
+        rules.setdefault(row.split, []).append(row.data)
+    cut = "".join(f"- {rule}: {'; '.join(dict.fromkeys(data))}\n" for rule, data in rules.items())
+    steps = sorted({run["steps asked"] for run in record["runs"] if run["steps asked"]})
+    commits = ", ".join(sorted({run["commit"][:9] for run in record["runs"]}))
+    threads = ", ".join(str(each) for each in sorted({run["threads"] for run in record["runs"]}))
+    about = record["machine"]
+    return (
+        f"How the data are cut:\n\n{cut}\nBegun from {', '.join(sorted({run['model'] for run in record['runs']}))}, on "
+        f"{threads} threads of {about['processor']}, at commit {commits}; both paths are timed over "
+        f"{', '.join(map(str, steps)) or 'no'} steps of the same batches. {recording.hours(record):.1f} hours in all.\n"
+    )
+
+
+def from_nothing(found: Mapping[str, Any]) -> Iterator[list[str]]:
+    """A line for each row of models that began with random weights."""
+    for row in found["rows"].values():
+        runs = row["runs"]
+        for score in (row["score"], LOSS) if LOSS in runs[0]["scores"] else (row["score"],):
+            values = [run["scores"][score] for run in runs]
+            trivial = ", ".join(sorted({f"{run['baseline'][score]:.3f}" for run in runs}))
+            which = BASELINES[LOSS if score == LOSS else row["task"]]
+            about = [row["task"].replace("_", " "), row["data"], score]
+            yield [*about, f"{statistics.mean(values):.3f}", _numbers(values), trivial, which]
+
+
+def tasks(table: Any) -> str:
+    """The section."""
+    found = json.loads(FROM_NOTHING.read_text(encoding="utf-8"))
+    path = recording.newest()
+    record = {"runs": []} if path is None else recording.load(path)
+    source = "nothing was measured yet" if path is None else f"`benchmarks/results/{path.name}`"
+    began = f"From a trained encoder ({source}):\n\n{table(COLUMNS, lines(record))}\n"
+    cut = "" if path is None else f"{splits(record)}\n"
+    older = (
+        f"Models of the size {found['size']} that began with random weights, trained for minutes "
+        f"(`benchmarks/results/{FROM_NOTHING.name}`). Of losses, less is better; so little text teaches no model to "
+        "write well:\n\n"
+    )
+    return f"{began}{cut}{older}{table(OF_THESE, from_nothing(found))}"
