@@ -33,6 +33,8 @@ CPU = torch.device("cpu")
 FIRST_FACTOR = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 TAKES_ROWS = ("index", "index_select", "gather", "embedding")
 CHANGES_ROWS = ("index_add", "index_copy", "index_put", "scatter", "scatter_add")
+# By a kernel's name, its matrices of which it takes one row for each entry of another argument.
+ROWS_TAKEN = {"anchors_norm": {"hidden": "places"}, "add_at_places": {"hidden": "places"}}
 FEW = 4096  # elements that are computed whatever they are: seeds, scales
 
 
@@ -60,8 +62,12 @@ class KernelLaunch:
 
     @property
     def bytes(self) -> int:
-        """Of all its tensors, each once."""
-        return bytes_of(self.arguments)
+        """Of all its tensors, each once; of one of which a kernel takes rows, as many as it takes."""
+        taken = {
+            matrix: self.arguments[matrix].data[: len(self.arguments[places])]
+            for matrix, places in ROWS_TAKEN.get(self.name, {}).items()
+        }
+        return bytes_of({**self.arguments, **taken})
 
 
 @dataclass(frozen=True)

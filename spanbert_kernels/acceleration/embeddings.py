@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.gpu_program import Launches, is_current, lie_well, stream_of
-from spanbert_kernels.acceleration.on_gpu import takes
 from spanbert_kernels.acceleration.parts import eps_of
 from spanbert_kernels.acceleration.stand_ins import is_read
 from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
 from spanbert_kernels.ops.embedding_layer_norm.operators import Lookups
+from spanbert_kernels.ops.on_gpu import takes
 from spanbert_kernels.ops.philox import Dropout
 from spanbert_kernels.ops.repeats import unseen
 

@@ -21,13 +21,14 @@ from spanbert_kernels.acceleration.embeddings import Embedder
 from spanbert_kernels.acceleration.families import Reads
 from spanbert_kernels.acceleration.family import Family, count_positions, mixes_documents
 from spanbert_kernels.acceleration.layouts import at
-from spanbert_kernels.acceleration.on_gpu import GpuLayers, is_on_gpu
+from spanbert_kernels.acceleration.on_gpu import GpuLayers
 from spanbert_kernels.acceleration.packed import Layers, PackedLayers, Weights, way_for, way_for_links
 from spanbert_kernels.acceleration.parts import EncoderParts
 from spanbert_kernels.acceleration.requests import Request, read_request
 from spanbert_kernels.acceleration.structure import Structure
 from spanbert_kernels.nn.packing import Packing, remember
 from spanbert_kernels.ops import AttentionPlan
+from spanbert_kernels.ops.on_gpu import is_on_gpu
 
 INFERENCE = "packed-inference"
 NOT_REPACKED = "packed-inference (weights not repacked)"

@@ -18,7 +18,6 @@ from spanbert_kernels.acceleration.attention import Batch, attend
 from spanbert_kernels.acceleration.gpu_program import PLAIN, GpuBatch, GpuProgram, LayerTensors, is_current, lie_well
 from spanbert_kernels.acceleration.linears import activate, is_exact_gelu
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
-from spanbert_kernels.ops import products
 from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
 from spanbert_kernels.ops.repeats import Repeats, unseen
 
@@ -26,23 +25,6 @@ from spanbert_kernels.ops.repeats import Repeats, unseen
 MODULES = ("dense", "norm", "up", "down", "last_norm")
 READS = tuple((name, kind) for name in MODULES for kind in ("weight", "bias"))
 READ_BY_KERNELS = tuple(place for place, read in enumerate(READS) if "norm" in read[0] or read == ("up", "bias"))
-
-
-def is_on_gpu(hidden: Tensor) -> bool:
-    """Whether kernels of a GPU are to take hidden states: they are on one, or Triton was asked for by name."""
-    return hidden.device.type == "cuda" or ops.backends.asked() == "triton"
-
-
-def takes(*tensors: Tensor | None) -> bool:
-    """Whether a GPU's kernels take a call on these, of which the first is there: of one dtype, and as they seem."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    return (
-        is_on_gpu(given[0])
-        and ops.backends.asked() in (None, "triton")
-        and ops.backends.refusal("triton", given[0].device.type, given[0].dtype) is None
-        and all(tensor.dtype == given[0].dtype for tensor in given)
-        and products.ordinary(*given)
-    )
 
 
 def autocast_of(hidden: Tensor) -> torch.dtype | None:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.attention import Batch, attend
 from spanbert_kernels.acceleration.linears import is_exact_gelu
-from spanbert_kernels.acceleration.on_gpu import PLAIN, is_on_gpu, takes
+from spanbert_kernels.acceleration.on_gpu import PLAIN
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
 from spanbert_kernels.acceleration.stand_ins import is_read
 from spanbert_kernels.nn.feed_forward import feed_forward
 from spanbert_kernels.ops import products
 from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
+from spanbert_kernels.ops.on_gpu import is_on_gpu, takes
 
 
 def run_layers(encoder: EncoderParts, first: int, last: int, hidden: Tensor, batch: Batch) -> Tensor:

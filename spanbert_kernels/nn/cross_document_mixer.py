@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from spanbert_kernels import ops
-from spanbert_kernels.nn.linear import run_linear
+from spanbert_kernels.nn.linear import is_watched, run_linear
 from spanbert_kernels.ops import checks
 from spanbert_kernels.ops.choices import ANCHORS, NORMALIZATIONS, ROLES, Anchor, Normalization, Role
+from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
+from spanbert_kernels.ops.on_gpu import takes
+from spanbert_kernels.ops.operators import needs_gradient
 
 
 class CrossDocumentMixer(nn.Module):
@@ -180,7 +183,9 @@ class CrossDocumentMixer(nn.Module):
                 "links": links,
             }
         checks.check_offsets("cu_seqlens", offsets, num_tokens, "tokens")
-        query_rows, queries, keys = self._normalized(hidden, offsets, rows)
+        fused = self._is_fused(hidden, offsets, rows)
+        normalize = self._normalized_anchors if fused else self._normalized
+        query_rows, queries, keys = normalize(hidden, offsets, rows)
         key, value = run_linear(self.key_value, keys).chunk(2, dim=-1)
         result = ops.cross_document_attention(
             self._heads(run_linear(self.query, queries)),
@@ -194,14 +199,55 @@ class CrossDocumentMixer(nn.Module):
         attended, weights = result if isinstance(result, tuple) else (result, None)
         if self.watcher is not None and weights is not None:
             self.watcher(weights)
-        update = torch.tanh(self.gate) * self.dropout(run_linear(self.output, attended.flatten(1)))
+        update = run_linear(self.output, attended.flatten(1))
         mixed = hidden if inplace else hidden.clone()
+        if fused and query_rows is not None:
+            self._add_in_place(mixed, query_rows, update)
+            return mixed if weights is None or not return_weights else (mixed, weights)
+        update = torch.tanh(self.gate) * self.dropout(update)
         if query_rows is None:
             mixed += update.to(hidden.dtype)
         elif hidden.shape[0] > 0:
             # an empty document's update is 0 and falls on row 0
             mixed.index_add_(0, query_rows, update.to(hidden.dtype))
         return mixed if weights is None or not return_weights else (mixed, weights)
+
+    def _is_fused(self, hidden: Tensor, offsets: Tensor, rows: Tensor | None) -> bool:
+        """Whether a GPU's kernels find and normalize the anchors and add the update, each in one launch."""
+        norm, dropout = self.layer_norm, self.dropout
+        plain = type(norm) is nn.LayerNorm and type(dropout) is nn.Dropout
+        return (
+            self.queries == self.keys == "anchors"
+            and plain
+            and not (is_watched(norm) or is_watched(dropout))
+            and (dropout.p == 0 or not dropout.training)
+            and hidden.numel() > 0
+            and hidden.stride(1) == 1
+            and (rows is None or (len(rows) > 0 and rows.dtype == torch.int64 and rows.device == hidden.device))
+            and len(offsets) > 1
+            and offsets.device == hidden.device
+            and norm.normalized_shape == (hidden.shape[1],)
+            and hidden.shape[1] <= LARGEST_ROW
+            and not needs_gradient(hidden, *self.parameters())
+            and takes(hidden, norm.weight, norm.bias, self.gate)
+        )
+
+    def _normalized_anchors(
+        self, hidden: Tensor, offsets: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same as `_normalized` in one launch; rows of documents without a token are -1."""
+        from spanbert_kernels.ops.cross_document_attention.triton_sublayer import normalized_anchors
+
+        norm = self.layer_norm
+        places, anchors = normalized_anchors(hidden, offsets, self.anchor, rows, norm.weight, norm.bias, norm.eps)
+        return places, anchors, anchors
+
+    def _add_in_place(self, mixed: Tensor, places: Tensor, update: Tensor) -> None:
+        from spanbert_kernels.ops.cross_document_attention.triton_sublayer import add_update
+
+        add_update(mixed, places, update, self.gate)
+        if not mixed.is_inference():
+            torch.autograd.graph.increment_version(mixed)
 
     def _sight_of(
         self, plan: ops.AttentionPlan, cu_clusters: Tensor | None, links: tuple[Tensor, Tensor] | None

@@ -16,13 +16,13 @@ def run_linear(module: nn.Module, x: Tensor) -> Tensor:
         >>> run_linear(nn.Linear(3, 4), torch.ones(2, 3)).shape
         torch.Size([2, 4])
     """
-    if type(module) is nn.Linear and not _watched(module):
+    if type(module) is nn.Linear and not is_watched(module):
         return products.linear(x, module.weight, module.bias)
     result: Tensor = module(x)
     return result
 
 
-def _watched(module: nn.Linear) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether a call would do more than multiply."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in module.__dict__ or torch_module._has_any_global_hook()

@@ -111,6 +111,27 @@ def summed_lookups(tokens, positions, types, row, there, column, columns):
     return total
 
 
+@triton.jit
+def moments(totals, level, columns, eps, BLOCK):
+    """The mean `[M]` and the reciprocal deviation of rows in chunks, `level` being the sum of the chunks."""
+    mean = tl.sum(level, 1) / columns
+    squares = tl.zeros([BLOCK.M, BLOCK.D], tl.float32)
+    for i in tl.static_range(BLOCK.CHUNKS):
+        column = i * BLOCK.D + tl.arange(0, BLOCK.D)
+        centered = tl.where((column < columns)[None, :], totals[i] - mean[:, None], 0.0)
+        squares += centered * centered
+    return mean, 1.0 / tl.sqrt(tl.sum(squares, 1) / columns + eps)
+
+
+@triton.jit
+def normal_chunk(total, mean, rstd, weight, bias, row, column, columns):
+    """Columns of normalized rows."""
+    normal = (total - mean[:, None]) * rstd[:, None] * load_columns(weight, row, column, columns)
+    if bias is not None:
+        normal += load_columns(bias, row, column, columns)
+    return normal
+
+
 @triton.jit(do_not_specialize=("rows",))
 def norm_forward(
     x,  # [T, H], or None
@@ -145,18 +166,10 @@ def norm_forward(
             total = summed_lookups(tokens, positions, types, row, there, column, columns)
         level += total
         totals += (total,)
-    mean = tl.sum(level, 1) / columns
-    squares = tl.zeros([BLOCK.M, BLOCK.D], tl.float32)
+    mean, rstd = moments(totals, level, columns, eps, BLOCK)
     for i in tl.static_range(BLOCK.CHUNKS):
         column = i * BLOCK.D + tl.arange(0, BLOCK.D)
-        centered = tl.where((column < columns)[None, :], totals[i] - mean[:, None], 0.0)
-        squares += centered * centered
-    rstd = 1.0 / tl.sqrt(tl.sum(squares, 1) / columns + eps)
-    for i in tl.static_range(BLOCK.CHUNKS):
-        column = i * BLOCK.D + tl.arange(0, BLOCK.D)
-        normal = (totals[i] - mean[:, None]) * rstd[:, None] * load_columns(weight, row, column, columns)
-        if bias is not None:
-            normal += load_columns(bias, row, column, columns)
+        normal = normal_chunk(totals[i], mean, rstd, weight, bias, row, column, columns)
         if tokens is not None and dropout is not None:
             normal *= kept_share(dropout, row, i * BLOCK.D, BLOCK)
         target = output + row[:, None] * columns + column[None, :]

@@ -49,11 +49,15 @@ def run_cases() -> None:
     from op_checks import DTYPES, Setting, run_setting
 
     from spanbert_kernels.ops.attention.triton_lists import make_lists
+    from spanbert_kernels.ops.cross_document_attention.triton_sublayer import add_update, normalized_anchors
     from spanbert_kernels.ops.span_score import triton as score
 
     offsets = torch.tensor([0, 3, 5])
     for clusters, *anchors in itertools.product((None, offsets), (False, True), (False, True)):
         make_lists(offsets, clusters, 5, *anchors)
+    hidden, weight = torch.ones(5, 8), torch.ones(8)
+    places, update = normalized_anchors(hidden, offsets, "last", None, weight, weight, 1e-12)
+    add_update(hidden, places, update, weight[:1])
     for module in operation_modules():
         for case in cases_of(module):
             for dtype in DTYPES:

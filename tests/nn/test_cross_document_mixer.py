@@ -2,10 +2,13 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spanbert_kernels import ops
 from spanbert_kernels.nn import CrossDocumentMixer
+from spanbert_kernels.ops import library
+from spanbert_kernels.ops.repeats import launches_of
 
 HIDDEN, HEADS = 8, 2
 LENGTHS = (3, 0, 2, 4, 1)
@@ -165,6 +168,69 @@ def test_attention_goes_through_the_operation() -> None:
     with ops.backends.record() as calls:
         trained_mixer()(hidden_states(), CU_SEQLENS, CU_CLUSTERS)
     assert [operation for operation, _ in calls] == ["cross_document_attention"]
+
+
+@pytest.mark.parametrize("anchor", ["last", "first"])
+def test_on_a_gpu_anchors_are_three_launches_beside_the_products(anchor: str) -> None:
+    if not library.interpreted():
+        pytest.skip("Triton's interpreter is not switched on")
+    mixer = trained_mixer(anchor=anchor).float()
+    hidden = hidden_states().float()
+    rows = torch.tensor([9, 2, 11, 0, 13, 4, 7, 1, 12, 5])
+    scattered = torch.full((14, HIDDEN), torch.nan).index_copy(0, rows, hidden)
+    arguments = (CU_SEQLENS, CU_CLUSTERS)
+    with torch.no_grad():
+        expected, weights = mixer(hidden, *arguments, return_weights=True)
+        with ops.backends.use("triton"):
+            (mixed, found), launched = launches_of(lambda: mixer(hidden, *arguments, return_weights=True))
+            version = scattered._version
+            assert mixer(scattered, *arguments, rows=rows, inplace=True) is scattered
+    assert len(launched) == 4  # one of them of the weights
+    assert scattered._version > version
+    torch.testing.assert_close(mixed, expected)
+    torch.testing.assert_close(found, weights)
+    torch.testing.assert_close(scattered[rows], expected)
+    assert torch.equal((mixed != hidden).any(1), (expected != hidden).any(1))
+    assert torch.equal((scattered[rows] != hidden).any(1), (expected != hidden).any(1))
+
+
+@pytest.mark.parametrize("why", ["a gradient", "a hook", "dropout"])
+def test_on_a_gpu_what_is_watched_goes_through_its_modules(why: str) -> None:
+    if not library.interpreted():
+        pytest.skip("Triton's interpreter is not switched on")
+    mixer = trained_mixer(dropout=0.5 if why == "dropout" else 0.0).float()
+    seen = []
+    if why == "a hook":
+        mixer.layer_norm.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    with torch.set_grad_enabled(why == "a gradient"), ops.backends.use("triton"):
+        mixed, launched = launches_of(lambda: mixer(hidden_states().float(), CU_SEQLENS, CU_CLUSTERS))
+    assert len(launched) == 1
+    assert mixed.requires_grad == (why == "a gradient")
+    assert seen == [len(LENGTHS)] * (why == "a hook")
+
+
+def test_kernels_of_the_sublayer_take_rows_of_several_chunks_and_small_gates() -> None:
+    if not library.interpreted():
+        pytest.skip("Triton's interpreter is not switched on")
+    from spanbert_kernels.ops.cross_document_attention.triton_sublayer import add_update, normalized_anchors
+
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, 1030, generator=generator) for shape in ((9,), (), ()))
+    offsets = torch.tensor([0, 2, 2, 5, 9, 9, 40])  # the last one's end is nobody's: nothing beyond the rows is read
+    places, found = normalized_anchors(hidden, offsets[:6], "last", None, weight, bias, 1e-5)
+    assert places.tolist() == [1, -1, 4, 8, -1]
+    rows = torch.where((places < 0)[:, None], 0.0, hidden[places])
+    torch.testing.assert_close(found, F.layer_norm(rows, (1030,), weight, bias, 1e-5))
+    assert normalized_anchors(hidden, offsets, "last", None, weight, bias, 1e-5)[0].tolist() == [1, -1, 4, 8, -1, -1]
+    nowhere = normalized_anchors(hidden, torch.arange(5), "last", torch.tensor([3, 9, -2]), weight, bias, 1e-5)[0]
+    assert nowhere.tolist() == [3, -1, -1, -1]
+    for gate in (0.0, -1e-5, 0.09, -0.11, 30.0):
+        mixed = torch.zeros_like(hidden)
+        add_update(mixed, places, found, torch.tensor([gate]))
+        share = torch.tensor([gate], dtype=torch.float64).tanh()
+        real = places[places >= 0]
+        torch.testing.assert_close(mixed[real].double(), share * found[places >= 0], rtol=1e-6, atol=0)
+        assert not mixed[[0, 2, 3, 5, 6, 7]].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

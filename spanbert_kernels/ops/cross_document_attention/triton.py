@@ -14,6 +14,7 @@ from spanbert_kernels.ops.attention.triton_backward import key_backward
 from spanbert_kernels.ops.attention.triton_launch import Loops, launch, loop_options, meta_calls, meta_dropout, rows_of
 from spanbert_kernels.ops.attention.triton_tiles import NO_TERMS, Statistics
 from spanbert_kernels.ops.attention.work import AttentionWork, PairStatistics
+from spanbert_kernels.ops.cross_document_attention import triton_sublayer
 from spanbert_kernels.ops.cross_document_attention.operators import (
     cross_document_attention_pairwise_backward,
     cross_document_attention_pairwise_forward,
@@ -114,4 +115,5 @@ def _all(q: Tensor, work: AttentionWork) -> None:
 
 def aot_configurations() -> list[AotConfiguration]:
     """What calls compile with everything."""
-    return configurations_of({name: partial(_all, q, work) for name, q, work in meta_calls()})
+    calls = triton_sublayer.aot_calls() | {name: partial(_all, q, work) for name, q, work in meta_calls()}
+    return configurations_of(calls)
