@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +17,14 @@ from spanbert_kernels.tasks import atomic
 from spanbert_kernels.tasks.registry import TASKS
 
 if TYPE_CHECKING:
-    from spanbert_kernels.data.conll_coref import MarkedDocument
-    from spanbert_kernels.tasks.explanation import ClusterExplanation, SpanExplanation
+    from spanbert_kernels.tasks.explanation import ClusterExplanation, Explanation
 
 MOST_READ = 8  # words of a document in the picture
 PICTURED = 12  # clusters, mentions or documents in the picture, which a page of paper holds
 
 
 @click.command()
-@click.argument("task", type=click.Choice(sorted(name for name, entry in TASKS.items() if entry.explained)))
+@click.argument("task", type=click.Choice(list(TASKS)))
 @click.argument("data", nargs=-1, required=True, type=PATH)
 @click.option("--model", required=True, type=PATH, help="The folder that train wrote.")
 @click.option(
@@ -36,13 +34,12 @@ PICTURED = 12  # clusters, mentions or documents in the picture, which a page of
     type=PATH,
     help="The page, or with a name in .png the picture.",
 )
-@click.option("--limit", default=100, show_default=True, type=COUNT, help="Clusters or mentions at most.")
+@click.option("--limit", default=100, show_default=True, type=COUNT, help="Predictions, or clusters, at most.")
 def explain(task: str, data: tuple[Path, ...], model: Path, output: Path, limit: int) -> None:
     """Show what carried the predictions for DATA, files or folders: a page, and beside it a picture.
 
-    classification: which documents of its cluster, and which of its own words, each document looked at. nested: which
-    words of a mention its vector is made of. coreference: the same for mentions that are linked.
-    cross_document_coreference: and which documents they looked at. DATA is what predict takes.
+    Which words counted for each prediction, by integrated gradients; for classification and cross_document_coreference,
+    which documents of its cluster each document or mention looked at, too. DATA is what predict takes.
 
     Exit code: 0; 2 if a file cannot be used.
     """
@@ -55,8 +52,8 @@ def explain(task: str, data: tuple[Path, ...], model: Path, output: Path, limit:
 
     quiet_transformers()
     with bars(watched()), data_in_words():
-        clusters, spans = _explained(task, model, data)
-    hidden = max(len(clusters) + len(spans) - limit, 0)
+        clusters, spans = _explained(task, model, data, limit + 1)
+    hidden = len(clusters) + len(spans) > limit
     write(
         "page",
         page_path,
@@ -80,39 +77,29 @@ def paths_of(output: Path) -> tuple[Path, Path]:
     return output, output.with_suffix(".png")
 
 
-def _explained(task: str, folder: Path, data: Sequence[Path]) -> tuple[list[ClusterExplanation], list[SpanExplanation]]:
-    from spanbert_kernels.data.counts import took
+def _explained(
+    task: str, folder: Path, data: Sequence[Path], limit: int
+) -> tuple[list[ClusterExplanation], list[Explanation]]:
     from spanbert_kernels.tasks import explanation
     from spanbert_kernels.tasks.base import load
 
     found = load(task)
     items = found.read_to_predict(data)
-    took(found.noun, sum(len(found.paths(item)) for item in items))
     model, tokenizer = found.load(folder)
     if task == "classification":
-        return explanation.explain_classification(model, tokenizer, items), []
-    if task == "nested":
-        return [], explanation.explain_nested(model, tokenizer, _named(items))
-    clusters = items if task == "cross_document_coreference" else [(document,) for document in _named(items)]
-    return [], explanation.explain_coreference(model, tokenizer, clusters)
+        return explanation.explain_classification(model, tokenizer, items, limit), []
+    return [], found.explain(model, tokenizer, items, limit)
 
 
-def _named(documents: list[MarkedDocument]) -> list[MarkedDocument]:
-    """With the files' names where there are several."""
-    if len({document.path for document in documents}) < 2:
-        return documents
-    return [replace(document, name=f"{formatting.path(document.path)}, {document.name}") for document in documents]
-
-
-def page(name: str, clusters: list[ClusterExplanation], spans: list[SpanExplanation], hidden: int = 0) -> str:
+def page(name: str, clusters: list[ClusterExplanation], spans: list[Explanation], hidden: bool = False) -> str:
     """The page as HTML text, which loads nothing from anywhere."""
     from spanbert_kernels.cli import pages
 
-    several = len({file for cluster in clusters for file in cluster.files}) > 1
+    several = len({*(file for cluster in clusters for file in cluster.files), *(each.file for each in spans)}) > 1
     return pages.render("explanation.html", name=name, clusters=clusters, spans=spans, hidden=hidden, several=several)
 
 
-def draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], path: Path) -> None:
+def draw(clusters: list[ClusterExplanation], spans: list[Explanation], path: Path) -> None:
     """The picture: a square of document weights for each cluster, or a row of shaded words for each mention or text."""
     import matplotlib
 
@@ -122,7 +109,7 @@ def draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], path:
         _draw(clusters, spans, aside)
 
 
-def _draw(clusters: list[ClusterExplanation], spans: list[SpanExplanation], aside: Path) -> None:
+def _draw(clusters: list[ClusterExplanation], spans: list[Explanation], aside: Path) -> None:
     from matplotlib.figure import Figure
 
     means = ((number, each.mean()) for number, each in enumerate(clusters, start=1))
@@ -149,20 +136,26 @@ def _drawn(text: str, length: int) -> str:
     return textwrap.shorten(formatting.one_line(text), length, placeholder="…") or "…"
 
 
-def _most_read(clusters: list[ClusterExplanation]) -> list[SpanExplanation]:
-    """Of each document the `MOST_READ` words with the largest shares, in the order of the text."""
-    from spanbert_kernels.tasks.explanation import SpanExplanation
+def _most_read(clusters: list[ClusterExplanation]) -> list[Explanation]:
+    from spanbert_kernels.tasks.explanation import Explanation
 
-    found = []
-    for cluster in clusters:
-        for words, shares, label in zip(cluster.words, cluster.word_shares, cluster.labels, strict=True):
-            chosen = sorted(shares.argsort()[::-1][:MOST_READ].tolist())
-            most = shares[chosen] / max(float(shares.max(initial=0)), 1e-30)
-            found.append(SpanExplanation("", tuple(words[i].strip() for i in chosen), 0, label, most))
-    return found
+    return [
+        Explanation("", label, words, shares)
+        for cluster in clusters
+        for words, shares, label in zip(cluster.words, cluster.word_shares, cluster.labels, strict=True)
+    ]
 
 
-def _draw_spans(axes: Any, spans: list[SpanExplanation]) -> None:
+def _most(explanation: Explanation) -> tuple[list[str], list[float]]:
+    """The `MOST_READ` words that count most, in the order of the text, and how much beside the first of them."""
+    shares = explanation.shares
+    chosen = sorted(shares.argsort(kind="stable")[::-1][:MOST_READ].tolist())
+    return [explanation.words[i].strip() for i in chosen], (
+        shares[chosen] / max(float(shares.max(initial=0)), 1e-30)
+    ).tolist()
+
+
+def _draw_spans(axes: Any, spans: list[Explanation]) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(-len(spans) - 0.5, 0.5)
@@ -174,9 +167,10 @@ def _draw_spans(axes: Any, spans: list[SpanExplanation]) -> None:
             name, share = max(span.seen.items(), key=lambda entry: entry[1])
             looked = _drawn(f"{span.document} looked at {name}: {share:.2f}", 48)
             axes.text(1, -row, looked, fontsize=8, va="center", ha="right")
-        wide = (0.45 if span.seen else 0.8) / max(sum(len(word) + 1 for word in span.words), 1)
+        words, shares = _most(span)
+        wide = (0.45 if span.seen else 0.8) / max(sum(len(word) + 1 for word in words), 1)
         left = 0.2
-        for word, weight in zip(span.words, span.weights, strict=True):
+        for word, weight in zip(words, shares, strict=True):
             size = wide * (len(word) + 1)
             box = {"facecolor": "tab:blue", "alpha": float(weight) * 0.6, "edgecolor": "none"}
             axes.text(left, -row, formatting.one_line(word), fontsize=8, va="center", bbox=box)

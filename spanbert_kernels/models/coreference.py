@@ -36,13 +36,15 @@ NO_ENTITY = -1
 @dataclass
 class CoreferenceOutput(ModelOutput):
     """Kept spans `[K, 2]`, packed positions of words, the last one included; their mention scores `[K]`; the number of
-    each one's antecedent among them `[K]`, -1 for none.
+    each one's antecedent among them `[K]`, -1 for none; its candidates `earlier [K, C]` and the scores of the `links`.
     """
 
     loss: Tensor | None = None
     spans: Tensor | None = None
     scores: Tensor | None = None
     antecedents: Tensor | None = None
+    earlier: Tensor | None = None
+    links: Tensor | None = None
 
 
 class SpanBERTForCoreference(SpanModel):
@@ -130,7 +132,9 @@ class SpanBERTForCoreference(SpanModel):
             is_mention = (entity != NO_ENTITY).to(scores.dtype)
             found = F.binary_cross_entropy_with_logits(scores, is_mention, reduction="sum") / max(len(words), 1)
             loss = found + linked / max(len(kept), 1)
-        return CoreferenceOutput(loss=loss, spans=chosen, scores=own, antecedents=antecedents)
+        return CoreferenceOutput(
+            loss=loss, spans=chosen, scores=own, antecedents=antecedents, earlier=earlier, links=pair_scores
+        )
 
     def _antecedents(self, pooled: Tensor, own: Tensor, document: Tensor) -> tuple[Tensor, Tensor]:
         """Of each kept span the candidates before it and their scores; -inf where there are fewer than C."""

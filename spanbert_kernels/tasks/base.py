@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,12 +15,23 @@ from spanbert_kernels.data.counts import DEVELOPMENT, TEST, TRAINING, counting, 
 from spanbert_kernels.data.faults import DataFault, warn
 from spanbert_kernels.data.sources import Source, name_of, some
 from spanbert_kernels.models.tokenization import load_tokenizer
+from spanbert_kernels.tasks.attribution import (
+    STEPS,
+    Claim,
+    Explanation,
+    Pass,
+    explanation_of,
+    masking_token,
+    parts_of_words,
+    run,
+)
 from spanbert_kernels.tasks.batches import Example, outputs, without
 from spanbert_kernels.tasks.familiarity import FIELD, capitalised
 from spanbert_kernels.tasks.formats import Format
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.predicting import chunks, line_format, predictions_for, several
 from spanbert_kernels.tasks.predictions import Prediction
+from spanbert_kernels.tasks.progress import counted
 from spanbert_kernels.tasks.registry import JSON
 from spanbert_kernels.tasks.registry import TASKS as TASKS
 from spanbert_kernels.tasks.span_training import Show, SpanTraining, show_tokens, shown
@@ -73,6 +85,10 @@ class Task(Generic[Item, Found]):
         predictions: what was found for an item, in its text.
         columns: writes predictions as what the task learns from, if it can.
         groups: items in order; those of a group are predicted for together.
+        claims: what is to be explained of an item, from model, tokenizer, items, and the model's passes over the
+            examples of one of them.
+        item_of: the number of an example's item.
+        steps: of the way on which gradients are averaged for an explanation.
     """
 
     noun: str
@@ -102,6 +118,9 @@ class Task(Generic[Item, Found]):
     predictions: Callable[[Item, Found], Iterable[Prediction]]
     columns: Format | None = None
     groups: Callable[[Sequence[Item]], Iterable[Sequence[Item]]] = chunks
+    claims: Callable[[Any, Tokenizer, Sequence[Item], list[Pass]], Iterable[Claim]]
+    item_of: Callable[[Example], int] = lambda example: int(example["item"])
+    steps: int = STEPS
 
     def train(
         self,
@@ -123,7 +142,7 @@ class Task(Generic[Item, Found]):
         held_out = [] if test is None else self._read(test, TEST)
         development = [] if dev is None else self._read(dev, DEVELOPMENT)
         model, tokenizer = self.build(items, data, start, options.seed)
-        setattr(model.config, FIELD, capitalised(self.texts_of(items)))
+        setattr(self.network(model).config, FIELD, capitalised(self.texts_of(items)))
         training = self.fit(model, tokenizer, items, options, spans, development)
         if not held_out:
             return Outcome(training, {}, {})
@@ -255,6 +274,55 @@ class Task(Generic[Item, Found]):
         """The same, for items that are encoded."""
         batches = outputs(model, examples, self.batches(model, False), self.size, self.batch_size, backend)
         return self.decode(model, items, batches)
+
+    def explain(
+        self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], limit: int | None = None
+    ) -> list[Explanation]:
+        """The model's predictions for items, and how much each word counted for them.
+
+        Args:
+            model: a trained model.
+            tokenizer: the model's.
+            items: what is to be found in them is not looked at.
+            limit: predictions at most, the first ones.
+
+        Source: Sundararajan et al. 2017, Axiomatic Attribution for Deep Networks.
+        """
+        return [explanation for explanation, _, _ in self.explained(model, tokenizer, items, limit)]
+
+    def explained(
+        self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], limit: int | None = None
+    ) -> Iterator[tuple[Explanation, Claim, Pass]]:
+        """The same, each with the prediction and the pass that it was made in."""
+        items = [self.bare(item) for item in items]
+        examples = self.encode(model, tokenizer, items)
+        self.count(model, tokenizer, items, examples)
+        yield from self.explained_examples(model, tokenizer, items, examples, limit)
+
+    def explained_examples(
+        self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], examples: list[Example], limit: int | None
+    ) -> Iterator[tuple[Explanation, Claim, Pass]]:
+        """The same, for items that are encoded and counted."""
+        network, token, collate = self.network(model), masking_token(tokenizer), self.batches(model, False)
+        by_item: dict[int, list[Example]] = {}
+        for example in examples:
+            by_item.setdefault(self.item_of(example), []).append(example)
+        left = limit
+        for own in counted(list(by_item.values()), "explaining"):
+            passes = [run(network, example, collate([example])) for example in own]
+            found = list(islice(self.claims(model, tokenizer, items, passes), left))
+            left = None if left is None else left - len(found)
+            for number, each in enumerate(passes):
+                chosen = [prediction for prediction in found if prediction.example == number]
+                parts = parts_of_words(network, each.batch, chosen, token, self.steps)
+                for prediction, part in zip(chosen, parts, strict=True):
+                    yield explanation_of(prediction, part), prediction, each
+            if left == 0:
+                break
+
+    def network(self, model: Any) -> Any:
+        """The module in a model."""
+        return model
 
     def evaluate_items(self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], backend: str = "auto") -> Scores:
         """The scores of a model; what it has no label or no room for is missed."""

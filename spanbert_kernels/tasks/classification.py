@@ -19,6 +19,7 @@ from spanbert_kernels.data.labelled import LabelledDocument, read_labelled
 from spanbert_kernels.data.sources import Source, name_of
 from spanbert_kernels.data.splitting import Located, words_in
 from spanbert_kernels.models import SpanBERTForSequenceClassification
+from spanbert_kernels.tasks.attribution import Claim, Pass, Reading, reading_of_text
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import IGNORED, Example, padded, repeated
 from spanbert_kernels.tasks.formats import LABELLED_TEXTS
@@ -64,12 +65,11 @@ def encode(
     return examples
 
 
-def in_clusters(
-    documents: Sequence[LabelledDocument], tokenizer: Tokenizer, labels: Sequence[str], length: int
-) -> list[list[Example]]:
-    """The examples of each cluster, as lists."""
-    examples = encode(documents, tokenizer, labels, length)
-    return [[examples[i] for i in cluster] for cluster in clusters_of(documents)]
+def _encode(model: Any, tokenizer: Tokenizer, documents: Sequence[LabelledDocument]) -> list[list[Example]]:
+    """The examples of documents that see each other, as lists."""
+    examples = encode(documents, tokenizer, labels_of(model), model.config.positions)
+    together = clusters_of(documents) if model.config.cross_document_layers else [[i] for i in range(len(examples))]
+    return [[examples[i] for i in cluster] for cluster in together]
 
 
 def show(example: dict[str, Any], span: slice, crop: str) -> dict[str, Any]:
@@ -171,6 +171,41 @@ def _predictions(document: LabelledDocument, found: tuple[str, float]) -> Iterat
     yield Prediction(document.path, document.line, where, found=fields)
 
 
+def _claims(
+    model: Any,
+    tokenizer: Tokenizer,
+    documents: Sequence[LabelledDocument],
+    passes: list[Pass],
+) -> Iterator[Claim]:
+    """The label of each document of a cluster."""
+    ((cluster, _, output, weights),) = passes
+    config = model.config
+    if weights and config.cross_document_queries != "anchors":
+        raise ValueError(f"documents are explained by their anchors, the queries are {config.cross_document_queries}")
+    labels, columns = labels_of(model), max(len(example["input_ids"]) for example in cluster)
+    mean = torch.stack([each.mean(1) for each in weights]).mean(0).tolist() if weights else []
+    for row, example in enumerate(cluster):
+        document, best = documents[example["item"]], int(output.logits[row].argmax())
+
+        def score(output: Any, row: int = row, best: int = best) -> Tensor:
+            chance: Tensor = output.logits[row].float().log_softmax(-1)[best]
+            return chance
+
+        encoding = tokenizer(
+            document.text, truncation=True, max_length=len(example["input_ids"]), return_offsets_mapping=True
+        )
+        alone = reading_of_text(document.text, encoding.word_ids(), encoding["offset_mapping"])
+        word_of = np.full((len(cluster), columns), -1)
+        word_of[row, : len(example["input_ids"])] = alone.word_of
+        yield Claim(
+            *(0, labels[best], score, Reading(alone.words, word_of)),
+            document=document.text,
+            file=str(document.path),
+            probability=float(score(output).exp()),
+            seen={str(number): share for number, share in enumerate(mean[row], start=1)} if mean else {},
+        )
+
+
 TASK = Task(
     noun="document",
     lack="there is no document",
@@ -182,9 +217,7 @@ TASK = Task(
     labels=sorted,
     fields=_fields,
     bare=lambda document: replace(document, label=""),
-    encode=lambda model, tokenizer, documents: in_clusters(
-        documents, tokenizer, labels_of(model), model.config.positions
-    ),
+    encode=_encode,
     count=_count,
     dataset=_dataset,
     collate=collate,
@@ -196,5 +229,7 @@ TASK = Task(
     predictions=_predictions,
     columns=LABELLED_TEXTS,
     groups=groups_of,
+    claims=_claims,
+    item_of=lambda cluster: int(cluster[0]["item"]),
 )
 train, evaluate, load, classify = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

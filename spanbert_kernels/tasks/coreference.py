@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -14,6 +15,7 @@ from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForCoreference
+from spanbert_kernels.tasks.attribution import Claim, Pass, Reading, reading_of_words
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import Example, joined, padded, repeated
 from spanbert_kernels.tasks.coreference_scores import f1_scores
@@ -26,6 +28,7 @@ from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import pieces_of, window_length, windows
 
 Entity = frozenset[tuple[int, int]]  # first and last words of its mentions
+Seen = Callable[[tuple[int, int]], dict[str, float]]  # the documents that a mention looked at
 Words = tuple[int, int]  # the first, and the one after the last
 
 
@@ -214,6 +217,70 @@ def prediction(document: MarkedDocument, entities: Sequence[Entity]) -> Predicti
     return Prediction(document.path, 0, where, marks, "mentions", document=document.name)
 
 
+def reading_of_rows(documents: Sequence[MarkedDocument], example: Example, rows: Iterable[int]) -> tuple[Reading, Any]:
+    """The words in some windows of documents, and of each window the place of its first among them."""
+    places = [
+        (document, begin)
+        for document, each in zip(documents, example.get("documents", [example]), strict=True)
+        for begin in each["starts"]
+    ]
+    word_of = np.full((len(example["windows"]), max(len(each["input_ids"]) for each in example["windows"])), -1)
+    words: tuple[str, ...] = ()
+    first = {}
+    for row in rows:
+        first[row], (document, begin) = len(words), places[row]
+        own = reading_of_words(document.words, begin, [example["windows"][row]], word_of.shape[1])
+        word_of[row] = np.where(own.word_of[0] < 0, -1, own.word_of[0] + len(words))
+        words += own.words
+    return Reading(words, word_of, min(places[row][1] for row in first)), first
+
+
+def claims_in(model: Any, documents: Sequence[MarkedDocument], seen: Seen, passed: Pass) -> Iterator[Claim]:
+    """The mentions that are linked, entity by entity: the score of the link, of the first one that of a mention."""
+    example, _, output, _ = passed
+    offsets = np.cumsum([0, *(len(window["word_starts"]) for window in example["windows"])])
+    of_document = np.cumsum([0, *(len(document.words) for document in documents)])
+    spans = [(first, last) for first, last in output.spans.tolist()]
+    antecedents = dict(zip(spans, output.antecedents.tolist(), strict=True))
+    linked_ones = (sorted(own) for own in linked(output) if len(own) > 1)
+    for number, mentions in enumerate(sorted(linked_ones), start=1):
+        for span in mentions:
+            other = spans[antecedents[span]] if antecedents[span] >= 0 else None
+            rows = [int(np.searchsorted(offsets, first, side="right")) - 1 for first, _ in filter(None, (span, other))]
+            reading, begin = reading_of_rows(documents, example, sorted(set(rows)))
+            places = [
+                tuple(range(begin[row] + first - int(offsets[row]), begin[row] + last - int(offsets[row]) + 1))
+                for row, (first, last) in zip(rows, filter(None, (span, other)), strict=True)
+            ]
+            document = documents[int(np.searchsorted(of_document, span[0], side="right")) - 1]
+            yield Claim(
+                *(0, f"entity {number}", partial(_score_of_link, span, other), reading),
+                about=places[0],
+                other=places[1] if other else (),
+                document=document.name,
+                file=str(document.path),
+                seen=seen(span),
+            )
+
+
+def _score_of_link(span: tuple[int, int], other: tuple[int, int] | None, output: Any) -> Tensor:
+    """Of a mention and its antecedent, or of a mention that has none; 0 where the model has not kept them."""
+    place = {(first, last): number for number, (first, last) in enumerate(output.spans.tolist())}
+    if span not in place or (other is not None and other not in place):
+        return torch.zeros(())
+    if other is None:
+        alone: Tensor = output.scores[place[span]].float()
+        return alone
+    return output.links[place[span]][output.earlier[place[span]] == place[other]].float().sum()
+
+
+def _claims(
+    model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument], passes: list[Pass]
+) -> Iterator[Claim]:
+    (passed,) = passes
+    yield from claims_in(model, [documents[passed.example["item"]]], lambda span: {}, passed)
+
+
 TASK = Task(
     noun="document",
     lack="there is no mention",
@@ -236,5 +303,7 @@ TASK = Task(
     predictions=lambda document, entities: [prediction(document, sorted(entities, key=sorted))],
     columns=BRACKETED_WORDS,
     groups=partial(chunks, size=8),
+    claims=_claims,
+    steps=1,  # what is kept of the spans of a masked document is another
 )
 train, evaluate, load, resolve = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -8,6 +8,8 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -17,6 +19,7 @@ from spanbert_kernels.data.sources import Source, paths_of
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForCoreference
 from spanbert_kernels.tasks import coreference
+from spanbert_kernels.tasks.attribution import Claim, Pass, Shares
 from spanbert_kernels.tasks.base import Task
 from spanbert_kernels.tasks.batches import Example
 from spanbert_kernels.tasks.coreference import Entity
@@ -170,6 +173,50 @@ def _predictions(cluster: Cluster, found: set[Entity]) -> Iterator[Prediction]:
         yield coreference.prediction(document, own)
 
 
+def _claims(model: Any, tokenizer: Tokenizer, clusters: Sequence[Cluster], passes: list[Pass]) -> Iterator[Claim]:
+    """What `coreference` says of mentions, with the documents that they looked at."""
+    (passed,) = passes
+    queries, cluster = model.config.cross_document_queries, clusters[passed.example["item"]]
+    if passed.weights and queries != "tokens":
+        raise ValueError(f"mentions are explained by their tokens, the queries are {queries}")
+    sizes = [coreference.windows_in(each) for each in passed.example["documents"]]
+    words = _seen_by_words(passed.weights, passed.batch, np.repeat(np.arange(len(cluster)), sizes))
+
+    def seen(span: tuple[int, int]) -> dict[str, float]:
+        if words is None:
+            return {}
+        shares = words[span[0] : span[1] + 1].mean(0).tolist()
+        return {document.name: share for document, share in zip(cluster, shares, strict=True)}
+
+    yield from coreference.claims_in(model, cluster, seen, passed)
+
+
+def _seen_by_words(
+    weights: Sequence[Tensor], batch: dict[str, Tensor], document_of: NDArray[np.int64]
+) -> Shares | None:
+    """How much each word's tokens looked at each document, `[W, D]`; None where documents do not see each other."""
+    if not weights:
+        return None
+    by_window = torch.stack([each.mean(1) for each in weights]).mean(0)  # [T, windows]
+    by_document = by_window.new_zeros(len(by_window), int(document_of[-1]) + 1)
+    by_document.index_add_(1, torch.from_numpy(document_of), by_window[:, : len(document_of)])
+    starts = torch.zeros_like(batch["input_ids"])
+    row, _ = (batch["word_starts"] >= 0).nonzero().unbind(1)
+    starts[row, batch["word_starts"][batch["word_starts"] >= 0]] = 1
+    # a token's word is the last that began in its row; special tokens belong to none
+    real = batch["attention_mask"] > 0
+    word = (starts[real].cumsum(0) - 1).numpy()
+    ids = batch["input_ids"]
+    inner = real.clone()
+    inner[:, 0] = False
+    inner[torch.arange(len(ids)), real.sum(1) - 1] = False
+    kept = inner[real].numpy()
+    total = np.zeros((int(starts.sum()), by_document.shape[1]), dtype=np.float32)
+    np.add.at(total, word[kept], by_document.numpy()[kept])
+    total /= np.bincount(word[kept], minlength=len(total))[:, None]
+    return total
+
+
 TASK = Task(
     noun="document",
     lack="there is no mention",
@@ -196,5 +243,7 @@ TASK = Task(
     predictions=_predictions,
     columns=BRACKETED_WORDS,
     groups=partial(chunks, size=1),
+    claims=_claims,
+    steps=1,
 )
 train, evaluate, load, resolve = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

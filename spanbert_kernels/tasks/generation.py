@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from spanbert_kernels.data.sources import Source
 from spanbert_kernels.data.splitting import Located
 from spanbert_kernels.models.generation import WindowedSpanBERTModel, encoder_decoder
 from spanbert_kernels.models.tokenization import load_tokenizer
+from spanbert_kernels.tasks.attribution import Claim, Explanation, Pass, Reading, reading_of_text
 from spanbert_kernels.tasks.base import Scores, Task
-from spanbert_kernels.tasks.batches import IGNORED, padded
+from spanbert_kernels.tasks.batches import IGNORED, padded, without
 from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.progress import counted
 from spanbert_kernels.tasks.span_training import SpanTraining
@@ -175,6 +176,11 @@ class Collator:
             mask[number, : len(row)] = 1
         return filled.ravel(), mask.ravel()
 
+    def columns(self, count: int) -> NDArray[np.int64]:
+        """Where so many tokens of a text stand."""
+        window, place = np.divmod(np.arange(count), self.window - 2)
+        return window * self.window + 1 + place
+
     def sources(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask [B, S]`."""
         ids, masks = zip(*(self.windows(example["tokens"]) for example in examples), strict=True)
@@ -299,10 +305,11 @@ class Writing(Task[Pair, str]):
     lack: str = "there is no text"
     kind: Any = EncoderDecoderModel
     bare: Any = lambda pair: replace(pair, targets=())
-    encode: Any = lambda generator, tokenizer, pairs: []  # which `write` does in its own way
+    encode: Any = lambda generator, tokenizer, pairs: []  # which `write` and `explained` do in their own ways
     count: Any = lambda generator, tokenizer, pairs, examples: count_pairs(pairs, generator)
     collate: Any = None
     decode: Any = None
+    claims: Any = lambda generator, tokenizer, pairs, passes: _claims(generator, pairs, passes)
     length: int = TARGET_LENGTH
     target: Callable[[Sequence[Pair], Start], Tokenizer] | None = None
     label_smoothing: float = 0.0
@@ -310,6 +317,14 @@ class Writing(Task[Pair, str]):
     def found(self, model: Any, items: Sequence[Pair], examples: list[Any], backend: str) -> list[str]:
         """Texts that are written."""
         return write(model, [pair.source for pair in items], self.length, backend)
+
+    def network(self, model: Any) -> EncoderDecoderModel:
+        """The module in a generator."""
+        return model.model
+
+    def batches(self, model: Any, answers: bool = True) -> Callable[[list[Any]], dict[str, Tensor]]:
+        """What `Collator` makes; what is written is read by the decoder, too."""
+        return without(Collator.of(model), () if answers else self.answers)
 
     def load(self, folder: Path) -> tuple[Generator, Tokenizer]:
         """The model, and the tokenizer of its sources."""
@@ -342,3 +357,30 @@ class Writing(Task[Pair, str]):
     def trivial(self, model: Any, train_on: Sequence[Pair], items: Sequence[Pair], found: Sequence[str]) -> Scores:
         """With the loss of a model that knows how often each token is written."""
         return {**self.baseline(train_on, items, found), "loss": unigram_loss(train_on, items, model)}
+
+    def explained(
+        self, model: Any, tokenizer: Tokenizer, items: Sequence[Pair], limit: int | None = None
+    ) -> Iterator[tuple[Explanation, Claim, Pass]]:
+        """Of texts that are written."""
+        items = items[:limit]
+        count_pairs([self.bare(item) for item in items], model)
+        texts = self.found(model, items, [], "auto")
+        written = [replace(item, targets=(text,)) for item, text in zip(items, texts, strict=True)]
+        examples = [{**example, "item": number} for number, example in enumerate(encode(written, model))]
+        yield from self.explained_examples(model, tokenizer, written, examples, limit)
+
+
+def _claims(generator: Generator, pairs: Sequence[Pair], passes: list[Pass]) -> Iterator[Claim]:
+    """The text that was written, token by token."""
+    ((example, batch, _, _),) = passes
+    pair, labels = pairs[example["item"]], torch.from_numpy(example["labels"])
+    encoding = generator.tokenizer(pair.source, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    alone = reading_of_text(pair.source, encoding.word_ids(), encoding["offset_mapping"])
+    word_of = np.full(tuple(batch["input_ids"].shape), -1)
+    word_of[0, Collator.of(generator).columns(len(example["tokens"]))] = alone.word_of[0]
+
+    def score(output: Any) -> Tensor:
+        chances: Tensor = output.logits[0].float().log_softmax(-1).gather(1, labels[:, None])
+        return chances.sum()
+
+    yield Claim(*(0, pair.targets[0], score, Reading(alone.words, word_of)), document=pair.source, file=str(pair.path))

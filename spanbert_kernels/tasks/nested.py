@@ -15,6 +15,7 @@ from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.entities import read_nested
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForSpanClassification
+from spanbert_kernels.tasks.attribution import Claim, Pass, reading_of_words
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import Example, joined, numbered, padded
 from spanbert_kernels.tasks.formats import BRACKETED_WORDS
@@ -107,16 +108,21 @@ def _decode(model: Any, documents: Sequence[MarkedDocument], batches: Batches) -
     labels = labels_of(model)
     found: list[Found] = [set() for _ in documents]
     for examples, output in batches:
-        best = output.logits.float().log_softmax(-1).max(-1)
-        likely = best.indices.nonzero()[:, 0]
-        spans, chance = output.spans[likely], best.values[likely]
-        kept = likely[ops.prune_spans(spans, chance, len(likely))]
         offsets = np.cumsum([0, *(len(example["word_starts"]) for example in examples)])
-        for (first, last), label in zip(output.spans[kept].tolist(), best.indices[kept].tolist(), strict=True):
+        for span, label in _likeliest(output):
+            first, last = output.spans[span].tolist()
             row = int(np.searchsorted(offsets, first, side="right")) - 1
             shift = examples[row]["begin"] - int(offsets[row])
             found[examples[row]["item"]].add((first + shift, last + shift, labels[label]))
     return found
+
+
+def _likeliest(output: Any) -> Iterator[tuple[int, int]]:
+    """The numbers of spans that are mentions, and of their types."""
+    best = output.logits.float().log_softmax(-1).max(-1)
+    likely = best.indices.nonzero()[:, 0]
+    kept = likely[ops.prune_spans(output.spans[likely], best.values[likely], len(likely))]
+    yield from zip(kept.tolist(), best.indices[kept].tolist(), strict=True)
 
 
 def score(documents: Sequence[MarkedDocument], found: Sequence[Found]) -> Scores:
@@ -150,6 +156,29 @@ def _predictions(document: MarkedDocument, mentions: Found) -> Iterator[Predicti
     yield Prediction(document.path, document.lines[0], where, marks, "entities", document=name)
 
 
+def _claims(
+    model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument], passes: list[Pass]
+) -> Iterator[Claim]:
+    """The mentions of a document."""
+    labels = labels_of(model)
+    for number, (window, _, output, _) in enumerate(passes):
+        document = documents[window["item"]]
+        reading = reading_of_words(document.words, window["begin"], [window], len(window["input_ids"]))
+        for span, label in _likeliest(output):
+
+            def score(output: Any, span: int = span, label: int = label) -> Tensor:
+                chance: Tensor = output.logits[span].float().log_softmax(-1)[label]
+                return chance
+
+            first, last = output.spans[span].tolist()
+            yield Claim(
+                *(number, labels[label], score, reading, tuple(range(first, last + 1))),
+                document=document.name,
+                file=str(document.path),
+                probability=float(score(output).exp()),
+            )
+
+
 TASK = Task(
     noun="document",
     lack="there is no mention",
@@ -171,5 +200,6 @@ TASK = Task(
     baseline=lambda train_on, documents, found: dictionary(train_on, documents),
     predictions=_predictions,
     columns=BRACKETED_WORDS,
+    claims=_claims,
 )
 train, evaluate, load, find = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from spanbert_kernels.data.conllu import ParsedSentence, read_trees
 from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.data.words import read_sentences
 from spanbert_kernels.models import SpanBERTForDependencyParsing
+from spanbert_kernels.tasks.attribution import Claim, Pass, reading_of_words
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import IGNORED, Example, padded
 from spanbert_kernels.tasks.formats import TREES
@@ -147,6 +148,32 @@ def left_neighbour(train_on: Iterable[ParsedSentence], sentences: Sequence[Parse
     return score(sentences, [(list(range(len(s.words))), [commonest] * len(s.words)) for s in sentences])
 
 
+def _claims(
+    model: Any, tokenizer: Tokenizer, sentences: Sequence[ParsedSentence], passes: list[Pass]
+) -> Iterator[Claim]:
+    """The head of each word, and the relation to it."""
+    ((example, _, output, _),) = passes
+    sentence, starts = sentences[example["item"]], example["word_starts"]
+    ((heads, relations),) = _decode(model, [sentence], iter([([{**example, "item": 0}], output)]))
+    number = {relation: i for i, relation in enumerate(labels_of(model))}
+    words = {**example, "word_starts": starts[1:]}
+    reading = reading_of_words(sentence.words, 0, [words], len(example["input_ids"]))
+    for place, (head, relation) in enumerate(zip(heads, relations, strict=True)):
+
+        def score(output: Any, word: int = place + 1, head: int = head, relation: str = relation) -> Tensor:
+            arc = output.arcs[0, word].float().log_softmax(-1)[head]
+            kind: Tensor = output.relations[0, word, head].float().log_softmax(-1)[number[relation]]
+            return arc + kind
+
+        yield Claim(
+            *(0, f"{relation} of {sentence.words[head - 1]}" if head else relation, score, reading),
+            *((place,), (head - 1,) if head else ()),
+            document=" ".join(sentence.words),
+            file=str(sentence.path),
+            probability=float(score(output).exp()),
+        )
+
+
 TASK = Task(
     noun="sentence",
     lack="no sentence is short enough for the model",
@@ -170,5 +197,6 @@ TASK = Task(
     baseline=lambda train_on, sentences, found: left_neighbour(train_on, sentences),
     predictions=lambda sentence, tree: [Prediction(sentence.path, sentence.line, located(sentence).piece(), tree=tree)],
     columns=TREES,
+    claims=_claims,
 )
 train, evaluate, load, parse = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -35,7 +35,7 @@ def predictions_for(
     model, tokenizer = trained
     if first:
         name = name_of(list(dict.fromkeys(path for item in items for path in task.paths(item))))
-        warn_of_strange_texts(model.config, tokenizer, task.texts_of(items), name)
+        warn_of_strange_texts(task.network(model).config, tokenizer, task.texts_of(items), name)
     groups = list(task.groups(items))
     for group in counted(groups, "predicting") if len(groups) > 1 else groups:
         with contextlib.nullcontext() if len(groups) == 1 else bars(shown=False):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.data.faults import warn
 from spanbert_kernels.data.squad import Question, read_questions
 from spanbert_kernels.models import SpanBERTForQuestionAnswering
+from spanbert_kernels.tasks.attribution import Claim, Pass, Reading, reading_of_text
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import Example, padded
 from spanbert_kernels.tasks.predictions import Prediction
@@ -58,6 +59,9 @@ def windows_of(questions: Sequence[Question], tokenizer: Tokenizer, length: int)
                 {
                     "item": index,
                     "offsets": offsets,
+                    "sequence": sequence,
+                    "characters": np.array(encoded["offset_mapping"][number]),
+                    "words": encoded.word_ids(number),
                     "input_ids": np.array(ids, dtype=np.int64),
                     "token_type_ids": (np.arange(len(ids)) >= context).astype(np.int64),
                     "first": context,
@@ -163,23 +167,44 @@ def _warn_of_widened(questions: Sequence[Question], examples: Sequence[Example])
         )
 
 
-def _decode(model: Any, questions: Sequence[Question], batches: Batches) -> list[str]:
-    """An answer from each question's text, "" where there is none."""
-    best: list[tuple[float, str]] = [(-np.inf, "")] * len(questions)
-    none = [np.inf] * len(questions)
+@dataclass
+class _Best:
+    """Of a question: the window with the likeliest answer, its first and last column, and both of its scores."""
+
+    window: Example | None = None
+    first: int = 0
+    last: int = 0
+    score: float = -np.inf
+    none: float = np.inf
+
+
+def _best_answers(count: int, batches: Iterable[tuple[list[Example], Any]]) -> list[_Best]:
+    found = [_Best() for _ in range(count)]
     for examples, output in batches:
         for row, example in enumerate(examples):
-            index, offsets = example["item"], example["offsets"]
+            best, text = found[example["item"]], slice(example["first"], len(example["offsets"]) - 1)
             start, end = output.start_logits[row].float(), output.end_logits[row].float()
-            none[index] = min(none[index], float(start[0] + end[0]))
-            text = slice(example["first"], len(offsets) - 1)
+            best.none = min(best.none, float(start[0] + end[0]))
             if text.start >= text.stop:
                 continue
-            score, first, final = _best_span(start[text], end[text])
-            if score > best[index][0]:
-                best[index] = score, questions[index].context[offsets[text][first][0] : offsets[text][final][1]]
+            score, first, last = _best_span(start[text], end[text])
+            if score > best.score:
+                best.window, best.score = example, score
+                best.first, best.last = text.start + first, text.start + last
+    return found
+
+
+def _text(model: Any, question: Question, best: _Best) -> str:
     missing = getattr(model.config, "answers_may_be_missing", False)
-    return ["" if missing and none[i] > score else text for i, (score, text) in enumerate(best)]
+    if best.window is None or (missing and best.none > best.score):
+        return ""
+    return question.context[best.window["offsets"][best.first][0] : best.window["offsets"][best.last][1]]
+
+
+def _decode(model: Any, questions: Sequence[Question], batches: Batches) -> list[str]:
+    """An answer from each question's text, "" where there is none."""
+    best = _best_answers(len(questions), batches)
+    return [_text(model, question, each) for question, each in zip(questions, best, strict=True)]
 
 
 def _best_span(start: Tensor, end: Tensor) -> tuple[float, int, int]:
@@ -207,6 +232,44 @@ def whole_text(questions: Sequence[Question]) -> Scores:
     return score(questions, [question.context for question in questions])
 
 
+def _claims(model: Any, tokenizer: Tokenizer, questions: Sequence[Question], passes: list[Pass]) -> Iterator[Claim]:
+    """The answer, in the window that has it, or that there is none."""
+    question = questions[passes[0].example["item"]]
+    windows = [{**each.example, "item": 0, "number": i} for i, each in enumerate(passes)]
+    (best,) = _best_answers(1, (([window], each.output) for window, each in zip(windows, passes, strict=True)))
+    if best.window is None:
+        return
+    window, first, last, text = best.window, best.first, best.last, _text(model, question, best)
+    if not text:
+        first, last = 0, 0
+
+    def score(output: Any) -> Tensor:
+        begin: Tensor = output.start_logits[0].float().log_softmax(-1)[first]
+        return begin + output.end_logits[0].float().log_softmax(-1)[last]
+
+    asked, read = (
+        _reading(words, window, sequence) for sequence, words in enumerate((question.question, question.context))
+    )
+    word_of = np.where(read.word_of < 0, asked.word_of, read.word_of + len(asked.words))
+    about = set(word_of[0, first : last + 1].tolist()) if text else set()
+    yield Claim(
+        *(window["number"], text or "no answer", score, Reading((*asked.words, *read.words), word_of)),
+        tuple(sorted(about)),
+        document=question.id,
+        file=str(question.path),
+        probability=float(score(passes[window["number"]].output).exp()),
+    )
+
+
+def _reading(text: str, window: Example, sequence: int) -> Reading:
+    """Of the question, 0, or of the part of its text that a window shows, 1."""
+    own = window["sequence"] == sequence
+    offsets = np.where(own[:, None], window["characters"], 0)
+    begin, end = (int(offsets[own, 0].min()), int(offsets[own, 1].max())) if own.any() else (0, 0)
+    words = [word if mine else None for word, mine in zip(window["words"], own, strict=True)]
+    return reading_of_text(text[begin:end], words, (offsets - begin).tolist())
+
+
 TASK = Task(
     noun="question",
     lack="there is no question whose answer fits in a window",
@@ -227,5 +290,6 @@ TASK = Task(
     predictions=lambda question, text: [
         Prediction(question.path, found={"id": question.id, "question": question.question, "answer": text})
     ],
+    claims=_claims,
 )
 train, evaluate, load, answer = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

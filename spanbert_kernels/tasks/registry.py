@@ -16,7 +16,6 @@ class TaskEntry:
         text: what it finds, in words.
         trained_on: the files that it learns from.
         predicted_for: what it takes for a document when it predicts.
-        explained: whether `explain` shows what its predictions looked at.
         formats: that `predict` writes; "columns" is what the task learns from.
         by_line: whether it predicts for lines of a text, or sentences, one by one.
     """
@@ -24,7 +23,6 @@ class TaskEntry:
     text: str
     trained_on: str
     predicted_for: str
-    explained: bool = False
     formats: tuple[str, ...] = (JSON, COLUMNS)
     by_line: bool = False
 
@@ -41,7 +39,6 @@ TASKS = {  # in the order of the commands' help
         "named entities that may lie in each other, as labels of spans",
         "coreference columns, CoNLL-U or JSON with spans",
         "a line of a text, a document of other files",
-        explained=True,
         formats=MARKED,
         by_line=True,
     ),
@@ -49,14 +46,12 @@ TASKS = {  # in the order of the commands' help
         "which mentions of a document are of one entity",
         "coreference columns, or CoNLL-U with Entity",
         "a whole text, a document of other files",
-        explained=True,
         formats=MARKED,
     ),
     "cross_document_coreference": TaskEntry(
         "which mentions of a cluster of documents are of one entity",
         "the same, named cluster/document",
         "the same; a folder's are a cluster",
-        explained=True,
         formats=MARKED,
     ),
     "relations": TaskEntry(
@@ -68,7 +63,6 @@ TASKS = {  # in the order of the commands' help
         "sentiment or topic of documents, alone or in clusters",
         "JSON lines, .csv or .tsv: text, label, cluster",
         "a line of a text, a record, a row",
-        explained=True,
         formats=(JSON, COLUMNS, SPACY),
         by_line=True,
     ),

@@ -23,6 +23,7 @@ from spanbert_kernels.data.related import read_relations
 from spanbert_kernels.data.sources import Source, paths_of
 from spanbert_kernels.models import SpanBERTForRelations
 from spanbert_kernels.tasks import coreference
+from spanbert_kernels.tasks.attribution import Claim, Pass
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import Example, joined, repeated
 from spanbert_kernels.tasks.cross_document_coreference import (
@@ -258,6 +259,38 @@ def _predictions(cluster: RelatedCluster, found: dict[Related, float]) -> Iterat
         yield Prediction(cluster.documents[0].path, found=fields)
 
 
+def _claims(
+    model: Any, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster], passes: list[Pass]
+) -> Iterator[Claim]:
+    """The relations of a cluster, the likeliest of it first; the words are those of all windows with a mention."""
+    ((example, _, output, _),) = passes
+    cluster = clusters[example["item"]]
+    (found,) = _decode(model, [cluster], iter([([{**example, "item": 0}], output)]))
+    kinds = {kind: number for number, kind in enumerate(labels_of(model))}
+    pairs = {(first, second): number for number, (first, second) in enumerate(output.pairs.tolist())}
+    names = {name: number for number, name in enumerate(example["names"])}
+    for (first, second, kind), chance in found.items():
+        both = [names[first], names[second]]
+        mentions = [example["mentions"][example["entities"] == entity].tolist() for entity in both]
+        rows = sorted({row for own in mentions for row, _, _ in own})
+        reading, begin = coreference.reading_of_rows(cluster.documents, example, rows)
+        about, other = (
+            tuple(sorted({begin[row] + word for row, one, last in own for word in range(one, last + 1)}))
+            for own in mentions
+        )
+
+        def score(output: Any, pair: int = pairs[both[0], both[1]], number: int = kinds[kind]) -> Tensor:
+            chance: Tensor = output.logits[pair].float().log_softmax(-1)[number]
+            return chance
+
+        yield Claim(
+            *(0, f"{kind}: {first}, {second}", score, reading, about, other),
+            document=cluster.documents[0].name,
+            file=str(cluster.documents[0].path),
+            probability=chance,
+        )
+
+
 TASK = Task(
     noun="document",
     lack="there is no relation",
@@ -284,5 +317,6 @@ TASK = Task(
     predictions=_predictions,
     columns=RELATED_ENTITIES,
     groups=lambda clusters: [clusters],
+    claims=_claims,
 )
 train, evaluate, load, relate = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

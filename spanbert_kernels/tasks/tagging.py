@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from seqeval.metrics import f1_score, precision_score, recall_score
+from seqeval.metrics.sequence_labeling import get_entities
 from torch import Tensor
 
 from spanbert_kernels.data.conll_ner import TaggedSentence
@@ -15,6 +17,7 @@ from spanbert_kernels.data.counts import took
 from spanbert_kernels.data.entities import read_tagged
 from spanbert_kernels.data.words import read_sentences
 from spanbert_kernels.models import SpanBERTForTokenClassification
+from spanbert_kernels.tasks.attribution import Claim, Pass, reading_of_words
 from spanbert_kernels.tasks.base import Batches, Task
 from spanbert_kernels.tasks.batches import IGNORED, Example, padded
 from spanbert_kernels.tasks.formats import LABELLED_WORDS
@@ -98,6 +101,30 @@ def _predictions(sentence: TaggedSentence, labels: Sequence[str]) -> Iterator[Pr
     yield Prediction(sentence.path, sentence.line, where, marks, "entities", tuple(labels))
 
 
+def _claims(
+    model: Any, tokenizer: Tokenizer, sentences: Sequence[TaggedSentence], passes: list[Pass]
+) -> Iterator[Claim]:
+    """The entities of a sentence, each as the labels of its words."""
+    labels = labels_of(model)
+    for number, (window, _, output, _) in enumerate(passes):
+        sentence, starts, length = sentences[window["item"]], window["word_starts"], len(window["input_ids"])
+        chances = output.logits[0].float().log_softmax(-1)[starts]
+        best = chances.argmax(-1)
+        reading = reading_of_words(sentence.words, window["begin"], [window], length)
+        for kind, first, last in get_entities([labels[i] for i in best.tolist()]):
+            words = torch.arange(first, last + 1)
+
+            def score(output: Any, words: Tensor = words, starts: Any = starts, best: Tensor = best) -> Tensor:
+                return output.logits[0].float().log_softmax(-1)[starts[words], best[words]].sum()
+
+            yield Claim(
+                *(number, kind, score, reading, tuple(words.tolist())),
+                document=" ".join(sentence.words),
+                file=str(sentence.path),
+                probability=float(score(output).exp()),
+            )
+
+
 TASK = Task(
     noun="sentence",
     lack="there is no entity",
@@ -121,5 +148,6 @@ TASK = Task(
     baseline=lambda train_on, sentences, found: majority(train_on, sentences),
     predictions=_predictions,
     columns=LABELLED_WORDS,
+    claims=_claims,
 )
 train, evaluate, load, tag = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

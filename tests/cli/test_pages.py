@@ -18,7 +18,7 @@ from records.record import load
 from records.report import render
 
 from spanbert_kernels.cli.explain import page
-from spanbert_kernels.tasks.explanation import ClusterExplanation, SpanExplanation
+from spanbert_kernels.tasks.explanation import ClusterExplanation, Explanation
 
 pytestmark = [
     pytest.mark.slow,
@@ -82,5 +82,5 @@ def test_an_explanation(tmp_path: Path) -> None:
     labels, files = ("good", "bad"), ("a_folder/" * 9 + "a.jsonl", "b.jsonl")
     cluster = ClusterExplanation(tuple(map("".join, words)), labels, (0.9, 0.8), weights, words, shares, files)
     assert_fits(page("a.jsonl", [cluster], []), tmp_path)
-    span = SpanExplanation("a_long_document_name" * 3, ("the", URL), 3, "entity 1", shares[1], {URL: 1.0})
+    span = Explanation("a_long_document_name" * 3, "entity 1", ("the", URL), shares[1], 3, (1,), seen={URL: 1.0})
     assert_fits(page("a.conll", [], [span]), tmp_path)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from spanbert_kernels.cli import formatting, main, svg, terminal
 from spanbert_kernels.cli.explain import draw, page, paths_of
-from spanbert_kernels.tasks.explanation import ClusterExplanation, SpanExplanation
+from spanbert_kernels.tasks.explanation import ClusterExplanation, Explanation
 
 Run = Callable[..., Result]
 PLAYING = "a\x1b[2J\x1b]0;title\x07\r\x9b31m\u202egpj\u2066.exe\x00"
@@ -80,7 +80,7 @@ def test_warnings_and_tables_go_the_same_way(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("text", [*MATHEMATICS, PLAYING])
 def test_texts_in_pictures_are_texts(text: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     weights = np.ones(1, dtype=np.float32)
-    span = SpanExplanation(text, (text,), 0, text, weights, {text: 1.0})
+    span = Explanation(text, text, (text,), weights, seen={text: 1.0})
     cluster = ClusterExplanation((text,), (text,), (1.0,), {}, ((text,),), (weights,))
     for number, (clusters, spans) in enumerate((([], [span]), ([cluster], []))):
         draw(clusters, spans, tmp_path / f"{number}.png")
@@ -105,7 +105,7 @@ def test_the_page_of_an_explanation_escapes_what_it_shows() -> None:
     weights = np.ones(1, dtype=np.float32)
     text = "<script>alert(1)</script>"
     cluster = ClusterExplanation((text,), (text,), (1.0,), {}, ((text,),), (weights,))
-    shown = page(text, [cluster], [SpanExplanation(text, (text,), 0, text, weights, {text: 1.0})])
+    shown = page(text, [cluster], [Explanation(text, text, (text,), weights, seen={text: 1.0})])
     assert "<script>" not in shown
 
 

@@ -14,10 +14,10 @@ ROWS = sentences(5)
 TEXTS = [" ".join(word for word, _ in rows) for rows in ROWS]
 
 
-def marked(folder: Path) -> Path:
-    """Documents of one cluster; who is named in two is one person."""
+def marked(folder: Path, times: int = 1) -> Path:
+    """Documents of one cluster; who is named in two, or in one several times, is one person."""
     text = ""
-    for number, rows in enumerate(ROWS):
+    for number, rows in enumerate(each * times for each in ROWS):
         marks = (f"({label[2:]}-{word})" if label != "O" else "_" for word, label in rows)
         lines = "".join(f"{word}\t{mark}\n" for (word, _), mark in zip(rows, marks, strict=True))
         text += f"# begin document all/{number}\n{lines}"
@@ -72,7 +72,7 @@ def asked(folder: Path) -> Path:
 FILES: dict[str, Callable[[Path], Path]] = {  # something to train each task on
     "tagging": tagged,
     "nested": marked,
-    "coreference": marked,
+    "coreference": partial(marked, times=2),
     "cross_document_coreference": marked,
     "relations": related,
     "classification": labelled,

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from deletion import losses
 from PIL import Image
+from small_files import FILES
 
 from spanbert_kernels import (
     SpanBERTForCoreference,
@@ -23,19 +25,18 @@ from spanbert_kernels import (
 from spanbert_kernels.cli import main
 from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.labelled import LabelledDocument
-from spanbert_kernels.tasks import classification, coreference, cross_document_coreference
-from spanbert_kernels.tasks.explanation import (
-    document_weights,
-    explain_classification,
-    explain_coreference,
-    explain_nested,
-)
+from spanbert_kernels.tasks import classification, coreference, nested
+from spanbert_kernels.tasks import cross_document_coreference as across
+from spanbert_kernels.tasks.attribution import masked, parts_of_words
+from spanbert_kernels.tasks.base import TASKS, load
+from spanbert_kernels.tasks.explanation import document_weights, explain_classification
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import TrainingOptions
 
 TEXTS = ("ships in the north", "we saw <script>alert(1)</script>", "ships today", "alone")
 CLUSTERS = ("p", "p", "p", "q")
 WORDS = ("the", "mayor", "of", "Oslo", "left")
+TRAINING = {"steps": 30, "batch_size": 4, "learning_rate": 3e-3, "quiet": True}
 
 
 def documents() -> list[LabelledDocument]:
@@ -81,32 +82,36 @@ def test_weights_are_those_of_the_forward_pass(accelerated: bool) -> None:
     assert first.probabilities == pytest.approx(plain.softmax(-1).max(-1).values.tolist())
 
 
-@pytest.mark.parametrize("anchor", ["first", "last"])
-def test_words_of_a_document(anchor: str) -> None:
-    """Shares of what the pooled token read in the last layer, by the model's own matrices."""
-    model, tokenizer = classifier(cross_document_anchor=anchor, pooler_token="anchor", max_position_embeddings=12)
-    for layer in model.bert.encoder.layer:
-        torch.nn.init.normal_(layer.attention.self.query.weight)
+def test_words_of_a_document() -> None:
+    """All of a text is shown; what the model did not see counts for nothing."""
+    model, tokenizer = classifier(max_position_embeddings=12)
     texts = ("ships in the north today", "", "  we saw ships " * 8, " \u200b")
     cluster = [LabelledDocument(text, "x", "p", Path("file.jsonl"), 1) for text in texts]
     (found,) = explain_classification(model, tokenizer, cluster)
-    assert model.config._attn_implementation == "sdpa"
     assert tuple("".join(words) for words in found.words) == texts
-    model.set_attn_implementation("eager")
-    batch = classification.collate([classification.encode(cluster, tokenizer, ["x", "y"], 12)])
-    with torch.no_grad():
-        matrices = model(**batch, output_attentions=True).attentions[-1].mean(1)
-    for row, (text, shares) in enumerate(zip(texts, found.word_shares, strict=True)):
-        ids = tokenizer(text, truncation=True, max_length=12)
-        read = matrices[row, 0 if anchor == "first" else len(ids["input_ids"]) - 1]
-        wanted = np.zeros(len(shares))
-        for column, word in enumerate(ids.word_ids()):
-            if word is not None:
-                wanted[word] += float(read[column])
-        np.testing.assert_allclose(shares, wanted / max(wanted.sum(), 1e-30), rtol=1e-5)
-    assert found.word_shares[0].max() > 0.3
+    assert [len(words) for words in found.words[:2]] == [5, 0]
+    assert [shares.sum() for shares in found.word_shares] == pytest.approx([1, 0, 1, 0])
     assert found.words[2][-1].startswith(" ")  # what was cut off
     assert found.word_shares[2][-1] == 0
+
+
+def test_parts_sum_to_what_all_words_bring() -> None:
+    """Sundararajan et al.'s completeness, on the line from all words masked; also where the model is accelerated."""
+    model, tokenizer = classifier(cross_document_layers=[])
+    torch.nn.init.normal_(model.classifier.weight)
+    for _, prediction, passed in classification.TASK.explained(model, tokenizer, documents()[:1]):
+        token, words = tokenizer.mask_token_id, range(len(prediction.reading.words))
+        nothing = {**passed.batch, "input_ids": masked(passed.batch["input_ids"], prediction.reading, words, token)}
+        with torch.no_grad():
+            wanted = float(prediction.score(passed.output) - prediction.score(model(**nothing)))
+        (parts,) = parts_of_words(model, passed.batch, [prediction], token, steps=100)
+        assert abs(wanted) > 0.01
+        assert parts.sum() == pytest.approx(wanted, rel=0.03)
+        before = [each.requires_grad for each in model.parameters()]
+        accelerate(model)
+        (again,) = parts_of_words(model, passed.batch, [prediction], token, steps=100)
+        np.testing.assert_allclose(again, parts, rtol=1e-3, atol=1e-5)
+        assert [each.requires_grad for each in model.parameters()] == before
 
 
 def test_documents_that_do_not_see_each_other() -> None:
@@ -126,25 +131,28 @@ def finder() -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def test_words_of_a_mention() -> None:
-    """The attention part of the span's vector is the words' mean with these weights."""
+def test_words_around_a_mention() -> None:
+    """Those of its window, and which of them it is."""
     model, tokenizer = finder()
-    document = MarkedDocument("d", WORDS, (), Path("file.txt"), (1,) * 5)
-    kept: list[torch.Tensor] = []
-    model.attention.register_forward_hook(lambda module, inputs, output: kept.append(output[:, 0]))
-    found = explain_nested(model, tokenizer, [document])
-    assert {(each.first, len(each.words)) for each in found} >= {(0, 1), (2, 2), (4, 1)}
+    document = MarkedDocument("d", WORDS * 4, (), Path("file.txt"), (1,) * 20)
+    model.config.max_position_embeddings = 10
+    found = nested.TASK.explain(model, tokenizer, [document])
+    assert {each.document for each in found} == {"d"}
+    assert len({each.place for each in found}) > 1
+    mentions = set()
     for each in found:
-        scores = kept[0][each.first : each.first + len(each.words)]
-        np.testing.assert_allclose(each.weights, scores.softmax(0).numpy(), rtol=1e-5)
-        assert each.words == WORDS[each.first : each.first + len(each.words)]
+        assert each.words == document.words[each.place : each.place + len(each.words)]
         assert each.label == "person"
+        assert each.shares.sum() == pytest.approx(1 if each.shares.any() else 0, rel=1e-5)
+        mentions.add((each.place + each.about[0], each.place + each.about[-1], each.label))
+    assert mentions == nested.find(model, tokenizer, [document])[0]
+    assert len(nested.TASK.explain(model, tokenizer, [document], limit=2)) == 2
 
 
 def linker(**fields: Any) -> tuple[Any, Any]:
     start = Start(size="tiny", vocabulary_size=60)
     tokenizer = start.tokenizer([" ".join(WORDS)] * 2)
-    fields = {**cross_document_coreference.cross_document_fields(2), "max_span_width": 2, **fields}
+    fields = {**across.cross_document_fields(2), "max_span_width": 2, **fields}
     model = start.build(SpanBERTForCoreference, tokenizer, 1, max_position_embeddings=16, **fields).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("gate"):
@@ -164,45 +172,66 @@ def test_mentions_across_documents() -> None:
     """Which documents a mention's tokens looked at, and its words, by the forward pass itself."""
     model, tokenizer = linker()
     cluster = reports()
-    found = explain_coreference(model, tokenizer, [cluster])
+    found = across.TASK.explain(model, tokenizer, [cluster])
     assert {each.document for each in found} == {"d0", "d1", "d2"}
-    (entities,) = cross_document_coreference.resolve(model, tokenizer, [cluster])
+    (entities,) = across.resolve(model, tokenizer, [cluster])
     count = sum(len(entity) > 1 for entity in entities)
     assert {each.label for each in found} == {f"entity {i + 1}" for i in range(count)}
-    starts = {"d0": 0, "d1": 15, "d2": 17}
-    spans = {(starts[each.document] + each.first, len(each.words)) for each in found}
-    assert spans == {(first, last + 1 - first) for entity in entities if len(entity) > 1 for first, last in entity}
+    spans = sorted(span for entity in sorted(map(sorted, entities)) if len(entity) > 1 for span in entity)
+    assert len(found) == len(spans)
+    packed = across.joined(cluster).words
+    assert any(each.other for each in found)
+    for each, (first, last) in zip(found, spans, strict=True):
+        assert tuple(each.words[i] for i in each.about) == packed[first : last + 1]
+        if each.other:
+            assert (each.other[0], each.other[-1]) < (each.about[0], each.about[-1])
 
     examples = [coreference.encode(document, tokenizer, 16) for document in cluster]
     sizes = [len(each["windows"]) for each in examples]
     assert sizes[0] > 1 == sizes[1] == sizes[2]
-    batch = cross_document_coreference.collate([cross_document_coreference.merged(examples)])
-    kept: list[torch.Tensor] = []
-    model.attention.register_forward_hook(lambda module, inputs, output: kept.append(output[:, 0]))
+    batch = across.collate([across.merged(examples)])
     with torch.no_grad(), document_weights(model) as weights:
         model(**batch)
     rows = torch.stack([each.mean(1) for each in weights]).mean(0)
     offsets = np.cumsum([0, *batch["attention_mask"].sum(1).tolist()])
-    for each in found:
-        place = starts[each.document] + each.first
-        np.testing.assert_allclose(each.weights, kept[0][place : place + len(each.words)].softmax(0), rtol=1e-5)
+    for each, (first, last) in zip(found, spans, strict=True):
         assert sum(each.seen.values()) == pytest.approx(1, rel=1e-5)
         if each.document == "d1":  # a single window, the last but one
             assert each.seen["d1"] == 0
             pieces = [len(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in cluster[1].words]
             bounds = offsets[-3] + 1 + np.cumsum([0, *pieces])
-            words = [rows[first:last].mean(0) for first, last in pairwise(bounds)]
-            wanted = torch.stack(words[each.first : each.first + len(each.words)]).mean(0)
+            words = [rows[begin:end].mean(0) for begin, end in pairwise(bounds)]
+            wanted = torch.stack(words[first - 15 : last - 14]).mean(0)
             assert each.seen["d0"] == pytest.approx(float(wanted[: sizes[0]].sum()), rel=1e-5)
             assert each.seen["d2"] == pytest.approx(float(wanted[-1]), rel=1e-5)
 
 
 def test_mentions_of_a_document_alone() -> None:
-    found = explain_coreference(*linker(cross_document_layers=[]), [reports()[:1]])
+    model, tokenizer = linker(cross_document_layers=[])
+    found = coreference.TASK.explain(model, tokenizer, reports()[:1])
     assert found
     assert all(each.seen == {} for each in found)
+    anchors = linker(cross_document_queries="anchors", cross_document_anchor="first")
     with pytest.raises(ValueError, match="the queries are anchors"):
-        explain_coreference(*linker(cross_document_queries="anchors", cross_document_anchor="first"), [reports()])
+        across.TASK.explain(*anchors, [reports()])
+
+
+# Tasks whose small models are trained in less than a second.
+QUICK = ("tagging", "cross_document_coreference", "parsing", "question_answering")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TASKS]
+)
+def test_masking_what_counts_most_takes_most_from_a_prediction(name: str, tmp_path: Path) -> None:
+    """More than masking as many drawn words; masking what counts least takes less than these."""
+    task, data = load(name), FILES[name](tmp_path)
+    start, options = Start(size="tiny", vocabulary_size=120), TrainingOptions(tmp_path / "model", **TRAINING)
+    torch.set_num_threads(1)
+    task.train(data, None, start, options, None)
+    falls = losses(task, *task.load(tmp_path / "model"), task.read(data), limit=8, share=0.2)
+    assert falls["most"] > 2 * abs(falls["drawn"]), falls
+    assert falls["least"] < falls["drawn"], falls
 
 
 def test_the_page_and_the_picture(tmp_path: Path) -> None:
@@ -233,14 +262,14 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     with Image.open(tmp_path / "alone.png") as picture:
         assert len(picture.convert("L").getcolors()) > 10  # type: ignore[arg-type]
         height = picture.height
-    data.write_text("".join(json.dumps({"text": text, "cluster": "p"}) + "\n" for text in [*TEXTS, "\u200b"] * 20))
+    data.write_text("".join(json.dumps({"text": text, "cluster": "p"}) + "\n" for text in [*TEXTS, "\u200b"] * 4))
     result = run.invoke(main, ["explain", "classification", str(data), *page_of_words])
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / "alone.png") as picture:  # no more than a page holds
         assert height < picture.height < 4 * height
     result = run.invoke(main, ["explain", "tagging", str(data), *arguments])
     assert result.exit_code == 2
-    assert "'classification', 'coreference'" in result.output
+    assert "train it for this task first" in result.output
     result = run.invoke(main, ["explain", "classification", str(tmp_path / "none.jsonl"), *arguments])
     assert result.exit_code == 2
 

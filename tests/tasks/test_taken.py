@@ -308,12 +308,12 @@ def test_an_explanation(tmp_path: Path, untrained: Callable[[Any], Path]) -> Non
     path.write_text(f"a\n{'b ' * 20}\n")
     heard: list[str] = []
     with tallying(heard.append):
-        _explained("classification", untrained(SpanBERTForSequenceClassification), [path])
+        _explained("classification", untrained(SpanBERTForSequenceClassification), [path], 9)
     assert heard == ["Data: took 2 documents; cut 1 document (to its first 14 tokens)"]
     path.write_text("")
     for task, kind in ("classification", SpanBERTForSequenceClassification), ("nested", SpanBERTForSpanClassification):
         with pytest.raises(ValueError, match=r"a\.txt: there is nothing to predict for"):
-            _explained(task, untrained(kind), [path])
+            _explained(task, untrained(kind), [path], 9)
 
 
 def test_texts_and_targets(tmp_path: Path) -> None:
