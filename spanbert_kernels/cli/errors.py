@@ -30,8 +30,8 @@ PACKAGE = str(Path(spanbert_kernels.__file__).parent)
 # What libraries raise where a file or the machine is at fault, by name: naming the class would load the library.
 _BY_NAME = {
     "spanbert_kernels.ops.backends.BackendUnavailable": "{error}",
-    "spanbert_kernels.data.faults.NotText": "{error}: UTF-8 is wanted, which `iconv -f CP1252 -t UTF-8 OLD > NEW` "
-    "makes of Windows' Western text",
+    "spanbert_kernels.data.faults.NotText": "{error}: plain text in UTF-8 is wanted; of Windows' Western text "
+    "`iconv -f CP1252 -t UTF-8 OLD > NEW` makes it",
     "builtins.ValueError": "{error}",
     "builtins.OSError": "{error}",
     "builtins.EOFError": "a file ends too early ({error}): copy it again",

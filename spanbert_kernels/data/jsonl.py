@@ -11,6 +11,8 @@ from typing import Any
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.text import encodable, first_line_of, is_blank, lines_of, read_text
 
+# What records call their text, the likeliest first
+TEXTS = ("text", "content", "body", "article", "document", "sentence", "message", "post", "comment", "review")
 SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
@@ -37,6 +39,18 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(value, dict):
             raise DataFault(path, line, f"a JSON object is wanted, got {json.dumps(value, ensure_ascii=False)[:40]!r}")
         yield line, value
+
+
+def with_text(fields: dict[str, Any]) -> dict[str, Any]:
+    """A record's fields by lower-case names; its text is `text`, whatever it is called.
+
+    Example:
+        >>> with_text({"ID": 3, "Content": "It rains."})
+        {'id': 3, 'content': 'It rains.', 'text': 'It rains.'}
+    """
+    named = {name.casefold(): value for name, value in fields.items()}
+    found = next((named[name] for name in TEXTS if isinstance(named.get(name), str)), None)
+    return named if found is None else {**named, "text": named.get("text", found)}
 
 
 def parse_values(text: str, complain: Complain) -> Iterator[tuple[int, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from spanbert_kernels.data import jsonl, kinds, tables
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.jsonl import read_records
+from spanbert_kernels.data.jsonl import read_records, with_text
 from spanbert_kernels.data.plain import read_lines
 from spanbert_kernels.data.sources import Source, files_of
 from spanbert_kernels.data.tables import read_table
@@ -59,7 +59,7 @@ def _documents(path: Path, labels: bool) -> list[LabelledDocument]:
     else:
         found = ((line, {"text": text}) for line, text in read_lines(path))
     documents = []
-    for line, fields in found:
+    for line, fields in ((line, with_text(fields)) for line, fields in found):
         text, label, cluster = (fields.get(name) for name in ("text", "label", "cluster"))
         if not isinstance(text, str) or not text.strip():
             raise DataFault(path, line, f"a text is wanted, got {text!r}{_seen(fields, 'text')}")

@@ -10,7 +10,7 @@ from typing import Any
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
 from spanbert_kernels.data.counts import left_out
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.jsonl import read_records
+from spanbert_kernels.data.jsonl import read_records, with_text
 from spanbert_kernels.data.splitting import Located, Place, words_in
 from spanbert_kernels.data.text import is_blank
 
@@ -46,6 +46,7 @@ def _numbered(path: Path) -> list[tuple[int, tuple[int, dict[str, Any]]]]:
 
 
 def _document(path: Path, number: int, line: int, fields: dict[str, Any], wanted: bool) -> MarkedDocument:
+    fields = with_text(fields)
     name = next((str(fields[key]) for key in NAMES if isinstance(fields.get(key), (str, int))), f"{path.stem} {number}")
     text = fields.get("text")
     tokens = next((fields[key] for key in TOKENS if isinstance(fields.get(key), list)), None)

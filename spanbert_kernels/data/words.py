@@ -10,11 +10,13 @@ from spanbert_kernels.data.columns import ColumnRow, check_width, is_label, is_o
 from spanbert_kernels.data.conll_coref import MarkedDocument, read_marked
 from spanbert_kernels.data.conll_ner import TaggedSentence, word_place
 from spanbert_kernels.data.corefud import read_entities
+from spanbert_kernels.data.counts import left_out
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.plain import read_paragraphs
 from spanbert_kernels.data.sources import Source, files_of
 from spanbert_kernels.data.spans import read_spans
-from spanbert_kernels.data.splitting import Located
+from spanbert_kernels.data.splitting import Located, words_in
+from spanbert_kernels.data.tables import read_table
 from spanbert_kernels.data.text import read_text
 
 SUFFIXES = (*kinds.TEXTS, *kinds.WORDS)
@@ -22,13 +24,13 @@ Sentence = tuple[tuple[str, ...], tuple[int, ...], Located | None]  # words and 
 
 
 def read_sentences(source: Source) -> list[TaggedSentence]:
-    """Sentences, all labelled O: of plain text, of CoNLL files, of the records of JSON.
+    """Sentences, all labelled O: of plain text, of CoNLL files, of the records of JSON and the rows of tables.
 
     Args:
         source: a file, a folder, or several of them.
 
     Raises:
-        DataFault: a file that does not parse, or a table.
+        DataFault: a file that does not parse, or a table without a column text.
         OSError: a file cannot be read.
     """
     return [
@@ -39,35 +41,45 @@ def read_sentences(source: Source) -> list[TaggedSentence]:
 
 
 def read_documents(source: Source, by_line: bool = False) -> list[MarkedDocument]:
-    """Documents without mentions: files of plain text, or their paragraphs; documents of CoNLL files; records of JSON.
+    """Documents without mentions: files of plain text, or their paragraphs; documents of CoNLL files; records, rows.
 
     Args:
         source: a file, a folder, or several of them.
         by_line: whether each line, or paragraph of broken lines, of a plain text is a document, instead of the file.
 
     Raises:
-        DataFault: a file that does not parse, has no words or is a table.
+        DataFault: a file that does not parse, or a table without a column text, or the only file has no words.
         OSError: a file cannot be read.
     """
     found: list[MarkedDocument] = []
-    for path in files_of(source, SUFFIXES):
-        kind = _kind(path)
+    files = files_of(source, SUFFIXES)
+    for path in files:
+        kind = kinds.kind_of(path)
         if kind == kinds.CONLLU:
             found += read_entities(path, mentions=False)
         elif kind == kinds.CONLL:
             found += read_marked(path, mentions=False)
         elif kind == kinds.JSON:
             found += read_spans(path, mentions=False)
+        elif kind == kinds.TABLE:
+            found += _of_table(path)
+        elif (own := _of_text(path, by_line)) or by_line:
+            found += own
+        elif len(files) > 1:
+            left_out("file", "without words")
         else:
-            found += _of_text(path, by_line)
+            raise DataFault(path, 1, "there are no words")
     return found
 
 
-def _kind(path: Path) -> str:
-    kind = kinds.kind_of(path)
-    if kind == kinds.TABLE:
-        raise DataFault(path, 1, f"plain text, CoNLL columns, CoNLL-U or JSON are wanted, got {kind} ({path.suffix})")
-    return kind
+def _of_table(path: Path) -> list[MarkedDocument]:
+    """The texts in the column `text`."""
+    rows = ((line, Located(fields["text"], words_in(fields["text"]))) for line, fields in read_table(path, ("text",)))
+    return [
+        MarkedDocument(f"line {line}", own.words(), (), path, (line,) * len(own.places), own)
+        for line, own in rows
+        if own.places
+    ]
 
 
 def _of_text(path: Path, by_line: bool) -> list[MarkedDocument]:
@@ -78,7 +90,7 @@ def _of_text(path: Path, by_line: bool) -> list[MarkedDocument]:
             for line, own, _ in paragraphs
         ]
     if not paragraphs:
-        raise DataFault(path, 1, "there are no words")
+        return []
     shifts = ((own.start or 0, own) for _, own, _ in paragraphs)
     places = [(start + shift, end + shift) for shift, own in shifts for start, end in own.places]
     lines = tuple(line for line, own, _ in paragraphs for _ in own.places)
@@ -87,7 +99,7 @@ def _of_text(path: Path, by_line: bool) -> list[MarkedDocument]:
 
 
 def _sentences(path: Path) -> list[Sentence]:
-    kind = _kind(path)
+    kind = kinds.kind_of(path)
     if kind == kinds.CONLLU:
         words = [sentence.words for sentence in conllu.read_sentences(path) if sentence.words]
         return [(tuple(token.form for token in own), tuple(token.line for token in own), None) for own in words]
@@ -95,6 +107,8 @@ def _sentences(path: Path) -> list[Sentence]:
         return [(*own, None) for own in _of_columns(path, read_text(path))]
     if kind == kinds.JSON:
         return [(each.words, each.lines, each.located) for each in read_spans(path, mentions=False)]
+    if kind == kinds.TABLE:
+        return [(each.words, each.lines, each.located) for each in _of_table(path)]
     return [
         (sentence.words(), (line,) * len(own), sentence)
         for line, paragraph, sentences in read_paragraphs(path)

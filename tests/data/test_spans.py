@@ -75,8 +75,8 @@ def test_a_span_inside_a_word_is_left_out_and_counted(tmp_path: Path) -> None:
     ("record", "reason"),
     [
         (
-            {"sentence": "x", "ner": []},
-            "a text, or words under tokenized_text, tokens, words are wanted; there are sentence, ner",
+            {"heading": "x", "ner": []},
+            "a text, or words under tokenized_text, tokens, words are wanted; there are heading, ner",
         ),
         (
             {"tokenized_text": ["a"], "labels": []},

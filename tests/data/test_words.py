@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spanbert_kernels.data import kinds
+from spanbert_kernels.data.counts import tallying
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.sources import files_of
 from spanbert_kernels.data.words import read_documents, read_sentences
@@ -34,6 +35,8 @@ TWO = [("Mina", "laughs"), ("Yes",)]
         ("a.conllu", f"1\tMina{EMPTY}\n2\tlaughs{EMPTY}\n\n1-2\tx{EMPTY}\n1\tYes{EMPTY}\n"),
         ("a.txt", f"1\tMina{EMPTY}\n2\tlaughs{EMPTY}\n\n1\tYes{EMPTY}\n"),
         ("a.jsonl", '{"tokenized_text": ["Mina", "laughs"]}\n{"text": "Yes"}\n'),
+        ("a.jsonl", '{"ID": 1, "Content": "Mina laughs"}\n{"ID": 2, "Content": "Yes"}\n'),
+        ("a.csv", "\ufeffID;TEXT;LABEL\r\n1;Mina laughs;\r\n2;Yes;x\r\n"),
         ("a.json", '[{"tokens": ["Mina", "laughs"], "ner": 3}, {"text": "Yes", "entities": "none"}]'),
     ],
 )
@@ -62,8 +65,8 @@ def test_documents(
 
 
 def test_what_has_no_words(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text\nGood\n")
-    with pytest.raises(DataFault, match=r"a.csv, line 1: plain text, CoNLL .* are wanted, got a table \(.csv\)"):
+    (tmp_path / "a.csv").write_text("Id,Remark\n1,Good\n")
+    with pytest.raises(DataFault, match=r"a.csv, line 1: a first line that names the columns text is wanted, got 'Id'"):
         read_sentences(tmp_path / "a.csv")
     (tmp_path / "a.conll").write_text("Mina\tx\nlaughs\n")
     with pytest.raises(DataFault, match="line 2: a word and other columns are wanted, got 'laughs'"):
@@ -71,6 +74,10 @@ def test_what_has_no_words(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n")
     with pytest.raises(DataFault, match="line 1: there are no words"):
         read_documents(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_text("Yes")
+    with tallying() as tally:
+        assert [each.name for each in read_documents([tmp_path / "a.txt", tmp_path / "b.txt"])] == ["b"]
+    assert tally.counts["Data"].left == {("file", "without words"): 1}
 
 
 def test_folders_and_several_files(tmp_path: Path) -> None:
