@@ -166,7 +166,7 @@ def of_code(
         raise UnknownLoop(f"{name}: {error}") from error
     roof = LaunchRoof(
         name,
-        memory=1e6 * moved / card.bandwidth,
+        memory=1e6 * moved * trips.touched / card.bandwidth,
         predicted=0.0,
         limit="",
         pipes={pipe: 1e6 * card.seconds(each) for pipe, each in busy.items()},

@@ -38,11 +38,13 @@ class Trips:
             into inline, with ` < ` between them.
         shares: of lines that not all warps execute, by a part of their text: what part of the warps does. With ` < `
             between them several parts, of a line and of those that it was put into inline.
+        touched: what part of the rows of its tensors the launch reads or writes.
     """
 
     programs: float
     loops: Mapping[str, float] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
+    touched: float = 1.0
 
 
 def block_of(arguments: Arguments) -> Mapping[str, Any]:
@@ -71,15 +73,28 @@ def total(values: Tensor) -> float:
 def _tiles(arguments: Arguments, side: int, rows: int) -> tuple[Tensor, Tensor]:
     """Of every block that has rows: its document, and its first row counted from the document's.
 
-    Of the tiles that make one block the first has all its rows.
+    Of the tiles that make one block the first has all its rows. Kernels with whole rows of scores pass over documents
+    that are longer than these.
     """
+    block = block_of(arguments)
     documents, tiles = arguments["mask"].documents, arguments["mask"].tiles.long()
     real = tiles[tiles[:, 0] >= 0]
     part = torch.arange(arguments["parts"]) * rows
     document = real[:, :1].expand(-1, len(part)).reshape(-1)
     first = (real[:, 1:] + part).reshape(-1)
-    there = (first < (documents[side + 1] - documents[side])[document]) & (first % rows == 0)
+    length = (documents[side + 1] - documents[side])[document]
+    there = (first < length) & (first % rows == 0)
+    if block["WHOLE"]:
+        there &= length <= block["N"]
     return document[there], first[there]
+
+
+def _touched(arguments: Arguments, document: Tensor) -> float:
+    """The part of all rows that are those of some documents, where each sees itself alone."""
+    begin, end, _, _, first, last = arguments["mask"].documents
+    if int((last - first).max()) > 1:
+        return 1.0
+    return total((end - begin)[document.unique()]) / total(end - begin)
 
 
 def _blocks_seen(arguments: Arguments, side: int, rows: int) -> Tensor:
@@ -106,10 +121,11 @@ def attention(side: int, other: int, own_rows: str, other_rows: str) -> Callable
         columns = -(-arguments["head_dim"] // block["D"])
         alike = arguments["heads"] * columns
         programs = len(document) * alike
+        touched = _touched(arguments, document)
         if block["WHOLE"]:
-            return Trips(programs)
+            return Trips(programs, touched=touched)
         steps = total(_blocks_seen(arguments, other, block[other_rows])[document]) * alike
-        return Trips(programs, {BLOCKS: steps, LINKS: steps, CHUNKS: steps * columns})
+        return Trips(programs, {BLOCKS: steps, LINKS: steps, CHUNKS: steps * columns}, touched=touched)
 
     return trips
 
@@ -127,9 +143,10 @@ def anchors_forward(arguments: Arguments) -> Trips:
 
 def whole_backward(arguments: Arguments) -> Trips:
     block = block_of(arguments)
-    _, first = _tiles(arguments, QUERIES, block["N"])
+    document, first = _tiles(arguments, QUERIES, block["N"])
     programs = int((first == 0).sum()) * arguments["heads"]
-    return Trips(programs, {PARTS: programs * (block["N"] // block["M"])})
+    parts = {PARTS: programs * (block["N"] // block["M"])}
+    return Trips(programs, parts, touched=_touched(arguments, document))
 
 
 def document_lists(arguments: Arguments) -> Trips:

@@ -9,12 +9,13 @@ namespace spanbert {
 struct AttentionArguments {
   Tensor documents;
   OptionalTensor link_offsets, links, back_offsets, back_links, query_tiles, key_tiles;
-  int64_t max_seqlen_q = 0, max_seqlen_k = 0;
+  int64_t max_seqlen = 0, tiles = -1, tiles_over_64 = -1, tiles_over_128 = -1, pairs_over_128 = -1;
   bool include_self = false, anchor_queries = false, anchor_keys = false, clustered = false;
 
   auto fields() {
-    return std::tie(documents, link_offsets, links, back_offsets, back_links, query_tiles, key_tiles, max_seqlen_q,
-                    max_seqlen_k, include_self, anchor_queries, anchor_keys, clustered);
+    return std::tie(documents, link_offsets, links, back_offsets, back_links, query_tiles, key_tiles, max_seqlen,
+                    tiles, tiles_over_64, tiles_over_128, pairs_over_128, include_self, anchor_queries, anchor_keys,
+                    clustered);
   }
 };
 

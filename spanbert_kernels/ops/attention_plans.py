@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops import checks
-from spanbert_kernels.ops.attention.work import AttentionWork, make_work
+from spanbert_kernels.ops.attention.work import UNCOUNTED, AttentionWork, TileCounts, make_work
 from spanbert_kernels.ops.choices import ROLES, Role
 from spanbert_kernels.ops.repeats import Repeats
 from spanbert_kernels.ops.streams import Made, is_capturing, make_for_all
@@ -33,6 +33,7 @@ class AttentionPlan:
         max_seqlen: tokens of the longest document, 0 where that is not known: also where it was given and nobody could
             look, as kernels for short documents would leave the rest of a longer one out.
         max_documents: documents of the largest cluster, 0 where that is not known.
+        tile_counts: what launches on a GPU are cut by, where somebody has looked.
         checked: the fields are known to fit each other; else they are looked at, as far as no GPU is waited for.
 
     Raises:
@@ -54,6 +55,7 @@ class AttentionPlan:
     num_tokens: int
     max_seqlen: int = 0
     max_documents: int = 0
+    tile_counts: TileCounts = UNCOUNTED
     checked: InitVar[bool] = False
     _repeats: Repeats | None = field(default=None, init=False, repr=False, compare=False)
     _works: dict[bool, Made[AttentionWork]] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -68,7 +70,13 @@ class AttentionPlan:
 
     @classmethod
     def of_documents(
-        cls, cu_seqlens: Tensor, num_tokens: int, max_seqlen: int = 0, *, checked: bool = False
+        cls,
+        cu_seqlens: Tensor,
+        num_tokens: int,
+        max_seqlen: int = 0,
+        *,
+        tile_counts: TileCounts = UNCOUNTED,
+        checked: bool = False,
     ) -> AttentionPlan:
         """The plan of `document_attention`: each document sees itself alone. The arguments are the attributes.
 
@@ -77,7 +85,12 @@ class AttentionPlan:
             1
         """
         return cls(
-            cu_seqlens=cu_seqlens, num_tokens=num_tokens, max_seqlen=max_seqlen, max_documents=1, checked=checked
+            cu_seqlens=cu_seqlens,
+            num_tokens=num_tokens,
+            max_seqlen=max_seqlen,
+            max_documents=1,
+            tile_counts=tile_counts,
+            checked=checked,
         )
 
     @classmethod
@@ -148,6 +161,9 @@ class AttentionPlan:
         self.work(True)
 
     def _make_work(self, tiled: bool) -> AttentionWork:
+        counts = self.tile_counts
+        if tiled and self.max_seqlen and counts == UNCOUNTED and can_look(self.cu_seqlens):
+            counts = TileCounts.of(self.cu_seqlens.diff())
         return make_work(
             self.cu_seqlens,
             self.cu_clusters,
@@ -158,6 +174,7 @@ class AttentionPlan:
             self.num_tokens,
             self.max_seqlen,
             tiled,
+            counts,
         )
 
 
@@ -203,11 +220,13 @@ def plan_attention(
     # Copied before the host waits for the device, so that any stream may read them.
     offsets, clusters = _copy(cu_seqlens), None if cu_clusters is None else _copy(cu_clusters)
     own_links = None if links is None else (_copy(links[0]), _copy(links[1]))
-    tokens, longest = int(cu_seqlens[-1]), largest(cu_seqlens)
+    on_host = cu_seqlens if torch.compiler.is_compiling() else cu_seqlens.cpu()
+    tokens, longest = int(on_host[-1]), largest(on_host)
     if len(cu_seqlens) == 1 and tokens:
         raise ValueError(f"cu_seqlens must start with 0, got {tokens}")
     if clusters is None:
-        return AttentionPlan.of_documents(offsets, tokens, longest, checked=True)
+        counts = UNCOUNTED if torch.compiler.is_compiling() else TileCounts.of(on_host.diff())
+        return AttentionPlan.of_documents(offsets, tokens, longest, tile_counts=counts, checked=True)
     return AttentionPlan.of_clusters(
         offsets,
         clusters,

@@ -22,15 +22,18 @@ from pool_cases import ALL, pool_inputs
 from pool_cases import LINEAR as LINEAR_PARTS
 from pool_cases import row as pool
 
-from spanbert_kernels.ops import clipped_index
+from spanbert_kernels.ops import clipped_index, plan_attention
 
 HALF, SINGLE = torch.float16, torch.float32
 SIDES = {"queries": "tokens", "keys": "tokens"}
 FOUR = {"lengths": (34, 0, 3, 21), "clusters": (0, 4), "heads": 1}
 
 
-def attention(name: str, lengths: tuple[int, ...], dim: int, longest: int, dropout_p: float = 0.0) -> Case:
-    inputs = partial(document.attention_inputs, lengths=lengths, heads=1, dim=dim, seed=6 if dropout_p else None)
+def attention(
+    name: str, lengths: tuple[int, ...], dim: int, longest: int | None = None, dropout_p: float = 0.0
+) -> Case:
+    seed = 6 if dropout_p else None
+    inputs = partial(document.attention_inputs, lengths=lengths, heads=1, dim=dim, seed=seed)
     return document.row(name, inputs, dropout_p=dropout_p, max_seqlen=longest)
 
 
@@ -57,12 +60,13 @@ EVERYDAY = (
     (HALF, attention("whole 64, wide", (40, 3), 70, 40)),
     (HALF, attention("whole 128, wide", (70, 3), 70, 70)),
     # Loops, by the size of an element, the columns of a program, and whether a head has more.
-    (HALF, attention("loop", (70, 3), 20, 200)),
-    (HALF, attention("loop, dropout", (70, 3), 20, 200, 0.3)),
-    (HALF, attention("loop, wide", (40, 3), 70, 200)),
-    (HALF, attention("loop, widest", (40, 3), 130, 200)),
-    (SINGLE, attention("loop", (40, 3), 20, 200, 0.3)),
-    (SINGLE, attention("loop, wide", (20, 3), 70, 200)),
+    (HALF, attention("whole and loop", (20, 130, 70), 20, 130)),
+    (HALF, attention("loop", (70, 3), 20)),
+    (HALF, attention("loop, dropout", (70, 3), 20, None, 0.3)),
+    (HALF, attention("loop, wide", (40, 3), 70)),
+    (HALF, attention("loop, widest", (40, 3), 130)),
+    (SINGLE, attention("loop", (40, 3), 20, None, 0.3)),
+    (SINGLE, attention("loop, wide", (20, 3), 70)),
     # Anchors, links and softmaxes of their own.
     (HALF, clusters("joint", 20)),
     (HALF, clusters("anchors to tokens", 20, queries="anchors")),
@@ -111,8 +115,31 @@ REST = (
         for dtype, case in table
     ],
 )
-def test_values_and_gradients(backend: str, dtype: torch.dtype, case: Case) -> None:
+def test_values_and_gradients(backend: str, dtype: torch.dtype, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spanbert_kernels.ops.attention import triton_joint
+
+    monkeypatch.setattr(triton_joint, "FEW_PROGRAMS", 0)
     setting = Setting(case, dtype=dtype)
     with gpu_blocks():
         result = run_setting(setting, backend)
     check_result(setting, backend, result)
+
+
+def test_each_document_is_one_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch of all lengths, whose tiles of short documents begin at odd places of the list."""
+    from spanbert_kernels.ops.attention import triton_joint
+
+    monkeypatch.setattr(triton_joint, "FEW_PROGRAMS", 0)
+    lengths = torch.tensor([64, 129, 1, 65, 0, 200, 128])
+    plan = plan_attention(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
+    q = torch.empty(plan.num_tokens, 2, 64, dtype=HALF)
+    taken = []
+    with gpu_blocks():
+        wholes, loops = triton_joint.shares_of(q, plan.work(True), triton_joint.WHOLE_BACKWARD)
+    assert loops is not None
+    for longest, work in [*((options.block.N, share) for options, share in wholes), (200, loops)]:
+        assert work.query_tiles is work.key_tiles
+        of_tiles = work.query_tiles[:, 0].unique()
+        taken.append(sorted(of_tiles[lengths[of_tiles] <= longest].tolist()))
+        assert work.query_tiles.data_ptr() % 16 == plan.work(True).query_tiles.data_ptr() % 16
+    assert taken == [[0, 2], [3, 6], [1, 5]]

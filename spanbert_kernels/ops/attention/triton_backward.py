@@ -36,7 +36,7 @@ class Backward(NamedTuple):
         left, right: the tile's rows, of q and the gradient of the output, or of k and v.
         left_source, right_source: those of the other side, a head's.
         statistics: of the tile's queries, `[M]`, the log-sum-exp in base 2; of keys to row 0 of the head, where there
-            may be two in place of three: the log-sum-exp is in base 2 and less that of share, and delta is `marked`.
+            may be pairs alone: the log-sum-exp in base 2, less that of share, and delta, which is `marked`.
         factor: of the scores.
     """
 
@@ -242,17 +242,32 @@ class KeyGradients(NamedTuple):
 
 @triton.jit
 def statistics_of_queries(statistics, place, there):
-    """Of a block: the log-sum-exp in base 2, delta, what weights are multiplied by, and whether there is one key."""
-    lse = tl.load(statistics.lse + place, mask=there, other=float("inf"))  # no weight without a query
-    delta = tl.load(statistics.delta + place, mask=there, other=0.0)
-    share = delta
-    alone = is_marked(delta)
-    if statistics.share is not None:
-        lse *= LOG2_E
+    """Of a block: the log-sum-exp in base 2, delta, what weights are multiplied by, and whether there is one key.
+
+    Pairs are zeros without a query: its weights are no zeros, but its rows are.
+    """
+    if statistics.share is None:
+        pair = statistics.lse + 2 * place[:, None] + tl.arange(0, 2)[None, :]
+        lse, delta = tl.split(tl.load(pair, mask=there[:, None], other=0.0))
+        share = delta
+        alone = there
+    else:
+        lse = tl.load(statistics.lse + place, mask=there, other=float("inf")) * LOG2_E  # no weight without a query
+        delta = tl.load(statistics.delta + place, mask=there, other=0.0)
         share = tl.load(statistics.share + place, mask=there, other=0.0)
         alone = share < 0.0
         share = tl.abs(share)
     return lse, delta, share, alone
+
+
+@triton.jit
+def have_one_key(program, SIDE: tl.constexpr):
+    """Whether the queries that see the tile see nothing else: without links either all of them do or none."""
+    mask, numbers = program.mask, program.numbers
+    bounds = mask.documents + SIDE * numbers.documents
+    begin, own_begin, own_end, end = tiles.cluster_rows(mask, bounds, program.tile.document, numbers)
+    first = tl.where(begin < own_begin, begin, own_end)
+    return is_marked(tl.load(program.statistics.lse + 2 * first + 1, mask=first < end, other=0.0))
 
 
 @triton.jit
@@ -299,7 +314,9 @@ def any_key_step(total, program, first, last, slot, EXACT: tl.constexpr, BLOCK):
         total_v = distance.seen_product(kept_weights, seen, grads.source, row, tile, total.v)
     else:
         total_v = tiles.product(kept_weights, grads.data, total.v, BLOCK)
-    slopes = tl.where(alone[None, :], 0.0, weights * (slopes - delta[None, :]))
+    slopes = weights * (slopes - delta[None, :])
+    if statistics.share is not None:
+        slopes = tl.where(alone[None, :], 0.0, slopes)
     slopes = distance.seen_alone(slopes, seen, terms)
     if EXACT:
         total_k = distance.seen_product(slopes, seen, queries.source, row, tile, total.k)
@@ -346,7 +363,7 @@ def key_backward(
         # A softmax for each document of the cluster, or one for all.
         number = tile.document - tl.load(mask.documents + 4 * num_documents + tile.document)
         place += tl.where(size > query_rows, number * query_rows, 0)
-    own = tiles.Statistics(statistics.lse + place, statistics.delta + place, None)
+    own = tiles.Statistics(statistics.lse + 2 * place, None, None)
     if statistics.share is not None:
         own = tiles.Statistics(statistics.lse + place, statistics.delta + place, statistics.share + place)
     program = Backward(
@@ -370,5 +387,8 @@ def key_backward(
         total = tiles.over_seen(key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
         if again is not None:
             tl.store(distance.own_flag(again), distance.not_finite(total.k + total.v))
-    tiles.store_rows(grad_k, tile, head_dim, dropout, tiles.rescaled(total.k, dropout) * scale)
+    total_k = total.k
+    if statistics.share is None:
+        total_k = tl.where(have_one_key(program, QUERIES), 0.0, total_k)
+    tiles.store_rows(grad_k, tile, head_dim, dropout, tiles.rescaled(total_k, dropout) * scale)
     tiles.store_rows(grad_v, tile, head_dim, dropout, tiles.rescaled(total.v, dropout))

@@ -63,7 +63,7 @@ SUMMED_ROWS, SUMMED_DISTANCES, SUMMED_COLUMNS = 16, 32, 64  # of a program of th
 
 def terms_of(terms: DistanceTerms, q: Tensor, work: AttentionWork) -> Terms:
     """Terms for a kernel; a window that nothing lies behind is none."""
-    longest = work.max_seqlen_k or q.shape[0]
+    longest = work.max_seqlen or q.shape[0]
     window = None if not 0 <= terms.window < longest - 1 else terms.window
     if terms.index is None:
         return Terms(window, None, None, None, None, None, None)
@@ -96,7 +96,7 @@ def by_distance_forward(
     loops = FORWARD_IN_WINDOW if dropout.seed is None else FORWARD_IN_WINDOW_WITH_DROPOUT
     if wants_registers(own):
         loops = BY_TABLE
-    return launch_forward(q, k, v, work, own, scale, dropout, loop_options(q, loops))
+    return launch_forward(q, k, v, work, own, scale, dropout, [(loop_options(q, loops), work)])
 
 
 @distance_attention_backward.triton

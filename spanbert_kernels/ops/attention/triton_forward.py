@@ -132,6 +132,8 @@ def attention_forward(
         return
     if EXACT and tl.load(distance.own_flag(again)) == 0:
         return
+    if BLOCK.WHOLE and tiles.is_longer(mask, tile, numbers, QUERIES, BLOCK.N):
+        return
     queries = tiles.own_rows(q, tile, BLOCK.D)
     k = tiles.head_of(k, tile.head, BLOCK.D)
     v = tiles.head_of(v, tile.head, BLOCK.D)
@@ -147,7 +149,9 @@ def attention_forward(
         if again is not None:
             tl.store(distance.own_flag(again), distance.not_finite(softmax.total))
     seen = softmax.mass != 0.0
-    tiles.store_rows(output, tile, head_dim, None, softmax.total / tl.where(seen, softmax.mass, 1.0)[:, None])
-    sums = tl.where(seen, (softmax.peak + tl.log2(tl.where(seen, softmax.mass, 1.0))) / LOG2_E, -float("inf"))
+    mass = tl.where(seen, softmax.mass, 1.0)
+    share = 1.0 / mass  # one division a row, not one an element
+    tiles.store_rows(output, tile, head_dim, None, softmax.total * share[:, None])
+    sums = tl.where(seen, (softmax.peak + tl.log2(mass)) / LOG2_E, -float("inf"))
     row, there = tiles.rows_again(tile, None, BLOCK.M)
     tl.store(lse + tile.head * query_rows + tile.first + row, sums, mask=only_if(tile.own == 0, there))

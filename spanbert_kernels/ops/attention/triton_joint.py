@@ -6,6 +6,8 @@ whole row of scores on chip, everything else goes through its keys in a loop.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -54,9 +56,13 @@ class OnlineLoops(NamedTuple):
     keys: Loops
 
 
+WARP_GROUPS = ContextVar("whether what is no GPU stands for one that has products of warp groups", default=True)
+FEW_PROGRAMS = 256  # that are not worth a launch
 # By the columns of a program: rows of the longest document, of a block of queries, and warps.
 Wholes = dict[int, tuple[tuple[int, int, int], ...]]
 WHOLE_FORWARD: Wholes = {64: ((32, 32, 2), (64, 64, 4), (128, 64, 4)), 128: ((64, 64, 4), (128, 64, 8))}
+# Where others are longer: the loop of those takes documents of up to 128 as well.
+WHOLE_FORWARD_OF_FEW: Wholes = {64: ((64, 64, 4),), 128: ((64, 64, 4),)}
 WHOLE_BACKWARD: Wholes = {64: ((32, 32, 2), (64, 64, 4), (128, 128, 8)), 128: ((64, 64, 8),)}
 # With dropout, or before the products of warp groups, there are no registers for all rows of a long document at once.
 WHOLE_BACKWARD_IN_PARTS: Wholes = {**WHOLE_BACKWARD, 64: ((32, 32, 2), (64, 64, 4), (128, 32, 8))}
@@ -95,31 +101,74 @@ FEWER_QUERIES: Loops = {**KEY_BACKWARD, (32, 64, False): (16, 16, 8, 1)}
 LINKED_BACKWARD = LINKED if SHORT_OF_REGISTERS else BACKWARD._replace(keys=FEWER_QUERIES)
 # Between the tokens of clusters: with anchors or links the registers are too few for as many rows.
 SMALL = (16, 64, False)
-FORWARD_OF_TOKENS: Loops = {**FORWARD, SMALL: (64, 128, 4, 2)}
+FORWARD_OF_TOKENS: Loops = {**FORWARD, SMALL: (128, 64, 4, 2)}
 FORWARD_OF_TOKENS_WITH_DROPOUT: Loops = {**FORWARD, SMALL: (64, 64, 4, 1)}
-ONLINE = OnlineLoops({SMALL: (128, 64, 8, 2)}, {SMALL: (64, 128, 8, 1)})
+ONLINE = OnlineLoops({SMALL: (64, 64, 4, 2)}, {SMALL: (64, 64, 4, 2)})
+ONLINE_IN_PAIRS = OnlineLoops({SMALL: (128, 64, 8, 2)}, {SMALL: (64, 128, 8, 1)})
+ONLINE_WITHOUT_WARP_GROUPS = OnlineLoops({SMALL: (128, 32, 8, 2)}, {SMALL: (32, 128, 8, 1)})
 ONLINE_WITH_DROPOUT = OnlineLoops({SMALL: (64, 32, 4, 2)}, {SMALL: (32, 64, 4, 1)})
 
 
-def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> Options | None:
-    """Of a kernel that has the whole row of a document's scores on chip, or None for a loop."""
+def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> tuple[Options, ...]:
+    """Of kernels that have the whole row of a document's scores on chip, shortest first; none for a loop."""
     columns, chunked = triton_launch.columns_of(q, [*((columns, False) for columns in table), (0, True)])
-    if work.clustered or work.max_seqlen_k == 0 or chunked:
-        return None
+    if work.clustered or chunked:
+        return ()
     if triton_launch.INTERPRETED:
-        longest = max(16, triton.next_power_of_2(work.max_seqlen_k))
+        longest = max(16, triton.next_power_of_2(work.max_seqlen))
         rows: tuple[tuple[int, int, int], ...] = ((longest, min(longest, TILE_ROWS), 4),) if longest <= 128 else ()
     else:
         rows = () if q.dtype == torch.float32 else table[columns]
-    for longest, queries, warps in rows:
-        if work.max_seqlen_k <= longest:
-            return triton_launch.options_of(q.dtype, (queries, longest, columns), warps, 1, chunked=False, whole=True)
-    return None
+    return tuple(
+        triton_launch.options_of(q.dtype, (queries, longest, columns), warps, 1, chunked=False, whole=True)
+        for longest, queries, warps in rows
+    )
+
+
+class Shares(NamedTuple):
+    """Which kernel takes which tiles.
+
+    Attributes:
+        wholes: kernels with whole rows of scores and their work.
+        loops: the work of kernels with a loop, if any is left.
+    """
+
+    wholes: tuple[tuple[Options, AttentionWork], ...]
+    loops: AttentionWork | None
+
+
+def shares_of(q: Tensor, work: AttentionWork, table: Wholes) -> Shares:
+    """By the longest document, where all are short; else by how many tiles there are of documents how long.
+
+    Tiles are longest documents first. A run of them begins at an even place, as compilers make kernels for that alone;
+    a kernel with whole rows passes over a document that is longer.
+    """
+    options = whole_options(q, work, table)
+    if work.max_seqlen == 0 or not options:
+        return Shares((), work)
+    fitting = next((each for each in options if work.max_seqlen <= each.block.N), None)
+    if triton_launch.INTERPRETED or work.tiles < 0 or (fitting is not None and fitting is not options[-1]):
+        return Shares((), work) if fitting is None else Shares(((fitting, work),), None)
+    longer = {64: work.tiles_over_64, 128: work.tiles_over_128}
+    wholes, end = [], work.tiles
+    for each in options:
+        begin = longer.get(each.block.N, end)
+        if (end - begin) * q.shape[1] > FEW_PROGRAMS or begin == 0:
+            wholes.append((each, work.of_tiles(slice(begin // 2 * 2, end))))
+            end = begin
+    return Shares(tuple(wholes), work.of_tiles(slice(0, end)) if end else None)
+
+
+def is_uneven(work: AttentionWork) -> bool:
+    """Whether a tenth of blocks of two tiles would be empty, or might be, of documents of more than two."""
+    return work.tiles < 0 or 20 * work.pairs_over_128 > 11 * work.tiles_over_128
 
 
 def has_warp_groups(device: torch.device) -> bool:
-    """Whether the GPU has products of warp groups; what is no GPU stands for one that has."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether the GPU has products of warp groups; what is no GPU stands for one that has, by default."""
+    if device.type != "cuda":
+        return WARP_GROUPS.get()
+    return (9, 0) <= torch.cuda.get_device_capability(device) < (12, 0)
 
 
 def launch_forward(
@@ -130,14 +179,16 @@ def launch_forward(
     terms: Terms,
     scale: float,
     dropout: Dropout,
-    options: Options,
+    shares: Iterable[tuple[Options, AttentionWork]],
 ) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of queries that are not empty."""
+    """Output and log-sum-exp of queries that are not empty, by kernels for shares of the work."""
     output, lse = triton_launch.new_rows(q, work.anchor_queries), new_lse(q)
     if work.anchor_queries:
         lse.fill_(-torch.inf)
     results: dict[str, Any] = {"output": output, "lse": lse, "dropout": philox_of(dropout), "scale": scale}
-    launch_windowed(attention_forward, q, work, options, **rows_of(q=q, k=k, v=v), **results, terms=terms)
+    results |= rows_of(q=q, k=k, v=v)
+    for options, share in shares:
+        launch_windowed(attention_forward, q, share, options, **results, terms=terms)
     return output, lse
 
 
@@ -184,10 +235,17 @@ def launch_online(
 ) -> None:
     """Fill the gradients of q, which is `like` that, k and v; the rest is the kernels'."""
     grad_q, grad_k, grad_v = grads
-    loops = ONLINE if arguments["dropout"] is None else ONLINE_WITH_DROPOUT
-    arguments["statistics"] = Statistics(torch.empty_like(lse), torch.empty_like(lse), None)
-    launch(online_query_backward, like, work, loop_options(like, loops.queries), **arguments, lse=lse, grad_q=grad_q)
+    loops = ONLINE_WITH_DROPOUT
+    if arguments["dropout"] is None:
+        loops = ONLINE_IN_PAIRS if work.clustered or not is_uneven(work) else ONLINE
+        loops = loops if has_warp_groups(like.device) else ONLINE_WITHOUT_WARP_GROUPS
+    pairs = lse.new_empty(*lse.shape, 2)
+    launch(
+        online_query_backward, like, work, loop_options(like, loops.queries), **arguments, lse=lse, statistics=pairs,
+        grad_q=grad_q,
+    )  # fmt: skip
     arguments |= {"grad_k": grad_k, "grad_v": grad_v, "terms": NO_TERMS, "again": None, "EXACT": False}
+    arguments["statistics"] = Statistics(pairs, None, None)
     launch(key_backward, like, work, loop_options(like, loops.keys), **arguments, keys=True, size=like.shape[0])
 
 
@@ -203,9 +261,11 @@ def forward(
         loops = FORWARD_OF_TOKENS if dropout.seed is None else FORWARD_OF_TOKENS_WITH_DROPOUT
     else:
         loops = FORWARD if dropout.seed is None else FORWARD_WITH_DROPOUT
-    whole = whole_options(q, work, WHOLE_FORWARD)
-    options = whole or loop_options(q, loops, anchor_queries=work.anchor_queries)
-    return launch_forward(q, k, v, work, NO_TERMS, scale, dropout, options)
+    shares = shares_of(q, work, WHOLE_FORWARD if work.max_seqlen <= 128 else WHOLE_FORWARD_OF_FEW)
+    launches = list(shares.wholes)
+    if shares.loops is not None:
+        launches.append((loop_options(q, loops, anchor_queries=work.anchor_queries), shares.loops))
+    return launch_forward(q, k, v, work, NO_TERMS, scale, dropout, launches)
 
 
 @document_attention_backward.triton
@@ -251,10 +311,12 @@ def fill_gradients(
     shared: dict[str, Any] = {"dropout": philox_of(dropout), "scale": scale}
     shared |= rows_of(grad_output=grad_output, q=q, k=k, v=v)
     at_once = dropout.seed is None and has_warp_groups(q.device)
-    whole = whole_options(q, work, WHOLE_BACKWARD if at_once else WHOLE_BACKWARD_IN_PARTS)
-    if whole is not None:
-        launch(whole_backward, q, work, whole, **shared, lse=lse, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v)
+    wholes, loops = shares_of(q, work, WHOLE_BACKWARD if at_once else WHOLE_BACKWARD_IN_PARTS)
+    for options, share in wholes:
+        launch(whole_backward, q, share, options, **shared, lse=lse, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v)
+    if loops is None:
         return
+    work = loops
     if is_online(q, work):
         launch_online(grads, q, work, lse, **shared)
         return

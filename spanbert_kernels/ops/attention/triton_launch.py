@@ -14,7 +14,7 @@ from torch import Tensor
 from spanbert_kernels.ops import library, philox
 from spanbert_kernels.ops.aot import DTYPES, meta
 from spanbert_kernels.ops.attention.triton_tiles import AttentionTiling, Mask, Rows, Terms
-from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
+from spanbert_kernels.ops.attention.work import TILE_ROWS, UNCOUNTED, AttentionWork
 from spanbert_kernels.ops.repeats import start
 from spanbert_kernels.ops.triton_arguments import Options, dense_rows, on
 
@@ -180,7 +180,7 @@ def meta_work(queries: str, keys: str, *, links: bool = False, max_seqlen: int =
     """Work without values, of documents alone where the longest is known, for `configurations_of`."""
     lists: list[Any] = [meta(count, dtype=torch.int64) if links else None for count in (1001, 5000, 1001, 5000)]
     tiles: list[Any] = [meta(2000, 2, dtype=torch.int32) for _ in range(2)]
-    rest: tuple[Any, ...] = (max_seqlen, max_seqlen, False, queries == "anchors", keys == "anchors", max_seqlen == 0)
+    rest: tuple[Any, ...] = (max_seqlen, *UNCOUNTED, False, queries == "anchors", keys == "anchors", max_seqlen == 0)
     return AttentionWork._make((meta(6, 1000, dtype=torch.int64), *lists, *tiles, *rest))
 
 

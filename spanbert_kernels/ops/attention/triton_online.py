@@ -56,7 +56,7 @@ def online_query_backward(
     k,
     v,
     lse,  # [heads, query rows]
-    statistics,  # written: those that have no share
+    statistics,  # written: pairs, `[heads, query rows, 2]`
     grad_q,  # [query rows, heads, head_dim]
     mask,  # of queries
     dropout,  # None without
@@ -88,8 +88,8 @@ def online_query_backward(
     state = tiles.over_seen(online_step, state, program, numbers, KEYS, BLOCK.N, BLOCK)
     delta, share = row_statistics(state.sums, 1, None)
     row, there = tiles.rows_again(tile, None, BLOCK.M)
-    place = tile.head * query_rows + tile.first + row
-    tl.store(statistics.lse + place, lse - tl.log2(tl.abs(share)), mask=there)
-    tl.store(statistics.delta + place, marked(delta, share < 0.0), mask=there)
+    place = 2 * (tile.head * query_rows + tile.first + row)
+    tl.store(statistics + place, lse - tl.log2(tl.abs(share)), mask=there)
+    tl.store(statistics + place + 1, marked(delta, share < 0.0), mask=there)
     total = state.total * tl.where(share < 0.0, 0.0, share)[:, None]
     tiles.store_rows(grad_q, tile, head_dim, None, tiles.rescaled(total, dropout) * scale)

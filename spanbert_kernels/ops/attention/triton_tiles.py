@@ -222,6 +222,13 @@ def find_tile(
 
 
 @triton.jit
+def is_longer(mask, tile, numbers, SIDE: tl.constexpr, ROWS: tl.constexpr):
+    """Whether the tile's document has more than so many rows."""
+    begin = tl.load(mask.documents + SIDE * numbers.documents + tile.document)
+    return tile.last - begin > ROWS
+
+
+@triton.jit
 def head_of(rows, head, COLUMNS: tl.constexpr):
     """A head of Rows, as `[1, COLUMNS]` pointers to its row 0."""
     return Matrix(rows.data + head * rows.head_stride + tl.arange(0, COLUMNS)[None, :], rows.stride)

@@ -40,6 +40,8 @@ def whole_backward(
     first, last = tile.first, tile.last
     if first >= last:
         return
+    if tiles.is_longer(mask, tile, numbers, QUERIES, BLOCK.N):
+        return
     q = tiles.head_of(q, tile.head, BLOCK.D)
     grad_output = tiles.head_of(grad_output, tile.head, BLOCK.D)
     keys = tiles.own_rows(k, tile, BLOCK.D).data

@@ -17,6 +17,37 @@ MOST_DOCUMENTS = 2**13  # whose lists one kernel makes: it compares each documen
 Links = tuple[Tensor | None, Tensor | None]
 
 
+class TileCounts(NamedTuple):
+    """How many tiles there are, where the host knows how long documents are, else -1: lists have room for more.
+
+    Attributes:
+        tiles: all.
+        tiles_over_64, tiles_over_128: those of documents of more than so many rows, which are the first ones.
+        pairs_over_128: of these documents the pieces of up to two tiles.
+    """
+
+    tiles: int = -1
+    tiles_over_64: int = -1
+    tiles_over_128: int = -1
+    pairs_over_128: int = -1
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> TileCounts:
+        """Of documents so long, `[D]` on a CPU.
+
+        Example:
+            >>> TileCounts.of(torch.tensor([0, 64, 65, 129, 300]))
+            TileCounts(tiles=11, tiles_over_64=10, tiles_over_128=8, pairs_over_128=5)
+        """
+        tiles = (lengths.clamp(min=0) + TILE_ROWS - 1) // TILE_ROWS
+        longer = tiles[tiles > 2]
+        found = (tiles, tiles[tiles > 1], longer, (longer + 1) // 2)
+        return cls(*(int(each.sum()) for each in found))
+
+
+UNCOUNTED = TileCounts()
+
+
 class AttentionWork(NamedTuple):
     """Who attends to whom, in the form that raw operators take.
 
@@ -30,7 +61,8 @@ class AttentionWork(NamedTuple):
         back_offsets, back_links: the same the other way round, the documents that see each one.
         query_tiles, key_tiles: int32 `[tiles, 2]`, for kernels on a GPU: pieces of up to TILE_ROWS rows of one document
             as (document, first row counted from the document's), longest documents first; (-1, 0) is no piece.
-        max_seqlen_q, max_seqlen_k: rows of the longest document on either side, 0 where that is not known.
+        max_seqlen: tokens of the longest document, 0 where that is not known.
+        tiles, tiles_over_64, tiles_over_128, pairs_over_128: `TileCounts`, those of a side of tokens.
         include_self: a document sees itself as well; links have that in them already.
         anchor_queries, anchor_keys: the side is one of anchors.
         clustered: there are clusters; else each document sees itself alone.
@@ -43,12 +75,23 @@ class AttentionWork(NamedTuple):
     back_links: Tensor | None
     query_tiles: Tensor | None
     key_tiles: Tensor | None
-    max_seqlen_q: int
-    max_seqlen_k: int
+    max_seqlen: int
+    tiles: int
+    tiles_over_64: int
+    tiles_over_128: int
+    pairs_over_128: int
     include_self: bool
     anchor_queries: bool
     anchor_keys: bool
     clustered: bool
+
+    def of_tiles(self, some: slice) -> AttentionWork:
+        """The same of some of the tiles, where both sides have the same ones."""
+        if some == slice(None):
+            return self
+        assert self.query_tiles is not None
+        tiles = self.query_tiles[some]
+        return self._replace(query_tiles=tiles, key_tiles=tiles)
 
 
 def make_work(
@@ -61,6 +104,7 @@ def make_work(
     num_tokens: int,
     max_seqlen: int,
     tiled: bool,
+    counts: TileCounts = UNCOUNTED,
 ) -> AttentionWork:
     """Nothing here waits for a GPU. `max_seqlen` is 0 where it is not known."""
     anchors = (queries == "anchors", keys == "anchors")
@@ -77,15 +121,14 @@ def make_work(
     back: Links = (None, None)
     if links is not None:
         forth, back = _sorted_links(links, documents[4], documents[5], include_self)
-    max_seqlen_q, max_seqlen_k = (min(max_seqlen, 1) if is_anchors else max_seqlen for is_anchors in anchors)
     return AttentionWork(
         documents,
         *forth,
         *back,
         query_tiles,
         key_tiles,
-        max_seqlen_q,
-        max_seqlen_k,
+        max_seqlen,
+        *counts,
         include_self,
         *anchors,
         cu_clusters is not None,

@@ -12,7 +12,7 @@ from spanbert_kernels.ops.aot import AotConfiguration, configurations_of, meta
 from spanbert_kernels.ops.attention import triton_lists
 from spanbert_kernels.ops.attention.relative import DistanceTerms
 from spanbert_kernels.ops.attention.triton_by_distance import by_distance_backward, by_distance_forward
-from spanbert_kernels.ops.attention.triton_joint import WHOLE_FORWARD, backward, forward
+from spanbert_kernels.ops.attention.triton_joint import WARP_GROUPS, WHOLE_FORWARD, backward, forward
 from spanbert_kernels.ops.attention.triton_launch import meta_calls, meta_dropout, meta_queries, meta_work
 from spanbert_kernels.ops.attention.work import AttentionWork
 from spanbert_kernels.ops.philox import Dropout
@@ -22,6 +22,24 @@ def _both(q: Tensor, work: AttentionWork, dropout_p: float = 0.1) -> None:
     dropout = meta_dropout(dropout_p) if dropout_p else Dropout(0.0, None)
     output, lse = forward(q, q, q, work, 1.0, dropout)
     backward(output, q, q, q, lse, work, 1.0, dropout)
+
+
+def _no_dropout(q: Tensor, work: AttentionWork) -> dict[str, Any]:
+    """Calls whose backward has other blocks without warp groups; the forward has the same."""
+    nothing, lse = Dropout(0.0, None), meta(q.shape[1], q.shape[0])
+
+    def backwards(has_warp_groups: bool) -> None:
+        token = WARP_GROUPS.set(has_warp_groups)
+        try:
+            backward(q, q, q, q, lse, work, 1.0, nothing)
+        finally:
+            WARP_GROUPS.reset(token)
+
+    return {
+        "no dropout": partial(forward, q, q, q, work, 1.0, nothing),
+        "no dropout, warp groups": partial(backwards, True),
+        "no dropout, no warp groups": partial(backwards, False),
+    }
 
 
 def _by_distance(q: Tensor, work: AttentionWork, terms: DistanceTerms, dropout: Dropout) -> None:
@@ -63,13 +81,17 @@ def aot_configurations() -> list[AotConfiguration]:
     for name, q, work in meta_calls():
         calls[name] = partial(_both, q, work)
         if name.startswith("bf16 64"):
-            calls[f"{name}, no dropout"] = partial(_both, q, work, 0.0)
+            between_tokens = name == "bf16 64, tokens to tokens"
+            more = _no_dropout(q, work) if between_tokens else {"no dropout": partial(_both, q, work, 0.0)}
+            calls |= {f"{name}, {end}": call for end, call in more.items()}
     for columns, rows in WHOLE_FORWARD.items():
         for longest, _, _ in rows:
             work = meta_work("tokens", "tokens", max_seqlen=longest)
             calls[f"bf16 {columns}, whole {longest}"] = partial(_both, meta_queries("bf16", columns), work)
-    work = meta_work("tokens", "tokens", max_seqlen=128)
-    calls["bf16 64, whole 128, no dropout, from sm_90"] = partial(_both, meta_queries("bf16", 64), work, 0.0)
+    for name, longest in (("whole 128", 128), ("long", 512)):
+        work = meta_work("tokens", "tokens", max_seqlen=longest)
+        short = _no_dropout(meta_queries("bf16", 64), work)
+        calls |= {f"bf16 64, {name}, {end}": call for end, call in short.items()}
     # One word of the generator is dropped: Triton makes a constant of a 1.
     alone = meta_work("tokens", "tokens", max_seqlen=32)
     calls["bf16 64, whole 32, rarest dropout"] = partial(_both, meta_queries("bf16", 64), alone, 2**-31.5)
