@@ -11,6 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from spanbert_kernels import ops
 from spanbert_kernels.ops import checks
+from spanbert_kernels.ops.attention.work import UNCOUNTED, TileCounts
 
 # What `remember` left with a padded result, as long as that lives: as an attribute it would be saved with the tensor.
 _PACKED = WeakIdKeyDictionary()
@@ -29,6 +30,7 @@ class Packing:
         contiguous: whether each document's tokens stand side by side in their row; looked at only on request.
         measured: whether `max_seqlen` is more than a bound.
         read_along: what `from_mask` was given to read along.
+        tile_counts: `AttentionPlan.tile_counts`.
 
     Example:
         >>> mask = torch.tensor([[1, 1, 0], [0, 1, 0]])
@@ -47,6 +49,7 @@ class Packing:
     contiguous: bool = True
     measured: bool = True
     read_along: bool | None = None
+    tile_counts: TileCounts = UNCOUNTED
 
     @classmethod
     def from_mask(
@@ -83,26 +86,34 @@ class Packing:
                 _check_shape(attention_mask, batch, length)
             offsets = torch.arange(batch + 1, device=device, dtype=torch.int32) * length
             known = None if read_along is None else bool(read_along)
-            return cls(None, offsets, length if batch > 0 else 0, batch, length, read_along=known)
+            counts = UNCOUNTED
+            if offsets.is_cuda:
+                counts = TileCounts.of(torch.full((batch,), length))
+            longest = length if batch > 0 else 0
+            return cls(None, offsets, longest, batch, length, read_along=known, tile_counts=counts)
         _check_shape(attention_mask, batch, length)
         real = attention_mask.to(device) != 0
         lengths = real.sum(1, dtype=torch.int32)
         cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        found = [cu_seqlens[-1], lengths.max()]
+        counts, found = UNCOUNTED, [cu_seqlens[-1], lengths.max()]
         if look_for_holes:
             begins = real.clone()
             begins[:, 1:] &= ~real[:, :-1]
             found.append(begins.sum(1, dtype=torch.int32).max())
         if read_along is not None:
             found.append(read_along.to(device=found[0].device, dtype=found[0].dtype))
-        total, longest, *rest = torch.stack(found).tolist()
+        read = torch.stack(found)
+        if real.is_cuda:
+            read = torch.cat([read, cu_seqlens]).cpu()
+            counts = TileCounts.of(read[len(found) :].diff())
+        total, longest, *rest = read[: len(found)].tolist()
         known = None if read_along is None else bool(rest.pop())
         if total == batch * length:
-            return cls(None, cu_seqlens, longest, batch, length, read_along=known)
+            return cls(None, cu_seqlens, longest, batch, length, read_along=known, tile_counts=counts)
         # nonzero alone would make the host wait a second time
         indices = torch.nonzero_static(real.flatten(), size=total).squeeze(1)
         contiguous = max(rest, default=1) <= 1
-        return cls(indices, cu_seqlens, longest, batch, length, contiguous, read_along=known)
+        return cls(indices, cu_seqlens, longest, batch, length, contiguous, read_along=known, tile_counts=counts)
 
     @classmethod
     def from_offsets(cls, cu_seqlens: Tensor, max_seqlen: int | None, length: int) -> Packing:
@@ -137,7 +148,9 @@ class Packing:
     def documents(self) -> ops.AttentionPlan:
         """The plan of attention of the documents with themselves, one for all layers."""
         longest = self.max_seqlen if self.measured else 0
-        return ops.AttentionPlan.of_documents(self.cu_seqlens, self.num_tokens, longest, checked=True)
+        return ops.AttentionPlan.of_documents(
+            self.cu_seqlens, self.num_tokens, longest, tile_counts=self.tile_counts, checked=True
+        )
 
     @cached_property
     def keys_mask(self) -> Tensor | None:

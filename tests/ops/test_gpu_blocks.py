@@ -61,7 +61,7 @@ EVERYDAY = (
     (HALF, attention("whole 128, wide", (70, 3), 70, 70)),
     # Loops, by the size of an element, the columns of a program, and whether a head has more.
     (HALF, attention("whole and loop", (20, 130, 70), 20, 130)),
-    (HALF, attention("loop", (70, 3), 20)),
+    (HALF, attention("loop", (70, 1), 20)),
     (HALF, attention("loop, dropout", (70, 3), 20, None, 0.3)),
     (HALF, attention("loop, wide", (40, 3), 70)),
     (HALF, attention("loop, widest", (40, 3), 130)),

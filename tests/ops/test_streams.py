@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops import AttentionPlan, SpanPlan, attention_plans, plans, streams
-from spanbert_kernels.ops.attention.work import AttentionWork
+from spanbert_kernels.ops.attention.work import UNCOUNTED, AttentionWork
 
 
 class Stream:
@@ -76,7 +76,8 @@ def on_gpu(*values: int) -> Tensor:
 
 
 def make_work(*_: Any) -> AttentionWork:
-    MADE.append(AttentionWork(on_gpu(0), *[None] * 4, on_gpu(0), on_gpu(0), 3, 3, True, False, False, False))
+    lists = (on_gpu(0), *[None] * 4, on_gpu(0), on_gpu(0))
+    MADE.append(AttentionWork(*lists, 3, *UNCOUNTED, True, False, False, False))
     return MADE[-1]  # type: ignore[no-any-return]
 
 
