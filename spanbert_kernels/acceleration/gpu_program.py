@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spanbert_kernels.nn.packing import Packing
-from spanbert_kernels.ops.attention.work import AttentionWork, in_one_launch
+from spanbert_kernels.ops.attention.work import UNCOUNTED, AttentionWork, in_one_launch
 from spanbert_kernels.ops.philox import Dropout
 from spanbert_kernels.ops.repeats import Launched, launches_of
 
@@ -229,13 +229,14 @@ class GpuBatch:
     def _work(self, packing: Packing) -> AttentionWork:
         offsets, tokens = packing.cu_seqlens, packing.num_tokens
         if not in_one_launch(offsets) or offsets.data_ptr() & 15:
-            return packing.documents.work(True)
+            return packing.documents.work(True)._replace(**UNCOUNTED._asdict())
         key = ("lists", offsets.shape, offsets.stride(), offsets.dtype, tokens)
         documents, tiles, _ = self.program.launches.run(
             self.stream, key, self.program.lists, (offsets,), None, tokens, False, False
         )
         longest = packing.max_seqlen if packing.measured else 0
-        return AttentionWork(documents, *(None,) * 4, tiles, tiles, longest, longest, True, False, False, False)
+        # Launches are repeated on other batches of as many tokens, so none is cut by the lengths in this one.
+        return AttentionWork(documents, *(None,) * 4, tiles, tiles, longest, *UNCOUNTED, True, False, False, False)
 
     def run(self, layer: LayerTensors, eps: float, last_eps: float, hidden: Tensor) -> Tensor:
         """`hidden [T, H]` -> `[T, H]`."""
