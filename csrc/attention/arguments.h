@@ -13,8 +13,8 @@ struct AttentionArguments {
   bool include_self = false, anchor_queries = false, anchor_keys = false, clustered = false;
 
   auto fields() {
-    return std::tie(documents, link_offsets, links, back_offsets, back_links, query_tiles, key_tiles, max_seqlen,
-                    tiles, tiles_over_64, tiles_over_128, pairs_over_128, include_self, anchor_queries, anchor_keys,
+    return std::tie(documents, link_offsets, links, back_offsets, back_links, query_tiles, key_tiles, max_seqlen, tiles,
+                    tiles_over_64, tiles_over_128, pairs_over_128, include_self, anchor_queries, anchor_keys,
                     clustered);
   }
 };
