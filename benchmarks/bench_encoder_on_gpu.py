@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -77,6 +78,13 @@ def test_encoder_on_gpu(keep_row: Callable[..., None], gpu_ceilings: dict[str, f
     report = accelerate(accelerated)
     allowed = assert_agrees(case.states(accelerated), eager, reference)
     comparison.measure("accelerate", "ours", lambda: case.states(accelerated), allowed=allowed, path=report.last_path)
+    captured = case.model("sdpa", DTYPE)
+    report = accelerate(captured, cuda_graphs=True)
+    for _ in range(2):  # captured, then replayed, unless there are too many tokens
+        allowed = assert_agrees(case.states(captured), eager, reference)
+    if "replayed" in str(report.last_path):
+        way = partial(case.states, captured)
+        comparison.measure("accelerate, CUDA graphs", "ours", way, allowed=allowed, path=report.last_path)
     for way, model in theirs.items():
         kind = "eager" if way == EAGER else "peer"
         comparison.measure(way, kind, lambda model=model: case.states(model), graph=False)

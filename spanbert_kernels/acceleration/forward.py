@@ -66,6 +66,7 @@ class PackedForward:
         weights: "int8", or None for the weights as they are.
         loss_reads_padding: whether the head's loss looks at the scores of padding, which are not transformers'.
         repack: whether inference may keep copies of the weights, laid out for its products.
+        cuda_graphs: whether inference on a GPU captures its layers in CUDA graphs.
         calls: how often each path ran: "packed-inference", "packed-training", "original: <reason>".
         last_path: the path of the latest call, None before the first.
         last_serial: a number that grows with every call on any encoder.
@@ -74,13 +75,20 @@ class PackedForward:
     """
 
     def __init__(
-        self, model: Any, family: Family, reads: Reads, weights: Weights | None = None, repack: bool = True
+        self,
+        model: Any,
+        family: Family,
+        reads: Reads,
+        weights: Weights | None = None,
+        repack: bool = True,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model = model
         self.family = family
         self.reads = reads
         self.weights: Weights | None = weights
         self.repack = repack
+        self.cuda_graphs = cuda_graphs
         self.loss_reads_padding = False
         self.int8_error: float | None = None
         self.calls: Counter[str] = Counter()
@@ -89,10 +97,10 @@ class PackedForward:
         self._warned: set[str] = set()
         self._prepare()
 
-    def configure(self, weights: Weights | None, repack: bool) -> None:
+    def configure(self, weights: Weights | None, repack: bool, cuda_graphs: bool) -> None:
         """Take other options from the next call on."""
-        if (weights, repack) != (self.weights, self.repack):
-            self.weights, self.repack, self.int8_error = weights, repack, None
+        if (weights, repack, cuda_graphs) != (self.weights, self.repack, self.cuda_graphs):
+            self.weights, self.repack, self.cuda_graphs, self.int8_error = weights, repack, cuda_graphs, None
             self._forget()
 
     def _forget(self) -> None:
@@ -105,7 +113,10 @@ class PackedForward:
         if packed is None:
             return None
         layers = packed if isinstance(packed, GpuLayers) else packed.layers
-        return f"{layers.products}, {layers.num_bytes / 2**20:.0f} MiB of repacked weights"
+        graphs = layers.graphs if isinstance(layers, GpuLayers) else None
+        buckets = [] if graphs is None else [f"{each.tokens} tokens in {each.documents}" for each in graphs.kept]
+        captured = f", CUDA graphs of documents: {', '.join(buckets)}" if buckets else ""
+        return f"{layers.products}, {layers.num_bytes / 2**20:.0f} MiB of repacked weights{captured}"
 
     def _prepare(self) -> None:
         self._structure: Structure | None = None
@@ -120,7 +131,7 @@ class PackedForward:
         self._number = whole_graph.number_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        options = ("model", "family", "reads", "weights", "repack", "loss_reads_padding")
+        options = ("model", "family", "reads", "weights", "repack", "cuda_graphs", "loss_reads_padding")
         seen = ("int8_error", "calls", "last_path", "last_serial", "_warned")
         return {name: self.__dict__[name] for name in options + seen}
 
@@ -285,7 +296,11 @@ class PackedForward:
 
     def _path(self, encoder: EncoderParts, packed: Layers | None, request: Request) -> str:
         if packed is not None:
-            return INFERENCE
+            graphs = packed.graphs if isinstance(packed, GpuLayers) else None
+            if self.cuda_graphs and (graphs is None or graphs.refused):
+                reason = "the encoder is not on a GPU" if graphs is None else graphs.refused
+                self._say(f"no CUDA graph is captured: {reason}")
+            return INFERENCE if graphs is None else f"{INFERENCE} ({graphs.path})"
         if self.model.training:
             return TRAINING
         if torch.is_grad_enabled():
@@ -355,7 +370,7 @@ class PackedForward:
         packed = self._packed_layers
         if on_gpu:
             if not isinstance(packed, GpuLayers) or not packed.follow(encoder, hidden):
-                packed = self._packed_layers = GpuLayers.of(encoder, hidden)
+                packed = self._packed_layers = GpuLayers.of(encoder, hidden, self.cuda_graphs)
             return packed
         way = way_for(hidden.dtype, self.weights) if batch.linked is None else way_for_links(hidden.dtype)
         if way is not None and not (isinstance(packed, PackedLayers) and packed.follow(encoder, way)):

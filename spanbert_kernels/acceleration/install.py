@@ -15,7 +15,9 @@ from spanbert_kernels.acceleration.report import AccelerationReport, Replaced, R
 from spanbert_kernels.acceleration.structure import Structure
 
 
-def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = True) -> AccelerationReport:
+def accelerate(
+    model: Any, *, weights: Weights | None = None, repack: bool = True, cuda_graphs: bool = False
+) -> AccelerationReport:
     """Lets every encoder in `model` that is of a family in the table run without padding, in place.
 
     Span layers of other packages that are known (the table of `acceleration/span_layers.py`) are computed without the
@@ -35,6 +37,8 @@ def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = Tru
             some hundredths of the largest hidden state (`report.int8_error`, after the first call).
         repack: inference on a CPU keeps copies of the weights that are laid out for its products. False saves that
             memory, for most of the gain.
+        cuda_graphs: inference on a GPU captures the layers in CUDA graphs, one for each bucket of sizes that comes up,
+            for batches so small that launches take longer than kernels. The report says of each call which way it ran.
 
     Returns:
         What was replaced, what was not and why; it also counts which path each call takes.
@@ -42,7 +46,7 @@ def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = Tru
     Raises:
         TypeError: `model` neither is a module nor has one.
         ValueError: there is nothing to accelerate in it; or `weights` is "int8", and this processor or the encoder
-            cannot.
+            cannot; or `cuda_graphs` without `repack`.
 
     Example:
         >>> import torch
@@ -64,6 +68,8 @@ def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = Tru
         raise ValueError(f"weights must be None or one of {list(get_args(Weights))}, got {weights!r}")
     if weights == "int8" and not repack:
         raise ValueError('weights="int8" are copies: repack=False leaves none')
+    if cuda_graphs and not repack:
+        raise ValueError("cuda_graphs=True reads copies of weights: repack=False leaves none")
     replaced: list[Replaced] = []
     skipped: list[Skipped] = []
     spans, fresh = _replace_span_layers({**_holder(model), **found}, skipped)
@@ -80,7 +86,7 @@ def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = Tru
         installed = places.installed(module)
         if installed is not None:
             installed.reads, installed.loss_reads_padding = reads, loss_reads_padding(heads)
-            installed.configure(weights, repack)
+            installed.configure(weights, repack, cuda_graphs)
             replaced.append(Replaced(name, class_name, len(family.layers_of(module)), installed))
             continue
         structure = _inspect(module, family)
@@ -90,7 +96,7 @@ def accelerate(model: Any, *, weights: Weights | None = None, repack: bool = Tru
         refused = int8_refusal(structure.parts) if weights == "int8" else None
         if refused is not None:
             raise ValueError(f"{class_name} cannot run with weights of 8 bits: {refused}")
-        forward = PackedForward(module, family, reads, weights, repack)
+        forward = PackedForward(module, family, reads, weights, repack, cuda_graphs)
         forward.loss_reads_padding = loss_reads_padding(heads)
         places.install(module, forward)
         fresh = True

@@ -7,6 +7,8 @@ activation, a product, addition with LayerNorm.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from spanbert_kernels import ops
 from spanbert_kernels.acceleration.attention import Batch, attend
+from spanbert_kernels.acceleration.gpu_graphs import Graphs
 from spanbert_kernels.acceleration.gpu_program import PLAIN, GpuBatch, GpuProgram, LayerTensors, is_current, lie_well
 from spanbert_kernels.acceleration.linears import activate, is_exact_gelu
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
@@ -102,17 +105,19 @@ class GpuLayers:
 
     Attributes:
         stream_dtype: None, hidden states are in the dtype of the weights.
+        graphs: of the layers, if CUDA graphs were asked for.
         products: how it multiplies, in words.
     """
 
     stream_dtype: torch.dtype | None = None
     products = "PyTorch's, query, key and value in one"
 
-    def __init__(self, encoder: EncoderParts, hidden: Tensor) -> None:
+    def __init__(self, encoder: EncoderParts, hidden: Tensor, cuda_graphs: bool = False) -> None:
         from spanbert_kernels.ops.bias_gelu import triton as gelu_kernels
         from spanbert_kernels.ops.dropout_add_layer_norm import triton as norm_kernels
 
         self.encoder = encoder
+        self.cuda_graphs = cuda_graphs
         self.kind = (hidden.dtype, hidden.device, autocast_of(hidden))
         self._kernels = Kernels(norm_kernels.add_layer_norm, gelu_kernels.forward, Repeats())
         self._lay_out()
@@ -124,11 +129,13 @@ class GpuLayers:
         self.targets = [target for layer in self.layers for target in layer.targets()]
         self._given = [source is not None for source in self._sources()]
         self._reads = [read for layer in self.layers for read in layer.reads()] if usual else []
+        known = usual and self.encoder.norm is None
+        self.graphs = Graphs(None if known else "its layers are not built as BERT's") if self.cuda_graphs else None
 
     @classmethod
-    def of(cls, encoder: EncoderParts, hidden: Tensor) -> GpuLayers | None:
+    def of(cls, encoder: EncoderParts, hidden: Tensor, cuda_graphs: bool = False) -> GpuLayers | None:
         """The layers for hidden states like these, or None where they cannot run in this way."""
-        return None if _refusal(encoder, hidden) is not None else cls(encoder, hidden)
+        return None if _refusal(encoder, hidden) is not None else cls(encoder, hidden, cuda_graphs)
 
     def follow(self, encoder: EncoderParts, hidden: Tensor) -> bool:
         """Whether these are the layers, for hidden states like these."""
@@ -137,10 +144,28 @@ class GpuLayers:
     @property
     def num_bytes(self) -> int:
         """Memory kept: the buffers."""
-        return sum(each.numel() * each.element_size() for each in self.targets)
+        buffers = sum(each.numel() * each.element_size() for each in self.targets)
+        return buffers + (0 if self.graphs is None else self.graphs.num_bytes)
 
     def run(self, first: int, last: int, hidden: Tensor, batch: Batch) -> Tensor:
         """Layers first .. last - 1, and the norm after the last of all: `hidden [T, H]` -> `[T, H]`."""
+        if self.graphs is None:
+            return self._launch(first, last, hidden, batch)
+        if (first, last) != (0, len(self.encoder.layers)):
+            self.graphs.path = "launched one by one: states between layers were asked for"
+            return self._launch(first, last, hidden, batch)
+        self._follow_biases()
+        return self.graphs.run(partial(self._launch, first, last), self._addresses(), hidden, batch)
+
+    def _addresses(self) -> Any:
+        """Where all lies that is read in the layers, and how, and what numbers they have."""
+        held = [*self.targets, *self._sources(), *(parameters[name] for parameters, name in self._reads)]
+        there = [tensor for tensor in held if tensor is not None]
+        numbers = [(layer.parts.heads, layer.parts.scale, *layer.epsilons()) for layer in self.layers]
+        lying = ([*map(way, there)] for way in (Tensor.data_ptr, Tensor.stride, attrgetter("dtype", "shape")))
+        return numbers, [tensor is None for tensor in held], *lying
+
+    def _launch(self, first: int, last: int, hidden: Tensor, batch: Batch) -> Tensor:
         self._fill()
         launcher = self._launcher(hidden, batch)
         tensors = [None] * len(self.layers) if launcher is None else self._tensors(hidden.dtype)
@@ -152,14 +177,19 @@ class GpuLayers:
                 hidden = launcher.run(own, *layer.epsilons(), hidden)
         return _normalized(self.encoder.norm_after(last), hidden)
 
+    def _follow_biases(self) -> list[Tensor | None]:
+        """The sources, with buffers for all that there are: a bias may have come or gone."""
+        sources = self._sources()
+        if [source is not None for source in sources] == self._given:
+            return sources
+        self._lay_out()
+        return self._sources()
+
     def _fill(self) -> None:
         """Bring the buffers up to date."""
-        sources = self._sources()
-        if [source is not None for source in sources] != self._given:  # a bias has come or gone
-            self._lay_out()
-            sources = self._sources()
-        if self.targets:
-            torch._foreach_copy_(self.targets, [source for source in sources if source is not None])
+        sources = [source for source in self._follow_biases() if source is not None]
+        if sources:
+            torch._foreach_copy_(self.targets, sources)
 
     def _sources(self) -> list[Tensor | None]:
         """The parameters that the buffers are filled from, as they are now."""

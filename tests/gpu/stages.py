@@ -58,7 +58,11 @@ def values(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
 
 
 def encoder(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
-    return [_suites("encoder", machine, journal, "benchmarks/bench_encoder_on_gpu.py", "-m", "gpu")]
+    command = [*PYTEST, "tests/acceleration", "-m", "gpu"]
+    return [
+        Step("graphs", command, kernels.environment(_capability(machine))),
+        _suites("encoder", machine, journal, "benchmarks/bench_encoder_on_gpu.py", "-m", "gpu"),
+    ]
 
 
 def bench(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
