@@ -36,7 +36,8 @@ NO_ENTITY = -1
 @dataclass
 class CoreferenceOutput(ModelOutput):
     """Kept spans `[K, 2]`, packed positions of words, the last one included; their mention scores `[K]`; the number of
-    each one's antecedent among them `[K]`, -1 for none; its candidates `earlier [K, C]` and the scores of the `links`.
+    each one's antecedent among them `[K]`, -1 for none; its candidates `earlier [K, C]`, the scores of the `links`;
+    and the numbers of the `kept` ones among all spans `[K]`.
     """
 
     loss: Tensor | None = None
@@ -45,6 +46,7 @@ class CoreferenceOutput(ModelOutput):
     antecedents: Tensor | None = None
     earlier: Tensor | None = None
     links: Tensor | None = None
+    kept: Tensor | None = None
 
 
 class SpanBERTForCoreference(SpanModel):
@@ -88,6 +90,7 @@ class SpanBERTForCoreference(SpanModel):
         documents: Tensor | None = None,
         mentions: Tensor | None = None,
         entities: Tensor | None = None,
+        keep: Tensor | None = None,
         **kwargs: Any,
     ) -> CoreferenceOutput:
         """Kept spans and antecedents; with mentions, the loss, a mean over words and kept spans.
@@ -100,6 +103,7 @@ class SpanBERTForCoreference(SpanModel):
                 are of one document.
             mentions: `[M, 3]`: row, first and last word; those wider than `max_span_width` are passed over.
             entities: `[M]`, numbers from 0 on; mentions with the same number are of one entity.
+            keep: `[K]`, ascending numbers of spans to keep in the place of the best, such as another pass' `kept`.
             kwargs: see `SpanBERTModel.forward`.
 
         Raises:
@@ -118,7 +122,7 @@ class SpanBERTForCoreference(SpanModel):
             documents = torch.zeros(len(offsets) - 1, dtype=torch.long, device=words.device)
         cu_documents = F.pad(torch.bincount(documents, weights=offsets.diff()).long().cumsum(0), (1, 0))
         budget = (cu_documents.diff() * self.config.kept_spans_share).ceil().long()
-        kept = ops.prune_spans(spans, scores.detach(), budget, cu_seqlens=cu_documents)
+        kept = ops.prune_spans(spans, scores.detach(), budget, cu_seqlens=cu_documents) if keep is None else keep
         chosen, own = spans[kept], scores[kept]
         pooled = self.dropout(ops.span_pool(words, chosen, PARTS, attention, self.widths.weight))  # [K, D]
         document = torch.searchsorted(cu_documents, chosen[:, 0].contiguous(), right=True)
@@ -133,7 +137,10 @@ class SpanBERTForCoreference(SpanModel):
             found = F.binary_cross_entropy_with_logits(scores, is_mention, reduction="sum") / max(len(words), 1)
             loss = found + linked / max(len(kept), 1)
         return CoreferenceOutput(
-            loss=loss, spans=chosen, scores=own, antecedents=antecedents, earlier=earlier, links=pair_scores
+            *(loss, chosen, own, antecedents),
+            earlier=earlier,
+            links=pair_scores,
+            kept=kept,
         )
 
     def _antecedents(self, pooled: Tensor, own: Tensor, document: Tensor) -> tuple[Tensor, Tensor]:

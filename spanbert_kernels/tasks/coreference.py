@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -240,12 +239,13 @@ def claims_in(model: Any, documents: Sequence[MarkedDocument], seen: Seen, passe
     example, _, output, _ = passed
     offsets = np.cumsum([0, *(len(window["word_starts"]) for window in example["windows"])])
     of_document = np.cumsum([0, *(len(document.words) for document in documents)])
-    spans = [(first, last) for first, last in output.spans.tolist()]
-    antecedents = dict(zip(spans, output.antecedents.tolist(), strict=True))
+    passed.batch["keep"] = output.kept  # of the masked document, too
+    spans, antecedents = list(map(tuple, output.spans.tolist())), output.antecedents.tolist()
     linked_ones = (sorted(own) for own in linked(output) if len(own) > 1)
     for number, mentions in enumerate(sorted(linked_ones), start=1):
         for span in mentions:
-            other = spans[antecedents[span]] if antecedents[span] >= 0 else None
+            place = spans.index(span)
+            other = spans[antecedents[place]] if antecedents[place] >= 0 else None
             rows = [int(np.searchsorted(offsets, first, side="right")) - 1 for first, _ in filter(None, (span, other))]
             reading, begin = reading_of_rows(documents, example, sorted(set(rows)))
             places = [
@@ -254,7 +254,7 @@ def claims_in(model: Any, documents: Sequence[MarkedDocument], seen: Seen, passe
             ]
             document = documents[int(np.searchsorted(of_document, span[0], side="right")) - 1]
             yield Claim(
-                *(0, f"entity {number}", partial(_score_of_link, span, other), reading),
+                *(0, f"entity {number}", partial(_score_of_link, place, antecedents[place]), reading),
                 about=places[0],
                 other=places[1] if other else (),
                 document=document.name,
@@ -263,15 +263,12 @@ def claims_in(model: Any, documents: Sequence[MarkedDocument], seen: Seen, passe
             )
 
 
-def _score_of_link(span: tuple[int, int], other: tuple[int, int] | None, output: Any) -> Tensor:
-    """Of a mention and its antecedent, or of a mention that has none; 0 where the model has not kept them."""
-    place = {(first, last): number for number, (first, last) in enumerate(output.spans.tolist())}
-    if span not in place or (other is not None and other not in place):
-        return torch.zeros(())
-    if other is None:
-        alone: Tensor = output.scores[place[span]].float()
+def _score_of_link(place: int, antecedent: int, output: Any) -> Tensor:
+    """Of a kept span and its antecedent among them, or of a mention that has none, -1."""
+    if antecedent < 0:
+        alone: Tensor = output.scores[place].float()
         return alone
-    return output.links[place[span]][output.earlier[place[span]] == place[other]].float().sum()
+    return output.links[place][output.earlier[place] == antecedent].float().sum()
 
 
 def _claims(
@@ -304,6 +301,6 @@ TASK = Task(
     columns=BRACKETED_WORDS,
     groups=partial(chunks, size=8),
     claims=_claims,
-    steps=1,  # what is kept of the spans of a masked document is another
+    steps=4,  # a document's gradient costs much
 )
 train, evaluate, load, resolve = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -244,6 +244,6 @@ TASK = Task(
     columns=BRACKETED_WORDS,
     groups=partial(chunks, size=1),
     claims=_claims,
-    steps=1,
+    steps=4,
 )
 train, evaluate, load, resolve = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find
