@@ -213,7 +213,12 @@ class CrossDocumentMixer(nn.Module):
         return mixed if weights is None or not return_weights else (mixed, weights)
 
     def _is_fused(self, hidden: Tensor, offsets: Tensor, rows: Tensor | None) -> bool:
-        """Whether a GPU's kernels find and normalize the anchors and add the update, each in one launch."""
+        """Whether a GPU's kernels find and normalize the anchors and add the update, each in one launch.
+
+        Not in compiled functions, whose compiler fuses what stands around attention itself.
+        """
+        if torch.compiler.is_compiling():
+            return False
         norm, dropout = self.layer_norm, self.dropout
         plain = type(norm) is nn.LayerNorm and type(dropout) is nn.Dropout
         return (

@@ -209,6 +209,17 @@ def test_on_a_gpu_what_is_watched_goes_through_its_modules(why: str) -> None:
     assert seen == [len(LENGTHS)] * (why == "a hook")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error:.*lru_cache")
+def test_on_a_gpu_a_compiled_sublayer_is_one_graph() -> None:
+    if not library.interpreted():
+        pytest.skip("Triton's interpreter is not switched on")
+    mixer, hidden = trained_mixer().float(), hidden_states().float()
+    with torch.no_grad(), ops.backends.use("triton"):
+        compiled = torch.compile(mixer, backend="eager", fullgraph=True)(hidden, CU_SEQLENS, CU_CLUSTERS)
+        torch.testing.assert_close(compiled, mixer(hidden, CU_SEQLENS, CU_CLUSTERS))
+
+
 def test_kernels_of_the_sublayer_take_rows_of_several_chunks_and_small_gates() -> None:
     if not library.interpreted():
         pytest.skip("Triton's interpreter is not switched on")
