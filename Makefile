@@ -47,7 +47,7 @@ test-triton: $(VENV)/.test-installed
 	@$(PIP) install -q --no-deps --upgrade --target build/triton/$(TRITON) "triton==$(TRITON)"
 	PYTHONPATH=$(CURDIR)/build/triton/$(TRITON) $(BIN)/python -c 'import triton; assert triton.__version__ == "$(TRITON)"'
 	PYTHONPATH=$(CURDIR)/build/triton/$(TRITON) \
-	  $(BIN)/python -m pytest -m "not slow and not gpu" -k triton $(SIDE_BY_SIDE) tests/ops tests/aot
+	  $(BIN)/python -m pytest -m "not slow and not gpu" -k triton $(SIDE_BY_SIDE) tests/ops tests/nn tests/aot
 
 # A checkout's own tests: AllenNLP's of span extractors and torch_scatter's of segments, on ours in the place of theirs;
 # GLiNER2's golden ones of span models, on ours inside of the package, which test-integrations installs; or transformers'

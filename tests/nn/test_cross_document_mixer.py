@@ -171,7 +171,7 @@ def test_attention_goes_through_the_operation() -> None:
 
 
 @pytest.mark.parametrize("anchor", ["last", "first"])
-def test_on_a_gpu_anchors_are_three_launches_beside_the_products(anchor: str) -> None:
+def test_in_triton_anchors_are_three_launches_beside_the_products(anchor: str) -> None:
     if not library.interpreted():
         pytest.skip("Triton's interpreter is not switched on")
     mixer = trained_mixer(anchor=anchor).float()
@@ -195,7 +195,7 @@ def test_on_a_gpu_anchors_are_three_launches_beside_the_products(anchor: str) ->
 
 
 @pytest.mark.parametrize("why", ["a gradient", "a hook", "dropout"])
-def test_on_a_gpu_what_is_watched_goes_through_its_modules(why: str) -> None:
+def test_in_triton_what_is_watched_goes_through_its_modules(why: str) -> None:
     if not library.interpreted():
         pytest.skip("Triton's interpreter is not switched on")
     mixer = trained_mixer(dropout=0.5 if why == "dropout" else 0.0).float()
@@ -211,7 +211,7 @@ def test_on_a_gpu_what_is_watched_goes_through_its_modules(why: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error:.*lru_cache")
-def test_on_a_gpu_a_compiled_sublayer_is_one_graph() -> None:
+def test_in_triton_a_compiled_sublayer_is_one_graph() -> None:
     if not library.interpreted():
         pytest.skip("Triton's interpreter is not switched on")
     mixer, hidden = trained_mixer().float(), hidden_states().float()
@@ -220,7 +220,7 @@ def test_on_a_gpu_a_compiled_sublayer_is_one_graph() -> None:
         torch.testing.assert_close(compiled, mixer(hidden, CU_SEQLENS, CU_CLUSTERS))
 
 
-def test_kernels_of_the_sublayer_take_rows_of_several_chunks_and_small_gates() -> None:
+def test_in_triton_kernels_of_the_sublayer_take_rows_of_several_chunks_and_small_gates() -> None:
     if not library.interpreted():
         pytest.skip("Triton's interpreter is not switched on")
     from spanbert_kernels.ops.cross_document_attention.triton_sublayer import add_update, normalized_anchors

@@ -19,6 +19,7 @@ from spanbert_kernels.ops.attention.triton_lists import bounds_of
 from spanbert_kernels.ops.choices import Anchor
 from spanbert_kernels.ops.repeats import start
 from spanbert_kernels.ops.triton_arguments import Matrix, Options, Tiling, contiguous, matrix, on
+from spanbert_kernels.ops.triton_masks import only_if
 from spanbert_kernels.ops.triton_norm import load_chunk, moments, normal_chunk, options
 
 ADDED = Options(Tiling(M=1, K=1, D=1024))  # 16 bytes of bfloat16 a thread
@@ -80,7 +81,7 @@ def add_at_places(hidden, update, gate, places, columns, BLOCK):
     document = tl.program_id(0).to(tl.int64)
     place = tl.load(places + document)
     column = tl.program_id(1) * BLOCK.D + tl.arange(0, BLOCK.D)
-    inside = (column < columns) & (place >= 0)
+    inside = only_if(place >= 0, column < columns)
     share = hyperbolic_tangent(tl.load(gate).to(tl.float32))
     added = tl.load(update.data + document * update.stride + column, mask=inside, other=0.0).to(tl.float32)
     target = hidden.data + place * hidden.stride + column
