@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spanbert_kernels.cli.files import PATH
+from spanbert_kernels.cli.evaluating import BY, show_groups, write_errors
+from spanbert_kernels.cli.files import PATH, check_output
 from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, told, training_options, watched
 from spanbert_kernels.cli.training_outcome import push, show, write_card
@@ -94,16 +95,29 @@ def train(
 @task_argument
 @click.option("--model", required=True, type=PATH, help="The folder that train wrote.")
 @click.option("--data", required=True, multiple=True, type=PATH, help="A file or folder to score on; may be repeated.")
+@click.option("--by", type=click.Choice(BY), help="Numbers by type, by length or by distance, in words.")
+@click.option("--errors", type=PATH, metavar="FILE.html", help="A page with the errors beside what is wanted.")
 @backend_option
-def evaluate(task: str, model: Path, data: tuple[Path, ...], backend: str) -> None:
-    """Score a trained model on files such as train takes.
+def evaluate(task: str, model: Path, data: tuple[Path, ...], by: str | None, errors: Path | None, backend: str) -> None:
+    r"""Score a trained model on files such as train takes.
+
+    \b
+    spanbert-kernels evaluate tagging --model tagger --data test.conll --by type --errors errors.html
 
     Exit code: 0; 2 if a file cannot be used (file and line are named).
     """
+    if errors is not None:
+        check_output("errors", errors)
     found = load_task(task)
+    from spanbert_kernels.tasks.comparison import check
     from spanbert_kernels.tasks.progress import bars
 
+    check(task, by, errors is not None)
     with bars(watched(), told), data_in_words():
-        scores = found.evaluate(model, data, backend)
-    for name, value in scores.items():
+        judged = found.judge(model, data, backend)
+    for name, value in judged.scores.items():
         say(f"{name} {value:.4f}")
+    if by is not None:
+        show_groups(task, found, judged, by)
+    if errors is not None:
+        write_errors(task, judged, by, errors)

@@ -54,6 +54,15 @@ class Outcome:
     baseline: Scores
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Items, what a model found for each, and the scores of that."""
+
+    items: Sequence[Any]
+    found: Sequence[Any]
+    scores: Scores
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(Generic[Item, Found]):
     """A task; its items are what its files hold, such as documents, and it finds something for each.
@@ -152,8 +161,14 @@ class Task(Generic[Item, Found]):
 
     def evaluate(self, folder: Path, data: Source, backend: str) -> Scores:
         """The scores of the model in a folder on such files."""
+        return self.judge(folder, data, backend).scores
+
+    def judge(self, folder: Path, data: Source, backend: str) -> Judged:
+        """The same, with what is wanted and what was found."""
         model, tokenizer = self.load(folder)
-        return self.evaluate_items(model, tokenizer, self._read(data, TEST), backend)
+        items = self._read(data, TEST)
+        found = self._found(model, tokenizer, items, backend)
+        return Judged(items, found, self.scores(model, items, found, backend))
 
     def predict(self, folder: Path, data: Source, backend: str, written: str = JSON) -> Iterator[str]:
         """What the model in a folder finds in such files, whose answers are not looked at, as lines without their ends.

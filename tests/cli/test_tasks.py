@@ -68,9 +68,18 @@ def test_train_evaluate_predict(run: Run, write: Write) -> None:
     assert "- train: `train.conll`" in card.text
     assert "- Development data: took 16 sentences, 16 entities" in card.text
     assert "| f1 | 1.0000 | 1.0000 |" in card.text
-    result = run("evaluate", "tagging", "--model", "model", "--data", data)
+    other = write("other.conll", ROWS.replace("Oslo\tB-place", "<Oslo>\tB-person"))
+    result = run("evaluate", "tagging", "--model", "model", "--data", data, "--data", other, "--by", "type")
     assert result.exit_code == 0, result.output
-    assert "f1 1.0000" in result.output
+    assert re.search(r"^ *place +8 +9 +8 +0.889 +1.000 +0.941 *$", result.stdout, re.M)
+    result = run("evaluate", "tagging", "--model", "model", "--data", other, "--errors", "errors.html")
+    assert result.exit_code == 0, result.output
+    assert "1 errors: errors.html" in result.stdout
+    page = Path("errors.html").read_text()
+    assert '<span class="wanted found">&lt;Oslo&gt;</span>' in page
+    assert ">line 4</td>" in page
+    refused = run("evaluate", "tagging", "--model", "model", "--data", other, "--by", "distance")
+    assert (refused.exit_code, "cannot be grouped by distance" in refused.stderr) == (2, True)
     plain = write("plain.txt", "Anna went to Oslo .\n")
     result = run("predict", "tagging", plain, "--model", "model", "--output", "found.conll", "--backend", "eager")
     assert result.exit_code == 0, result.output
