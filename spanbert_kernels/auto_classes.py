@@ -13,7 +13,12 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-CONFIGURATIONS = {"spanbert": "SpanBERTConfig", "spanbert_windows": "WindowedSpanBERTConfig"}
+CONFIGURATIONS = {
+    "spanbert": "SpanBERTConfig",
+    "spanbert_windows": "WindowedSpanBERTConfig",
+    "span_encoder": "SpanEncoderConfig",
+    "span_encoder_windows": "WindowedSpanEncoderConfig",
+}
 _TABLE = "transformers.models.auto.configuration_auto"
 
 

@@ -243,7 +243,7 @@ UNSUPPORTED = {
     "T5Stack": "it is half of an encoder and decoder, with norms and a bias of attention of its own",
 }
 # Heads of other modules that read token 0 of an encoder that they hold.
-_OTHER_FIRST_TOKEN_HEADS = ("DPREncoder",)
+_OTHER_FIRST_TOKEN_HEADS = ("DPREncoder", "SequenceClassifier")
 
 _BY_CLASS = {(family.module, family.model_class): family for family in FAMILIES}
 

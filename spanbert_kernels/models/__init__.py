@@ -13,6 +13,7 @@ from transformers import (
 from spanbert_kernels.integrations import register_attention
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.coreference import SpanBERTForCoreference
+from spanbert_kernels.models.encoders import SpanEncoderConfig, WindowedSpanEncoderConfig, kind_for, kind_on
 from spanbert_kernels.models.generation import WindowedSpanBERTConfig, WindowedSpanBERTModel
 from spanbert_kernels.models.heads import (
     SpanBERTForMaskedLM,
@@ -27,7 +28,8 @@ from spanbert_kernels.models.relations import SpanBERTForRelations
 from spanbert_kernels.models.spans import SpanBERTForSpanClassification
 from spanbert_kernels.models.tokenization import SpanBERTTokenizer
 
-AutoConfig.register(SpanBERTConfig.model_type, SpanBERTConfig, exist_ok=True)
+for config in (SpanBERTConfig, WindowedSpanBERTConfig, SpanEncoderConfig, WindowedSpanEncoderConfig):
+    AutoConfig.register(config.model_type, config, exist_ok=True)
 AutoTokenizer.register(SpanBERTConfig, tokenizer_class=SpanBERTTokenizer, exist_ok=True)
 for auto, model in (
     (AutoModel, SpanBERTModel),
@@ -37,7 +39,6 @@ for auto, model in (
     (AutoModelForTokenClassification, SpanBERTForTokenClassification),
 ):
     auto.register(SpanBERTConfig, model, exist_ok=True)
-AutoConfig.register(WindowedSpanBERTConfig.model_type, WindowedSpanBERTConfig, exist_ok=True)
 AutoModel.register(WindowedSpanBERTConfig, WindowedSpanBERTModel, exist_ok=True)
 register_attention()
 
@@ -54,7 +55,11 @@ __all__ = [
     "SpanBERTForTokenClassification",
     "SpanBERTModel",
     "SpanBERTTokenizer",
+    "SpanEncoderConfig",
     "WindowedSpanBERTConfig",
     "WindowedSpanBERTModel",
+    "WindowedSpanEncoderConfig",
+    "kind_for",
+    "kind_on",
     "load_released_heads",
 ]

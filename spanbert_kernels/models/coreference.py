@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from spanbert_kernels import ops
-from spanbert_kernels.models.configuration import SpanBERTConfig
+from spanbert_kernels.models.modeling import SpanBERTPreTrainedModel
 from spanbert_kernels.models.renamed import renamed_argument
 from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, SpanModel
 from spanbert_kernels.nn.linear import run_linear
@@ -49,24 +49,10 @@ class CoreferenceOutput(ModelOutput):
     kept: Tensor | None = None
 
 
-class SpanBERTForCoreference(SpanModel):
-    """Finds mentions of up to `config.max_span_width` words, and for each an earlier one of the same entity or none.
+class Coreference(SpanModel):
+    """Mentions and their antecedents, on any encoder."""
 
-    Args:
-        config: `SpanBERTConfig`, whose `max_span_width`, `kept_spans_share` and `max_antecedents` are read here.
-
-    Source: Lee et al. 2018, Higher-order Coreference Resolution with Coarse-to-fine Inference, its first order.
-
-    Example:
-        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        ...                         intermediate_size=16, max_span_width=2)
-        >>> model = SpanBERTForCoreference(config).eval()
-        >>> output = model(torch.randint(30, (2, 5)), word_starts=torch.tensor([[1, 2, 3], [1, 2, 3]]))
-        >>> output.spans.shape, bool((output.antecedents < torch.arange(3)).all())
-        (torch.Size([3, 2]), True)
-    """
-
-    def __init__(self, config: SpanBERTConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         size = config.hidden_size
         span_size = 3 * size + WIDTH_SIZE
@@ -171,3 +157,22 @@ class SpanBERTForCoreference(SpanModel):
         scores = torch.cat((nothing, pair_scores), 1).float()
         right = torch.cat((~right.any(1, keepdim=True), right), 1)
         return (scores.logsumexp(1) - scores.masked_fill(~right, -torch.inf).logsumexp(1)).sum()
+
+
+class SpanBERTForCoreference(Coreference, SpanBERTPreTrainedModel):
+    """Finds mentions of up to `config.max_span_width` words, and for each an earlier one of the same entity or none.
+
+    Args:
+        config: `SpanBERTConfig`, whose `max_span_width`, `kept_spans_share` and `max_antecedents` are read here.
+
+    Source: Lee et al. 2018, Higher-order Coreference Resolution with Coarse-to-fine Inference, its first order.
+
+    Example:
+        >>> from spanbert_kernels import SpanBERTConfig
+        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                         intermediate_size=16, max_span_width=2)
+        >>> model = SpanBERTForCoreference(config).eval()
+        >>> output = model(torch.randint(30, (2, 5)), word_starts=torch.tensor([[1, 2, 3], [1, 2, 3]]))
+        >>> output.spans.shape, bool((output.antecedents < torch.arange(3)).all())
+        (torch.Size([3, 2]), True)
+    """

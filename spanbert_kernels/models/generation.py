@@ -1,4 +1,4 @@
-"""Text from long documents: SpanBERT over windows that see each other, and a decoder that reads all of them."""
+"""Text from long documents: an encoder over windows that see each other, and a decoder that reads all of them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, BertLMHeadModel, BertPreTrainedModel, EncoderDecoderModel
+from transformers import BertConfig, BertLMHeadModel, EncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from spanbert_kernels.models.configuration import SpanBERTConfig
-from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
+from spanbert_kernels.models.configuration import DocumentFields, SpanBERTConfig, fields
+from spanbert_kernels.models.modeling import OnEncoder, SpanBERTPreTrainedModel
 
 WINDOWS = 64  # windows with a vector of their own; later ones share the last
 
 
-class WindowedSpanBERTConfig(SpanBERTConfig):
+@fields
+class WindowFields(DocumentFields):
+    """What is added to a configuration for windows; the field is told by `WindowedSpanBERTConfig`."""
+
+    window_length: int = 128
+
+
+class WindowedSpanBERTConfig(WindowFields, SpanBERTConfig):
     """SpanBERT's configuration with the tokens of a window.
 
     Attributes:
@@ -29,33 +36,12 @@ class WindowedSpanBERTConfig(SpanBERTConfig):
 
     model_type = "spanbert_windows"
 
-    window_length: int = 128
 
+class WindowedEncoder(OnEncoder):
+    """Documents of any length as windows, on any encoder."""
 
-class WindowedSpanBERTModel(SpanBERTPreTrainedModel):
-    """An encoder of documents of any length: windows of `config.window_length` columns lie side by side in a row.
-
-    Windows of a row are documents of a cluster, which see each other in the cross-document layers. A vector for each
-    window's number is added to its tokens, for the decoder to tell the windows apart.
-
-    Args:
-        config: `WindowedSpanBERTConfig`.
-
-    Example:
-        >>> config = WindowedSpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        ...                                 intermediate_size=16, window_length=4, cross_document_layers=[0],
-        ...                                 cross_document_queries="tokens")
-        >>> model = WindowedSpanBERTModel(config).eval()
-        >>> model(torch.randint(30, (2, 12)))[0].shape  # three windows a row
-        torch.Size([2, 12, 8])
-    """
-
-    config_class = WindowedSpanBERTConfig
-    config: WindowedSpanBERTConfig
-
-    def __init__(self, config: WindowedSpanBERTConfig) -> None:
-        BertPreTrainedModel.__init__(self, config)
-        self.bert = SpanBERTModel(config, add_pooling_layer=False)
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
         self.windows = nn.Embedding(WINDOWS, config.hidden_size)
         self.post_init()
 
@@ -85,13 +71,35 @@ class WindowedSpanBERTModel(SpanBERTPreTrainedModel):
         clusters = None
         if count > 1 and self.config.cross_document_layers:
             clusters = torch.arange(batch, device=ids.device).repeat_interleave(count)
-        hidden = self.bert(ids, mask, cluster_ids=clusters).last_hidden_state.view(batch, count, window, -1)
+        hidden = self.encode(ids, mask, cluster_ids=clusters).last_hidden_state.view(batch, count, window, -1)
         number = torch.arange(count, device=ids.device).clamp(max=WINDOWS - 1)
         hidden = hidden + self.windows(number)[:, None]
         return BaseModelOutput(last_hidden_state=hidden.flatten(1, 2)[:, :length])
 
 
-def encoder_decoder(encoder: WindowedSpanBERTModel, tokenizer: Any, layers: int, rows: int) -> EncoderDecoderModel:
+class WindowedSpanBERTModel(WindowedEncoder, SpanBERTPreTrainedModel):
+    """An encoder of documents of any length: windows of `config.window_length` columns lie side by side in a row.
+
+    Windows of a row are documents of a cluster, which see each other in the cross-document layers. A vector for each
+    window's number is added to its tokens, for the decoder to tell the windows apart.
+
+    Args:
+        config: `WindowedSpanBERTConfig`.
+
+    Example:
+        >>> config = WindowedSpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                                 intermediate_size=16, window_length=4, cross_document_layers=[0],
+        ...                                 cross_document_queries="tokens")
+        >>> model = WindowedSpanBERTModel(config).eval()
+        >>> model(torch.randint(30, (2, 12)))[0].shape  # three windows a row
+        torch.Size([2, 12, 8])
+    """
+
+    config_class = WindowedSpanBERTConfig
+    config: WindowedSpanBERTConfig
+
+
+def encoder_decoder(encoder: WindowedEncoder, tokenizer: Any, layers: int, rows: int) -> EncoderDecoderModel:
     """The encoder with a new decoder of so many `layers`, and `rows` of embeddings for `tokenizer`, ready to write."""
     shape = encoder.config
     decoder = BertLMHeadModel(
@@ -100,9 +108,9 @@ def encoder_decoder(encoder: WindowedSpanBERTModel, tokenizer: Any, layers: int,
             hidden_size=shape.hidden_size,
             num_hidden_layers=layers,
             num_attention_heads=shape.num_attention_heads,
-            intermediate_size=shape.intermediate_size,
-            hidden_dropout_prob=shape.hidden_dropout_prob,
-            attention_probs_dropout_prob=shape.attention_probs_dropout_prob,
+            intermediate_size=getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size,
+            hidden_dropout_prob=shape.dropout_probability,
+            attention_probs_dropout_prob=shape.attention_dropout_probability,
             is_decoder=True,
             add_cross_attention=True,
             pad_token_id=tokenizer.pad_token_id,

@@ -1,19 +1,26 @@
-"""The reference model: BERT, with BERT's parameter names, whose documents can see each other between layers."""
+"""Encoders of transformers, with their parameter names, whose documents can see each other between layers.
+
+`DocumentModel`, `DocumentEncoder` and `DocumentLayer` stand before a family's own classes; the reference is BERT's.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel, BertPreTrainedModel
+from transformers import BertModel, BertPreTrainedModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertLayer, BertPooler
+from transformers.models.bert.modeling_bert import BertLayer
 from transformers.utils import can_return_tuple, logging
 
 from spanbert_kernels import ops
+from spanbert_kernels.acceleration.families import family_of
+from spanbert_kernels.acceleration.family import Family
 from spanbert_kernels.models.checkpoints import resolve_model, what_would_work
 from spanbert_kernels.models.clusters import ClusteredDocuments
 from spanbert_kernels.models.configuration import SpanBERTConfig
@@ -26,12 +33,11 @@ from spanbert_kernels.nn.span_boundary_head import SpanBoundaryHead
 logger = logging.get_logger(__name__)
 
 
-class SpanBERTPreTrainedModel(BertPreTrainedModel):
-    """What the model and its heads share: configuration, initialisation, names of checkpoints."""
+class DocumentModel(PreTrainedModel):
+    """What encoders and models on them share: initialisation, names of checkpoints."""
 
-    config_class = SpanBERTConfig
-    config: SpanBERTConfig
-    _no_split_modules = ("BertEmbeddings", "SpanBERTLayer")
+    encoder_class: ClassVar[type[Any]]  # what stands at `base_model_prefix` in a model on an encoder
+    layer_class: ClassVar[type[nn.Module]]  # of the encoder's layers
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -71,71 +77,96 @@ class SpanBERTPreTrainedModel(BertPreTrainedModel):
             raise OSError(f"cannot load checkpoint {name!r} from the hub: give {what_would_work()}") from error
 
 
-class SpanBERTLayer(BertLayer):
-    """BERT's layer, and after it, where the configuration says so, the cross-document sub-layer."""
+class OnEncoder(DocumentModel):
+    """A model that holds an encoder without a pooler under the name that checkpoints of the family give it."""
 
-    def __init__(self, config: SpanBERTConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx=layer_idx)
-        self.cross_document = _mixer(config) if layer_idx in config.cross_document_layers else None
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        setattr(self, self.base_model_prefix, self.encoder_class(config, add_pooling_layer=False))
+        self.dropout = nn.Dropout(config.dropout_probability)
 
-    def forward(
+    def encode(
         self,
-        hidden_states: Tensor,
-        *args: Any,
-        cross_document_context: ClusteredDocuments | None = None,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
-    ) -> Tensor:
-        """`[B, L, H]` -> `[B, L, H]`; padded positions keep what BERT's layer makes of them."""
-        hidden_states = super().forward(hidden_states, *args, **kwargs)
-        if self.cross_document is None or cross_document_context is None:
-            return hidden_states
-        context = cross_document_context
-        rows = hidden_states.flatten(0, 1)
-        plan, inplace = context.plan(self.cross_document), not torch.is_grad_enabled()
-        mixed = self.cross_document(rows, plan, rows=context.padded_rows, inplace=inplace)
-        return mixed.view_as(hidden_states)
+    ) -> Any:
+        """The encoder's output; token types go no further where the encoder knows none but one."""
+        if token_type_ids is not None and self.config.takes_token_types:
+            kwargs["token_type_ids"] = token_type_ids
+        return self.base_model(input_ids, attention_mask, **kwargs)
 
 
-class SpanBERTEncoder(BertEncoder):
-    """BERT's encoder over `SpanBERTLayer`."""
+class DocumentLayer(nn.Module):
+    """Stands before a family's layer: after it, where the configuration says so, comes the cross-document sub-layer.
 
-    def __init__(self, config: SpanBERTConfig) -> None:
-        nn.Module.__init__(self)  # BertEncoder's would build layers to throw away
-        self.config = config
-        self.layer = nn.ModuleList([SpanBERTLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)])
-
-
-class SpanBERTModel(SpanBERTPreTrainedModel, BertModel):
-    """BERT with cross-document layers; without clusters, and until a gate is trained, exactly BERT.
-
-    Args:
-        config: `SpanBERTConfig`.
-        add_pooling_layer: whether there is a pooler.
-
-    Raises:
-        TypeError: `config` is not a `SpanBERTConfig`.
-        ValueError: see `SpanBERTConfig`.
-
-    Example:
-        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
-        ...                         intermediate_size=16, cross_document_layers=[0])
-        >>> model = SpanBERTModel(config).eval()
-        >>> input_ids = torch.randint(30, (3, 5))  # documents 0 and 2 may see each other
-        >>> model(input_ids, cluster_ids=torch.tensor([1, 2, 1])).last_hidden_state.shape
-        torch.Size([3, 5, 8])
+    Attributes:
+        context: the documents of the batch, while they see each other after this layer.
     """
 
-    def __init__(self, config: SpanBERTConfig, add_pooling_layer: bool = True) -> None:
-        if not isinstance(config, SpanBERTConfig):
-            raise TypeError(f"config must be a SpanBERTConfig, got {type(config).__name__}")
+    cross_document: CrossDocumentMixer | None
+    context: ClusteredDocuments | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Hands the context down as an argument, which a layer that is computed again for its gradients gets again."""
+        if self.context is not None:
+            kwargs["cross_document_context"] = self.context
+        return super().__call__(*args, **kwargs)
+
+    def forward(self, *args: Any, cross_document_context: ClusteredDocuments | None = None, **kwargs: Any) -> Any:
+        """`[B, L, H]` -> `[B, L, H]`, first of what the layer returns; padding keeps what that makes of it."""
+        output = super().forward(*args, **kwargs)
+        if cross_document_context is None:
+            return output
+        if isinstance(output, tuple):
+            return (self.mixed(output[0], cross_document_context), *output[1:])
+        return self.mixed(output, cross_document_context)
+
+    def mixed(self, hidden: Tensor, context: ClusteredDocuments) -> Tensor:
+        """What the sub-layer makes of the states `[B, L, H]` that have just been made."""
+        assert self.cross_document is not None
+        rows, plan = hidden.flatten(0, 1), context.plan(self.cross_document)
+        inplace = not torch.is_grad_enabled()
+        return self.cross_document(rows, plan, rows=context.padded_rows, inplace=inplace).view_as(hidden)
+
+
+class DocumentEncoder(DocumentModel):
+    """Stands before a family's encoder: documents of a cluster see each other after some layers.
+
+    Without clusters, and until a gate is trained, it is exactly the family's.
+    """
+
+    def __init__(self, config: Any, add_pooling_layer: bool = True) -> None:
+        if not isinstance(config, self.config_class):
+            raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
         config.check_cross_document()
-        BertPreTrainedModel.__init__(self, config)  # BertModel's would build an encoder to throw away
-        self.config = config
-        self.gradient_checkpointing = False
-        self.embeddings = BertEmbeddings(config)
-        self.encoder = SpanBERTEncoder(config)
-        self.pooler = BertPooler(config) if add_pooling_layer else None
+        takes_pooler = "add_pooling_layer" in inspect.signature(super().__init__).parameters
+        super().__init__(config, **({"add_pooling_layer": add_pooling_layer} if takes_pooler else {}))
+        layers = self.family.layers_of(self)
+        if config.cross_document_layers and len(set(layers)) < len(layers):
+            raise ValueError(
+                f"cross_document_layers={list(config.cross_document_layers)}, but the layers of a "
+                f"{self.family.model_class} are one and the same"
+            )
+        if 0 in config.cross_document_layers and getattr(getattr(self, "encoder", None), "conv", None) is not None:
+            raise ValueError(
+                f"cross_document_layers={list(config.cross_document_layers)} names layer 0, whose output a convolution "
+                f"of the {self.family.model_class} reads"
+            )
+        layer: Any
+        for index, layer in enumerate(dict.fromkeys(layers)):
+            layer.__class__ = self.layer_class
+            layer.cross_document = _mixer(config) if index in config.cross_document_layers else None
         self.post_init()
+
+    @property
+    def family(self) -> Family:
+        """The row of the table of encoders."""
+        found = family_of(self)
+        assert found is not None
+        return found
 
     @can_return_tuple
     def forward(
@@ -148,18 +179,18 @@ class SpanBERTModel(SpanBERTPreTrainedModel, BertModel):
         *,
         cluster_ids: Tensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """BERT's forward.
+    ) -> Any:
+        """The family's forward.
 
         Args:
-            input_ids: `[B, L]`, as in BERT.
-            attention_mask: `[B, L]`, as in BERT.
-            token_type_ids: `[B, L]`, as in BERT.
-            position_ids: `[B, L]`, as in BERT.
-            inputs_embeds: `[B, L, H]`, as in BERT.
+            input_ids: `[B, L]`, as in transformers.
+            attention_mask: `[B, L]`, as in transformers.
+            token_type_ids: `[B, L]`, as in transformers.
+            position_ids: `[B, L]`, as in transformers.
+            inputs_embeds: `[B, L, H]`, as in transformers.
             cluster_ids: integers `[B]`: documents with the same id, adjacent or not, see each other in the
                 cross-document layers. None: no document sees another.
-            kwargs: as in BERT.
+            kwargs: as in transformers.
 
         Raises:
             TypeError: `cluster_ids` is not an integer tensor on the batch's device.
@@ -167,25 +198,44 @@ class SpanBERTModel(SpanBERTPreTrainedModel, BertModel):
                 from padding.
         """
         inputs = input_ids if input_ids is not None else inputs_embeds
-        anchored = self.pooler is not None and self.config.pooler_token == "anchor"
-        packing = None
+        anchored = self.config.pooler_token == "anchor" and getattr(self, "pooler", None) is not None
+        packing, context = None, None
         if inputs is not None and (cluster_ids is not None or anchored):
             packing = Packing.from_mask(attention_mask, inputs.shape[0], inputs.shape[1], inputs.device)
             context = self.cross_document_context(cluster_ids, packing)
-            if context is not None:
-                kwargs["cross_document_context"] = context
-        outputs = super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
-        )
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        kwargs.update((name, each) for name, each in given.items() if each is not None)
+        with self._seeing(context) as last:
+            outputs = super().forward(**kwargs, return_dict=True)
+        if last is not None and context is not None:
+            outputs.last_hidden_state = last.mixed(outputs.last_hidden_state, context)
+            if outputs.hidden_states is not None:
+                outputs.hidden_states = (*outputs.hidden_states[:-1], outputs.last_hidden_state)
         if anchored and packing is not None:
             outputs.pooler_output = self.pool(outputs.last_hidden_state, packing)
         return outputs
+
+    @contextlib.contextmanager
+    def _seeing(self, context: ClusteredDocuments | None) -> Iterator[DocumentLayer | None]:
+        """While it lasts, layers mix the documents of the batch; gives the one that a last norm comes before."""
+        mixing = {} if context is None else {i: self._layer(i) for i in self.config.cross_document_layers}
+        last = mixing.pop(self.config.num_hidden_layers - 1, None) if self.family.norm is not None else None
+        for layer in mixing.values():
+            layer.context = context
+        try:
+            yield last
+        finally:
+            for layer in mixing.values():
+                del layer.context
+
+    def _layer(self, index: int) -> Any:
+        return self.family.layers_of(self)[index]
 
     def cross_document_context(self, cluster_ids: Tensor | None, packing: Packing) -> ClusteredDocuments | None:
         """What the cross-document layers need to know of the batch, once per forward; None if nothing is to be mixed.
@@ -205,14 +255,14 @@ class SpanBERTModel(SpanBERTPreTrainedModel, BertModel):
     def mix_documents(
         self, layer_index: int, hidden: Tensor, packing: Packing, context: ClusteredDocuments | None
     ) -> Tensor:
-        """What stands after `encoder.layer[layer_index]`, on the packed batch: `[T, H]` -> `[T, H]`.
+        """What stands after the layer of this index, on the packed batch: `[T, H]` -> `[T, H]`.
 
         Returns `hidden` itself where no mixer stands or `context` is None.
 
         Raises:
             ValueError: `hidden` is not `[T, H]` for this packing.
         """
-        mixer = cast(SpanBERTLayer, self.encoder.layer[layer_index]).cross_document
+        mixer: CrossDocumentMixer | None = self._layer(layer_index).cross_document
         if mixer is None or context is None:
             return hidden
         if hidden.shape[0] != packing.num_tokens:
@@ -236,14 +286,13 @@ class SpanBERTModel(SpanBERTPreTrainedModel, BertModel):
 
     def pool(self, last_hidden_state: Tensor, packing: Packing) -> Tensor | None:
         """The pooler on a padded batch: `[B, L, H]` -> `[B, H]`; None if the model has no pooler."""
-        if self.pooler is None:
+        if getattr(self, "pooler", None) is None or self.family.pool is None:
             return None
         rows = last_hidden_state.flatten(0, 1).index_select(0, self.pooled_positions(packing))
-        pooled: Tensor = self.pooler(rows.unsqueeze(1))
-        return pooled
+        return self.family.pool(self, rows.unsqueeze(1))
 
 
-def _mixer(config: SpanBERTConfig) -> CrossDocumentMixer:
+def _mixer(config: Any) -> CrossDocumentMixer:
     return CrossDocumentMixer(
         config.hidden_size,
         config.num_attention_heads,
@@ -252,7 +301,44 @@ def _mixer(config: SpanBERTConfig) -> CrossDocumentMixer:
         include_self=config.cross_document_include_self,
         normalize=config.cross_document_normalize,
         anchor=config.cross_document_anchor,
-        attention_dropout=config.attention_probs_dropout_prob,
-        dropout=config.hidden_dropout_prob,
-        layer_norm_eps=config.layer_norm_eps,
+        attention_dropout=config.attention_dropout_probability,
+        dropout=config.dropout_probability,
+        layer_norm_eps=config.norm_eps_of_heads,
     )
+
+
+class SpanBERTLayer(DocumentLayer, BertLayer):
+    """BERT's layer with the sub-layer."""
+
+
+class SpanBERTPreTrainedModel(DocumentModel, BertPreTrainedModel):
+    """BERT's initialisation and names with those of the sub-layers."""
+
+    config_class = SpanBERTConfig
+    config: SpanBERTConfig
+    layer_class = SpanBERTLayer
+    _no_split_modules = ("BertEmbeddings", "SpanBERTLayer")
+
+
+class SpanBERTModel(DocumentEncoder, SpanBERTPreTrainedModel, BertModel):
+    """BERT with cross-document layers; without clusters, and until a gate is trained, exactly BERT.
+
+    Args:
+        config: `SpanBERTConfig`.
+        add_pooling_layer: whether there is a pooler.
+
+    Raises:
+        TypeError: `config` is not a `SpanBERTConfig`.
+        ValueError: see `SpanBERTConfig`.
+
+    Example:
+        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+        ...                         intermediate_size=16, cross_document_layers=[0])
+        >>> model = SpanBERTModel(config).eval()
+        >>> input_ids = torch.randint(30, (3, 5))  # documents 0 and 2 may see each other
+        >>> model(input_ids, cluster_ids=torch.tensor([1, 2, 1])).last_hidden_state.shape
+        torch.Size([3, 5, 8])
+    """
+
+
+SpanBERTPreTrainedModel.encoder_class = SpanBERTModel

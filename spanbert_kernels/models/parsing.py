@@ -8,11 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertPreTrainedModel
 from transformers.utils import ModelOutput
 
-from spanbert_kernels.models.configuration import SpanBERTConfig
-from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
+from spanbert_kernels.models.modeling import OnEncoder, SpanBERTPreTrainedModel
 from spanbert_kernels.models.renamed import renamed_argument
 from spanbert_kernels.nn.biaffine import Biaffine
 from spanbert_kernels.nn.linear import run_linear
@@ -29,28 +27,11 @@ class DependencyParsingOutput(ModelOutput):
     relations: Tensor | None = None
 
 
-class SpanBERTForDependencyParsing(SpanBERTPreTrainedModel):
-    """Biaffine scores between the first pieces of words; place 0 is the root and stands on [CLS].
+class DependencyParser(OnEncoder):
+    """Heads and relations of words, on any encoder."""
 
-    Args:
-        config: `SpanBERTConfig`, whose `num_labels` are the relations.
-
-    Source: Dozat and Manning 2017, Deep Biaffine Attention for Neural Dependency Parsing.
-
-    Example:
-        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        ...                         intermediate_size=16, num_labels=3)
-        >>> model = SpanBERTForDependencyParsing(config)
-        >>> word_starts = torch.tensor([[0, 1, 3], [0, 1, -1]])  # of [CLS] and of words; -1: no word
-        >>> model(torch.randint(30, (2, 5)), word_starts=word_starts).arcs.shape
-        torch.Size([2, 3, 3])
-    """
-
-    def __init__(self, config: SpanBERTConfig) -> None:
-        BertPreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
-        self.bert = SpanBERTModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
         self.arc_states = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.relation_states = nn.Linear(config.hidden_size, 2 * RELATION_SIZE)
         self.arc = Biaffine(config.hidden_size, 1)
@@ -84,7 +65,7 @@ class SpanBERTForDependencyParsing(SpanBERTPreTrainedModel):
             raise ValueError("word_starts [B, W] are wanted, got None")
         if (heads is None) != (labels is None):
             raise ValueError("heads and labels come together")
-        hidden = self.bert(input_ids, attention_mask, **kwargs).last_hidden_state
+        hidden = self.encode(input_ids, attention_mask, **kwargs).last_hidden_state
         index = word_starts.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[2])
         words = self.dropout(hidden.gather(1, index))  # [B, W, H]
         as_dependent, as_head = self._states(self.arc_states, words)
@@ -104,3 +85,22 @@ class SpanBERTForDependencyParsing(SpanBERTPreTrainedModel):
     def _states(self, layer: nn.Linear, words: Tensor) -> tuple[Tensor, Tensor]:
         dependent, head = self.dropout(F.leaky_relu(run_linear(layer, words), 0.1)).chunk(2, -1)
         return dependent, head
+
+
+class SpanBERTForDependencyParsing(DependencyParser, SpanBERTPreTrainedModel):
+    """Biaffine scores between the first pieces of words; place 0 is the root and stands on [CLS].
+
+    Args:
+        config: `SpanBERTConfig`, whose `num_labels` are the relations.
+
+    Source: Dozat and Manning 2017, Deep Biaffine Attention for Neural Dependency Parsing.
+
+    Example:
+        >>> from spanbert_kernels import SpanBERTConfig
+        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                         intermediate_size=16, num_labels=3)
+        >>> model = SpanBERTForDependencyParsing(config)
+        >>> word_starts = torch.tensor([[0, 1, 3], [0, 1, -1]])  # of [CLS] and of words; -1: no word
+        >>> model(torch.randint(30, (2, 5)), word_starts=word_starts).arcs.shape
+        torch.Size([2, 3, 3])
+    """

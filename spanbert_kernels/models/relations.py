@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from spanbert_kernels import ops
-from spanbert_kernels.models.configuration import SpanBERTConfig
+from spanbert_kernels.models.modeling import SpanBERTPreTrainedModel
 from spanbert_kernels.models.renamed import renamed_argument
 from spanbert_kernels.models.spans import PARTS, WIDTH_SIZE, SpanModel
 from spanbert_kernels.nn.linear import run_linear
@@ -41,26 +41,10 @@ class RelationOutput(ModelOutput):
     pairs: Tensor | None = None
 
 
-class SpanBERTForRelations(SpanModel):
-    """Scores the relations between entities whose mentions are given; `config.num_labels` with none, which is 0.
+class Relations(SpanModel):
+    """Relations of entities, on any encoder."""
 
-    Args:
-        config: `SpanBERTConfig`, whose `num_labels` and `max_span_width` are read here.
-
-    Source: the span vectors and the dropout are those of Lee et al. 2017, End-to-end Neural Coreference Resolution.
-
-    Example:
-        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        ...                         intermediate_size=16, num_labels=3)
-        >>> model = SpanBERTForRelations(config)
-        >>> word_starts, mentions = torch.tensor([[1, 2, 3]] * 2), torch.tensor([[0, 0, 1], [0, 2, 2], [1, 0, 0]])
-        >>> output = model(torch.randint(30, (2, 5)), word_starts=word_starts, mentions=mentions,
-        ...                entities=torch.tensor([0, 1, 0]), clusters=torch.tensor([0, 0]))
-        >>> output.pairs.tolist(), output.logits.shape
-        ([[0, 1], [1, 0]], torch.Size([2, 3]))
-    """
-
-    def __init__(self, config: SpanBERTConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.states = nn.Linear(3 * config.hidden_size + WIDTH_SIZE, 2 * RELATION_SIZE)
         self.counts = nn.Embedding(len(BUCKETS) + 1, 2 * RELATION_SIZE)
@@ -138,6 +122,27 @@ class SpanBERTForRelations(SpanModel):
         pair = entities[:, None] * count + entities
         least = torch.full((count * count,), NEVER_MEET, device=first.device)
         return least.scatter_reduce(0, pair.flatten(), bucket.flatten(), "amin").view(count, count)
+
+
+class SpanBERTForRelations(Relations, SpanBERTPreTrainedModel):
+    """Scores the relations between entities whose mentions are given; `config.num_labels` with none, which is 0.
+
+    Args:
+        config: `SpanBERTConfig`, whose `num_labels` and `max_span_width` are read here.
+
+    Source: the span vectors and the dropout are those of Lee et al. 2017, End-to-end Neural Coreference Resolution.
+
+    Example:
+        >>> from spanbert_kernels import SpanBERTConfig
+        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                         intermediate_size=16, num_labels=3)
+        >>> model = SpanBERTForRelations(config)
+        >>> word_starts, mentions = torch.tensor([[1, 2, 3]] * 2), torch.tensor([[0, 0, 1], [0, 2, 2], [1, 0, 0]])
+        >>> output = model(torch.randint(30, (2, 5)), word_starts=word_starts, mentions=mentions,
+        ...                entities=torch.tensor([0, 1, 0]), clusters=torch.tensor([0, 0]))
+        >>> output.pairs.tolist(), output.logits.shape
+        ([[0, 1], [1, 0]], torch.Size([2, 3]))
+    """
 
 
 def _bucket(numbers: Tensor) -> Tensor:

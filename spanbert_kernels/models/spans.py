@@ -8,12 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertPreTrainedModel
 from transformers.utils import ModelOutput
 
 from spanbert_kernels import ops
-from spanbert_kernels.models.configuration import SpanBERTConfig
-from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
+from spanbert_kernels.models.modeling import OnEncoder, SpanBERTPreTrainedModel
 from spanbert_kernels.models.renamed import renamed_argument
 from spanbert_kernels.nn.linear import run_linear
 from spanbert_kernels.ops.choices import Part
@@ -35,14 +33,11 @@ def words_of(hidden: Tensor, word_starts: Tensor) -> tuple[Tensor, Tensor]:
     return hidden[row, word_starts[real]], F.pad(real.sum(1).cumsum(0), (1, 0))
 
 
-class SpanModel(SpanBERTPreTrainedModel):
+class SpanModel(OnEncoder):
     """What models over vectors of spans of words share: their parts, the words, all spans and what is known of them."""
 
-    def __init__(self, config: SpanBERTConfig) -> None:
-        BertPreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
-        self.bert = SpanBERTModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
         self.attention = nn.Linear(config.hidden_size, 1)
         self.widths = nn.Embedding(config.max_span_width, WIDTH_SIZE)
 
@@ -56,7 +51,7 @@ class SpanModel(SpanBERTPreTrainedModel):
         """
         if word_starts is None:
             raise ValueError("word_starts [B, W] are wanted, got None")
-        words, offsets = words_of(self.bert(input_ids, attention_mask, **kwargs).last_hidden_state, word_starts)
+        words, offsets = words_of(self.encode(input_ids, attention_mask, **kwargs).last_hidden_state, word_starts)
         return self.dropout(words), offsets
 
     def all_spans(self, offsets: Tensor) -> tuple[ops.SpanPlan, Tensor]:
@@ -87,27 +82,10 @@ class SpanClassificationOutput(ModelOutput):
     spans: Tensor | None = None
 
 
-class SpanBERTForSpanClassification(SpanModel):
-    """Scores all spans of up to `config.max_span_width` words by their ends, an attention over their words and width.
+class SpanClassifier(SpanModel):
+    """A label for every span, on any encoder."""
 
-    The hidden layer over span vectors is `ops.span_linear`: words are projected once, spans add projected rows.
-
-    Args:
-        config: `SpanBERTConfig`, whose `num_labels` and `max_span_width` are read here.
-
-    Source: Lee et al. 2017, End-to-end Neural Coreference Resolution, whose span vectors these are.
-
-    Example:
-        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        ...                         intermediate_size=16, num_labels=3, max_span_width=2)
-        >>> model = SpanBERTForSpanClassification(config)
-        >>> word_starts = torch.tensor([[1, 3], [1, -1]])  # of words; -1: no word
-        >>> output = model(torch.randint(30, (2, 5)), word_starts=word_starts)
-        >>> output.spans.tolist(), output.logits.shape
-        ([[0, 0], [0, 1], [1, 1], [2, 2]], torch.Size([4, 3]))
-    """
-
-    def __init__(self, config: SpanBERTConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         size = config.hidden_size
         self.hidden = nn.Linear(3 * size + WIDTH_SIZE, size)
@@ -152,3 +130,25 @@ class SpanBERTForSpanClassification(SpanModel):
             wanted = self.of_spans(mentions, labels, offsets, spans, nothing=0)
             loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / max(len(words), 1)
         return SpanClassificationOutput(loss=loss, logits=logits, spans=spans)
+
+
+class SpanBERTForSpanClassification(SpanClassifier, SpanBERTPreTrainedModel):
+    """Scores all spans of up to `config.max_span_width` words by their ends, an attention over their words and width.
+
+    The hidden layer over span vectors is `ops.span_linear`: words are projected once, spans add projected rows.
+
+    Args:
+        config: `SpanBERTConfig`, whose `num_labels` and `max_span_width` are read here.
+
+    Source: Lee et al. 2017, End-to-end Neural Coreference Resolution, whose span vectors these are.
+
+    Example:
+        >>> from spanbert_kernels import SpanBERTConfig
+        >>> config = SpanBERTConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                         intermediate_size=16, num_labels=3, max_span_width=2)
+        >>> model = SpanBERTForSpanClassification(config)
+        >>> word_starts = torch.tensor([[1, 3], [1, -1]])  # of words; -1: no word
+        >>> output = model(torch.randint(30, (2, 5)), word_starts=word_starts)
+        >>> output.spans.tolist(), output.logits.shape
+        ([[0, 0], [0, 1], [1, 1], [2, 2]], torch.Size([4, 3]))
+    """

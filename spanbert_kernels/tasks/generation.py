@@ -47,6 +47,11 @@ class Generator:
     tokenizer: Tokenizer
     target_tokenizer: Tokenizer
 
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
     def save(self, folder: Path) -> None:
         """Writes both vocabularies; `fit` has written the model."""
         self.tokenizer.save_pretrained(str(folder))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from spanbert_kernels.data.faults import warn
-from spanbert_kernels.models import SpanBERTConfig
+from spanbert_kernels.models import SpanBERTModel, encoders, kind_for
 from spanbert_kernels.models.checkpoints import what_would_work
 from spanbert_kernels.models.damage import CannotLoad, loading
 from spanbert_kernels.models.tokenization import load_tokenizer
@@ -37,6 +37,7 @@ def load_trained(kind: Any, folder: Path) -> Any:
         what = "give the one that train wrote; an encoder is trained for a task first: train TASK --model NAME"
         raise FileNotFoundError(f"there is no folder {str(folder)!r}: {what}")
     with loading(folder):
+        kind = kind_for(kind, folder)
         fields, _ = kind.config_class.get_config_dict(folder)
     written = (fields.get("architectures") or ["a model without a head"])[0]
     if written.removeprefix("Span") != kind.__name__.removeprefix("Span"):
@@ -88,7 +89,7 @@ class Start:
         if self.model is None:
             return SIZES[self.size][0]
         try:
-            return int(SpanBERTConfig.from_pretrained(self.model).num_hidden_layers)
+            return int(kind_for(SpanBERTModel, self.model).config_class.from_pretrained(self.model).num_hidden_layers)
         except OSError as error:
             if isinstance(error, FileNotFoundError) or Path(self.model).is_dir():
                 raise
@@ -113,6 +114,7 @@ class Start:
         return kind(kind.config_class(**config))
 
     def _from_checkpoint(self, kind: Any, rows: int, seed: int, fields: dict[str, Any]) -> Any:
+        kind = kind_for(kind, str(self.model))
         config = kind.config_class.from_pretrained(self.model)
         if config.positions < FEWEST_POSITIONS:
             count = config.positions
@@ -121,7 +123,9 @@ class Start:
             vocabulary = self.vocabulary or "its vocabulary"
             raise ValueError(f"{self.model} knows {config.vocab_size:,} entries, but {vocabulary} has {rows:,}")
         before, wanted = (dict(labels) for labels in (config.id2label, fields.get("id2label", config.id2label)))
-        if trained_for(config) != kind.__name__.removeprefix("Span"):
+        # other families' own heads are not ours, though their names are
+        same = trained_for(config) == kind.__name__.removeprefix("Span")
+        if not same or (kind.__module__ == encoders.__name__ and config.architectures != [kind.__name__]):
             return self._from_another_task(kind, config, seed, fields)
         if before == wanted:
             return kind.from_pretrained(self.model, **fields)

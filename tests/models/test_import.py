@@ -56,7 +56,8 @@ def test_a_saved_model_loads_by_auto_classes(order: str, make_config: MakeConfig
 
 
 def test_every_configuration_is_announced() -> None:
-    classes = (models.SpanBERTConfig, models.WindowedSpanBERTConfig)
+    windowed = (models.WindowedSpanBERTConfig, models.WindowedSpanEncoderConfig)
+    classes = (models.SpanBERTConfig, models.SpanEncoderConfig, *windowed)
     assert {each.model_type: each.__name__ for each in classes} == auto_classes.CONFIGURATIONS
 
 

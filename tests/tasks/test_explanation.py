@@ -36,7 +36,7 @@ from spanbert_kernels.tasks.training import TrainingOptions
 TEXTS = ("ships in the north", "we saw <script>alert(1)</script>", "ships today", "alone")
 CLUSTERS = ("p", "p", "p", "q")
 WORDS = ("the", "mayor", "of", "Oslo", "left")
-TRAINING = {"steps": 30, "batch_size": 4, "learning_rate": 3e-3, "quiet": True}
+TRAINING = {"steps": 30, "batch_size": 4, "learning_rate": 3e-3, "seed": 3, "quiet": True}
 
 
 def documents() -> list[LabelledDocument]:
@@ -153,7 +153,7 @@ def linker(**fields: Any) -> tuple[Any, Any]:
     start = Start(size="tiny", vocabulary_size=60)
     tokenizer = start.tokenizer([" ".join(WORDS)] * 2)
     fields = {**across.cross_document_fields(2), "max_span_width": 2, **fields}
-    model = start.build(SpanBERTForCoreference, tokenizer, 1, max_position_embeddings=16, **fields).eval()
+    model = start.build(SpanBERTForCoreference, tokenizer, 2, max_position_embeddings=16, **fields).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("gate"):
             torch.nn.init.ones_(parameter)

@@ -137,5 +137,8 @@ def reference_model(input_ids: Tensor) -> list[object]:
         sk.SpanBERTForSpanClassification(config),
         sk.SpanBERTForTokenClassification(config),
         models.WindowedSpanBERTModel(models.WindowedSpanBERTConfig(window_length=64)),
+        models.WindowedSpanEncoderConfig(encoder_type="electra"),
+        models.kind_for(sk.SpanBERTModel, "a/folder").from_pretrained("a/folder"),
+        models.kind_on(sk.SpanBERTModel, "roberta")(models.SpanEncoderConfig(encoder_type="roberta")),
         models.load_released_heads,
     ]
