@@ -115,7 +115,7 @@ ROWS = {
         "ROUGE-L",
         None,
         2.0,
-        training(10, head=1e-3, batch_size=16, patience=3),
+        training(10, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
     ),
     "translation-zh": ResultRow(
         "translation",
@@ -125,7 +125,7 @@ ROWS = {
         "BLEU",
         None,
         2.0,
-        training(15, head=1e-3, batch_size=16, patience=3),
+        training(15, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
     ),
     "translation-de": ResultRow(
         "translation",
@@ -135,6 +135,6 @@ ROWS = {
         "BLEU",
         None,
         2.0,
-        training(15, head=1e-3, batch_size=16, patience=3),
+        training(15, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
     ),
 }

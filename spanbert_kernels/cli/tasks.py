@@ -11,7 +11,15 @@ import click
 from spanbert_kernels.cli.evaluating import BY, show_groups, write_errors
 from spanbert_kernels.cli.files import PATH, check_output
 from spanbert_kernels.cli.terminal import say
-from spanbert_kernels.cli.training_options import COUNT, data_in_words, options_of, told, training_options, watched
+from spanbert_kernels.cli.training_options import (
+    COUNT,
+    MOST,
+    data_in_words,
+    options_of,
+    told,
+    training_options,
+    watched,
+)
 from spanbert_kernels.cli.training_outcome import push, show, write_card
 from spanbert_kernels.tasks.registry import TASKS, TaskEntry
 
@@ -42,6 +50,10 @@ def load_task(name: str) -> Task:
 
 {listed(lambda entry: entry.trained_on)}
 
+\b
+spanbert-kernels train tagging --data train.conll --dev dev.conll --test test.conll --model encoder --output tagger
+spanbert-kernels train nested --data gum/ --output mentions --epochs 10 --batch-tokens 4096 --save-steps 500
+
 Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is wrong.
 """
 )
@@ -57,6 +69,11 @@ Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is
 )
 @click.option("--evaluate-steps", type=COUNT, help="Steps between two scores of --dev; by default 20 times in all.")
 @click.option("--test", multiple=True, type=PATH, help="One to score the result on; may be repeated.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(8, MOST),
+    help="Tokens of a text, or of the windows that a document is cut into; by default what the model holds, and 128.",
+)
 @click.option("--span-length", type=COUNT, help="Train on one random span of so many tokens a document and step.")
 @click.option(
     "--crop",

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -173,6 +174,7 @@ def options_of(values: dict[str, Any], **more: Any) -> tuple[Start, TrainingOpti
     if threads is not None:
         torch.set_num_threads(threads)
     start = Start(*(values.pop(name) for name in ("model", "size", "vocabulary", "vocabulary_size")))
+    start = replace(start, max_length=values.pop("max_length", None))
     return start, TrainingOptions(**_with_recipe(values, start.model is not None), quiet=not watched(), **more)
 
 

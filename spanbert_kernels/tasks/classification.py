@@ -29,6 +29,7 @@ from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining, cut, shown
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.vocabulary import Tokenizer
+from spanbert_kernels.tasks.windows import text_length
 
 
 def clusters_of(documents: Sequence[LabelledDocument]) -> list[list[int]]:
@@ -67,7 +68,7 @@ def encode(
 
 def _encode(model: Any, tokenizer: Tokenizer, documents: Sequence[LabelledDocument]) -> list[list[Example]]:
     """The examples of documents that see each other, as lists."""
-    examples = encode(documents, tokenizer, labels_of(model), model.config.positions)
+    examples = encode(documents, tokenizer, labels_of(model), text_length(model))
     together = clusters_of(documents) if model.config.cross_document_layers else [[i] for i in range(len(examples))]
     return [[examples[i] for i in cluster] for cluster in together]
 

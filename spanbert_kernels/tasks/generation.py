@@ -77,7 +77,7 @@ class Generator:
         upper = list(range(layers // 2, layers))
         encoder = start.build(WindowedSpanBERTModel, tokenizer, seed, cross_document_layers=upper, **fields)
         shape = encoder.config
-        shape.window_length = min(shape.window_length, shape.positions)
+        shape.window_length = min(start.max_length or shape.window_length, shape.positions)
         built = cls(encoder_decoder(encoder, target, min(layers, DECODER_LAYERS), rows_of(target)), tokenizer, target)
         examples = encode(pairs, built)
         with torch.no_grad():

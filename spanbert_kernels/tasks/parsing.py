@@ -24,7 +24,7 @@ from spanbert_kernels.tasks.labels import labels_of
 from spanbert_kernels.tasks.predictions import Prediction, located
 from spanbert_kernels.tasks.span_training import cut
 from spanbert_kernels.tasks.vocabulary import Tokenizer
-from spanbert_kernels.tasks.windows import encoded, pieces_of
+from spanbert_kernels.tasks.windows import encoded, pieces_of, text_length
 
 Tree = tuple[list[int], list[str]]  # heads, 0 for the root, and relations
 NOT_PARSED = -1
@@ -186,7 +186,7 @@ TASK = Task(
     ),
     labels=sorted,
     bare=_bare,
-    encode=lambda model, tokenizer, sentences: encode(sentences, tokenizer, labels_of(model), model.config.positions),
+    encode=lambda model, tokenizer, sentences: encode(sentences, tokenizer, labels_of(model), text_length(model)),
     count=_count,
     show=show,
     collate=collate,

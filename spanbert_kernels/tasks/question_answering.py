@@ -24,6 +24,7 @@ from spanbert_kernels.tasks.batches import Example, padded
 from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.span_training import SpanTraining, shown
 from spanbert_kernels.tasks.vocabulary import Tokenizer
+from spanbert_kernels.tasks.windows import text_length
 
 OVERLAP = 128  # tokens that neighbouring windows of a long text share
 LONGEST_ANSWER = 30  # tokens
@@ -121,7 +122,7 @@ def collate(examples: list[Example]) -> dict[str, Tensor]:
 
 def _encode(model: Any, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[Example]:
     """The windows of all questions but those whose answer is in no window, which would teach that there is none."""
-    examples = windows_of(questions, tokenizer, model.config.positions)
+    examples = windows_of(questions, tokenizer, text_length(model))
     placed = {example["item"] for example in examples if example["start"]}
     lost = {index for index, question in enumerate(questions) if question.answers and index not in placed}
     left_out("question", "its answer fits in no window", len(lost))

@@ -16,6 +16,7 @@ from spanbert_kernels.models.damage import CannotLoad, loading
 from spanbert_kernels.models.tokenization import load_tokenizer
 from spanbert_kernels.tasks.labels import head_of, listed
 from spanbert_kernels.tasks.vocabulary import Tokenizer, read_tokenizer, rows_of, train_tokenizer
+from spanbert_kernels.tasks.windows import limit
 
 SIZES = {  # layers, hidden size, heads
     "tiny": (2, 128, 2),
@@ -64,12 +65,14 @@ class Start:
         model: a folder, a hub name, "spanbert-base" or "spanbert-large"; None for a new model.
         size: of a new model, one of `SIZES`.
         vocabulary: a vocab.txt for a new model; by default one of `vocabulary_size` entries is made of the texts.
+        max_length: tokens of a text, or of its windows; None for what the model holds, and windows of 128.
     """
 
     model: str | None = None
     size: str = "small"
     vocabulary: Path | None = None
     vocabulary_size: int = 8000
+    max_length: int | None = None
 
     def tokenizer(self, texts: Iterable[str]) -> Tokenizer:
         """The checkpoint's, that of the vocabulary, or one made of the texts."""
@@ -104,6 +107,12 @@ class Start:
         Raises:
             ValueError: the vocabulary is larger than the checkpoint's, or its positions hold no text.
         """
+        model = self._built(kind, tokenizer, seed, fields)
+        if self.max_length is not None:
+            limit(model.config, self.max_length)
+        return model
+
+    def _built(self, kind: Any, tokenizer: Tokenizer, seed: int, fields: dict[str, Any]) -> Any:
         torch.manual_seed(seed)
         rows = rows_of(tokenizer)
         if self.model is not None:

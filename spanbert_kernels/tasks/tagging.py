@@ -24,7 +24,7 @@ from spanbert_kernels.tasks.formats import LABELLED_WORDS
 from spanbert_kernels.tasks.labels import labels_of
 from spanbert_kernels.tasks.predictions import Prediction, located, marks_of_labels
 from spanbert_kernels.tasks.vocabulary import Tokenizer
-from spanbert_kernels.tasks.windows import count_cut_words, windows
+from spanbert_kernels.tasks.windows import count_cut_words, text_length, windows
 
 
 def labels_of_words(found: Iterable[str]) -> list[str]:
@@ -137,9 +137,7 @@ TASK = Task(
     ),
     labels=labels_of_words,
     bare=lambda sentence: replace(sentence, labels=("O",) * len(sentence.words)),
-    encode=lambda model, tokenizer, sentences: windows_of(
-        sentences, tokenizer, labels_of(model), model.config.positions
-    ),
+    encode=lambda model, tokenizer, sentences: windows_of(sentences, tokenizer, labels_of(model), text_length(model)),
     count=_count,
     collate=collate,
     decode=_decode,

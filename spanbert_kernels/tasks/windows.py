@@ -12,12 +12,29 @@ from spanbert_kernels.data.counts import cut as cut_short
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 
 SENTENCE_ENDS = frozenset(".!?")
+FIELD = "text_length"  # of a model's configuration: tokens of a text or a window, where there could be more
 WINDOW = 128  # tokens of a window, special ones counted, where the model can hold more
+
+
+def limit(config: Any, length: int) -> None:
+    """Has texts cut at `length` tokens, or into windows of so many, where the model could hold more.
+
+    Raises:
+        ValueError: it holds fewer.
+    """
+    if length > config.positions:
+        raise ValueError(f"max_length {length} is more than the {config.positions} positions that the model has")
+    setattr(config, FIELD, length)
+
+
+def text_length(model: Any) -> int:
+    """Tokens of a text that is not cut into windows where it need not be."""
+    return int(getattr(model.config, FIELD, None) or model.config.positions)
 
 
 def window_length(model: Any) -> int:
     """Tokens of a window."""
-    return min(WINDOW, model.config.positions)
+    return int(getattr(model.config, FIELD, None) or min(WINDOW, model.config.positions))
 
 
 def pieces_of(words: Sequence[str], tokenizer: Tokenizer, room: int) -> list[list[int]]:

@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_files import TEXTS
 from small_training import train
 from transformers import get_scheduler
 
 from spanbert_kernels import SpanBERTConfig, SpanBERTForTokenClassification
-from spanbert_kernels.tasks import progress
+from spanbert_kernels.data.conll_ner import TaggedSentence
+from spanbert_kernels.data.parallel import Pair
+from spanbert_kernels.tasks import progress, tagging
 from spanbert_kernels.tasks.checkpoints import CannotResume
+from spanbert_kernels.tasks.generation import Generator
 from spanbert_kernels.tasks.rates import rate_of, set_rates
+from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.token_batches import TokenBatches, tokens_in
 from spanbert_kernels.tasks.training import (
     SCHEDULES,
@@ -28,6 +33,7 @@ from spanbert_kernels.tasks.training import (
     _with_development,
     arguments_of,
 )
+from spanbert_kernels.tasks.windows import text_length, window_length
 
 pytest.importorskip("accelerate")
 EVERY_STEP = {"evaluate_steps": 1, "patience": 2, "save_steps": 1, "steps": 8, "batch_tokens": 16}
@@ -177,6 +183,25 @@ def test_batches_by_tokens() -> None:
     assert epochs[0] != epochs[1]
     again = TokenBatches(data.examples, 128, seed=1)
     assert [[example["number"] for example in again[index]] for index in range(len(again))] == epochs[0]
+
+
+def test_texts_are_as_long_as_asked(tmp_path: Path) -> None:
+    """The model keeps it; it is what windows of documents have, too."""
+    start = Start(size="tiny", vocabulary_size=60, max_length=10)
+    tokenizer = start.tokenizer(TEXTS)
+    built = start.build(SpanBERTForTokenClassification, tokenizer, 0, num_labels=1, id2label={0: "O"})
+    built.save_pretrained(tmp_path)
+    model = SpanBERTForTokenClassification.from_pretrained(tmp_path)
+    assert (text_length(model), window_length(model)) == (10, 10)
+    words = tuple(" ".join(TEXTS).split())
+    examples = tagging.TASK.encode(model, tokenizer, [TaggedSentence(words, ("O",) * len(words), tmp_path, 1)])
+    assert max(len(example["input_ids"]) for example in examples) <= 10
+    longest = Start(size="tiny", vocabulary_size=60)
+    assert text_length(longest.build(SpanBERTForTokenClassification, tokenizer, 0)) == 512
+    pairs = [Pair(TEXTS[0], (TEXTS[0],), tmp_path, 1)]
+    assert Generator.build(start, tokenizer, tokenizer, 0, pairs).model.encoder.config.window_length == 10
+    with pytest.raises(ValueError, match="max_length 600 is more than the 512 positions"):
+        Start(size="tiny", max_length=600).build(SpanBERTForTokenClassification, tokenizer, 0)
 
 
 def test_lines_where_there_is_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
