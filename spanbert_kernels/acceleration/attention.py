@@ -84,6 +84,19 @@ def attend(
     return packing.pack(padded.transpose(1, 2)).flatten(1)
 
 
+def sees_alone(parts: LayerParts, qkv: Tensor, batch: Batch) -> bool:
+    """Whether `attend_jointly` takes a layer and a batch: compiled kernels for nothing but scores in documents."""
+    known = (batch.linked, parts.angles, parts.relative, parts.window)
+    missing = ops.backends.without_kernels(_OPERATION, qkv.device.type, qkv.dtype)
+    return missing is None and all(each is None for each in known)
+
+
+def attend_jointly(parts: LayerParts, qkv: Tensor, batch: Batch, *, dropout_p: float) -> Tensor:
+    """`attend` of queries, keys and values in one tensor `[T, 3, heads, head_dim]`, as is their gradient."""
+    documents = batch.packing.documents
+    return ops.document_attention_qkv(qkv, documents, dropout_p=dropout_p, scale=parts.scale).flatten(1)
+
+
 def missing_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     """What an encoder on this device lacks and what that costs, in a line; None where it lacks nothing."""
     reason = ops.backends.without_kernels(_OPERATION, device.type, dtype)

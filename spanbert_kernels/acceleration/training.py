@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spanbert_kernels import ops
-from spanbert_kernels.acceleration.attention import Batch, attend
+from spanbert_kernels.acceleration.attention import Batch, attend, attend_jointly, sees_alone
 from spanbert_kernels.acceleration.linears import is_exact_gelu
 from spanbert_kernels.acceleration.on_gpu import PLAIN
 from spanbert_kernels.acceleration.parts import EncoderParts, LayerParts, eps_of
@@ -47,9 +46,14 @@ def run_layer(parts: LayerParts, hidden: Tensor, batch: Batch) -> Tensor:
 
 def _compute(parts: LayerParts, batch: Batch, hidden: Tensor) -> Tensor:
     given = _normalized(parts.norm_before(parts.attention_norm), hidden)
-    query, key, value = _projected(parts, given)
-    relative = None if parts.relative is None else parts.relative.terms(_linear)
-    context = attend(parts, query, key, value, batch, relative, dropout_p=parts.attention_dropout_p)
+    joint, dropout_p = _jointly_projected(parts, given), parts.attention_dropout_p
+    if joint is not None and sees_alone(parts, joint, batch):
+        context = attend_jointly(parts, joint, batch, dropout_p=dropout_p)
+    else:
+        apart = parts.projections(_linear, given) if joint is None else joint.unbind(1)
+        query, key, value = (each.view(-1, parts.heads, parts.head_dim) for each in apart)
+        relative = None if parts.relative is None else parts.relative.terms(_linear)
+        context = attend(parts, query, key, value, batch, relative, dropout_p=dropout_p)
     dense = _linear(parts.dense, context)
     attended = _finish(parts.attention_output_dropout, parts.norm_after(parts.attention_norm), dense, hidden)
     if parts.chunk_size == 0:
@@ -58,13 +62,13 @@ def _compute(parts: LayerParts, batch: Batch, hidden: Tensor) -> Tensor:
     return torch.cat([_feed_forward(parts, part) for part in attended.split(rows)])
 
 
-def _projected(parts: LayerParts, given: Tensor) -> Iterable[Tensor]:
-    """Query, key and value, `[T, heads, head_dim]` each; on a GPU one product, whose input is read once."""
-    projections, heads = parts.projections, (parts.heads, parts.head_dim)
+def _jointly_projected(parts: LayerParts, given: Tensor) -> Tensor | None:
+    """Query, key and value, `[T, 3, heads, head_dim]`, on a GPU: one product, whose input is read once."""
+    projections = parts.projections
     apart = len(projections.linears) > 1 and all(map(is_read, projections.linears))
-    if apart and is_on_gpu(given) and all(type(each) in PLAIN for each in projections.weights()):
-        return F.linear(given, projections.weight(), projections.bias()).view(-1, 3, *heads).unbind(1)
-    return (each.view(-1, *heads) for each in projections(_linear, given))
+    if not (apart and is_on_gpu(given) and all(type(each) in PLAIN for each in projections.weights())):
+        return None
+    return F.linear(given, projections.weight(), projections.bias()).view(-1, 3, parts.heads, parts.head_dim)
 
 
 def _feed_forward(parts: LayerParts, attended: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from agreement import assert_agrees
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -120,6 +120,17 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Relaunch]:
     return found
 
 
+def names_of(node: Any) -> set[str]:
+    """The functions of a graph of autograd's."""
+    found, rest = {}, [node]
+    while rest:
+        node = rest.pop()
+        if node is not None and node not in found:
+            found[node] = node.name()
+            rest += [before for before, _ in node.next_functions]
+    return set(found.values())
+
+
 @pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
 def test_autocast_rounds_products_alone(train: bool) -> None:
     """Sums, norms and what goes from layer to layer stay in float32, as in transformers; our kernels make them."""
@@ -139,6 +150,7 @@ def test_autocast_rounds_products_alone(train: bool) -> None:
     if train:
         ours = ("embedding_layer_norm", "dropout_add_layer_norm", "bias_gelu", "dropout_add_layer_norm")
         assert [(name, backend) for name, backend in ran if name in ours] == [(name, "triton") for name in ours]
+        assert {"QkvAttentionBackward", "UnbindBackward0"} & names_of(found[0].grad_fn) == {"QkvAttentionBackward"}
         weights = (each.encoder.layer[0].intermediate.dense for each in (model, twin, exact))
         grads = [torch.autograd.grad(r.sum(), [w.weight, w.bias]) for r, w in zip(found, weights, strict=True)]
         for gradients in zip(*grads, strict=True):
@@ -274,3 +286,31 @@ def test_a_packed_batch_is_not_read_and_its_longest_document_not_believed() -> N
         packing = Packing.from_offsets(torch.empty(3, dtype=torch.int32, device="cuda"), 20, 43)
         documents = packing.documents
     assert (packing.max_seqlen, documents.max_seqlen, documents.num_tokens) == (43, 0, 43)
+
+
+def test_inference_on_a_gpu_compiles_to_one_graph() -> None:
+    """Traced with tensors that say they are on a GPU and have no values: one operator, and nothing is read."""
+    with torch.device("meta"):
+        model = BertModel(BertConfig(num_hidden_layers=1, **SIZES), add_pooling_layer=False).eval()
+    mode, device, graphs = FakeTensorMode(), torch.device("cuda", 0), []
+
+    def on_gpu(tensor: Tensor) -> Tensor:
+        return FakeTensor(mode, tensor.detach().to("meta"), device)
+
+    for module in model.modules():
+        module._parameters.update({name: nn.Parameter(on_gpu(each)) for name, each in module._parameters.items()})
+    accelerate(model)
+
+    def twice(ids: Tensor, mask: Tensor) -> Any:
+        return model(ids, attention_mask=mask).last_hidden_state * 2
+
+    def note(graph: Any, inputs: Any) -> Any:
+        graphs.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    torch._dynamo.reset()
+    with mode, torch.no_grad():
+        output = torch.compile(twice, backend=note, fullgraph=True)(*map(on_gpu, batch().values()))
+    torch._dynamo.reset()
+    assert (output.device, output.shape, output.dtype) == (device, (2, 7, 16), torch.float32)
+    assert graphs == [["spanbert_kernels.accelerated_encoder", "<built-in function mul>"]]
