@@ -291,6 +291,35 @@ def score_forward(arguments: Arguments) -> Trips:
     return Trips(tiles * groups, {**loops, "while done < outputs": columns})
 
 
+def shares_of_spans(arguments: Arguments) -> Trips:
+    starts, heads, widths = arguments["shares"].shape
+    programs = -(-starts // getattr(arguments["M"], "value", arguments["M"])) * heads
+    return Trips(programs, {"while width < WIDTHS": programs * widths})
+
+
+def enumerated_score_forward(arguments: Arguments) -> Trips:
+    """Where all widths are one program's; some of the last programs ask for rows behind the tokens."""
+    block, tokens = block_of(arguments), arguments["tokens"]
+    assert block["CHUNKS"] == 1
+    starts = block["M"] * block["SPANS"]
+    programs = -(-tokens // starts)
+    inner = max(0, tokens - block["SPANS"] * block["M"] - block["WIDTHS"] + 1) // starts
+    groups = -(-arguments["num_scores"] // getattr(arguments["SCORES"], "value", arguments["SCORES"]))
+    whole, blocks = block["OUTPUTS"] // block["D"], _column_blocks(block["OUTPUTS"], block)
+    loops = {
+        "while done + BLOCK.D <= BLOCK.OUTPUTS": inner * whole * groups,
+        "while done < BLOCK.OUTPUTS": (programs * blocks - inner * whole) * groups,
+    }
+    return Trips(programs * groups, loops)
+
+
+def enumerated_linear_forward(arguments: Arguments) -> Trips:
+    block = block_of(arguments)
+    programs = -(-arguments["tokens"] // (block["M"] * block["SPANS"])) * _column_blocks(block["OUTPUTS"], block)
+    steps = programs * -(-arguments["widths"] // block["WIDTHS"])
+    return Trips(programs, {"while before < group.widths": steps, "while width < group.before": 0})
+
+
 TRIPS: dict[str, Callable[[Arguments], Trips]] = {
     "attention_forward": attention(QUERIES, KEYS, "M", "N"),
     "anchors_forward": anchors_forward,
@@ -310,4 +339,7 @@ TRIPS: dict[str, Callable[[Arguments], Trips]] = {
     "softmax_of_spans": softmax_of_spans,
     "linear_forward": linear_forward,
     "score_forward": score_forward,
+    "shares_of_spans": shares_of_spans,
+    "enumerated_score_forward": enumerated_score_forward,
+    "enumerated_linear_forward": enumerated_linear_forward,
 }

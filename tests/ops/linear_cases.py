@@ -211,9 +211,10 @@ def row(
     seed: int | None = None,
     by_document: tuple[str, ...] = (),
     norm: bool = False,
+    widest: int = 3,
     **options: Any,
 ) -> Case:
-    """A case of span_linear; with `scores` one of span_score."""
+    """A case of span_linear; with `scores` one of span_score. Without spans: all of up to `widest` tokens."""
     options["parts"] = parts
     made = partial(
         layer_inputs, inputs=inputs, parts=parts, outputs=outputs, bias=bias, scores=scores, seed=seed,
@@ -229,7 +230,7 @@ def row(
 
     def with_spans(tensors: Tensors) -> Tensors:
         rest = {name: t for name, t in tensors.items() if name != "cu_seqlens"}
-        return rest if "spans" in rest else {**rest, "spans": enumerated_by_loop(tensors["cu_seqlens"], 3)}
+        return rest if "spans" in rest else {**rest, "spans": enumerated_by_loop(tensors["cu_seqlens"], widest)}
 
     def hidden_terms(tensors: Tensors, inner: Tensor) -> Tensors:
         """A token's gradient sums those of all spans and units over it: such sums without signs."""
@@ -387,7 +388,7 @@ def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_call, "TABLE_SHARE", 8)
 
 
-def multiply_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def multiply_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, backend: str = "") -> list[tuple[int, ...]]:
     """What tensors of a GPU get: products of 16 bits (here the plain one), and columns of zeros behind each block.
 
     Returns the shapes of the weights that are multiplied so.
@@ -400,6 +401,10 @@ def multiply_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...
         return x.float() @ weight.float().T
 
     monkeypatch.setitem(products.OF_16_BITS, "cpu", product)
+    if backend == "triton":
+        from spanbert_kernels.ops.span_linear import triton_parts
+
+        monkeypatch.setitem(products.PARTS_OF, "cpu", triton_parts.parts_of)
     monkeypatch.setitem(projection.COLUMN_STEPS, "cpu", 16)
     return shapes
 

@@ -143,9 +143,9 @@ def with_half_open_plan(tensors: Tensors) -> dict[str, Any]:
     return with_plan({**tensors, "spans": tensors["spans"] + step}, end_inclusive=False)
 
 
-def with_enumeration(tensors: Tensors) -> dict[str, Any]:
+def with_enumeration(tensors: Tensors, widest: int = 3) -> dict[str, Any]:
     rest = {name: t for name, t in tensors.items() if name != "cu_seqlens"}
-    return {**rest, "spans": enumerate_spans(tensors["cu_seqlens"], 3)}
+    return {**rest, "spans": enumerate_spans(tensors["cu_seqlens"], widest)}
 
 
 def score_terms(tensors: Tensors, gradients: Tensors, incoming: list[Tensor]) -> dict[str, float]:

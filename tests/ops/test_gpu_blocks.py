@@ -18,7 +18,7 @@ from linear_cases import LINEAR, MENTION
 from linear_cases import row as linear
 from op_checks import Case, Place, Setting, check_result, run_setting
 from places import gpu_blocks
-from pool_cases import ALL, pool_inputs
+from pool_cases import ALL, documents, pool_inputs, with_enumeration
 from pool_cases import LINEAR as LINEAR_PARTS
 from pool_cases import row as pool
 
@@ -49,6 +49,8 @@ def terms(name: str, dim: int, *tables: str, **options: Any) -> Case:
 
 
 spans = partial(pool_inputs, tokens=80, columns=70, spans=90, width=9, table=3)
+# All spans of 22 tokens, in two programs: of the first all rows and columns of a step are there.
+EVERY_SPAN = {"widest": 6, "arguments": partial(with_enumeration, widest=6), "outputs": 140}
 PAIRWISE = {"normalize": "pairwise"}
 LINKS = {"links": ((3, 2), (), (3,), (0, 3))}
 TABLES = ("bias", "keys", "queries")
@@ -87,6 +89,7 @@ EVERYDAY = (
     (HALF, pool("walk", ALL, partial(spans, heads=1))),
     (SINGLE, linear("linear", LINEAR, partial(spans, heads=2), outputs=70, activation="gelu")),
     (HALF, linear("score", MENTION, partial(spans, heads=1), outputs=70, scores=3, seed=7, dropout_p=0.3)),
+    (HALF, linear("enumerated score", MENTION, lambda size: documents(3), scores=5, **EVERY_SPAN)),
 )
 REST = (
     (HALF, clusters("anchors", 70, queries="anchors", keys="anchors")),
@@ -102,6 +105,7 @@ REST = (
     (SINGLE, terms("window, wide", 70, window=9)),
     (SINGLE, terms("bias", 20, "bias")),
     (SINGLE, pool("walk", ALL, partial(spans, heads=1))),
+    (SINGLE, linear("enumerated", ["mean", *MENTION], lambda size: documents(3), activation="gelu", **EVERY_SPAN)),
     (HALF, linear("linear", LINEAR, partial(spans, heads=2), outputs=70, activation="gelu")),
 )
 

@@ -297,3 +297,28 @@ def test_modules_that_do_more_than_multiply_keep_their_effect(taken: list[torch.
     assert taken == []
     torch.testing.assert_close(run_linear(plain, x), plain(x))
     assert taken == [torch.Size([OUT, IN])]
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.bfloat16, 2.0**-16), (torch.float16, 2.0**-21)])
+def test_parts_of_float32(dtype: torch.dtype, digits: float) -> None:
+    """Large, small and infinite numbers in two of 16 bits each."""
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(30, 9, generator=generator)
+    for scale in (1e-30, 1.0, 1e30):
+        values = grad * scale
+        parts, unit = products.parts_of(values, dtype)
+        high, low = parts.float().split(9, 1)
+        assert ((high + low) * unit - values).abs().max() <= digits * values.abs().max()
+    parts, unit = products.parts_of(torch.tensor([[float("inf"), float("nan"), -2.0, 0.0]]), dtype)
+    assert (parts.float() * unit).nan_to_num(-1.0, 3.0).tolist() == [[3.0, -1.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_16_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(products.OF_16_BITS, "cpu", lambda x, weight: x.float() @ weight.float().T)
+    grad, x, weight = torch.randn(30, 9), torch.randn(30, 5).to(dtype), torch.randn(9, 5).to(dtype)
+    of_x, of_weight = products.gradients_of_16_bits(grad, x, weight)
+    torch.testing.assert_close(of_x, grad @ weight.float(), rtol=0, atol=2e-4)
+    torch.testing.assert_close(of_weight, grad.T @ x.float(), rtol=0, atol=2e-4)
+    assert products.gradients_of_16_bits(grad, None, weight)[1] is None
+    assert products.gradients_of_16_bits(grad, x, None)[0] is None

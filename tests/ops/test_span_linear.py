@@ -288,11 +288,14 @@ def test_triton_in_several_blocks(backend: str, monkeypatch: pytest.MonkeyPatch)
 def test_products_as_on_a_gpu(
     backend: str, case: Case, dtype: torch.dtype, blocks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 16 bits where the tokens and the weight have no more, each of seven columns and nine of zeros."""
-    shapes = multiply_as_on_a_gpu(monkeypatch)
+    """Of 16 bits where the tokens and the weight have no more, each of seven columns and nine of zeros; both ways."""
+    shapes = multiply_as_on_a_gpu(monkeypatch, backend)
     setting = Setting(case, dtype=dtype)
     check_result(setting, backend, run_setting(setting, backend))
-    assert [rows for rows, _ in shapes] == [16 * count for count in blocks]
+    backward = shapes[len(blocks) :]
+    assert [rows for rows, _ in shapes[: len(blocks)]] == [16 * count for count in blocks]
+    assert [columns for _, columns in backward[::2]] == [2 * 16 * count for count in blocks]  # both parts of gradients
+    assert len(backward) == 2 * len(blocks)
 
 
 def bad(error: type[Exception], text: str, **changes: Any) -> Any:

@@ -96,7 +96,7 @@ def span_linear(
         output: Tensor = SpanLinear.apply(
             projected, inputs.scores, inputs.width_projected, inputs.bias,
             None if addend is None else ready.padded(addend), inputs.width_index, inputs.parts, inputs.activation,
-            work, call.backend,
+            work, call.backend, call.dtype,
         )  # fmt: skip
         return (output[:, : len(call.weight)] if zeros else output).to(call.dtype)
 

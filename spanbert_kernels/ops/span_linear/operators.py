@@ -82,11 +82,25 @@ def span_linear_forward(projected: Tensor, work: SpanWork, inputs: ProjectedInpu
     return projected.new_empty(work.num_spans, outputs_of(projected, inputs, addend))
 
 
+@raw(("triton",))
+def span_linear_rounded(
+    projected: Tensor, like: Tensor, work: SpanWork, inputs: ProjectedInputs, addend: Tensor | None
+) -> Tensor:
+    # The forward, whose kernel rounds what it writes to the dtype of `like`: half of the bytes and no pass behind it.
+    return like.new_empty(work.num_spans, outputs_of(projected, inputs, addend))
+
+
 @raw(OPERATION)
 def span_linear_backward(
     grad_output: Tensor, projected: Tensor, work: SpanWork, inputs: ProjectedInputs, addend: Tensor | None
 ) -> Gradients:
     return empty_gradients(projected, inputs, addend)
+
+
+@raw(("triton",))
+def split_in_parts(values: Tensor, unit: Tensor, like: Tensor) -> Tensor:
+    # The first result of `products.parts_of`, in the dtype of `like`.
+    return like.new_empty(values.shape[0], 2 * values.shape[1])
 
 
 class SpanLinear(torch.autograd.Function):
@@ -105,15 +119,22 @@ class SpanLinear(torch.autograd.Function):
         activation: int,
         work: SpanWork,
         backend: str,
+        dtype: torch.dtype,
     ) -> Tensor:
         inputs = ProjectedInputs(scores, width_projected, width_index, bias, parts, activation)
         save(ctx, projected, work, inputs, addend, backend)
-        output: Tensor = span_linear_forward(backend, projected, work, inputs, addend)
+        output: Tensor
+        if backend == "triton" and dtype != projected.dtype:
+            output = span_linear_rounded(backend, projected, projected.new_empty(0, dtype=dtype), work, inputs, addend)
+        else:
+            output = span_linear_forward(backend, projected, work, inputs, addend)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        found = Gradient.apply(ONCE.format("span_linear"), _gradients, grad_output, *saved(ctx))
+        projected, *rest = saved(ctx)
+        grad_output = grad_output.to(projected.dtype)
+        found = Gradient.apply(ONCE.format("span_linear"), _gradients, grad_output, projected, *rest)
         kept = [grad if need else None for grad, need in zip(found, ctx.needs_input_grad[:5], strict=True)]
         return gradients(ctx, *kept)
 

@@ -162,7 +162,8 @@ def _gradients(
         first = 0
         for hidden, blocks, wants in zip(tokens, columns.blocks, wanted[6:], strict=True):
             own = grad_projected[:, first : first + len(blocks) * (outputs + zeros)]
-            wide = hidden.to(weight.dtype)
+            multiplied = narrow == hidden.dtype and narrow.itemsize == 2  # as they are
+            wide = hidden if multiplied else hidden.to(weight.dtype)
             grad_tokens.append(_gradients_of_blocks(own, wide, weight, blocks, zeros, grad_weight, wants))
             first += own.shape[1]
         if columns.width is not None and table is not None:
@@ -188,14 +189,21 @@ def _gradients_of_blocks(
 ) -> Tensor | None:
     """The gradient of one tensor of tokens, if it is wanted; that of its blocks is written to `grad_weight`, if any."""
     size, outputs = hidden.shape[1], len(weight)
+    narrow = hidden.dtype.itemsize == 2 and bool(blocks)
     product = products.product_for(hidden, weight[:, :size]) if blocks else None
-    grad_hidden, grad_blocks = torch.zeros_like(hidden) if wanted and product is None else None, None
-    if product is not None:
+    of_all = product is not None or narrow  # all blocks by one product
+    grad_hidden, grad_blocks = grad.new_zeros(hidden.shape) if wanted and not of_all else None, None
+    if narrow:
+        stacked = _stacked(weight.to(hidden.dtype), blocks, size, zeros) if wanted else None
+        if wanted or grad_weight is not None:
+            own_hidden = None if grad_weight is None else hidden
+            grad_hidden, grad_blocks = products.gradients_of_16_bits(grad, own_hidden, stacked)
+    elif product is not None:
         stacked = _stacked(weight, blocks, size, zeros) if wanted else None
         grad_hidden, grad_blocks = products.gradients(product, grad, None if grad_weight is None else hidden, stacked)
     for i, column in enumerate(blocks):
         block, own = _block(i, outputs, zeros), slice(column, column + size)
-        if grad_hidden is not None and product is None:
+        if grad_hidden is not None and not of_all:
             grad_hidden.addmm_(grad[:, block], weight[:, own])
         if grad_weight is not None:
             if grad_blocks is None:

@@ -11,22 +11,40 @@ from torch import Tensor
 from spanbert_kernels.ops.aot import AotConfiguration, configurations_of, meta, meta_spans
 from spanbert_kernels.ops.choices import ACTIVATIONS, PARTS
 from spanbert_kernels.ops.plans import SpanWork
+from spanbert_kernels.ops.span_linear import triton_widths
 from spanbert_kernels.ops.span_linear.operators import (
     Gradients,
     ProjectedInputs,
     outputs_of,
     span_linear_backward,
     span_linear_forward,
+    span_linear_rounded,
     zero_gradients,
 )
 from spanbert_kernels.ops.span_linear.triton_call import KernelCall, add_gradients, new_call
+from spanbert_kernels.ops.span_linear.triton_enumerated import Layer, enumerated_linear_forward
 from spanbert_kernels.ops.span_linear.triton_forward import linear_forward
-from spanbert_kernels.ops.triton_arguments import dense_rows, matrix, on
+from spanbert_kernels.ops.triton_arguments import contiguous, dense_rows, matrix, on
 
 
 def _launch_forward(
-    call: KernelCall, addend: Tensor | None, grad_output: Tensor | None, output: Tensor, activation: int
+    call: KernelCall,
+    work: SpanWork,
+    addend: Tensor | None,
+    grad_output: Tensor | None,
+    output: Tensor,
+    activation: int,
 ) -> None:
+    if triton_widths.applies(call, work):
+        enumerated = triton_widths.EnumeratedCall(call, work)
+        enumerated_linear_forward[(enumerated.groups * enumerated.column_blocks(),)](
+            **enumerated.inputs(),
+            layer=Layer(output, contiguous(addend), contiguous(grad_output)),
+            ACTIVATION=activation,
+        )
+        return
+    if call.weights is None:
+        call = call.with_softmax()
     linear_forward[(triton.cdiv(len(call), call.tile()) * call.column_blocks(),)](
         **call.inputs(),
         addend=None if addend is None else matrix(addend),
@@ -38,13 +56,18 @@ def _launch_forward(
 
 @span_linear_forward.triton
 def forward(projected: Tensor, work: SpanWork, inputs: ProjectedInputs, addend: Tensor | None) -> Tensor:
-    num_spans, activation, outputs = work.num_spans, inputs.activation, outputs_of(projected, inputs, addend)
-    output = projected.new_empty(num_spans, outputs)
-    if output.numel() == 0:
-        return output
-    call = new_call(projected, work, inputs, outputs)
-    with on(projected.device):
-        _launch_forward(call.with_softmax(), addend, None, output, activation)
+    return rounded_forward(projected, projected, work, inputs, addend)
+
+
+@span_linear_rounded.triton
+def rounded_forward(
+    projected: Tensor, like: Tensor, work: SpanWork, inputs: ProjectedInputs, addend: Tensor | None
+) -> Tensor:
+    outputs = outputs_of(projected, inputs, addend)
+    output = like.new_empty(work.num_spans, outputs)
+    if output.numel():
+        with on(projected.device):
+            _launch_forward(new_call(projected, work, inputs, outputs), work, addend, None, output, inputs.activation)
     return output
 
 
@@ -63,7 +86,7 @@ def backward(
         grad = grad_output
         if activation:
             grad = projected.new_empty(num_spans, outputs)
-            _launch_forward(call, addend, grad_output, grad, activation)
+            _launch_forward(call, work, addend, grad_output, grad, activation)
         sums = call.new_sums(accumulate=False)
         add_gradients(call, grad, call.spans.rows, sums)
         absent = projected.new_empty(0)
@@ -82,8 +105,12 @@ def aot_configurations() -> list[AotConfiguration]:
     """What calls compile whose rows are multiples of 16 columns: gathers alone, and a gradient with everything."""
     spans, layer = meta_spans(1000, 2000), meta(1000, 1024)
     some, everything = meta_inputs("start", "end", "width"), meta_inputs(*(part for part in PARTS if part != "max"))
+    enumeration, two_heads = meta_spans(1000, 2000, enumerated=True), everything._replace(scores=meta(2000, 2))
+    summed, like = meta(2000, 6 * 1024), meta(0, dtype=torch.bfloat16)
     return configurations_of(
         {
+            "enumeration": partial(rounded_forward, summed, like, enumeration, two_heads, layer),
+            "gradient of an enumeration, seldom": partial(backward, layer, summed, enumeration, two_heads, layer),
             "gathers": partial(forward, meta(2000, 2 * 1024), spans, some, layer),
             "gradient": partial(backward, layer, meta(2000, 7 * 1024), spans, everything, layer),
         }

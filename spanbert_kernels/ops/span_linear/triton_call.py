@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+import spanbert_kernels.ops.span_linear.triton_parts
 import spanbert_kernels.ops.span_pool.triton  # noqa: F401  (fewer spans than tokens are pooled first)
 from spanbert_kernels.ops import library
 from spanbert_kernels.ops.choices import PARTS

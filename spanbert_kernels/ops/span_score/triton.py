@@ -14,10 +14,12 @@ from spanbert_kernels.ops import philox
 from spanbert_kernels.ops.aot import AotConfiguration, configurations_of, meta, meta_spans
 from spanbert_kernels.ops.choices import PARTS
 from spanbert_kernels.ops.plans import SpanWork
+from spanbert_kernels.ops.span_linear import triton_widths
 from spanbert_kernels.ops.span_linear.operators import Gradients, ProjectedInputs, zero_gradients
 from spanbert_kernels.ops.span_linear.triton import meta_inputs
 from spanbert_kernels.ops.span_linear.triton_call import KernelCall, add_gradients, new_call
 from spanbert_kernels.ops.span_score.operators import ScoreLayer, span_score_backward, span_score_forward
+from spanbert_kernels.ops.span_score.triton_enumerated import enumerated_score_forward
 from spanbert_kernels.ops.span_score.triton_kernels import (
     DocumentTiles,
     Normalization,
@@ -44,6 +46,10 @@ def forward(
         return output.zero_(), statistics.zero_()
     call = replace(new_call(projected, work, inputs, outputs), few=True)
     group = min(SCORES, max(1, triton.next_power_of_2(num_scores)))
+    if not normed and layer.documents is None and triton_widths.applies(call, work):
+        with on(projected.device):
+            _enumerated_forward(triton_widths.EnumeratedCall(call, work, group), out_weight, dropout, output, inputs)
+        return output, statistics
     with on(projected.device):
         tiles, _, count = _tiles(call, layer.documents)
         score_forward[(count, triton.cdiv(num_scores, group))](
@@ -58,6 +64,25 @@ def forward(
             SCORES=group,
         )
     return output, statistics
+
+
+def _enumerated_forward(
+    call: triton_widths.EnumeratedCall,
+    out_weight: Tensor,
+    dropout: philox.Dropout,
+    output: Tensor,
+    inputs: ProjectedInputs,
+) -> None:
+    num_scores = out_weight.shape[1]
+    enumerated_score_forward[(call.groups, call.chunks, triton.cdiv(num_scores, call.scores))](
+        **call.inputs(),
+        dropout=philox_of(dropout),
+        out_weight=out_weight,
+        output=output,
+        num_scores=num_scores,
+        ACTIVATION=inputs.activation,
+        SCORES=call.scores,
+    )
 
 
 def _tiles(call: KernelCall, documents: Tensor | None) -> tuple[DocumentTiles | None, Tensor | None, int]:
@@ -167,11 +192,17 @@ def aot_configurations() -> list[AotConfiguration]:
     )
     spans, projected = meta_spans(20000, 2000), meta(2000, 7 * 1024)
     alike = ScoreLayer(meta(1, SCORES, 1024), None, -1.0)
+    enumeration, summed = meta_spans(20000, 2000, enumerated=True), meta(2000, 6 * 1024)
+    two_heads = inputs._replace(scores=meta(2000, 2))
     varying = ScoreLayer(meta(3, SCORES, 1024), meta(4, dtype=torch.int64), 1e-5)
     with_norm = (dropout, meta(20000, 3))
     return configurations_of(
         {
             "forward": partial(forward, projected, spans, inputs, alike, dropout),
+            "enumeration, seldom": partial(forward, summed, enumeration, two_heads, alike, dropout),
+            "enumeration of one score, seldom": partial(
+                forward, summed, enumeration, two_heads, alike._replace(out_weight=meta(1, 1, 1024)), dropout
+            ),
             "forward by document": partial(forward, projected, spans, inputs, varying, dropout),
             "gradient": partial(backward, meta(20000, SCORES), projected, spans, inputs, alike, dropout, None),
             "gradient by document": partial(
