@@ -74,6 +74,7 @@ def attention(
     lengths: tuple[int, ...],
     *,
     backward: bool = False,
+    gradient: bool = False,
     dropout: float = 0.0,
     cluster: int = 0,
     fused: bool = False,
@@ -81,11 +82,11 @@ def attention(
 ) -> PreparedCall:
     """Attention of documents, or with `cluster` of so many to each other and not to themselves.
 
-    With `fused` the gradient is that of q, k and v in one tensor.
+    With `gradient` a forward is one that a backward follows; with `fused` that is of q, k and v in one tensor.
     """
     tokens = sum(lengths)
     qkv = torch.empty(tokens, 3, HEADS, HEAD_DIM, dtype=dtype, requires_grad=True)
-    leaves = [qkv] if fused else [each.detach().requires_grad_(backward) for each in qkv.unbind(1)]
+    leaves = [qkv] if fused else [each.detach().requires_grad_(backward or gradient) for each in qkv.unbind(1)]
     clusters = torch.arange(0, len(lengths) + 1, cluster) if cluster else None
     plan = ops.plan_attention(offsets(lengths), clusters, "tokens", "tokens")
     seed = torch.zeros(1, dtype=torch.long)
@@ -258,6 +259,9 @@ WORKLOADS: dict[str, Roofed] = {
     "attention log-normal forward": Roofed(partial(attention, MIXED), 70),
     "attention log-normal backward": Roofed(partial(attention, MIXED, backward=True), 200),
     "attention 64 x 512 dropout forward": Roofed(partial(attention, EVEN, dropout=0.1), 300),
+    "attention 64 x 512 dropout forward for a gradient": Roofed(
+        partial(attention, EVEN, dropout=0.1, gradient=True), 300
+    ),
     "attention 64 x 512 dropout backward": Roofed(partial(attention, EVEN, dropout=0.1, backward=True), 550),
     "attention 256 x 128 dropout forward": Roofed(partial(attention, SHORT, dropout=0.1), 100),
     "attention 256 x 128 dropout backward": Roofed(partial(attention, SHORT, dropout=0.1, backward=True)),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
-from op_checks import every_backend
+from op_checks import Place, every_backend
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -211,3 +212,44 @@ def test_one_tensor_for_all_three_gives_the_same_bits(planned: bool, backend: st
 def test_what_is_not_three_in_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"qkv must have shape \[T, 3, heads, head_dim\], got \[5, 2, 2, 4\]"):
         document_attention_qkv(torch.zeros(5, 2, 2, 4), torch.tensor([0, 5]))
+
+
+@pytest.mark.parametrize("backend", [Place("triton", "interpreter")], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    "together", [pytest.param(False, id="apart", marks=pytest.mark.slow), pytest.param(True, id="one tensor")]
+)
+def test_what_dropout_keeps_is_left_for_the_backward_without_changing_a_bit(together: bool, backend: str) -> None:
+    offsets = torch.tensor([0, 3, 132])
+    values = torch.randn(132, 3, 1, 16, generator=torch.Generator().manual_seed(1)).half().requires_grad_()
+    options: dict[str, Any] = {"dropout_p": 0.3, "seed": torch.tensor([7]), "backend": backend}
+
+    def run(plan: AttentionPlan) -> tuple[list[str], list[Tensor]]:
+        with Launches() as launches:
+            if together:
+                output = document_attention_qkv(values, plan, **options)
+            else:
+                output = document_attention(*values.unbind(1), plan, **options)
+            [gradient] = torch.autograd.grad(output.sum(), values)
+        return launches.names, [output, gradient]
+
+    names, found = run(plan_attention(offsets))
+    others, expected = run(AttentionPlan(cu_seqlens=offsets, num_tokens=132))
+    assert all(map(torch.equal, found, expected))
+    assert "document_attention_words_forward_triton" in names
+    assert "document_attention_words_forward_triton" not in others
+
+
+@pytest.mark.slow
+def test_operators_that_leave_what_dropout_keeps() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    importlib.import_module("spanbert_kernels.ops.document_attention.triton")
+    q, lse, words = torch.zeros(133, 1, 16).half(), torch.zeros(1, 133), torch.zeros(3, 1, 133, 4).short()
+    made = plan_attention(torch.tensor([0, 3, 133])).work(True)
+    call = (*made, 1.0, 0.3, torch.tensor([7]))
+    operators = torch.ops.spanbert_kernels
+    utilities = ("test_schema", "test_faketensor")
+    for operator, tensors in (
+        (operators.document_attention_words_forward_triton, (q, q, q)),
+        (operators.document_attention_words_backward_triton, (q, q, q, q, lse, words)),
+    ):
+        torch.library.opcheck(operator, (*tensors, *call), test_utils=utilities)

@@ -62,9 +62,9 @@ EVERYDAY = (
     (HALF, attention("whole 64, wide", (40, 3), 70, 40)),
     (HALF, attention("whole 128, wide", (70, 3), 70, 70)),
     # Loops, by the size of an element, the columns of a program, and whether a head has more.
+    (HALF, attention("words", (130, 3), 20, 130, 0.3)),
     (HALF, attention("whole and loop", (20, 130, 70), 20, 130)),
     (HALF, attention("loop", (70, 1), 20)),
-    (HALF, attention("loop, dropout", (70, 3), 20, None, 0.3)),
     (HALF, attention("loop, wide", (40, 3), 70)),
     (HALF, attention("loop, widest", (40, 3), 130)),
     (SINGLE, attention("loop", (40, 3), 20, None, 0.3)),
@@ -92,6 +92,7 @@ EVERYDAY = (
     (HALF, linear("enumerated score", MENTION, lambda size: documents(3), scores=5, **EVERY_SPAN)),
 )
 REST = (
+    (HALF, attention("loop, dropout", (70, 3), 20, None, 0.3)),
     (HALF, clusters("anchors", 70, queries="anchors", keys="anchors")),
     (HALF, clusters("joint, dropout", 20, {"seed": 3}, dropout_p=0.3)),
     (HALF, clusters("joint, wide", 70)),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.ops.attention.relative import DistanceTerms
-from spanbert_kernels.ops.attention.work import AttentionWork
+from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
 from spanbert_kernels.ops.attention_plans import AttentionPlan
 from spanbert_kernels.ops.backends import ATTENTION, Operation
 from spanbert_kernels.ops.choices import Backend
@@ -55,10 +55,68 @@ def document_attention_backward(
 
 @raw(("triton",))
 def document_attention_qkv_backward(
-    grad_output: Tensor, qkv: Tensor, lse: Tensor, work: AttentionWork, scale: float, dropout: Dropout
+    grad_output: Tensor,
+    qkv: Tensor,
+    lse: Tensor,
+    words: Tensor | None,
+    work: AttentionWork,
+    scale: float,
+    dropout: Dropout,
 ) -> Tensor:
     # The gradients of q, k and v, which are `qkv [T, 3, heads, d]`, in one tensor like that.
     return qkv.new_empty(qkv.shape)
+
+
+MOST_ROWS_OF_WORDS = 1024  # of a document: the bits of 12 heads of 64 columns then take as much memory as q
+
+
+def leaves_words(backend: str, q: Tensor, work: AttentionWork, dropout: Dropout) -> bool:
+    """Whether the forward leaves the backward what dropout keeps: where the longest document is known, and is none of
+    those whose scores are made at once.
+    """
+    fits = 2 * TILE_ROWS < work.max_seqlen <= MOST_ROWS_OF_WORDS and not work.clustered and q.numel() > 0
+    return backend == "triton" and dropout.seed is not None and fits and q.element_size() == 2 and q.shape[2] <= 64
+
+
+def new_words(q: Tensor, work: AttentionWork) -> Tensor:
+    """Room for a bit of each entry: `[blocks of TILE_ROWS keys, heads, query rows]` of four words of 16 bits."""
+    blocks = (work.max_seqlen + TILE_ROWS - 1) // TILE_ROWS
+    return q.new_empty(blocks, q.shape[1], q.shape[0], 4, dtype=torch.int16)
+
+
+@raw(("triton",))
+def document_attention_words_forward(
+    q: Tensor, k: Tensor, v: Tensor, work: AttentionWork, scale: float, dropout: Dropout
+) -> tuple[Tensor, Tensor, Tensor]:
+    # As document_attention_forward, and a bit of each entry (`triton_dropout.py`).
+    return q.new_empty(q.shape), new_lse(q), new_words(q, work)
+
+
+@raw(("triton",))
+def document_attention_words_backward(
+    grad_output: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    words: Tensor,
+    work: AttentionWork,
+    scale: float,
+    dropout: Dropout,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def forward_for(
+    ctx: Any, backend: str, *values: Any, repeats: Repeats | None, key: Key | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Output and log-sum-exp of q, k, v and the rest, and the words for a backward that will come."""
+    q, _, _, work, _, dropout = values
+    if any(ctx.needs_input_grad) and leaves_words(backend, q, work, dropout):
+        with_words: tuple[Tensor, Tensor, Tensor]
+        with_words = document_attention_words_forward(backend, *values, repeats=repeats, key=key)
+        return with_words
+    return *document_attention_forward(backend, *values, repeats=repeats, key=key), None
 
 
 class DocumentAttention(torch.autograd.Function):
@@ -79,9 +137,9 @@ class DocumentAttention(torch.autograd.Function):
         key: Key | None = None,
     ) -> tuple[Tensor, Tensor]:
         values = (q, k, v, work, scale, dropout)
-        output, lse = document_attention_forward(backend, *values, repeats=repeats, key=key)
+        output, lse, words = forward_for(ctx, backend, *values, repeats=repeats, key=key)
         ctx.text = f'{operation} has no second derivative, but document_attention on backend="eager"'
-        save(ctx, backend, q, k, v, lse, work, scale, dropout, repeats=repeats)
+        save(ctx, words, backend, q, k, v, lse, work, scale, dropout, repeats=repeats)
         ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)  # zeros for the log-sum-exp would be a launch
         return output, lse
@@ -90,8 +148,12 @@ class DocumentAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None, _: Tensor) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return gradients(ctx)
-        backend, *kept = saved(ctx)
-        compute = functools.partial(document_attention_backward, repeats=ctx.repeats)
+        words, backend, *kept = saved(ctx)
+        operator = document_attention_backward
+        if words is not None:
+            operator = document_attention_words_backward
+            kept.insert(4, words)
+        compute = functools.partial(operator, repeats=ctx.repeats)
         return gradients(ctx, *gradient_of(ctx.text, compute, backend, grad_output, *kept))
 
 
@@ -109,8 +171,8 @@ class QkvAttention(torch.autograd.Function):
         repeats: Repeats | None,
     ) -> tuple[Tensor, Tensor]:
         values = (*parts_of(qkv), work, scale, dropout)
-        output, lse = document_attention_forward(backend, *values, repeats=repeats)
-        save(ctx, backend, qkv, lse, work, scale, dropout, repeats=repeats)
+        output, lse, words = forward_for(ctx, backend, *values, repeats=repeats)
+        save(ctx, backend, qkv, lse, words, work, scale, dropout, repeats=repeats)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(lse)
         return output, lse
@@ -131,11 +193,17 @@ def parts_of(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gradient_of_qkv(
-    repeats: Repeats | None, backend: str, grad_output: Tensor, qkv: Tensor, lse: Tensor, *rest: Any
+    repeats: Repeats | None,
+    backend: str,
+    grad_output: Tensor,
+    qkv: Tensor,
+    lse: Tensor,
+    words: Tensor | None,
+    *rest: Any,
 ) -> Tensor:
     found: Tensor
     if backend == "triton":
-        found = document_attention_qkv_backward(backend, grad_output, qkv, lse, *rest, repeats=repeats)
+        found = document_attention_qkv_backward(backend, grad_output, qkv, lse, words, *rest, repeats=repeats)
     else:
         values = (grad_output, *parts_of(qkv), lse, *rest)
         found = torch.stack(document_attention_backward(backend, *values, repeats=repeats), 1)

@@ -22,7 +22,13 @@ import triton.language as tl
 
 from spanbert_kernels.ops.attention import triton_distance as distance
 from spanbert_kernels.ops.attention import triton_tiles as tiles
-from spanbert_kernels.ops.attention.triton_dropout import dealt_entries, kept_entries
+from spanbert_kernels.ops.attention.triton_dropout import (
+    dealt_draws,
+    dealt_entries,
+    kept_entries,
+    left_entries,
+    left_for_keys,
+)
 from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, QUERIES, UNSPECIALIZED
 from spanbert_kernels.ops.triton_arguments import Matrix, Philox
 
@@ -106,8 +112,11 @@ def weights_and_slopes(program, first, last, BLOCK):
     values = tiles.Operand(values, program.right_source, row, there)
     slopes = tiles.inner_products(program.right, values, numbers.head_dim, BLOCK)
     if dropout is not None:
-        if DEALT:
-            kept = dealt_entries(dropout, tile.first, first, tile.head, BLOCK.M, BLOCK.N)
+        if BLOCK.WORDS:
+            kept = left_entries(dropout, program.mask, tile, first, numbers, BLOCK.M)
+        elif DEALT:
+            draws = dealt_draws(dropout, tile.first, first, tile.head, BLOCK.M, BLOCK.N)
+            kept = dealt_entries(dropout, draws, BLOCK.M, BLOCK.N)
         else:
             kept = kept_entries(dropout, tile.first, first, tile.head, BLOCK.M, BLOCK.N)
         slopes = tl.where(kept, slopes, 0.0)
@@ -307,7 +316,10 @@ def any_key_step(total, program, first, last, slot, EXACT: tl.constexpr, BLOCK):
     slopes = tiles.inner_products(program.right, grads, numbers.head_dim, BLOCK)
     kept_weights = weights
     if dropout is not None:
-        kept = kept_entries(dropout, first, tile.first, tile.head, BLOCK.M, BLOCK.N, True)
+        if BLOCK.WORDS:
+            kept = left_for_keys(dropout, program.mask, tile, row, there, numbers, BLOCK.M)
+        else:
+            kept = kept_entries(dropout, first, tile.first, tile.head, BLOCK.M, BLOCK.N, True)
         kept_weights = tl.where(kept, weights, 0.0)
         slopes = tl.where(kept, slopes, 0.0)
     if EXACT:

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from spanbert_kernels.ops.attention import triton_distance as distance
 from spanbert_kernels.ops.attention import triton_tiles as tiles
-from spanbert_kernels.ops.attention.triton_dropout import dealt_entries, kept_entries
+from spanbert_kernels.ops.attention.triton_dropout import dealt_draws, dealt_entries, kept_entries, leave_words
 from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, QUERIES, UNSPECIALIZED
 from spanbert_kernels.ops.triton_arguments import Matrix, Philox
 from spanbert_kernels.ops.triton_masks import only_if
@@ -87,7 +87,10 @@ def any_forward_step(softmax, program, first, last, EXACT: tl.constexpr, BLOCK):
     mass = tl.sum(weights, 1)
     if dropout is not None:
         if DEALT:
-            kept = dealt_entries(dropout, tile.first, first, tile.head, BLOCK.M, BLOCK.N)
+            draws = dealt_draws(dropout, tile.first, first, tile.head, BLOCK.M, BLOCK.N)
+            kept = dealt_entries(dropout, draws, BLOCK.M, BLOCK.N)
+            if BLOCK.WORDS:
+                leave_words(dropout, draws, program.mask, tile, first, numbers, BLOCK.M)
         else:
             kept = kept_entries(dropout, tile.first, first, tile.head, BLOCK.M, BLOCK.N)
         weights = tl.where(kept, weights, 0.0)

@@ -19,7 +19,10 @@ from spanbert_kernels.ops.attention.operators import (
     document_attention_backward,
     document_attention_forward,
     document_attention_qkv_backward,
+    document_attention_words_backward,
+    document_attention_words_forward,
     new_lse,
+    new_words,
     parts_of,
 )
 from spanbert_kernels.ops.attention.triton_anchors import is_between_anchors, launch_anchors
@@ -31,6 +34,7 @@ from spanbert_kernels.ops.attention.triton_launch import (
     launch,
     launch_windowed,
     loop_options,
+    options_with_words,
     rows_of,
 )
 from spanbert_kernels.ops.attention.triton_online import online_query_backward
@@ -38,7 +42,7 @@ from spanbert_kernels.ops.attention.triton_tiles import NO_TERMS, Statistics, Te
 from spanbert_kernels.ops.attention.triton_whole_backward import whole_backward
 from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
 from spanbert_kernels.ops.philox import Dropout
-from spanbert_kernels.ops.triton_arguments import Options, philox_of
+from spanbert_kernels.ops.triton_arguments import Options, Philox, philox_of
 
 
 class BackwardLoops(NamedTuple):
@@ -107,6 +111,9 @@ ONLINE = OnlineLoops({SMALL: (64, 64, 4, 2)}, {SMALL: (64, 64, 4, 2)})
 ONLINE_IN_PAIRS = OnlineLoops({SMALL: (128, 64, 8, 2)}, {SMALL: (64, 128, 8, 1)})
 ONLINE_WITHOUT_WARP_GROUPS = OnlineLoops({SMALL: (128, 32, 8, 2)}, {SMALL: (32, 128, 8, 1)})
 ONLINE_WITH_DROPOUT = OnlineLoops({SMALL: (64, 32, 4, 2)}, {SMALL: (32, 64, 4, 1)})
+# With words of the forward, for 64 keys in a block.
+ONLINE_WITH_WORDS = OnlineLoops({SMALL: (64, 64, 4, 2)}, {SMALL: (64, 64, 4, 2)})
+ONLINE_WITH_WORDS_WITHOUT_WARP_GROUPS = ONLINE_WITH_WORDS._replace(keys={SMALL: (32, 64, 4, 1)})
 
 
 def whole_options(q: Tensor, work: AttentionWork, table: Wholes) -> tuple[Options, ...]:
@@ -164,6 +171,21 @@ def is_uneven(work: AttentionWork) -> bool:
     return work.tiles < 0 or 20 * work.pairs_over_128 > 11 * work.tiles_over_128
 
 
+class PhiloxWithWords(NamedTuple):
+    """Philox, and the words that the forward leaves the backward."""
+
+    seed: Tensor
+    threshold: int
+    keep_prob: float
+    words: Tensor
+
+
+def philox_with(dropout: Dropout, words: Tensor | None) -> Philox | PhiloxWithWords | None:
+    """Dropout for a kernel, None without a seed."""
+    philox = philox_of(dropout)
+    return philox if philox is None or words is None else PhiloxWithWords(*philox, words)
+
+
 def has_warp_groups(device: torch.device) -> bool:
     """Whether the GPU has products of warp groups; what is no GPU stands for one that has, by default."""
     if device.type != "cuda":
@@ -180,12 +202,13 @@ def launch_forward(
     scale: float,
     dropout: Dropout,
     shares: Iterable[tuple[Options, AttentionWork]],
+    words: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of queries that are not empty, by kernels for shares of the work."""
     output, lse = triton_launch.new_rows(q, work.anchor_queries), new_lse(q)
     if work.anchor_queries:
         lse.fill_(-torch.inf)
-    results: dict[str, Any] = {"output": output, "lse": lse, "dropout": philox_of(dropout), "scale": scale}
+    results: dict[str, Any] = {"output": output, "lse": lse, "dropout": philox_with(dropout, words), "scale": scale}
     results |= rows_of(q=q, k=k, v=v)
     for options, share in shares:
         launch_windowed(attention_forward, q, share, options, **results, terms=terms)
@@ -226,6 +249,19 @@ def is_online(q: Tensor, work: AttentionWork) -> bool:
     return is_between_tokens(work) and 8 * q.element_size() == bits and q.shape[2] <= widest
 
 
+def online_options(q: Tensor, work: AttentionWork, dropout: Philox | PhiloxWithWords | None) -> tuple[Options, Options]:
+    """Of `online_query_backward` and of `key_backward` behind it."""
+    loops = ONLINE_WITH_DROPOUT
+    if isinstance(dropout, PhiloxWithWords):
+        loops = ONLINE_WITH_WORDS if has_warp_groups(q.device) else ONLINE_WITH_WORDS_WITHOUT_WARP_GROUPS
+    elif dropout is None:
+        loops = ONLINE_IN_PAIRS if work.clustered or not is_uneven(work) else ONLINE
+        loops = loops if has_warp_groups(q.device) else ONLINE_WITHOUT_WARP_GROUPS
+    options = (loop_options(q, each) for each in loops)
+    of_queries, of_keys = map(options_with_words, options) if isinstance(dropout, PhiloxWithWords) else options
+    return of_queries, of_keys
+
+
 def launch_online(
     grads: tuple[Tensor, Tensor, Tensor],
     like: Tensor,
@@ -235,18 +271,12 @@ def launch_online(
 ) -> None:
     """Fill the gradients of q, which is `like` that, k and v; the rest is the kernels'."""
     grad_q, grad_k, grad_v = grads
-    loops = ONLINE_WITH_DROPOUT
-    if arguments["dropout"] is None:
-        loops = ONLINE_IN_PAIRS if work.clustered or not is_uneven(work) else ONLINE
-        loops = loops if has_warp_groups(like.device) else ONLINE_WITHOUT_WARP_GROUPS
+    of_queries, of_keys = online_options(like, work, arguments["dropout"])
     pairs = lse.new_empty(*lse.shape, 2)
-    launch(
-        online_query_backward, like, work, loop_options(like, loops.queries), **arguments, lse=lse, statistics=pairs,
-        grad_q=grad_q,
-    )  # fmt: skip
+    launch(online_query_backward, like, work, of_queries, **arguments, lse=lse, statistics=pairs, grad_q=grad_q)
     arguments |= {"grad_k": grad_k, "grad_v": grad_v, "terms": NO_TERMS, "again": None, "EXACT": False}
     arguments["statistics"] = Statistics(pairs, None, None)
-    launch(key_backward, like, work, loop_options(like, loops.keys), **arguments, keys=True, size=like.shape[0])
+    launch(key_backward, like, work, of_keys, **arguments, keys=True, size=like.shape[0])
 
 
 @document_attention_forward.triton
@@ -268,6 +298,15 @@ def forward(
     return launch_forward(q, k, v, work, NO_TERMS, scale, dropout, launches)
 
 
+@document_attention_words_forward.triton
+def words_forward(
+    q: Tensor, k: Tensor, v: Tensor, work: AttentionWork, scale: float, dropout: Dropout
+) -> tuple[Tensor, Tensor, Tensor]:
+    words = new_words(q, work)
+    shares = [(options_with_words(loop_options(q, FORWARD_OF_TOKENS_WITH_DROPOUT)), work)]
+    return *launch_forward(q, k, v, work, NO_TERMS, scale, dropout, shares, words), words
+
+
 @document_attention_backward.triton
 def backward(
     grad_output: Tensor,
@@ -287,12 +326,35 @@ def backward(
 
 @document_attention_qkv_backward.triton
 def qkv_backward(
-    grad_output: Tensor, qkv: Tensor, lse: Tensor, work: AttentionWork, scale: float, dropout: Dropout
+    grad_output: Tensor,
+    qkv: Tensor,
+    lse: Tensor,
+    words: Tensor | None,
+    work: AttentionWork,
+    scale: float,
+    dropout: Dropout,
 ) -> Tensor:
     gradient = qkv.new_empty(qkv.shape)
     if qkv.numel():
-        fill_gradients(parts_of(gradient), grad_output, *parts_of(qkv), lse, work, scale, dropout)
+        fill_gradients(parts_of(gradient), grad_output, *parts_of(qkv), lse, work, scale, dropout, words)
     return gradient
+
+
+@document_attention_words_backward.triton
+def words_backward(
+    grad_output: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    words: Tensor,
+    work: AttentionWork,
+    scale: float,
+    dropout: Dropout,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = triton_launch.new_gradients(q, k, v, work)
+    fill_gradients(grads, grad_output, q, k, v, lse, work, scale, dropout, words)
+    return grads
 
 
 def fill_gradients(
@@ -305,11 +367,15 @@ def fill_gradients(
     work: AttentionWork,
     scale: float,
     dropout: Dropout,
+    words: Tensor | None = None,
 ) -> None:
-    """Of q, k and v, where neither side is empty."""
+    """Of q, k and v, where neither side is empty; with the words that the forward left, if it did."""
     grad_q, grad_k, grad_v = grads
-    shared: dict[str, Any] = {"dropout": philox_of(dropout), "scale": scale}
+    shared: dict[str, Any] = {"dropout": philox_with(dropout, words), "scale": scale}
     shared |= rows_of(grad_output=grad_output, q=q, k=k, v=v)
+    if words is not None:
+        launch_online(grads, q, work, lse, **shared)
+        return
     at_once = dropout.seed is None and has_warp_groups(q.device)
     wholes, loops = shares_of(q, work, WHOLE_BACKWARD if at_once else WHOLE_BACKWARD_IN_PARTS)
     for options, share in wholes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -144,6 +145,13 @@ def launch(
             include_self=int(work.include_self),
             **options.arguments,
         )
+
+
+@functools.cache
+def options_with_words(options: Options) -> Options:
+    """The same, for the forward to leave the backward what dropout keeps."""
+    assert options.block.N == TILE_ROWS, options
+    return replace(options, block=options.block._replace(WORDS=True))
 
 
 @functools.cache

@@ -100,6 +100,7 @@ class AttentionTiling(NamedTuple):
         CHUNKED: heads have more than D columns.
         WHOLE: N rows are all keys of a document that sees itself alone.
         INTERPRETED: whether loops and products have the form that the interpreter takes.
+        WORDS: the forward leaves the backward what dropout keeps (`triton_dropout.py`).
     """
 
     M: int
@@ -109,6 +110,7 @@ class AttentionTiling(NamedTuple):
     CHUNKED: bool = False
     WHOLE: bool = False
     INTERPRETED: bool = False
+    WORDS: bool = False
 
 
 class Numbers(NamedTuple):

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from spanbert_kernels.ops.attention import triton_tiles as tiles
-from spanbert_kernels.ops.attention.triton_dropout import dealt_entries
+from spanbert_kernels.ops.attention.triton_dropout import dealt_draws, dealt_entries
 from spanbert_kernels.ops.attention.triton_tiles import LOG2_E, QUERIES, UNSPECIALIZED, Numbers
 
 
@@ -64,7 +64,8 @@ def whole_backward(
         kept_weights = weights
         if dropout is not None:
             # Less than 0 where it is dropped: one tile in place of two.
-            kept = dealt_entries(dropout, first + part * BLOCK.M, first, tile.head, BLOCK.M, BLOCK.N)
+            draws = dealt_draws(dropout, first + part * BLOCK.M, first, tile.head, BLOCK.M, BLOCK.N)
+            kept = dealt_entries(dropout, draws, BLOCK.M, BLOCK.N)
             weights = tl.where(kept, weights, -weights)
             kept_weights = tl.where(weights < 0, 0.0, weights)
         total_v = tiles.product(tl.trans(tiles.rounded(kept_weights, grads.dtype, BLOCK)), grads, total_v, BLOCK)

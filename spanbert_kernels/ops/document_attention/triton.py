@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,17 @@ from torch import Tensor
 
 from spanbert_kernels.ops.aot import AotConfiguration, configurations_of, meta
 from spanbert_kernels.ops.attention import triton_lists
+from spanbert_kernels.ops.attention.operators import new_words
 from spanbert_kernels.ops.attention.relative import DistanceTerms
 from spanbert_kernels.ops.attention.triton_by_distance import by_distance_backward, by_distance_forward
-from spanbert_kernels.ops.attention.triton_joint import WARP_GROUPS, WHOLE_FORWARD, backward, forward
+from spanbert_kernels.ops.attention.triton_joint import (
+    WARP_GROUPS,
+    WHOLE_FORWARD,
+    backward,
+    forward,
+    words_backward,
+    words_forward,
+)
 from spanbert_kernels.ops.attention.triton_launch import meta_calls, meta_dropout, meta_queries, meta_work
 from spanbert_kernels.ops.attention.work import AttentionWork
 from spanbert_kernels.ops.philox import Dropout
@@ -24,22 +33,29 @@ def _both(q: Tensor, work: AttentionWork, dropout_p: float = 0.1) -> None:
     backward(output, q, q, q, lse, work, 1.0, dropout)
 
 
-def _no_dropout(q: Tensor, work: AttentionWork) -> dict[str, Any]:
-    """Calls whose backward has other blocks without warp groups; the forward has the same."""
-    nothing, lse = Dropout(0.0, None), meta(q.shape[1], q.shape[0])
+def _in_both_ways(backwards: Callable[[], object], name: str) -> dict[str, Any]:
+    """A backward that has other blocks without warp groups."""
 
-    def backwards(has_warp_groups: bool) -> None:
+    def call(has_warp_groups: bool) -> None:
         token = WARP_GROUPS.set(has_warp_groups)
         try:
-            backward(q, q, q, q, lse, work, 1.0, nothing)
+            backwards()
         finally:
             WARP_GROUPS.reset(token)
 
-    return {
-        "no dropout": partial(forward, q, q, q, work, 1.0, nothing),
-        "no dropout, warp groups": partial(backwards, True),
-        "no dropout, no warp groups": partial(backwards, False),
-    }
+    return {f"{name}, warp groups": partial(call, True), f"{name}, no warp groups": partial(call, False)}
+
+
+def _no_dropout(q: Tensor, work: AttentionWork) -> dict[str, Any]:
+    nothing, lse = Dropout(0.0, None), meta(q.shape[1], q.shape[0])
+    backwards = partial(backward, q, q, q, q, lse, work, 1.0, nothing)
+    return {"no dropout": partial(forward, q, q, q, work, 1.0, nothing), **_in_both_ways(backwards, "no dropout")}
+
+
+def _with_words(q: Tensor, work: AttentionWork) -> dict[str, Any]:
+    dropout, lse = meta_dropout(), meta(q.shape[1], q.shape[0])
+    backwards = partial(words_backward, q, q, q, q, lse, new_words(q, work), work, 1.0, dropout)
+    return {"words": partial(words_forward, q, q, q, work, 1.0, dropout), **_in_both_ways(backwards, "words")}
 
 
 def _by_distance(q: Tensor, work: AttentionWork, terms: DistanceTerms, dropout: Dropout) -> None:
@@ -90,8 +106,10 @@ def aot_configurations() -> list[AotConfiguration]:
             calls[f"bf16 {columns}, whole {longest}"] = partial(_both, meta_queries("bf16", columns), work)
     for name, longest in (("whole 128", 128), ("long", 512)):
         work = meta_work("tokens", "tokens", max_seqlen=longest)
-        short = _no_dropout(meta_queries("bf16", 64), work)
-        calls |= {f"bf16 64, {name}, {end}": call for end, call in short.items()}
+        more = _no_dropout(meta_queries("bf16", 64), work)
+        if name == "long":
+            more |= _with_words(meta_queries("bf16", 64), work)
+        calls |= {f"bf16 64, {name}, {end}": call for end, call in more.items()}
     # One word of the generator is dropped: Triton makes a constant of a 1.
     alone = meta_work("tokens", "tokens", max_seqlen=32)
     calls["bf16 64, whole 32, rarest dropout"] = partial(_both, meta_queries("bf16", 64), alone, 2**-31.5)
