@@ -84,6 +84,16 @@ def operations() -> str:
     return "\n".join(lines) + f"\n\nWhere another backend is named it serves the call: {reasons}."
 
 
+def tasks() -> str:
+    """Every task, from the table that the commands have."""
+    from spanbert_kernels.tasks.registry import TASKS
+
+    lines = ["| TASK | what it finds | a file to learn from | a document | scores |", "| --- " * 5 + "|"]
+    return "\n".join(
+        [*lines, *(f"| `{name}` | {' | '.join((each.text, *each.docs))} |" for name, each in TASKS.items())]
+    )
+
+
 def operation_references() -> str:
     """The docstrings of all operations."""
     from spanbert_kernels import ops
@@ -106,7 +116,8 @@ def _helps(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (families, unsupported, span_layers, operations, operation_references, commands)
+    each.__name__: each
+    for each in (families, unsupported, span_layers, tasks, operations, operation_references, commands)
 }
 
 
