@@ -35,7 +35,7 @@ TASKS = {  # in the order of the commands' help
         "CoNLL columns or JSON with spans; a document is a sentence",
         "a document is a sentence of a text",
         docs=(
-            "CoNLL columns: word, ..., label in BIO, IOB1, BIOES, BILOU (GermEval too); JSON with spans (GLiNER, spaCy)",
+            "CoNLL columns: word, ..., labels in BIO, IOB1, BIOES, BILOU (GermEval); JSON with spans (GLiNER, spaCy)",
             "a sentence; a line of plain text",
             "entity precision, recall, F1",
         ),
