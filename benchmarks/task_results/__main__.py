@@ -18,6 +18,7 @@ import click
 import torch
 
 from spanbert_kernels.cli.terminal import say
+from spanbert_kernels.tasks import atomic
 
 from . import recording
 from .one_run import Asked, arguments
@@ -26,6 +27,7 @@ from .splits import Split
 
 BUILD = recording.ROOT / "build" / "task-results"
 TIMED = 200  # steps of either path
+COMPARED = 20  # steps of either path without dropout, whose random numbers differ
 ENCODER = "models/minilm"  # beside the folder of the data
 
 
@@ -34,8 +36,30 @@ def runs(name: str, split: Split, asked: Asked, seeds: int, timed: int) -> Itera
     files = (str(split.train), str(split.dev), str(split.test))
     own = replace(asked, row=name, files=files)
     yield from (replace(own, seed=seed, folder=str(BUILD / name / f"seed-{seed}")) for seed in range(seeds))
+    still = str(without_dropout(Path(asked.model))) if asked.model else None
     for backend in ("auto", "eager") if timed else ():
         yield replace(own, backend=backend, steps=timed, folder=str(BUILD / name / backend))
+        if still is not None:
+            yield replace(
+                own,
+                backend=backend,
+                steps=COMPARED,
+                model=still,
+                folder=str(BUILD / name / f"{backend}-{recording.STILL}"),
+            )
+
+
+def without_dropout(model: Path) -> Path:
+    """The same encoder, whose configuration has no dropout."""
+    folder = BUILD / f"{model.name}-{recording.STILL}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in model.iterdir():
+        if path.is_file() and not (folder / path.name).exists() and path.name != "config.json":
+            (folder / path.name).symlink_to(path.resolve())
+    fields = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    none = {name: 0.0 for name in fields if "dropout" in name and isinstance(fields[name], float)}
+    atomic.write_text(folder / "config.json", json.dumps(fields | none))
+    return folder
 
 
 def carry_out(asked: Asked, log: Path) -> dict[str, Any]:
@@ -90,7 +114,9 @@ def main(
                 **{"model": Path(one.model).name or size, "options": dict(row.options)},
                 **{"commit": code, "data": split.digest()},
             }
-            title = f"{name}, {f'{one.steps} steps, {one.backend}' if one.steps else f'seed {one.seed}'}"
+            title = f"{name}, seed {one.seed}"
+            if one.steps is not None:
+                title = f"{name}, {one.steps} steps, {one.backend}, {Path(one.model).name}"
             if recording.known(recording.load(path), about):
                 say(f"{title}: recorded already")
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 CODE = ("spanbert_kernels", "csrc", "benchmarks/task_results")  # what a result depends on
 KIND = "task results"
 UNKNOWN = "unknown"
+STILL = "without-dropout"  # ends the name of an encoder that has none
 
 
 def commit() -> str:
@@ -83,10 +84,16 @@ def add(path: Path, run: Mapping[str, Any]) -> None:
     atomic.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
-def of_row(record: Mapping[str, Any], row: str, backend: str, scored: bool) -> Iterator[dict[str, Any]]:
-    """The runs of a row, by seed: those that were scored, or those that were timed."""
-    found = (each for each in record["runs"] if each["row"] == row and each["backend"] == backend)
-    yield from sorted((each for each in found if bool(each["scores"]) == scored), key=lambda each: each["seed"])
+def scored(record: Mapping[str, Any], row: str) -> list[dict[str, Any]]:
+    """The runs of a row that were scored, by seed."""
+    found = (each for each in record["runs"] if each["row"] == row and each["scores"])
+    return sorted(found, key=lambda each: int(each["seed"]))
+
+
+def of_steps(record: Mapping[str, Any], row: str, dropout: bool) -> dict[str, dict[str, Any]]:
+    """The runs of a row that were timed, or compared without dropout, by backend."""
+    found = (each for each in record["runs"] if each["row"] == row and each["steps asked"])
+    return {each["backend"]: each for each in found if each["model"].endswith(STILL) != dropout}
 
 
 def hours(record: Mapping[str, Any]) -> float:

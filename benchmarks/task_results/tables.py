@@ -16,6 +16,7 @@ COLUMNS = (
 )
 FROM_NOTHING = recording.RESULTS / "tasks.json"  # models of random weights, trained for minutes
 OF_THESE = ("", "data", "score", "mean", "of each seed", "trivial baseline", "which is")
+BOTH = ("auto", "eager")
 LOSS = "loss"  # of a token, which stands beside the score of generated text
 BASELINES = {
     "tagging": "a word's commonest label",
@@ -39,7 +40,7 @@ def _numbers(values: list[float]) -> str:
 def lines(record: Mapping[str, Any]) -> Iterator[list[str]]:
     """A line of the table for each row, also for those that were not measured."""
     for name, row in ROWS.items():
-        runs = list(recording.of_row(record, name, "auto", scored=True))
+        runs = recording.scored(record, name)
         about = [row.task.replace("_", " "), row.data]
         goal = "" if row.goal is None else f"{row.goal:.3g}"
         speed = [_speed(record, name), f"{row.faster:g}"]
@@ -64,11 +65,26 @@ def lines(record: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def _speed(record: Mapping[str, Any], name: str) -> str:
     """Of the same steps on both paths."""
-    found = [list(recording.of_row(record, name, backend, scored=False)) for backend in ("auto", "eager")]
-    if not all(found):
+    found = recording.of_steps(record, name, dropout=True)
+    if len(found) < len(BOTH):
         return "not measured"
-    ours, theirs = (each[-1]["training seconds"] for each in found)
+    ours, theirs = (found[backend]["training seconds"] for backend in BOTH)
     return f"{theirs / ours:.2f}"
+
+
+def _agreement(record: Mapping[str, Any]) -> str:
+    """How far the losses of both paths are apart without dropout, at most."""
+    apart = []
+    for name in ROWS:
+        found = recording.of_steps(record, name, dropout=False)
+        if len(found) == len(BOTH):
+            ours, theirs = (found[backend]["logged"] for backend in BOTH)
+            apart += [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
+    if not apart:
+        return ""
+    return (
+        f" Without dropout the losses of both, means over 10 steps, differ by {max(apart):.1g} of their size at most."
+    )
 
 
 def splits(record: Mapping[str, Any]) -> str:
@@ -77,15 +93,19 @@ def splits(record: Mapping[str, Any]) -> str:
     for row in ROWS.values():
         rules.setdefault(row.split, []).append(row.data)
     cut = "".join(f"- {rule}: {'; '.join(dict.fromkeys(data))}\n" for rule, data in rules.items())
-    steps = sorted({run["steps asked"] for run in record["runs"] if run["steps asked"]})
-    commits = ", ".join(sorted({run["commit"][:9] for run in record["runs"]}))
-    threads = ", ".join(str(each) for each in sorted({run["threads"] for run in record["runs"]}))
-    about = record["machine"]
+    runs = record["runs"]
+    timed = {run["steps asked"] for run in runs if run["steps asked"] and not run["model"].endswith(recording.STILL)}
+    began = {run["model"] for run in runs if run["scores"]}
+    commits, threads = {run["commit"][:9] for run in runs}, {run["threads"] for run in runs}
     return (
-        f"How the data are cut:\n\n{cut}\nBegun from {', '.join(sorted({run['model'] for run in record['runs']}))}, on "
-        f"{threads} threads of {about['processor']}, at commit {commits}; both paths are timed over "
-        f"{', '.join(map(str, steps)) or 'no'} steps of the same batches. {recording.hours(record):.1f} hours in all.\n"
+        f"How the data are cut:\n\n{cut}\nBegun from {_listed(began)}, on {_listed(threads)} threads of "
+        f"{record['machine']['processor']}, at commit {_listed(commits)}; both paths are timed over {_listed(timed)} "
+        f"steps of the same batches.{_agreement(record)} {recording.hours(record):.1f} hours in all.\n"
     )
+
+
+def _listed(values: set[Any]) -> str:
+    return ", ".join(map(str, sorted(values))) or "no"
 
 
 def from_nothing(found: Mapping[str, Any]) -> Iterator[list[str]]:

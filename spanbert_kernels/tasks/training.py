@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from spanbert_kernels import accelerate, ops
 from spanbert_kernels.data import counts
@@ -99,6 +100,11 @@ class TrainingOptions:
         for name, known in _CHOICES.items():
             if (chosen := getattr(self, name)) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {chosen!r}")
+        for name in self.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise ValueError(f"report_to must be one of {', '.join(INTEGRATION_TO_CALLBACK)}, got {name!r}")
+            if name not in get_available_reporting_integrations():
+                raise ValueError(f"report_to {name!r} needs what is not installed: pip install {name}")
         for name in (*_RATES, *(() if self.head_learning_rate is None else ("head_learning_rate",))):
             _check(name, getattr(self, name), "a finite number above 0", lambda value: 0 < value < math.inf)
         _check("weight_decay", self.weight_decay, "a finite number, 0 or more", lambda value: 0 <= value < math.inf)

@@ -12,6 +12,7 @@ from task_results.one_run import Asked
 from task_results.questions import asked
 from task_results.rows import ROWS
 from task_results.tables import lines
+from task_results.tables import splits as cut_and_run
 
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
 from spanbert_kernels.tasks.base import TASKS, load
@@ -59,37 +60,46 @@ def test_a_run_that_is_recorded_is_not_repeated(tmp_path: Path, monkeypatch: pyt
     def carry_out(asked: Asked, log: Path) -> dict[str, object]:
         done.append(f"{asked.row} {asked.seed} {asked.backend} {asked.steps}")
         scores = {} if asked.steps else {"accuracy": 0.5 + asked.seed}
-        return {
-            "scores": scores,
-            "baseline": {"accuracy": 0.25},
-            "seconds": 60.0,
-            "training seconds": 2.0,
-            "peak MB": 9,
-        }
+        logged = {"auto": 1.0, "eager": 1.25}[asked.backend]
+        seconds = {"auto": 2.0, "eager": 5.0}[asked.backend]
+        figures = {"seconds": 60.0, "training seconds": seconds, "peak MB": 9, "logged": [logged]}
+        return {"scores": scores, "baseline": {"accuracy": 0.25}, **figures}
 
     commit = ["abc"]
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text('{"hidden_dropout_prob": 0.1, "classifier_dropout": null, "hidden_size": 8}')
+    (encoder / "vocab.txt").write_text("[PAD]")
     monkeypatch.setattr(command, "carry_out", carry_out)
     monkeypatch.setattr(command, "BUILD", tmp_path)
     monkeypatch.setattr(recording, "commit", lambda: commit[0])
     monkeypatch.setitem(ROWS, "topics", ROWS["topics"].__class__(**{**vars(ROWS["topics"]), "files": small}))
     monkeypatch.setenv("SPANBERT_KERNELS_DATA", str(tmp_path))
-    words = ["topics", "--seeds", "2", "--output", str(tmp_path / "record.json"), "--model", "none"]
+    words = ["topics", "--seeds", "2", "--output", str(tmp_path / "record.json"), "--model", str(encoder)]
 
     def runs() -> list[str]:
         done.clear()
         command.main(words, standalone_mode=False)
         return list(done)
 
-    assert runs() == ["topics 0 auto None", "topics 1 auto None", "topics 0 auto 200", "topics 0 eager 200"]
+    timed = [f"topics 0 {backend} {steps}" for backend in ("auto", "eager") for steps in (200, 20)]
+    assert runs() == ["topics 0 auto None", "topics 1 auto None", *timed]
     assert runs() == []
     (tmp_path / "small.jsonl").write_text("changed")
-    assert len(runs()) == 4
+    assert len(runs()) == 6
     commit[0] = "abc+"
-    assert len(runs()) == len(runs()) == 4
+    assert len(runs()) == len(runs()) == 6
     record = json.loads((tmp_path / "record.json").read_text())
-    assert len(record["runs"]) == 4
+    assert len(record["runs"]) == 6
     (line,) = (line for line in lines(record) if line[1] == "topics of meantime")
-    assert line[3:] == ["1.000", "0.500, 1.500", "0.975", "0.250", "the commonest label", "1.00", "2", "1.0", "9"]
+    assert line[3:] == ["1.000", "0.500, 1.500", "0.975", "0.250", "the commonest label", "2.50", "2", "1.0", "9"]
+    told = cut_and_run(record)
+    assert "Begun from encoder, on " in told
+    assert "over 200 steps of the same batches. Without dropout the losses of both" in told
+    assert "differ by 0.2 of their size at most. 0.1 hours in all" in told
+    still = json.loads((tmp_path / "encoder-without-dropout/config.json").read_text())
+    assert still == {"hidden_dropout_prob": 0.0, "classifier_dropout": None, "hidden_size": 8}
+    assert (tmp_path / "encoder-without-dropout/vocab.txt").read_text() == "[PAD]"
 
 
 def small(data: Path, folder: Path) -> splits.Split:

@@ -18,7 +18,7 @@ from transformers import get_scheduler
 from spanbert_kernels import SpanBERTConfig, SpanBERTForTokenClassification
 from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.parallel import Pair
-from spanbert_kernels.tasks import progress, tagging
+from spanbert_kernels.tasks import progress, tagging, training
 from spanbert_kernels.tasks.checkpoints import CannotResume
 from spanbert_kernels.tasks.generation import Generator
 from spanbert_kernels.tasks.rates import rate_of, set_rates
@@ -58,9 +58,9 @@ def same(one: Path, other: Path) -> bool:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training in batches by tokens, whose fourth model is the best; finding nothing before costs no patience."""
     output = tmp_path_factory.mktemp("trainings") / "stopped"
-    training = train(output, scored(0.0, 0.0, 0.0, 0.5, 0.4, 0.3), **EVERY_STEP)
-    assert training.best == (0.5, 4)
-    assert training.values("eval_F1") == [0.0, 0.0, 0.0, 0.5, 0.4, 0.3]
+    done = train(output, scored(0.0, 0.0, 0.0, 0.5, 0.4, 0.3), **EVERY_STEP)
+    assert done.best == (0.5, 4)
+    assert done.values("eval_F1") == [0.0, 0.0, 0.0, 0.5, 0.4, 0.3]
     return output
 
 
@@ -79,9 +79,9 @@ def test_a_resumed_training_keeps_the_same(tmp_path: Path, stopped: Path, left: 
         if int(path.name.split("-")[1]) <= left:
             state = shutil.copytree(path, output / path.name) / "trainer_state.json"
             state.write_text(state.read_text().replace(str(stopped), "elsewhere"))
-    training = train(output, scored(*scores), resume=True, **EVERY_STEP)
-    assert training.best == (0.5, 4)
-    assert training.losses is not None
+    done = train(output, scored(*scores), resume=True, **EVERY_STEP)
+    assert done.best == (0.5, 4)
+    assert done.losses is not None
     assert same(output, stopped)
     shutil.rmtree(output / "checkpoint-4")
     with pytest.raises(CannotResume, match=r"the best checkpoint, .*checkpoint-4, cannot be used"):
@@ -90,8 +90,8 @@ def test_a_resumed_training_keeps_the_same(tmp_path: Path, stopped: Path, left: 
 
 def test_checkpoints_that_nobody_asked_for_do_not_stay(tmp_path: Path) -> None:
     """Each epoch is evaluated, and of a few examples not each: a development set may be larger than they are."""
-    training = train(tmp_path, scored(0.5, 0.5), save_steps=None)
-    assert (len(training.values("eval_F1")), training.best) == (2, (0.5, 3))
+    done = train(tmp_path, scored(0.5, 0.5), save_steps=None)
+    assert (len(done.values("eval_F1")), done.best) == (2, (0.5, 3))
     assert list(tmp_path.glob("*checkpoint*")) == []
     options = TrainingOptions(tmp_path)
     assert [_with_development(options, scored(), steps, 3)["eval_steps"] for steps in (2, 60, 600)] == [2, 3, 30]
@@ -111,8 +111,8 @@ def test_so_many_steps_at_least(tmp_path: Path) -> None:
     """Three batches are an epoch."""
     for epochs, least, steps in (1.0, 5, 5), (2.5, 5, 8), (3.0, 0, 9):
         assert _steps(TrainingOptions(tmp_path, epochs=epochs, least_steps=least), 6, 2) == (steps, 3)
-    training = train(tmp_path, save_steps=None, steps=None, epochs=1.0, least_steps=4)
-    assert max(entry["step"] for entry in training.log) == 4
+    done = train(tmp_path, save_steps=None, steps=None, epochs=1.0, least_steps=4)
+    assert max(entry["step"] for entry in done.log) == 4
 
 
 def test_schedules(tmp_path: Path) -> None:
@@ -160,10 +160,10 @@ def test_precisions(tmp_path: Path) -> None:
         assert train(tmp_path, save_steps=None, precision="fp16").losses == exact
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("no bfloat16 here")
-    training = train(tmp_path, save_steps=None, precision="bf16")
-    assert training.losses != exact
-    assert training.losses == pytest.approx(exact, rel=0.02)
-    assert training.paths == {"packed-training": 6}
+    done = train(tmp_path, save_steps=None, precision="bf16")
+    assert done.losses != exact
+    assert done.losses == pytest.approx(exact, rel=0.02)
+    assert done.paths == {"packed-training": 6}
     assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
 
 
@@ -252,3 +252,11 @@ def test_lines_where_there_is_no_terminal(tmp_path: Path, monkeypatch: pytest.Mo
 def test_options_are_checked(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be .*, got '?{value}"):
         TrainingOptions(Path("x"), **{name: value})  # type: ignore[arg-type]
+
+
+def test_who_hears_of_a_training_is_known_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"report_to must be one of .*tensorboard.*, got 'telegraph'"):
+        TrainingOptions(Path("x"), report_to=("telegraph",))
+    monkeypatch.setattr(training, "get_available_reporting_integrations", list)
+    with pytest.raises(ValueError, match="report_to 'wandb' needs what is not installed: pip install wandb"):
+        TrainingOptions(Path("x"), report_to=("wandb",))
