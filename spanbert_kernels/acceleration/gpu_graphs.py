@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spanbert_kernels.acceleration.attention import Batch
+from spanbert_kernels.acceleration.gpu_program import longest_of
 from spanbert_kernels.nn.packing import Packing
 from spanbert_kernels.ops.attention.work import MOST_DOCUMENTS
 from spanbert_kernels.ops.repeats import unseen
@@ -25,7 +26,6 @@ from spanbert_kernels.ops.streams import is_capturing
 MOST_GRAPHS = 32  # those that were not used for longest make room
 MOST_TOKENS = 2**13  # with more, a GPU computes for longer than launches take
 FEWEST_TOKENS = 16
-LONGEST_WHOLE = 128  # tokens of a document of which attention may have all at once
 
 Run = Callable[[Tensor, Batch], Tensor]  # the layers, launch by launch
 
@@ -48,12 +48,7 @@ class Bucket(NamedTuple):
         """The smallest that holds a batch: at most an eighth of many tokens is added."""
         tokens, documents = packing.num_tokens, packing.cu_seqlens.shape[0] - 1
         step = max(FEWEST_TOKENS, 2 ** max(tokens.bit_length() - 4, 0))
-        longest = max(FEWEST_TOKENS, _power_of_two(packing.max_seqlen)) if packing.measured else 0
-        return cls(-(-tokens // step) * step, _power_of_two(documents), longest if longest <= LONGEST_WHOLE else 0)
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << max(number - 1, 0).bit_length()
+        return cls(-(-tokens // step) * step, 1 << max(documents - 1, 0).bit_length(), longest_of(packing))
 
 
 class CudaGraph:

@@ -20,9 +20,24 @@ from spanbert_kernels.ops.philox import Dropout
 from spanbert_kernels.ops.repeats import Launched, launches_of
 
 MOST = 256  # calls whose launches are kept
+SHORTEST, LONGEST_WHOLE = 16, 128  # tokens of documents of which attention has all at once
+# Batches with fewer tokens take no launches cut by their documents' lengths, which are theirs alone.
+FEWEST_TO_CUT = 2**12
 PLAIN = (Tensor, nn.Parameter)
 _DTYPE = attrgetter("dtype")
 _NOTHING_DROPPED = Dropout(0.0, None)
+
+
+def longest_of(packing: Packing) -> int:
+    """As many tokens as the longest document of a batch has, rounded up as far as attention's launches are the same; 0:
+    they are those of any length.
+
+    Example:
+        >>> [longest_of(Packing.from_mask(None, 1, tokens, "cpu")) for tokens in (3, 17, 128, 129)]
+        [16, 32, 128, 0]
+    """
+    longest = max(SHORTEST, 1 << max(packing.max_seqlen - 1, 0).bit_length())
+    return longest if packing.measured and longest <= LONGEST_WHOLE else 0
 
 
 class LayerTensors(NamedTuple):
@@ -57,6 +72,9 @@ class Relaunch:
         self.again, self.compiled = launched.again, launched.compiled
         self.template: list[Any] = list(launched.values)
         self.fits = True
+        self._tensors = tensors
+        # Parts of tensors from another place than their first on: of which, and how many bytes behind it.
+        self.parts: list[tuple[int, int]] = []
         slots = {tensor.data_ptr(): slot for slot, tensor in reversed([*enumerate(tensors)])}
         self.places: list[tuple[int, int]] = []
         # Of an argument that is a tuple: its place, what makes it, its fields, and which of these are tensors; of one
@@ -73,14 +91,32 @@ class Relaunch:
                     self.leading.append((place, build, inner[0][1], tuple(value[1:])))
                 else:
                     self.groups.append((place, build, list(value), inner))
+        del self._tensors
 
     def _slots(self, slots: dict[int, int], found: list[tuple[int, Tensor]]) -> list[tuple[int, int]]:
-        self.fits = self.fits and all(tensor.data_ptr() in slots for _, tensor in found)
-        return [(place, slots.get(tensor.data_ptr(), 0)) for place, tensor in found]
+        known = [
+            (place, slots.get(tensor.data_ptr()) or self._part(slots, tensor.data_ptr())) for place, tensor in found
+        ]
+        self.fits = self.fits and all(slot is not None for _, slot in known)
+        return [(place, slot or 0) for place, slot in known]
+
+    def _part(self, slots: dict[int, int], address: int) -> int | None:
+        """The slot of what begins at an address, if that is in one of the tensors."""
+        if address in slots or not self.compiled:
+            return slots.get(address)
+        for slot, tensor in enumerate(self._tensors):
+            behind = address - tensor.data_ptr()
+            if 0 < behind < tensor.numel() * tensor.element_size():
+                self.parts.append((slot, behind))
+                slots[address] = len(self._tensors) + len(self.parts) - 1
+                return slots[address]
+        return None
 
     def __call__(self, stream: int, given: Sequence[Any]) -> None:
         """Launch it on tensors in the place of those that it was made with, or on their addresses."""
         values = self.template.copy()
+        if self.parts:
+            given = [*given, *(given[slot] + behind for slot, behind in self.parts)]
         for place, slot in self.places:
             values[place] = given[slot]
         for place, build, slot, rest in self.leading:
@@ -228,15 +264,16 @@ class GpuBatch:
 
     def _work(self, packing: Packing) -> AttentionWork:
         offsets, tokens = packing.cu_seqlens, packing.num_tokens
+        longest, counts = longest_of(packing), UNCOUNTED
+        if longest == 0 and packing.measured and tokens >= FEWEST_TO_CUT:
+            longest, counts = packing.max_seqlen, packing.tile_counts
         if not in_one_launch(offsets) or offsets.data_ptr() & 15:
-            return packing.documents.work(True)._replace(**UNCOUNTED._asdict())
+            return packing.documents.work(True)._replace(max_seqlen=longest, **counts._asdict())
         key = ("lists", offsets.shape, offsets.stride(), offsets.dtype, tokens)
         documents, tiles, _ = self.program.launches.run(
             self.stream, key, self.program.lists, (offsets,), None, tokens, False, False
         )
-        longest = packing.max_seqlen if packing.measured else 0
-        # Launches are repeated on other batches of as many tokens, so none is cut by the lengths in this one.
-        return AttentionWork(documents, *(None,) * 4, tiles, tiles, longest, *UNCOUNTED, True, False, False, False)
+        return AttentionWork(documents, *(None,) * 4, tiles, tiles, longest, *counts, True, False, False, False)
 
     def run(self, layer: LayerTensors, eps: float, last_eps: float, hidden: Tensor) -> Tensor:
         """`hidden [T, H]` -> `[T, H]`."""

@@ -21,6 +21,7 @@ from spanbert_kernels.acceleration import gpu_program
 from spanbert_kernels.acceleration.gpu_program import Relaunch
 from spanbert_kernels.nn import Packing
 from spanbert_kernels.ops import library
+from spanbert_kernels.ops.repeats import Launched
 
 pytest.importorskip("triton", reason="Triton is not installed")
 if not library.interpreted():
@@ -174,6 +175,23 @@ def test_a_batch_like_one_before_only_launches(launched: list[Relaunch], monkeyp
     launched.clear()
     torch.testing.assert_close(states(model), expected, rtol=1e-4, atol=1e-5)
     assert len(launched) == 1 + 1 + 4
+
+
+def test_a_launch_on_a_part_of_a_list_is_repeated_on_that_part_of_another() -> None:
+    """Batches of many tokens have launches that are cut by their documents' lengths."""
+    x, tiles, found = torch.zeros(4), torch.zeros(6, 2, dtype=torch.int32), []
+
+    def again(*values: Any, stream: int) -> None:
+        found.append((*values, stream))
+
+    launched = Launched(again, (x, (tiles[2:], tiles, 7), tiles[4:], "rest"), compiled=True)
+    launch = Relaunch(launched, (x, tiles))
+    assert launch.fits
+    for stream in (3, 4):
+        launch(stream, (1000, 2000))
+        assert found.pop() == (1000, (2016, 2000, 7), 2032, "rest", stream)
+    assert not Relaunch(launched, (x,)).fits
+    assert not Relaunch(launched._replace(compiled=False), (x, tiles)).fits
 
 
 def test_documents_of_other_lengths_are_told_apart() -> None:
