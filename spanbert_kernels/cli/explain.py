@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from spanbert_kernels.cli import formatting
+from spanbert_kernels.cli.explained_picture import draw
 from spanbert_kernels.cli.files import PATH, check_output, write
 from spanbert_kernels.cli.terminal import say
-from spanbert_kernels.cli.training_options import COUNT, data_in_words, watched
-from spanbert_kernels.tasks import atomic
+from spanbert_kernels.cli.training_options import COUNT, data_in_words, told, watched
 from spanbert_kernels.tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from spanbert_kernels.tasks.explanation import ClusterExplanation, Explanation
 
-MOST_READ = 8  # words of a document in the picture
-PICTURED = 12  # clusters, mentions or documents in the picture, which a page of paper holds
+MENTIONS = ("nested", "coreference", "cross_document_coreference")
 
 
 @click.command()
@@ -51,17 +49,12 @@ def explain(task: str, data: tuple[Path, ...], model: Path, output: Path, limit:
     from spanbert_kernels.tasks.progress import bars, quiet_transformers
 
     quiet_transformers()
-    with bars(watched()), data_in_words():
+    with bars(watched(), told), data_in_words():
         clusters, spans = _explained(task, model, data, limit + 1)
     hidden = len(clusters) + len(spans) > limit
-    write(
-        "page",
-        page_path,
-        page(
-            formatting.path(Path(name_of([Path(each.name) for each in data]))), clusters[:limit], spans[:limit], hidden
-        ),
-    )
-    draw(clusters[:PICTURED], spans[:PICTURED], picture)
+    name = formatting.path(Path(name_of([Path(each.name) for each in data])))
+    write("page", page_path, page(name, clusters[:limit], spans[:limit], hidden, task in MENTIONS))
+    draw(name, clusters[:limit], spans[:limit], picture, hidden)
     say(f"Page: {formatting.path(page_path)}. Picture: {formatting.path(picture)}")
 
 
@@ -91,87 +84,31 @@ def _explained(
     return [], found.explain(model, tokenizer, items, limit)
 
 
-def page(name: str, clusters: list[ClusterExplanation], spans: list[Explanation], hidden: bool = False) -> str:
-    """The page as HTML text, which loads nothing from anywhere."""
-    from spanbert_kernels.cli import pages
+def page(
+    name: str,
+    clusters: list[ClusterExplanation],
+    spans: list[Explanation],
+    hidden: bool = False,
+    fold: bool = False,
+) -> str:
+    """The page as HTML text, which loads nothing from anywhere.
 
-    several = len({*(file for cluster in clusters for file in cluster.files), *(each.file for each in spans)}) > 1
-    return pages.render("explanation.html", name=name, clusters=clusters, spans=spans, hidden=hidden, several=several)
+    Args:
+        name: of the data.
+        clusters: of documents.
+        spans: predictions in documents.
+        hidden: whether there are more.
+        fold: whether predictions of one word are folded away.
+    """
+    from spanbert_kernels.cli import explained, pages
 
-
-def draw(clusters: list[ClusterExplanation], spans: list[Explanation], path: Path) -> None:
-    """The picture: a square of document weights for each cluster, or a row of shaded words for each mention or text."""
-    import matplotlib
-
-    from spanbert_kernels.cli.svg import TEXT
-
-    with matplotlib.rc_context(TEXT), atomic.new_file(path) as aside:
-        _draw(clusters, spans, aside)
-
-
-def _draw(clusters: list[ClusterExplanation], spans: list[Explanation], aside: Path) -> None:
-    from matplotlib.figure import Figure
-
-    means = ((number, each.mean()) for number, each in enumerate(clusters, start=1))
-    seen = [(number, mean) for number, mean in means if mean is not None]
-    columns = min(max(len(seen), 1), 4)
-    rows = -(-len(seen) // columns) if seen else 1
-    shown = spans or _most_read(clusters)[:PICTURED]
-    height = 2.4 * rows if seen else 0.4 * max(len(shown), 1) + 0.6
-    figure = Figure(figsize=(2.4 * columns if seen else 8, height), layout="constrained")
-    if not seen:
-        _draw_spans(figure.subplots(), shown)
-    for place, (number, weights) in enumerate(seen, start=1):
-        axes = figure.add_subplot(rows, columns, place)
-        axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
-        axes.set_title(f"Cluster {number}", fontsize=9)
-        ticks = range(len(weights))
-        axes.set_xticks(ticks, [str(i + 1) for i in ticks], fontsize=7)
-        axes.set_yticks(ticks, [str(i + 1) for i in ticks], fontsize=7)
-        axes.set_xlabel("looked at", fontsize=7)
-    figure.savefig(aside, dpi=150, format="png")
-
-
-def _drawn(text: str, length: int) -> str:
-    return textwrap.shorten(formatting.one_line(text), length, placeholder="…") or "…"
-
-
-def _most_read(clusters: list[ClusterExplanation]) -> list[Explanation]:
-    from spanbert_kernels.tasks.explanation import Explanation
-
-    return [
-        Explanation("", label, words, shares)
-        for cluster in clusters
-        for words, shares, label in zip(cluster.words, cluster.word_shares, cluster.labels, strict=True)
-    ]
-
-
-def _most(explanation: Explanation) -> tuple[list[str], list[float]]:
-    """The `MOST_READ` words that count most, in the order of the text, and how much beside the first of them."""
-    shares = explanation.shares
-    chosen = sorted(shares.argsort(kind="stable")[::-1][:MOST_READ].tolist())
-    return [explanation.words[i].strip() for i in chosen], (
-        shares[chosen] / max(float(shares.max(initial=0)), 1e-30)
-    ).tolist()
-
-
-def _draw_spans(axes: Any, spans: list[Explanation]) -> None:
-    axes.set_axis_off()
-    axes.set_xlim(0, 1)
-    axes.set_ylim(-len(spans) - 0.5, 0.5)
-    if not spans:
-        axes.text(0, 0, "no weights to show", va="center")
-    for row, span in enumerate(spans):
-        axes.text(0, -row, _drawn(span.label, 18), fontsize=8, va="center")
-        if span.seen:
-            name, share = max(span.seen.items(), key=lambda entry: entry[1])
-            looked = _drawn(f"{span.document} looked at {name}: {share:.2f}", 48)
-            axes.text(1, -row, looked, fontsize=8, va="center", ha="right")
-        words, shares = _most(span)
-        wide = (0.45 if span.seen else 0.8) / max(sum(len(word) + 1 for word in words), 1)
-        left = 0.2
-        for word, weight in zip(words, shares, strict=True):
-            size = wide * (len(word) + 1)
-            box = {"facecolor": "tab:blue", "alpha": float(weight) * 0.6, "edgecolor": "none"}
-            axes.text(left, -row, formatting.one_line(word), fontsize=8, va="center", bbox=box)
-            left += min(size, 0.016 * (len(word) + 1))
+    return pages.render(
+        "explanation.html",
+        name=name,
+        clusters=list(explained.clusters_of(clusters)),
+        groups=list(explained.groups_of(spans, fold)),
+        count=len(clusters) or len(spans),
+        hidden=hidden,
+        looked=any(each.weights for each in clusters) or any(each.seen for each in spans),
+        several=len({*(file for each in clusters for file in each.files), *(each.file for each in spans)}) > 1,
+    )

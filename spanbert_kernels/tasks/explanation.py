@@ -36,6 +36,8 @@ class ClusterExplanation:
         words: each document's, with what follows each in the text.
         word_shares: float32 `[W]` each, as `Explanation.shares`.
         files: the file that each document comes from.
+        lines: the line there.
+        name: of the cluster, as its documents name it; "" of a document that stands alone.
 
     Example:
         >>> heads = np.array([[[0.0, 1.0], [1.0, 0.0]]] * 2, dtype=np.float32)
@@ -51,6 +53,8 @@ class ClusterExplanation:
     words: tuple[tuple[str, ...], ...]
     word_shares: tuple[Shares, ...]
     files: tuple[str, ...] = ()
+    lines: tuple[int, ...] = ()
+    name: str = ""
 
     def mean(self) -> NDArray[np.float32] | None:
         """Over layers and heads, `[D, D]`; None where documents do not see each other."""
@@ -112,6 +116,8 @@ def explain_classification(
                 words=tuple(each.words for each in own),
                 word_shares=tuple(each.shares for each in own),
                 files=tuple(each.file for each in own),
+                lines=tuple(documents[i].line for i in cluster),
+                name=documents[cluster[0]].cluster or "",
             )
         )
     return found

@@ -83,7 +83,7 @@ def test_texts_in_pictures_are_texts(text: str, tmp_path: Path, recwarn: pytest.
     span = Explanation(text, text, (text,), weights, seen={text: 1.0})
     cluster = ClusterExplanation((text,), (text,), (1.0,), {}, ((text,),), (weights,))
     for number, (clusters, spans) in enumerate((([], [span]), ([cluster], []))):
-        draw(clusters, spans, tmp_path / f"{number}.png")
+        draw(text, clusters, spans, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
     import matplotlib
 

@@ -249,6 +249,7 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     assert "&lt;</span>" in page
     assert "<script>" not in page
     assert page.count("looked at 3") == 1
+    assert all(title in page for title in (">Cluster p <", ">Documents that stand alone <", ">line 1:</span>"))
     with Image.open(tmp_path / "page.png") as picture:
         assert min(picture.size) > 100
         assert len(picture.convert("L").getcolors()) > 10  # type: ignore[arg-type]
@@ -280,7 +281,7 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     arguments = ["--model", str(tmp_path / "finder"), "--output", str(tmp_path / "words.html"), "--limit", "2"]
     result = run.invoke(main, ["explain", "nested", str(tmp_path / "plain.txt"), *arguments])
     assert result.exit_code == 0, result.output
-    assert "more are not shown" in (tmp_path / "words.html").read_text()
+    assert "the first 2; there are more, which a larger <code>--limit</code>" in (tmp_path / "words.html").read_text()
     assert (tmp_path / "words.png").stat().st_size > 1000
 
     model, tokenizer = linker()
