@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedConfig,
 )
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from spanbert_kernels.acceleration.families import FAMILIES
@@ -207,6 +208,9 @@ def _made(template: str, stem: str) -> Any:
         "layer_class": layer,
         "_no_split_modules": (*(encoder._no_split_modules or ()), layer.__name__),
     }
+    renamed = get_checkpoint_conversion_mapping(encoder.config_class.model_type)
+    if renamed is not None:  # checkpoints of the family have other names, which transformers looks up by class
+        register_checkpoint_conversion_mapping(name, renamed, overwrite=True)
     if template == "SpanBERTModel":
         return _new(name, (DocumentEncoder, encoder), members)
     members["encoder_class"] = _made("SpanBERTModel", stem)

@@ -74,12 +74,17 @@ def test_documents_see_each_other_on_both_paths(encoder_type: str, tmp_path: Pat
     given = batch(config)
     rows = given["attention_mask"].bool()
     alone = {name: each for name, each in given.items() if name != "cluster_ids"}
-    fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
-    own = AutoModel.from_config(AutoConfig.for_model(encoder_type, **fields))
-    own.eval().load_state_dict(model.base_model.state_dict(), strict=False)
     plain = model.base_model(**alone).last_hidden_state
-    assert torch.equal(plain, own(**alone).last_hidden_state)
-    expected = model(**given, output_hidden_states=True)
+    fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+    own = AutoModel.from_config(AutoConfig.for_model(encoder_type, **fields)).eval()
+    own.save_pretrained(tmp_path / "own")
+    begun = kind_for(SpanBERTModel, tmp_path / "own").from_pretrained(
+        tmp_path / "own", **(SIGHT if config.cross_document_layers else {})
+    )
+    for given_to in (alone, given):  # the gates are shut
+        assert torch.equal(begun.eval()(**given_to).last_hidden_state, own(**alone).last_hidden_state)
+    with torch.enable_grad():  # what has no gradients may be changed where it lies
+        expected = model(**given, output_hidden_states=True)
     assert torch.equal(expected.hidden_states[-1], model.base_model(**given).last_hidden_state)
     if config.cross_document_layers:
         assert not torch.allclose(expected.hidden_states[-1], plain, atol=1e-4)
