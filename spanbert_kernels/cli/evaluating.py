@@ -59,4 +59,4 @@ def write_errors(name: str, judged: Judged, by: str | None, path: Path) -> None:
         total=len(wrong),
     )
     write("errors", path, page)
-    say(f"{len(wrong):,} errors: {formatting.path(path)}")
+    say(f"{len(wrong):,} error{'' if len(wrong) == 1 else 's'}: {formatting.path(path)}")

@@ -26,6 +26,7 @@ pytest.importorskip("seqeval")
 Run = Callable[..., Result]
 Write = Callable[..., Path]
 ROWS = "Anna\tB-person\nwent\tO\nto\tO\nOslo\tB-place\n.\tO\n\nNobody\tO\nwent\tO\n.\tO\n\n"
+HUB = ("--save-steps", "25", "--push-to-hub", "me/tagger")
 TINY = ("--size", "tiny", "--vocabulary-size", "60", "--threads", "1")
 
 
@@ -45,11 +46,17 @@ def test_help_says_what_each_task_takes(run: Run, command: str) -> None:
         assert any(line.split(maxsplit=1) == [name, takes] for line in lines)
 
 
-def test_train_evaluate_predict(run: Run, write: Write) -> None:
+def test_train_evaluate_predict(run: Run, write: Write, sent: list[str]) -> None:
+    """A model goes to the hub without checkpoints and what is of use here alone."""
     data = write("train.conll", ROWS * 8)
     trained = ("train", "tagging", "--data", data, "--test", data, "--output", "model", "--steps", "25", *TINY)
-    result = run(*trained, "--learning-rate", "0.005", "--batch-size", "8", "--dev", data, "--evaluate-steps", "25")
+    result = run(
+        *trained, "--learning-rate", "0.005", "--batch-size", "8", "--dev", data, "--evaluate-steps", "25", *HUB
+    )
     assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("On the hub: https://hub/me/tagger\n")
+    assert sorted(sent) == ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert list(Path("model").glob("checkpoint-*"))
     assert re.search(r"^Loss: \d\.\d+ over the first 6 steps, 0\.\d+ over the last\.$", result.stdout, re.M)
     assert "Kept the model of step 25, whose f1 on the development data was the best: 1.000." in result.stdout
     assert "Development data: took 16 sentences, 16 entities\n" in result.stderr
@@ -69,15 +76,14 @@ def test_train_evaluate_predict(run: Run, write: Write) -> None:
     assert "- Development data: took 16 sentences, 16 entities" in card.text
     assert "| f1 | 1.0000 | 1.0000 |" in card.text
     other = write("other.conll", ROWS.replace("Oslo\tB-place", "<Oslo>\tB-person"))
-    result = run("evaluate", "tagging", "--model", "model", "--data", data, "--data", other, "--by", "type")
+    both = ("--data", data, "--data", other, "--by", "type", "--errors", "errors.html")
+    result = run("evaluate", "tagging", "--model", "model", *both)
     assert result.exit_code == 0, result.output
     assert re.search(r"^ *place +8 +9 +8 +0.889 +1.000 +0.941 *$", result.stdout, re.M)
-    result = run("evaluate", "tagging", "--model", "model", "--data", other, "--errors", "errors.html")
-    assert result.exit_code == 0, result.output
-    assert "1 errors: errors.html" in result.stdout
+    assert "1 error: errors.html" in result.stdout
     page = Path("errors.html").read_text()
     assert '<span class="wanted found">&lt;Oslo&gt;</span>' in page
-    assert ">line 4</td>" in page
+    assert ">other.conll, line 4</td>" in page
     refused = run("evaluate", "tagging", "--model", "model", "--data", other, "--by", "distance")
     assert (refused.exit_code, "cannot be grouped by distance" in refused.stderr) == (2, True)
     plain = write("plain.txt", "Anna went to Oslo .\n")
@@ -141,21 +147,18 @@ def test_predict_and_explain_read_what_train_reads(run: Run, write: Write) -> No
     assert (refused.exit_code, "plain text is wanted here, .conll files are not read" in refused.stderr) == (2, True)
 
 
-def test_a_model_goes_to_the_hub(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without checkpoints and what is of use here alone."""
-    sent: list[str] = []
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are uploaded to a hub."""
+    names: list[str] = []
 
     def upload(api: HfApi, repo_id: str, folder_path: Path, ignore_patterns: list[str]) -> None:
-        names = (path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file())
-        sent.extend(filter_repo_objects(names, ignore_patterns=ignore_patterns))
+        files = (path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file())
+        names.extend(filter_repo_objects(files, ignore_patterns=ignore_patterns))
 
     monkeypatch.setattr(HfApi, "create_repo", lambda api, name, exist_ok: f"https://hub/{name}")
     monkeypatch.setattr(HfApi, "upload_folder", upload)
-    options = ("--steps", "2", "--save-steps", "1", "--push-to-hub", "me/tagger", *TINY)
-    result = run("train", "tagging", "--data", write("train.conll", ROWS), "--output", "model", *options)
-    assert result.exit_code == 0, result.output
-    assert result.stdout.endswith("On the hub: https://hub/me/tagger\n")
-    assert sorted(sent) == ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    return names
 
 
 def test_progress_is_shown_to_those_who_watch(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
