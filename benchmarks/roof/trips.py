@@ -130,15 +130,20 @@ def attention(side: int, other: int, own_rows: str, other_rows: str) -> Callable
     return trips
 
 
-def anchors_forward(arguments: Arguments) -> Trips:
-    """A block of documents goes through those of all their clusters."""
-    block, documents = block_of(arguments), arguments["num_documents"]
-    columns = -(-arguments["head_dim"] // block["D"])
-    alike = arguments["heads"] * columns
-    rows = torch.arange(0, documents, block["M"])
-    first, last = arguments["documents"][4:6]
-    steps = total(parts_of(last[(rows + block["M"]).clamp(max=documents) - 1] - first[rows], block["N"])) * alike
-    return Trips(len(rows) * alike, {BLOCKS: steps, CHUNKS: steps * columns, "while place < end": 0.0})
+def anchors(own_rows: str, other_rows: str) -> Callable[[Arguments], Trips]:
+    """A kernel that takes a block of documents through those of all their clusters."""
+
+    def trips(arguments: Arguments) -> Trips:
+        block, documents = block_of(arguments), arguments["num_documents"]
+        columns = -(-arguments["head_dim"] // block["D"])
+        alike = arguments["heads"] * columns
+        own = torch.arange(0, documents, block[own_rows])
+        first, last = arguments["documents"][4:6]
+        seen = last[(own + block[own_rows]).clamp(max=documents) - 1] - first[own]
+        steps = total(parts_of(seen, block[other_rows])) * alike
+        return Trips(len(own) * alike, {BLOCKS: steps, CHUNKS: steps * columns, "while place < end": 0.0})
+
+    return trips
 
 
 def whole_backward(arguments: Arguments) -> Trips:
@@ -322,7 +327,9 @@ def enumerated_linear_forward(arguments: Arguments) -> Trips:
 
 TRIPS: dict[str, Callable[[Arguments], Trips]] = {
     "attention_forward": attention(QUERIES, KEYS, "M", "N"),
-    "anchors_forward": anchors_forward,
+    "anchors_forward": anchors("M", "N"),
+    "anchor_query_backward": anchors("M", "N"),
+    "anchor_key_backward": anchors("N", "M"),
     "query_backward": attention(QUERIES, KEYS, "M", "N"),
     "online_query_backward": attention(QUERIES, KEYS, "M", "N"),
     "key_backward": attention(KEYS, QUERIES, "N", "M"),

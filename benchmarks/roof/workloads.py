@@ -127,6 +127,15 @@ def anchors(clusters: int, documents: int) -> PreparedCall:
     return PreparedCall(run, 2 * (4 * size * size + 3 * count * size))
 
 
+def between_anchors(clusters: int, documents: int) -> PreparedCall:
+    """The gradients of attention between the anchors of clusters of documents."""
+    count = clusters * documents
+    q, k, v = leaves = [torch.empty(count, HEADS, HEAD_DIM, dtype=BF16, requires_grad=True) for _ in range(3)]
+    plan = ops.plan_attention(offsets((128,) * count), torch.arange(0, count + 1, documents))
+    output: Any = ops.cross_document_attention(q, k, v, plan, backend="triton")
+    return PreparedCall(partial(torch.autograd.grad, output, leaves, torch.empty_like(output)), 8 * 2 * q.numel())
+
+
 def end_of_sublayer(*, dropout: float = 0.0, backward: bool = False) -> PreparedCall:
     """What stands at the end of a transformer's sub-layers, for 32,768 tokens and H = 768."""
     size = HEADS * HEAD_DIM
@@ -271,6 +280,7 @@ WORKLOADS: dict[str, Roofed] = {
     "across 32 x 10 x 128 forward": Roofed(partial(attention, ACROSS, cluster=10), 400),
     "across 32 x 10 x 128 backward": Roofed(partial(attention, ACROSS, cluster=10, backward=True), 1100),
     "anchors 64 x 10, the whole sub-layer": Roofed(partial(anchors, 64, 10), 20),
+    "anchors 64 x 10, attention backward": Roofed(partial(between_anchors, 64, 10)),
     "attention 256 x 128 forward of raw offsets": Roofed(offsets_alone, most_launches=2),
     "dropout_add_layer_norm forward": Roofed(end_of_sublayer, 44),
     "dropout_add_layer_norm dropout forward": Roofed(partial(end_of_sublayer, dropout=0.1), 44),

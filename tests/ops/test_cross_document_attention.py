@@ -294,14 +294,23 @@ def test_anchors_of_many_clusters_in_blocks_of_a_gpu(backend: Any, dim: int) -> 
     arguments["v"][poisoned] = torch.inf
     options: dict[str, Any] = {"dropout_p": 0.3, "return_lse": True}
     double = {n: t.double() if t.is_floating_point() else t for n, t in arguments.items()}
+    leaves = [[given[name].requires_grad_() for name in "qkv"] for given in (double, arguments)]
     expected = cross_document_attention(**double, **options, backend="eager")
+    incoming = torch.randn(arguments["q"].shape, generator=torch.Generator().manual_seed(1))
+    of_expected = torch.autograd.grad(expected[0], leaves[0], incoming.double())
     with gpu_blocks():
         found = cross_document_attention(**arguments, **options, backend=backend)
+        of_found = torch.autograd.grad(found[0], leaves[1], incoming)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs.float(), equal_nan=True)
+    alone = [poisoned, *range(3), *range(22, 40)]
     finite = found[0].isfinite().all(2).flatten()
-    assert finite[[poisoned, *range(3), *range(22, 40)]].all()
+    assert finite[alone].all()
     assert not finite.all()
+    for mine, theirs in zip(of_found, of_expected, strict=True):
+        real = [*range(3), *range(22, 40)]
+        assert mine[real].isfinite().all()
+        torch.testing.assert_close(mine[real], theirs[real].float())
 
 
 def test_pairwise_gives_anchors_no_gradient_for_queries_and_keys() -> None:

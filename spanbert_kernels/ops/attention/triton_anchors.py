@@ -22,7 +22,7 @@ from spanbert_kernels.ops.attention.operators import new_lse
 from spanbert_kernels.ops.attention.triton_dropout import kept_entries
 from spanbert_kernels.ops.attention.triton_forward import OnlineSoftmax, new_softmax
 from spanbert_kernels.ops.attention.triton_launch import Loops, loop_options, rows_of
-from spanbert_kernels.ops.attention.triton_tiles import KEYS, LOG2_E, Rows
+from spanbert_kernels.ops.attention.triton_tiles import LOG2_E, Rows
 from spanbert_kernels.ops.attention.work import AttentionWork
 from spanbert_kernels.ops.philox import Dropout
 from spanbert_kernels.ops.repeats import start
@@ -39,44 +39,97 @@ ANCHORS: Loops = {
 }
 
 
-class AnchorQueries(NamedTuple):
-    """What a program has from block to block: its queries, the keys and values of its head, the scores' factor.
+class Neighbours(NamedTuple):
+    """Of a program's documents those that they see, or are seen by: it is the same.
 
     Attributes:
-        begin, end: int32 `[M]`, the documents that each query sees, with its own, counted from the tile's first; none
-            where it is no document's.
-        own: its own, likewise.
-        key_bounds: those of the keys in the work's `documents`.
+        begin, end: int32 `[rows]`, of each its cluster's documents, counted from the tile's first; none where it has no
+            row.
+        own: its own number, likewise.
+        first, last: the first of all clusters', and the one behind their last.
+        bounds: `AttentionWork.documents`' of all documents.
     """
+
+    begin: tl.tensor
+    end: tl.tensor
+    own: tl.tensor
+    first: tl.tensor
+    last: tl.tensor
+    bounds: tl.tensor
+
+
+class AnchorQueries(NamedTuple):
+    """What a program has from block to block: its queries, the keys and values of its head, the scores' factor."""
 
     queries: tiles.Operand
     k: Matrix
     v: Matrix
     tile: tiles.RowTile
-    begin: tl.tensor
-    end: tl.tensor
-    own: tl.tensor
-    key_bounds: tl.tensor
+    near: Neighbours
     dropout: Philox | None
     numbers: tiles.Numbers
     factor: tl.tensor
 
 
 @triton.jit
+def own_documents(documents, numbers, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A program's rows as a tile, and their neighbours. It has rows of empty documents, too, which have none."""
+    program = tl.program_id(0).to(tl.uint32)
+    head = (program % numbers.heads.to(tl.uint32)).to(tl.int64)
+    first = (program // numbers.heads.to(tl.uint32)).to(tl.int64) * ROWS
+    count = numbers.documents
+    row, there = tiles.block_rows(first, count, None, 0, None, ROWS)
+    own = tl.program_id(1) * COLUMNS
+    inside = own + tl.arange(0, COLUMNS) < numbers.head_dim
+    tile = tiles.RowTile(head, head, first, head * 0 + count, first + row, there, own, inside)
+    _, real = tiles.block_rows(first, count, documents, count, None, ROWS)
+    begin = tl.load(documents + 4 * count + tile.row, mask=real, other=count)
+    end = tl.load(documents + 5 * count + tile.row, mask=real, other=0)
+    low = tl.min(begin, 0)
+    high = tl.max(end, 0)
+    begin = (begin - first).to(tl.int32)
+    end = (end - first).to(tl.int32)
+    return tile, Neighbours(begin, end, row, low, high, documents)
+
+
+@triton.jit
+def other_documents(near, tile, first, last, dropout, numbers, ROWS: tl.constexpr):
+    """A block of them: the rows counted from `first` and which of them there are, and which each own row sees."""
+    row, there = tiles.block_rows(first, last, near.bounds, numbers.documents, dropout, ROWS)
+    number = row + (first - tile.first).to(tl.int32)  # 64 bits for each pair would be too many
+    seen = there[None, :] & (number[None, :] >= near.begin[:, None]) & (number[None, :] < near.end[:, None])
+    return row, there, seen & ((number[None, :] != near.own[:, None]) | (numbers.include_self > 0))
+
+
+@triton.jit
+def over_neighbours(STEP: tl.constexpr, state, program, ROWS: tl.constexpr, BLOCK):
+    """`state` after a STEP with each block of them."""
+    last = program.near.last
+    return tiles.over_ranges(STEP, state, program, tiles.Ranges(program.near.first, last, last, last), ROWS, BLOCK)
+
+
+@triton.jit
+def add_seen(total, left, seen, data, source, row, tile, BLOCK):
+    """`total + left @ data`, in which what is not seen has no part whatever it holds."""
+    if distance.not_finite(data.to(tl.float32)):
+        total = distance.seen_product(left, seen, source, row, tile, total)
+    else:
+        total = tiles.product(left, data, total, BLOCK)
+    return total
+
+
+@triton.jit
 def anchor_step(softmax, program, first, last, slot, BLOCK):
     """A block of keys more."""
     tile, dropout, numbers = program.tile, program.dropout, program.numbers
-    row, there = tiles.block_rows(first, last, program.key_bounds, numbers.documents, dropout, BLOCK.N)
+    row, there, seen = other_documents(program.near, tile, first, last, dropout, numbers, BLOCK.N)
     keys = None
     if not BLOCK.CHUNKED:
         keys = tiles.load_block(program.k, first, row, there, 0, tile.inside)
     values = tiles.load_block(program.v, first, row, there, tile.own, tile.inside)
-    number = row + (first - tile.first).to(tl.int32)  # as the queries are counted: 64 bits for each pair are too many
     row = first + row
     keys = tiles.Operand(keys, program.k, row, there)
     scores = tiles.inner_products(program.queries, keys, numbers.head_dim, BLOCK) * program.factor
-    seen = there[None, :] & (number[None, :] >= program.begin[:, None]) & (number[None, :] < program.end[:, None])
-    seen = seen & ((number[None, :] != program.own[:, None]) | (numbers.include_self > 0))
     scores = tl.where(seen, scores, -float("inf"))
     peak = tl.maximum(softmax.peak, tl.max(scores, 1))
     # A maximum of -inf stands for no key and must not meet itself.
@@ -87,11 +140,7 @@ def anchor_step(softmax, program, first, last, slot, BLOCK):
     if dropout is not None:
         kept = kept_entries(dropout, tile.first, first, tile.head, BLOCK.M, BLOCK.N)
         weights = tiles.rescaled(tl.where(kept, weights, 0.0), dropout)
-    total = softmax.total * rescale[:, None]
-    if distance.not_finite(values.to(tl.float32)):
-        total = distance.seen_product(weights, seen, program.v, row, tile, total)
-    else:
-        total = tiles.product(weights, values, total, BLOCK)
+    total = add_seen(softmax.total * rescale[:, None], weights, seen, values, program.v, row, tile, BLOCK)
     return OnlineSoftmax(total, peak, mass)
 
 
@@ -112,32 +161,17 @@ def anchors_forward(
     BLOCK,
 ):
     numbers = tiles.Numbers(num_documents, num_documents, heads, head_dim, 1, include_self)
-    program = tl.program_id(0).to(tl.uint32)
-    head = (program % heads.to(tl.uint32)).to(tl.int64)
-    first = (program // heads.to(tl.uint32)).to(tl.int64) * BLOCK.M
-    row, there = tiles.block_rows(first, num_documents, None, 0, None, BLOCK.M)
-    own = tl.program_id(1) * BLOCK.D
-    inside = own + tl.arange(0, BLOCK.D) < head_dim
-    tile = tiles.RowTile(head, head, first, head * 0 + num_documents, first + row, there, own, inside)
-    _, real = tiles.block_rows(first, num_documents, documents, num_documents, None, BLOCK.M)
-    begin = tl.load(documents + 4 * num_documents + tile.row, mask=real, other=num_documents)
-    end = tl.load(documents + 5 * num_documents + tile.row, mask=real, other=0)
-    low = tl.min(begin, 0)
-    high = tl.max(end, 0)
-    begin = (begin - first).to(tl.int32)
-    end = (end - first).to(tl.int32)
+    tile, near = own_documents(documents, numbers, BLOCK.M, BLOCK.D)
     queries = tiles.own_rows(q, tile, BLOCK.D)
-    k = tiles.head_of(k, head, BLOCK.D)
-    v = tiles.head_of(v, head, BLOCK.D)
-    bounds = documents + KEYS * num_documents
-    program = AnchorQueries(queries, k, v, tile, begin, end, row, bounds, dropout, numbers, scale * LOG2_E)
-    ranges = tiles.Ranges(low, high, high, high)
-    softmax = tiles.over_ranges(anchor_step, new_softmax(BLOCK), program, ranges, BLOCK.N, BLOCK)
+    k = tiles.head_of(k, tile.head, BLOCK.D)
+    v = tiles.head_of(v, tile.head, BLOCK.D)
+    program = AnchorQueries(queries, k, v, tile, near, dropout, numbers, scale * LOG2_E)
+    softmax = over_neighbours(anchor_step, new_softmax(BLOCK), program, BLOCK.N, BLOCK)
     seen = softmax.mass != 0.0
     tiles.store_rows(output, tile, head_dim, None, softmax.total / tl.where(seen, softmax.mass, 1.0)[:, None])
     sums = tl.where(seen, (softmax.peak + tl.log2(tl.where(seen, softmax.mass, 1.0))) / LOG2_E, -float("inf"))
     row, there = tiles.rows_again(tile, None, BLOCK.M)
-    tl.store(lse + head * num_documents + first + row, sums, mask=only_if(own == 0, there))
+    tl.store(lse + tile.head * num_documents + tile.first + row, sums, mask=only_if(tile.own == 0, there))
 
 
 def is_between_anchors(work: AttentionWork) -> bool:

@@ -26,6 +26,7 @@ from spanbert_kernels.ops.attention.operators import (
     parts_of,
 )
 from spanbert_kernels.ops.attention.triton_anchors import is_between_anchors, launch_anchors
+from spanbert_kernels.ops.attention.triton_anchors_backward import launch_anchors_backward
 from spanbert_kernels.ops.attention.triton_backward import key_backward, query_backward
 from spanbert_kernels.ops.attention.triton_forward import attention_forward
 from spanbert_kernels.ops.attention.triton_launch import (
@@ -318,6 +319,8 @@ def backward(
     scale: float,
     dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if is_between_anchors(work) and q.numel():
+        return launch_anchors_backward(grad_output, q, k, v, lse, work, scale, philox_of(dropout))
     grads = triton_launch.new_gradients(q, k, v, work)
     if q.numel() and k.numel():
         fill_gradients(grads, grad_output, q, k, v, lse, work, scale, dropout)

@@ -96,7 +96,7 @@ def aot_configurations() -> list[AotConfiguration]:
     calls = _calls_by_distance() | triton_lists.aot_calls()
     for name, q, work in meta_calls():
         calls[name] = partial(_both, q, work)
-        if name.startswith("bf16 64"):
+        if name.startswith("bf16 64") or name.endswith("anchors to anchors"):
             between_tokens = name == "bf16 64, tokens to tokens"
             more = _no_dropout(q, work) if between_tokens else {"no dropout": partial(_both, q, work, 0.0)}
             calls |= {f"{name}, {end}": call for end, call in more.items()}
