@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -299,6 +300,24 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     result = run.invoke(main, ["explain", "cross_document_coreference", str(tmp_path / "empty"), *arguments])
     assert result.exit_code == 2
     assert "the folder holds no file" in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "data"), [("tagging", "wnut17"), ("classification", "senti4sd")])
+def test_masking_what_counts_most_on_a_trained_encoder(name: str, data: str, tmp_path: Path) -> None:
+    """Fine-tuned for a minute on real data."""
+    folder = Path(os.environ.get("SPANBERT_KERNELS_DATA", "none"))
+    if not (folder.parent / "models" / "minilm").is_dir():
+        pytest.skip("needs SPANBERT_KERNELS_DATA, with the models beside it")
+    task = load(name)
+    (path,) = (each for each in (folder / data).iterdir() if "train" in each.name and each.name[0] != ".")
+    items = [item for item in task.read(path) if any(label != "O" for label, _, _ in task.marks(item))]
+    random.Random(0).shuffle(items)
+    model, tokenizer = task.build(items[:400], path, Start(str(folder.parent / "models" / "minilm")), 0)
+    options = TrainingOptions(tmp_path, steps=60, batch_size=8, learning_rate=3e-4, quiet=True)
+    task.fit(model, tokenizer, items[:400], options)
+    falls = losses(task, model, tokenizer, items[400:440], limit=16, share=0.15)
+    assert falls["most"] > 2 * abs(falls["drawn"]), falls
 
 
 @pytest.mark.slow
