@@ -287,6 +287,33 @@ def linear_forward(arguments: Arguments) -> Trips:
     return Trips(programs, _projected(arguments, block))
 
 
+def attention_deltas(arguments: Arguments) -> Trips:
+    """A head a program, which goes through the window of the attention, and not through those of mean and sum."""
+    block, heads = block_of(arguments), arguments["heads"]
+    alike = _column_blocks(arguments["outputs"], block) * heads
+    programs = -(-arguments["num_spans"] // block["M"]) * alike
+    loops = {
+        "while part < last_head - first_head": programs * 3,
+        WINDOW: _window_steps(arguments["spans"], block) * alike,
+    }
+    return Trips(programs, {**NEVER, **loops})
+
+
+def product_backward(arguments: Arguments) -> Trips:
+    """A tile of tokens through the spans that hold them, or of rows of the width table through a share of all spans."""
+    block, spans, tokens = block_of(arguments), arguments["spans"], arguments["tokens"]
+    columns = _column_blocks(arguments["outputs"], block)
+    tiles = -(-tokens // block["M"]) * columns
+    if spans.first is None:
+        shares = -(-arguments["num_spans"] // arguments["share"])
+        return Trips(tiles * shares, {**NEVER, SLICE: tiles * shares * -(-arguments["share"] // block["K"])})
+    if getattr(arguments["WEIGHED"], "value", arguments["WEIGHED"]):
+        blocks = arguments["heads"] + (arguments["mean_block"] >= 0)
+    else:
+        blocks = sum(arguments[f"{name}_block"] >= 0 for name in ("start", "end", "sum"))
+    return Trips(tiles * blocks, {**NEVER, SLICE: _slice_steps(spans, tokens, block) * columns * blocks})
+
+
 def score_forward(arguments: Arguments) -> Trips:
     block = block_of(arguments)
     tiles = -(-arguments["num_spans"] // block["M"])
@@ -345,6 +372,8 @@ TRIPS: dict[str, Callable[[Arguments], Trips]] = {
     "max_backward": max_backward,
     "softmax_of_spans": softmax_of_spans,
     "linear_forward": linear_forward,
+    "attention_deltas": attention_deltas,
+    "product_backward": product_backward,
     "score_forward": score_forward,
     "shares_of_spans": shares_of_spans,
     "enumerated_score_forward": enumerated_score_forward,

@@ -234,13 +234,14 @@ def pooling_in_cuda(
     return PreparedCall(lambda: None, moved, (launch,))
 
 
-def coreference(*, score: bool, documents: int, columns: int) -> PreparedCall:
+def coreference(*, score: bool, documents: int, columns: int, backward: bool = False) -> PreparedCall:
     """All spans of up to 30 of documents of 512 tokens, `[start; end; attention; width]`, 3000 units."""
     tokens, units, widths = 512 * documents, 3000, 20
     plan = ops.enumerate_spans(offsets((512,) * documents), 30)
     parts: list[Part] = ["start", "end", "attention", "width"]
-    hidden, scores = torch.empty(tokens, columns, dtype=BF16), torch.empty(tokens)
-    weight, bias = torch.empty(units, 3 * columns + widths, dtype=BF16), torch.empty(units, dtype=BF16)
+    hidden = torch.empty(tokens, columns, dtype=BF16, requires_grad=backward)
+    weight = torch.empty(units, 3 * columns + widths, dtype=BF16, requires_grad=backward)
+    scores, bias = torch.empty(tokens), torch.empty(units, dtype=BF16)
     table, out_weight = torch.empty(30, widths, dtype=BF16), torch.empty(1, units, dtype=BF16)
 
     more: dict[str, Any] = {"scores": scores, "width_embedding": table, "activation": "relu", "backend": "triton"}
@@ -252,6 +253,9 @@ def coreference(*, score: bool, documents: int, columns: int) -> PreparedCall:
 
     output = run()
     read = sum(each.numel() for each in (hidden, weight, bias, out_weight))
+    if backward:
+        gradients = partial(torch.autograd.grad, output, (hidden, weight), torch.empty_like(output))
+        return PreparedCall(gradients, 2 * (2 * read + output.numel()))
     return PreparedCall(run, 2 * (read + output.numel()))
 
 
@@ -308,4 +312,7 @@ WORKLOADS: dict[str, Roofed] = {
     ),
     "span_score coreference": Roofed(partial(coreference, score=True, documents=16, columns=1024), 250),
     "span_linear coreference": Roofed(partial(coreference, score=False, documents=16, columns=1024), 250),
+    "span_linear coreference backward": Roofed(
+        partial(coreference, score=False, documents=16, columns=1024, backward=True)
+    ),
 }

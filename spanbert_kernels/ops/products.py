@@ -67,10 +67,10 @@ OF_16_BITS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cuda": _on_tensor_
 
 # Of a gradient in float32 `[rows, columns]` and a dtype of 16 bits what `parts_of` returns, by the type of the device,
 # where a kernel makes it in one pass.
-PARTS_OF: dict[str, Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]] = {}
+PARTS_OF: dict[str, Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor | None]]] = {}
 
 
-def parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Float32 in two numbers of 16 bits each: what rounding leaves of one is the other.
 
     Args:
@@ -79,27 +79,26 @@ def parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
             numbers that are 2^-18 of the largest get fewer.
 
     Returns:
-        `[rows, 2 * columns]`, the second parts behind the first ones, and the number that they are multiples of.
-        Infinite numbers and NaN have no second part.
+        `[rows, 2 * columns]`, the second parts behind the first ones, and the number that they are multiples of, if it
+        is not 1. Infinite numbers and NaN have no second part.
 
     Source: the split of Markidis et al. 2018 for products on tensor cores.
 
     Example:
-        >>> parts, unit = parts_of(torch.tensor([[1.00390625 + 2**-12]]), torch.bfloat16)
-        >>> parts.tolist(), unit.item()
-        ([[1.0, 0.004150390625]], 1.0)
+        >>> parts_of(torch.tensor([[1.00390625 + 2**-12]]), torch.bfloat16)[0].tolist()
+        [[1.0, 0.004150390625]]
     """
     unit = unit_of(values, dtype)
-    scaled = values / unit
+    scaled = values if unit is None else values / unit
     high = scaled.to(dtype)
     low = torch.where(scaled.isfinite(), scaled - high, 0.0).to(dtype)
     return torch.cat([high, low], 1), unit
 
 
-def unit_of(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """What numbers are divided by to be no larger than a dtype holds: a power of two, 1 where all float32 can be."""
+def unit_of(values: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What numbers are divided by to be no larger than a dtype holds: a power of two, None where all float32 can be."""
     if dtype == torch.bfloat16 or values.numel() == 0:
-        return values.new_ones(())
+        return None
     largest = torch.where(values.isfinite(), values, 0.0).abs().amax()
     return torch.exp2((torch.frexp(largest).exponent - 15).clamp(min=-110).to(values.dtype))
 
@@ -118,10 +117,12 @@ def gradients_of_16_bits(grad: Tensor, x: Tensor | None, weight: Tensor | None) 
     parts, unit = PARTS_OF.get(known.device.type, parts_of)(grad, known.dtype)
     of_x = of_weight = None
     if weight is not None:
-        of_x = product(parts, torch.cat([weight, weight]).t()) * unit
+        of_x = product(parts, torch.cat([weight, weight]).t())
     if x is not None:
         both = product(parts.t(), x.t())
-        of_weight = (both[: grad.shape[1]] + both[grad.shape[1] :]) * unit
+        of_weight = both[: grad.shape[1]] + both[grad.shape[1] :]
+    if unit is not None:
+        of_x, of_weight = (None if found is None else found * unit for found in (of_x, of_weight))
     return of_x, of_weight
 
 

@@ -23,7 +23,6 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 # Bytes that a thread may spill all the same, by configuration and architecture: GPUs of 12.0 multiply without a
 # warpgroup's instructions, from registers alone, and most of these have every part or gradient at once.
 SPILLS = {
-    ("linear_backward, gradient of bf16", 120): 8,
     ("attention_delta, gradient of bf16", 120): 8,
     ("attention_backward, gradient of bf16", 120): 40,
 }

@@ -98,7 +98,7 @@ def span_linear_backward(
 
 
 @raw(("triton",))
-def split_in_parts(values: Tensor, unit: Tensor, like: Tensor) -> Tensor:
+def split_in_parts(values: Tensor, unit: Tensor | None, like: Tensor) -> Tensor:
     # The first result of `products.parts_of`, in the dtype of `like`.
     return like.new_empty(values.shape[0], 2 * values.shape[1])
 

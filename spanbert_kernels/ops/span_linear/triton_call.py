@@ -13,6 +13,7 @@ from torch import Tensor
 import spanbert_kernels.ops.span_linear.triton_parts
 import spanbert_kernels.ops.span_pool.triton  # noqa: F401  (fewer spans than tokens are pooled first)
 from spanbert_kernels.ops import library
+from spanbert_kernels.ops.attention.triton_launch import SHORT_OF_REGISTERS
 from spanbert_kernels.ops.choices import PARTS
 from spanbert_kernels.ops.plans import SpanWork
 from spanbert_kernels.ops.span_linear.operators import ProjectedInputs
@@ -21,6 +22,7 @@ from spanbert_kernels.ops.span_linear.triton_forward import Blocks, Projection, 
 from spanbert_kernels.ops.triton_arguments import Options, Spans, Tiling, contiguous, matrix, spans_of
 
 INTERPRETED = library.interpreted()
+REGISTERS = 255 if SHORT_OF_REGISTERS else None  # of a thread where few spans share them
 TABLE_TILE = 32  # rows of the width table in a backward product
 TABLE_SHARE = 2048  # spans, at least, whose gradients are summed for the width table before all are
 TABLE_BYTES = 2**26  # which these sums may take
@@ -97,7 +99,7 @@ class KernelCall:
     def options(self, *, forward: bool = True) -> Options:
         options = product_options(self.outputs, forward=forward)
         if forward and self.few and not INTERPRETED:
-            return replace(options, block=options.block._replace(M=32))
+            return replace(options, block=options.block._replace(M=32), maxnreg=REGISTERS)
         return options
 
     def tile(self) -> int:

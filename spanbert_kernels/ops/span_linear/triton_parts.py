@@ -21,7 +21,9 @@ def write_parts(values, stride, unit, parts, rows, columns, COLUMNS: tl.constexp
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
-    value = tl.load(values + row * stride + column, mask=inside, other=0.0) / tl.load(unit)
+    value = tl.load(values + row * stride + column, mask=inside, other=0.0)
+    if unit is not None:
+        value = value / tl.load(unit)
     high = value.to(parts.dtype.element_ty)
     low = tl.where(tl.abs(value) < float("inf"), value - high.to(tl.float32), 0.0)
     place = parts + row * 2 * columns + column
@@ -30,7 +32,7 @@ def write_parts(values, stride, unit, parts, rows, columns, COLUMNS: tl.constexp
 
 
 @split_in_parts.triton
-def split(values: Tensor, unit: Tensor, like: Tensor) -> Tensor:
+def split(values: Tensor, unit: Tensor | None, like: Tensor) -> Tensor:
     rows, columns = values.shape
     parts, values = like.new_empty(rows, 2 * columns), dense_rows(values)
     if values.numel():
@@ -41,7 +43,7 @@ def split(values: Tensor, unit: Tensor, like: Tensor) -> Tensor:
     return parts
 
 
-def parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """`products.parts_of` by the kernel."""
     unit = products.unit_of(values, dtype)
     return split_in_parts("triton", values, unit, values.new_empty(0, dtype=dtype)), unit

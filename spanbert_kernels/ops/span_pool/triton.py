@@ -36,6 +36,7 @@ from spanbert_kernels.ops.triton_arguments import Options, Spans, Tiling, contig
 
 INTERPRETED = library.interpreted()
 PROGRAMS = 132 * 64  # enough to fill a large GPU a few times over
+REGISTERS = 168  # of a thread with all parts' gradients: GPUs of 12.0 get 128 for it otherwise, which do not hold it
 TABLE_SHARE = 4096  # spans whose gradients one program sums for one row of the width table
 
 
@@ -74,7 +75,7 @@ def backward_options(dtype: torch.dtype, part: str, alone: bool = False) -> Opti
         return replace(options, num_warps=4)
     if part == "linear" and alone and not INTERPRETED:
         return replace(options, block=options.block._replace(D=128), num_warps=4)
-    return replace(options, num_warps=8)
+    return replace(options, num_warps=8, maxnreg=REGISTERS if part == "linear" else None)
 
 
 @functools.cache

@@ -98,7 +98,7 @@ def _tiles(call: KernelCall, documents: Tensor | None) -> tuple[DocumentTiles | 
     first = call.spans.first[documents]
     tiles = (first.diff() + size - 1) // size
     offsets = torch.cat([tiles.new_zeros(1), tiles.cumsum(0)])
-    number = torch.arange(count + len(tiles), device=first.device)
+    number = tiles.new_ones(count + len(tiles)).cumsum(0) - 1
     document = torch.searchsorted(offsets[1:], number, right=True)
     known = document.clamp(max=len(tiles) - 1)
     low = first[known] + (number - offsets[known]) * size
