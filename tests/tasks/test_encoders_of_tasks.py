@@ -34,7 +34,7 @@ ENCODERS: dict[str, tuple[Callable[..., Any], dict[str, Any], int]] = {
     "electra": (word_piece, {**SMALL, "embedding_size": 8}, 512),
     "mpnet": (byte_pairs, {**SMALL, "max_position_embeddings": 42}, 40),
 }
-QUICK = {("roberta", "question_answering"), ("modernbert", "relations"), ("xlm-roberta", "tagging")}
+QUICK = {("roberta", "question_answering"), ("xlm-roberta", "tagging")}
 
 
 def checkpoint(encoder_type: str, folder: Path) -> tuple[Start, Any]:
