@@ -84,6 +84,7 @@ def _tiles(arguments: Arguments, side: int, rows: int) -> tuple[Tensor, Tensor]:
     first = (real[:, 1:] + part).reshape(-1)
     length = (documents[side + 1] - documents[side])[document]
     there = (first < length) & (first % rows == 0)
+    there &= length > block["OVER"]
     if block["WHOLE"]:
         there &= length <= block["N"]
     return document[there], first[there]

@@ -30,7 +30,7 @@ class Packing:
         contiguous: whether each document's tokens stand side by side in their row; looked at only on request.
         measured: whether `max_seqlen` is more than a bound.
         read_along: what `from_mask` was given to read along.
-        tile_counts: `AttentionPlan.tile_counts`.
+        tile_counts, said_max_seqlen: those of `AttentionPlan`.
 
     Example:
         >>> mask = torch.tensor([[1, 1, 0], [0, 1, 0]])
@@ -50,6 +50,7 @@ class Packing:
     measured: bool = True
     read_along: bool | None = None
     tile_counts: TileCounts = UNCOUNTED
+    said_max_seqlen: int = 0
 
     @classmethod
     def from_mask(
@@ -128,7 +129,8 @@ class Packing:
             return cls(None, cu_seqlens, length if max_seqlen is None else int(max_seqlen), 1, length)
         # On a GPU to look would mean to wait, and who takes a caller's word leaves out what is longer.
         if cu_seqlens.device.type != "cpu":
-            return cls(None, cu_seqlens, length, 1, length, measured=False)
+            said = max_seqlen if isinstance(max_seqlen, int) else 0
+            return cls(None, cu_seqlens, length, 1, length, measured=False, said_max_seqlen=said)
         longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
         if max_seqlen is not None and longest > max_seqlen:
             raise ValueError(f"max_length_q is {max_seqlen}, but a document has {longest} tokens")
@@ -149,7 +151,12 @@ class Packing:
         """The plan of attention of the documents with themselves, one for all layers."""
         longest = self.max_seqlen if self.measured else 0
         return ops.AttentionPlan.of_documents(
-            self.cu_seqlens, self.num_tokens, longest, tile_counts=self.tile_counts, checked=True
+            self.cu_seqlens,
+            self.num_tokens,
+            longest,
+            said_max_seqlen=self.said_max_seqlen,
+            tile_counts=self.tile_counts,
+            checked=True,
         )
 
     @cached_property

@@ -33,6 +33,8 @@ class AttentionPlan:
         max_seqlen: tokens of the longest document, 0 where that is not known: also where it was given and nobody could
             look, as kernels for short documents would leave the rest of a longer one out.
         max_documents: documents of the largest cluster, 0 where that is not known.
+        said_max_seqlen: what the caller says of the longest document and nobody could look at, else 0: kernels for
+            short documents are launched, and others beside them for those that are longer.
         tile_counts: what launches on a GPU are cut by, where somebody has looked.
         checked: the fields are known to fit each other; else they are looked at, as far as no GPU is waited for.
 
@@ -55,6 +57,7 @@ class AttentionPlan:
     num_tokens: int
     max_seqlen: int = 0
     max_documents: int = 0
+    said_max_seqlen: int = 0
     tile_counts: TileCounts = UNCOUNTED
     checked: InitVar[bool] = False
     _repeats: Repeats | None = field(default=None, init=False, repr=False, compare=False)
@@ -66,7 +69,10 @@ class AttentionPlan:
             object.__setattr__(self, "_in_graph", True)
         if not checked:
             _check_fields(self)
-            object.__setattr__(self, "max_seqlen", checked_max_seqlen(self.max_seqlen or None, self.cu_seqlens))
+            said = self.max_seqlen
+            object.__setattr__(self, "max_seqlen", checked_max_seqlen(said or None, self.cu_seqlens))
+            if said and not self.max_seqlen:
+                object.__setattr__(self, "said_max_seqlen", said)
 
     @classmethod
     def of_documents(
@@ -75,6 +81,7 @@ class AttentionPlan:
         num_tokens: int,
         max_seqlen: int = 0,
         *,
+        said_max_seqlen: int = 0,
         tile_counts: TileCounts = UNCOUNTED,
         checked: bool = False,
     ) -> AttentionPlan:
@@ -89,6 +96,7 @@ class AttentionPlan:
             num_tokens=num_tokens,
             max_seqlen=max_seqlen,
             max_documents=1,
+            said_max_seqlen=said_max_seqlen,
             tile_counts=tile_counts,
             checked=checked,
         )
@@ -172,7 +180,7 @@ class AttentionPlan:
             self.include_self,
             self.links,
             self.num_tokens,
-            self.max_seqlen,
+            self.max_seqlen or -self.said_max_seqlen,
             tiled,
             counts,
         )

@@ -5,6 +5,7 @@ The other tests run them in blocks as large as a small case, for a step costs th
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,9 @@ from places import gpu_blocks
 from pool_cases import ALL, documents, pool_inputs, with_enumeration
 from pool_cases import LINEAR as LINEAR_PARTS
 from pool_cases import row as pool
+from torch import Tensor
 
-from spanbert_kernels.ops import clipped_index, plan_attention
+from spanbert_kernels.ops import clipped_index, document_attention, plan_attention
 
 HALF, SINGLE = torch.float16, torch.float32
 SIDES = {"queries": "tokens", "keys": "tokens"}
@@ -148,3 +150,23 @@ def test_each_document_is_one_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         taken.append(sorted(of_tiles[lengths[of_tiles] <= longest].tolist()))
         assert work.query_tiles.data_ptr() % 16 == plan.work(True).query_tiles.data_ptr() % 16
     assert taken == [[0, 2], [3, 6], [1, 5]]
+
+
+def test_documents_longer_than_a_caller_says_go_through_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where nobody looks: all gradients are written, and those of long documents are as without a word."""
+    from spanbert_kernels.ops import attention_plans
+
+    importlib.import_module("spanbert_kernels.ops.attention.triton_joint")  # `gpu_blocks` changes what is there
+    offsets = torch.tensor([0, 3, 43])
+    leaves = [x.half().requires_grad_() for x in torch.randn(3, 43, 1, 16, generator=torch.Generator().manual_seed(2))]
+
+    def run(**said: int) -> tuple[Tensor, ...]:
+        output = document_attention(*leaves, offsets, backend="triton", **said)
+        return torch.autograd.grad(output, leaves, torch.ones_like(output))
+
+    with gpu_blocks():
+        monkeypatch.setattr(attention_plans, "can_look", lambda offsets: False)
+        found, expected = run(max_seqlen=20), run()  # what nobody writes is not what an earlier run left
+    for ours, alone in zip(found, expected, strict=True):
+        assert torch.equal(ours[3:], alone[3:])
+        torch.testing.assert_close(ours[:3], alone[:3], rtol=0, atol=2e-3)

@@ -368,6 +368,8 @@ def key_backward(
     tile = tiles.find_tile(mask, dropout, numbers, KEYS, BLOCK.N, BLOCK.D)
     if tile.first >= tile.last:
         return
+    if BLOCK.OVER > 0 and not tiles.is_longer(mask, tile, numbers, KEYS, BLOCK.OVER):
+        return
     if EXACT and tl.load(distance.own_flag(again)) == 0:
         return
     place = tile.head * size

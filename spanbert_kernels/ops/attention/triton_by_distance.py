@@ -63,7 +63,7 @@ SUMMED_ROWS, SUMMED_DISTANCES, SUMMED_COLUMNS = 16, 32, 64  # of a program of th
 
 def terms_of(terms: DistanceTerms, q: Tensor, work: AttentionWork) -> Terms:
     """Terms for a kernel; a window that nothing lies behind is none."""
-    longest = work.max_seqlen or q.shape[0]
+    longest = work.max_seqlen if work.max_seqlen > 0 else q.shape[0]
     window = None if not 0 <= terms.window < longest - 1 else terms.window
     if terms.index is None:
         return Terms(window, None, None, None, None, None, None)

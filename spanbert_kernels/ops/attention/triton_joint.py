@@ -35,6 +35,7 @@ from spanbert_kernels.ops.attention.triton_launch import (
     launch,
     launch_windowed,
     loop_options,
+    options_over,
     options_with_words,
     rows_of,
 )
@@ -151,8 +152,8 @@ def shares_of(q: Tensor, work: AttentionWork, table: Wholes) -> Shares:
     Tiles are longest documents first. A run of them begins at an even place, as compilers make kernels for that alone;
     a kernel with whole rows passes over a document that is longer.
     """
-    options = whole_options(q, work, table)
-    if work.max_seqlen == 0 or not options:
+    options = () if work.max_seqlen <= 0 else whole_options(q, work, table)
+    if not options:
         return Shares((), work)
     fitting = next((each for each in options if work.max_seqlen <= each.block.N), None)
     if triton_launch.INTERPRETED or work.tiles < 0 or (fitting is not None and fitting is not options[-1]):
@@ -165,6 +166,18 @@ def shares_of(q: Tensor, work: AttentionWork, table: Wholes) -> Shares:
             wholes.append((each, work.of_tiles(slice(begin // 2 * 2, end))))
             end = begin
     return Shares(tuple(wholes), work.of_tiles(slice(0, end)) if end else None)
+
+
+def rows_said(q: Tensor, work: AttentionWork, dropout: Dropout) -> int:
+    """The most rows of a kernel with whole rows of scores that a caller says all documents fit into, where nobody could
+    look: it is launched beside loops for those that are longer all the same. Else 0.
+    """
+    longest = -work.max_seqlen
+    if longest <= 0 or triton_launch.INTERPRETED or dropout.seed is not None or not is_online(q, work):
+        return 0
+    if not has_warp_groups(q.device):
+        return 0
+    return next((each.block.N for each in whole_options(q, work, WHOLE_BACKWARD) if longest <= each.block.N), 0)
 
 
 def is_uneven(work: AttentionWork) -> bool:
@@ -268,11 +281,16 @@ def launch_online(
     like: Tensor,
     work: AttentionWork,
     lse: Tensor,
+    over: int = 0,
     **arguments: Any,
 ) -> None:
-    """Fill the gradients of q, which is `like` that, k and v; the rest is the kernels'."""
+    """Fill the gradients of q, which is `like` that, k and v, of documents of more than so many rows; the rest is the
+    kernels'.
+    """
     grad_q, grad_k, grad_v = grads
     of_queries, of_keys = online_options(like, work, arguments["dropout"])
+    if over:
+        of_queries, of_keys = options_over(of_queries, over), options_over(of_keys, over)
     pairs = lse.new_empty(*lse.shape, 2)
     launch(online_query_backward, like, work, of_queries, **arguments, lse=lse, statistics=pairs, grad_q=grad_q)
     arguments |= {"grad_k": grad_k, "grad_v": grad_v, "terms": NO_TERMS, "again": None, "EXACT": False}
@@ -380,14 +398,17 @@ def fill_gradients(
         launch_online(grads, q, work, lse, **shared)
         return
     at_once = dropout.seed is None and has_warp_groups(q.device)
-    wholes, loops = shares_of(q, work, WHOLE_BACKWARD if at_once else WHOLE_BACKWARD_IN_PARTS)
+    over = rows_said(q, work, dropout)
+    known = work._replace(max_seqlen=over) if over else work
+    wholes, loops = shares_of(q, known, WHOLE_BACKWARD if at_once else WHOLE_BACKWARD_IN_PARTS)
+    loops = work if over else loops
     for options, share in wholes:
         launch(whole_backward, q, share, options, **shared, lse=lse, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v)
     if loops is None:
         return
     work = loops
     if is_online(q, work):
-        launch_online(grads, q, work, lse, **shared)
+        launch_online(grads, q, work, lse, over, **shared)
         return
     statistics = Statistics(lse, torch.empty_like(lse), torch.empty_like(lse))
     launch_backward(

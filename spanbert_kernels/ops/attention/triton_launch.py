@@ -155,6 +155,12 @@ def options_with_words(options: Options) -> Options:
 
 
 @functools.cache
+def options_over(options: Options, rows: int) -> Options:
+    """The same for documents of more than so many rows."""
+    return replace(options, block=options.block._replace(OVER=rows))
+
+
+@functools.cache
 def exact_options(options: Options, keys: bool) -> Options:
     """Of the same rows to a program; what is added row by row wants registers."""
     block = options.block

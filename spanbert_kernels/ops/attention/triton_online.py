@@ -73,6 +73,8 @@ def online_query_backward(
     tile = tiles.find_tile(mask, None, numbers, QUERIES, BLOCK.M, BLOCK.D)
     if tile.first >= tile.last:
         return
+    if BLOCK.OVER > 0 and not tiles.is_longer(mask, tile, numbers, QUERIES, BLOCK.OVER):
+        return
     queries = tiles.own_rows(q, tile, BLOCK.D)
     grads = tiles.own_rows(grad_output, tile, BLOCK.D)
     k = tiles.head_of(k, tile.head, BLOCK.D)

@@ -101,6 +101,7 @@ class AttentionTiling(NamedTuple):
         WHOLE: N rows are all keys of a document that sees itself alone.
         INTERPRETED: whether loops and products have the form that the interpreter takes.
         WORDS: the forward leaves the backward what dropout keeps (`triton_dropout.py`).
+        OVER: documents of up to so many rows are another kernel's.
     """
 
     M: int
@@ -111,6 +112,7 @@ class AttentionTiling(NamedTuple):
     WHOLE: bool = False
     INTERPRETED: bool = False
     WORDS: bool = False
+    OVER: int = 0
 
 
 class Numbers(NamedTuple):

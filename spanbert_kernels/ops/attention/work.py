@@ -61,7 +61,8 @@ class AttentionWork(NamedTuple):
         back_offsets, back_links: the same the other way round, the documents that see each one.
         query_tiles, key_tiles: int32 `[tiles, 2]`, for kernels on a GPU: pieces of up to TILE_ROWS rows of one document
             as (document, first row counted from the document's), longest documents first; (-1, 0) is no piece.
-        max_seqlen: tokens of the longest document, 0 where that is not known.
+        max_seqlen: tokens of the longest document, 0 where that is not known, negative where a caller says so and
+            nobody could look.
         tiles, tiles_over_64, tiles_over_128, pairs_over_128: `TileCounts`, those of a side of tokens.
         include_self: a document sees itself as well; links have that in them already.
         anchor_queries, anchor_keys: the side is one of anchors.

@@ -220,7 +220,8 @@ def _checked(
     else:
         checks.check_offsets("cu_seqlens", sight, q.shape[0], "tokens")
         believed = attention_plans.checked_max_seqlen(max_seqlen, sight)
-        plan = AttentionPlan.of_documents(sight, q.shape[0], believed, checked=True)
+        said = 0 if believed else max_seqlen or 0
+        plan = AttentionPlan.of_documents(sight, q.shape[0], believed, said_max_seqlen=said, checked=True)
     checks.check_device("cu_seqlens", plan.cu_seqlens, "q", q)
     chosen = OPERATION.choose(q, backend, WITHOUT_DISTANCES if distances else ())
     if key is not None:

@@ -46,10 +46,16 @@ def _in_both_ways(backwards: Callable[[], object], name: str) -> dict[str, Any]:
     return {f"{name}, warp groups": partial(call, True), f"{name}, no warp groups": partial(call, False)}
 
 
+NOTHING_DROPPED = Dropout(0.0, None)
+
+
+def _backwards(q: Tensor, work: AttentionWork) -> Callable[[], object]:
+    return partial(backward, q, q, q, q, meta(q.shape[1], q.shape[0]), work, 1.0, NOTHING_DROPPED)
+
+
 def _no_dropout(q: Tensor, work: AttentionWork) -> dict[str, Any]:
-    nothing, lse = Dropout(0.0, None), meta(q.shape[1], q.shape[0])
-    backwards = partial(backward, q, q, q, q, lse, work, 1.0, nothing)
-    return {"no dropout": partial(forward, q, q, q, work, 1.0, nothing), **_in_both_ways(backwards, "no dropout")}
+    call = partial(forward, q, q, q, work, 1.0, NOTHING_DROPPED)
+    return {"no dropout": call, **_in_both_ways(_backwards(q, work), "no dropout")}
 
 
 def _with_words(q: Tensor, work: AttentionWork) -> dict[str, Any]:
@@ -110,6 +116,8 @@ def aot_configurations() -> list[AotConfiguration]:
         if name == "long":
             more |= _with_words(meta_queries("bf16", 64), work)
         calls |= {f"bf16 64, {name}, {end}": call for end, call in more.items()}
+    said = _in_both_ways(_backwards(meta_queries("bf16", 64), meta_work("tokens", "tokens", max_seqlen=-128)), "said")
+    calls["bf16 64, said, warp groups"] = said["said, warp groups"]
     # One word of the generator is dropped: Triton makes a constant of a 1.
     alone = meta_work("tokens", "tokens", max_seqlen=32)
     calls["bf16 64, whole 32, rarest dropout"] = partial(_both, meta_queries("bf16", 64), alone, 2**-31.5)
