@@ -211,36 +211,31 @@ def test_documents_of_other_lengths_are_told_apart() -> None:
     assert set(report.calls) == {"packed-inference"}
 
 
-def test_a_bias_that_comes_or_goes_is_followed() -> None:
+def test_whatever_is_done_to_parameters_is_followed() -> None:
     model = model_of(BertModel, BertConfig, num_hidden_layers=1)
     accelerate(model)
     with torch.inference_mode():
         model(**batch())
     states(model)  # what is kept of the other call serves here too
-    attention = model.encoder.layer[0].attention
-    for bias in (None, nn.Parameter(torch.ones(16))):
-        attention.self.value.bias = attention.output.dense.bias = bias
-        model.encoder.layer[0].intermediate.dense.bias = None if bias is None else nn.Parameter(torch.ones(32))
+    layer, names = model.encoder.layer[0], list(model.state_dict())
+    attention = layer.attention.self
+
+    def check() -> None:
         fresh = copy.deepcopy(model)
         restore(fresh)
         torch.testing.assert_close(states(model), states(fresh), rtol=1e-4, atol=1e-5)
 
-
-def test_whatever_is_done_to_parameters_is_followed() -> None:
-    model = model_of(BertModel, BertConfig)
-    accelerate(model)
-    states(model)
-    attention = model.encoder.layer[0].attention.self
-    names = list(model.state_dict())
     with torch.no_grad():
         attention.query.weight.mul_(2)
         attention.key.weight.data.mul_(-1)  # counted nowhere
         attention.value.bias = nn.Parameter(torch.ones(16))
-    fresh = BertModel(model.config).eval()
-    fresh.load_state_dict(model.state_dict())
-    torch.testing.assert_close(states(model), states(fresh), rtol=1e-4, atol=1e-5)
+    check()
     assert list(model.state_dict()) == names
-    torch.testing.assert_close(states(copy.deepcopy(model)), states(fresh), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states(copy.deepcopy(model)), states(model))
+    for bias in (None, nn.Parameter(torch.ones(16))):  # which goes and comes
+        attention.value.bias = layer.attention.output.dense.bias = bias
+        layer.intermediate.dense.bias = None if bias is None else nn.Parameter(torch.ones(32))
+        check()
 
 
 def launches_of(layers: int, train: bool) -> Counter[str]:
@@ -250,9 +245,9 @@ def launches_of(layers: int, train: bool) -> Counter[str]:
     without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = BertModel(BertConfig(num_hidden_layers=layers, **SIZES, **without)).train(train)
     accelerate(model)
-    with torch.set_grad_enabled(train), pytest.MonkeyPatch.context() as patch, Launches() as found:
+    with torch.set_grad_enabled(train):
         model(**batch())
-        found.names.clear()
+    with torch.set_grad_enabled(train), pytest.MonkeyPatch.context() as patch, Launches() as found:
         run = interpreter.GridExecutor.__call__
 
         def counted(executor: Any, *args: Any, **kwargs: Any) -> None:
@@ -306,6 +301,7 @@ def test_a_packed_batch_is_not_read_and_its_longest_document_not_believed() -> N
     assert (packing.max_seqlen, documents.max_seqlen, documents.num_tokens) == (43, 0, 43)
 
 
+@pytest.mark.slow
 def test_inference_on_a_gpu_compiles_to_one_graph() -> None:
     """Traced with tensors that say they are on a GPU and have no values: one operator, and nothing is read."""
     with torch.device("meta"):
