@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,9 @@ def gpu_blocks() -> Iterator[None]:
     """
     from triton.runtime import interpreter
 
+    for name, names in backends._registry.items():  # a module that is first loaded inside would keep its own blocks
+        if "triton" in names:
+            importlib.import_module(f"{OPERATIONS}{name}.triton")
     choosing = [
         each for name, each in sys.modules.items() if name.startswith(OPERATIONS) and hasattr(each, "INTERPRETED")
     ]
