@@ -53,7 +53,7 @@ def row_of_json(name: str, found: Mapping[str, Any]) -> RoofRow:
     launches = [dict(each) for each in found["launches"]]
     for each in launches:
         each["programs"] = tuple(each.get("programs", (0, 0)))
-    made = tuple(LaunchRoof(**each) for each in launches)
+    made = tuple(LaunchRoof(**{"memory": 0.0, **each}) for each in launches)
     return RoofRow(name, found["goal"], found["most launches"], found["floor"], made, found["waits"])
 
 
