@@ -86,7 +86,7 @@ def parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]
 
     Example:
         >>> parts_of(torch.tensor([[1.00390625 + 2**-12]]), torch.bfloat16)[0].tolist()
-        [[1.0, 0.004150390625]]
+        [[1.0078125, -0.003662109375]]
     """
     unit = unit_of(values, dtype)
     scaled = values if unit is None else values / unit

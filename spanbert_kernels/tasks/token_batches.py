@@ -36,7 +36,7 @@ class TokenBatches(Dataset[list[Any]]):
     Example:
         >>> data = [{"input_ids": range(length)} for length in (3, 60, 4, 5, 64, 2)]
         >>> [[tokens_in(example) for example in batch] for batch in TokenBatches(data, 64, seed=0)]
-        [[5, 3, 4, 2], [60], [64]]
+        [[5, 4, 3, 2], [60], [64]]
     """
 
     def __init__(self, examples: Any, tokens: int, seed: int) -> None:

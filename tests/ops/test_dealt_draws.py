@@ -14,7 +14,7 @@ if not library.interpreted():
 import triton
 import triton.language as tl
 
-from spanbert_kernels.ops.attention.triton_dropout import dealt_entries, kept_entries
+from spanbert_kernels.ops.attention.triton_dropout import dealt_draws, dealt_entries, kept_entries
 from spanbert_kernels.ops.attention.triton_tiles import block_rows
 from spanbert_kernels.ops.triton_arguments import philox_of
 
@@ -29,7 +29,8 @@ def draw(kept, rows, dropout, firsts, M: tl.constexpr, N: tl.constexpr, WAY: tl.
     row, _ = block_rows(first_key, first_key + N, None, 0, dropout, N, WAY == 2)
     tl.store(rows + tl.arange(0, N), row)
     if WAY == 2:
-        found = dealt_entries(dropout, first_query, first_key, head, M, N)
+        draws = dealt_draws(dropout, first_query, first_key, head, M, N)
+        found = dealt_entries(dropout, draws, M, N)
     else:
         found = kept_entries(dropout, first_query, first_key, head, M, N, WAY == 1)
     if WAY == 1:

@@ -127,7 +127,7 @@ def test_a_checkpoint_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: Any, **kwargs: Any) -> Any:
         raise OSError("no connection")
 
-    monkeypatch.setattr("spanbert_kernels.tasks.start.SpanBERTConfig.from_pretrained", offline)
+    monkeypatch.setattr("spanbert_kernels.models.SpanBERTConfig.from_pretrained", offline)
     with pytest.raises(OSError, match="cannot load checkpoint 'nowhere' from the hub: give a local folder"):
         Start(model="nowhere").tokenizer(["a"])
 
