@@ -188,6 +188,8 @@ class _Noted(TorchDispatchMode):
             if argument.alias_info is not None and argument.alias_info.is_write
             for value in tree_leaves(kwargs[argument.name] if argument.name in kwargs else args[i : i + 1])
         ]
+        if not function._schema.returns:
+            return None
         if changed:
             return changed[0] if len(changed) == 1 else tuple(changed)
         shaped = function(*tree_map(_without_values, args), **tree_map(_without_values, kwargs))

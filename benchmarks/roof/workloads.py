@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from spanbert_kernels import ops
+from spanbert_kernels import accelerate, ops
 from spanbert_kernels.nn import CrossDocumentMixer
 from spanbert_kernels.ops.choices import Backend, Part
 
@@ -185,6 +185,27 @@ def wide_activation(*, backward: bool = False) -> PreparedCall:
     return PreparedCall(run, 3 * 2 * x.numel())
 
 
+def encoder(documents: int, length: int) -> PreparedCall:
+    """BERT-base, accelerated, on documents of one length."""
+    from transformers import BertConfig, BertModel
+
+    with torch.device("meta"):
+        model = BertModel(BertConfig(), add_pooling_layer=False).eval().to(BF16)
+    model = model.to_empty(device="cuda")
+    accelerate(model)
+    ids = torch.zeros(documents, length, dtype=torch.long)
+    mask = torch.ones_like(ids)
+
+    def run() -> Tensor:
+        with torch.no_grad(), ops.backends.use("triton"):
+            states: Tensor = model(ids, mask).last_hidden_state
+            return states
+
+    run()
+    layers = sum(weight.numel() for weight in model.encoder.parameters())
+    return PreparedCall(run, 2 * (layers + 2 * documents * length * HEADS * HEAD_DIM))
+
+
 def random_spans(tokens: int, length: int, count: int, widest: int) -> Tensor:
     """Spans of documents of one length, of any width up to the widest."""
     generator = numpy.random.default_rng(0)
@@ -294,6 +315,7 @@ WORKLOADS: dict[str, Roofed] = {
     "embedding_layer_norm dropout backward": Roofed(partial(embeddings, dropout=0.1, backward=True)),
     "bias_gelu forward": Roofed(wide_activation, 118),
     "bias_gelu backward": Roofed(partial(wide_activation, backward=True), 180),
+    "BERT-base 256 x 128, accelerated": Roofed(partial(encoder, 256, 128), 256e6 / 28_000),
     "span_pool mean random forward": Roofed(partial(pooling, "mean"), headline=True),
     "span_pool mean random backward": Roofed(partial(pooling, "mean", backward=True)),
     "span_pool max random forward": Roofed(partial(pooling, "max")),
