@@ -353,6 +353,16 @@ def enumerated_linear_forward(arguments: Arguments) -> Trips:
     return Trips(programs, {"while before < group.widths": steps, "while width < group.before": 0})
 
 
+def enumerated_backward(arguments: Arguments) -> Trips:
+    """A block of tokens through the first tokens before it whose spans may reach into it, and its own."""
+    block, tokens = block_of(arguments), arguments["tokens"]
+    columns = _column_blocks(block["OUTPUTS"], block)
+    first = torch.arange(0, tokens, block["M"])
+    before = total(first.clamp(max=block["WIDTHS"] - 1))
+    loops = {"while start < first_token": before * columns, "while start < stop": tokens * columns}
+    return Trips(len(first) * columns, loops)
+
+
 TRIPS: dict[str, Callable[[Arguments], Trips]] = {
     "attention_forward": attention(QUERIES, KEYS, "M", "N"),
     "anchors_forward": anchors("M", "N"),
@@ -379,4 +389,5 @@ TRIPS: dict[str, Callable[[Arguments], Trips]] = {
     "shares_of_spans": shares_of_spans,
     "enumerated_score_forward": enumerated_score_forward,
     "enumerated_linear_forward": enumerated_linear_forward,
+    "enumerated_backward": enumerated_backward,
 }

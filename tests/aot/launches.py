@@ -30,7 +30,7 @@ sys.path.append(str(ROOT / "tests" / "ops"))
 # A kernel compiled for more of these stands for one with less: False for True, a cheaper activation, fewer scores.
 GROWING = ("ACTIVATION", "SCORES", "BANDED", "ATTENTION", "ACCUMULATE", "WIDTHS", "CHUNKS", "MEAN", "SUM", "HEADS")
 # Constants that say where things lie in memory, and of which every call has its own.
-PLACES = ("OUTPUTS", "STRIDE", "TABLE_ROWS", "START", "END", "WEIGHED")
+PLACES = ("OUTPUTS", "STRIDE", "TABLE_ROWS", "SHARE_WIDTHS", "START", "END", "WEIGHED")
 # Tests with cases of an operation beside its own.
 MORE_TESTS = {"document_attention": ("test_attention_by_distance",)}
 

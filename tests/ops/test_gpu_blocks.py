@@ -53,6 +53,7 @@ def terms(name: str, dim: int, *tables: str, **options: Any) -> Case:
 spans = partial(pool_inputs, tokens=80, columns=70, spans=90, width=9, table=3)
 # All spans of 22 tokens, in two programs: of the first all rows and columns of a step are there.
 EVERY_SPAN = {"widest": 6, "arguments": partial(with_enumeration, widest=6), "outputs": 140}
+PAIRS = {"widest": 2, "arguments": partial(with_enumeration, widest=2), "outputs": 35}
 PAIRWISE = {"normalize": "pairwise"}
 LINKS = {"links": ((3, 2), (), (3,), (0, 3))}
 TABLES = ("bias", "keys", "queries")
@@ -91,6 +92,8 @@ EVERYDAY = (
     (HALF, pool("walk", ALL, partial(spans, heads=1))),
     (SINGLE, linear("linear", LINEAR, partial(spans, heads=2), outputs=70, activation="gelu")),
     (HALF, linear("score", MENTION, partial(spans, heads=1), outputs=70, scores=3, seed=7, dropout_p=0.3)),
+    # 71 tokens, of which a program has 64 and goes through those before them whose spans reach into its own.
+    (SINGLE, linear("enumerated gradient", MENTION, lambda size: documents(10), **PAIRS)),
     (HALF, linear("enumerated score", MENTION, lambda size: documents(3), scores=5, **EVERY_SPAN)),
 )
 REST = (

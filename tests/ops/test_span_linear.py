@@ -38,7 +38,7 @@ from op_checks import (
 from pool_cases import pool_inputs, with_plan
 from torch import Tensor
 
-from spanbert_kernels.ops import backends, span_linear
+from spanbert_kernels.ops import backends, enumerate_spans, span_linear
 
 everywhere = every_backend("span_linear")
 
@@ -270,6 +270,27 @@ def test_triton_in_several_blocks(backend: str, monkeypatch: pytest.MonkeyPatch)
     use_small_blocks(monkeypatch)
     setting = Setting(LINEAR_BLOCKS)
     check_result(setting, backend, run_setting(setting, backend))
+
+
+@pytest.mark.parametrize("backend", [Place("triton", "interpreter")], indirect=True, ids=str)
+def test_enumerations_have_a_gradient_kernel_of_their_own(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as their sums fit into registers, and not spans in any order."""
+    from spanbert_kernels.ops.span_linear import triton_widths
+
+    taken: list[int] = []
+    own = triton_widths.EnumeratedGradients
+
+    def note(*given: Any) -> Any:
+        taken.append(given[2])
+        return own(*given)
+
+    monkeypatch.setattr(triton_widths, "EnumeratedGradients", note)
+    monkeypatch.setattr(triton_widths, "MOST_SUMS", 4)
+    hidden, cu_seqlens = torch.ones(6, 2, requires_grad=True), torch.tensor([0, 6])
+    every = [enumerate_spans(cu_seqlens, width) for width in (2, 4, 5)]
+    for spans in (*every, every[0].pairs()):
+        span_linear(hidden, spans, ["start", "end"], torch.ones(1, 4), backend=backend).sum().backward()
+    assert taken == [2, 4]
 
 
 @pytest.mark.parametrize(

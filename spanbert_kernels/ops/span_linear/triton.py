@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -37,11 +38,8 @@ def _launch_forward(
 ) -> None:
     if triton_widths.applies(call, work):
         enumerated = triton_widths.EnumeratedCall(call, work)
-        enumerated_linear_forward[(enumerated.groups * enumerated.column_blocks(),)](
-            **enumerated.inputs(),
-            layer=Layer(output, contiguous(addend), contiguous(grad_output)),
-            ACTIVATION=activation,
-        )
+        layer = Layer(output, contiguous(addend), contiguous(grad_output), None)
+        _launch_enumerated(enumerated, enumerated.inputs(), layer, activation)
         return
     if call.weights is None:
         call = call.with_softmax()
@@ -51,6 +49,14 @@ def _launch_forward(
         grad_output=None if grad_output is None else matrix(grad_output),
         output=output,
         ACTIVATION=activation,
+    )
+
+
+def _launch_enumerated(
+    enumerated: triton_widths.EnumeratedCall, inputs: dict[str, Any], layer: Layer, activation: int
+) -> None:
+    enumerated_linear_forward[(enumerated.groups * enumerated.column_blocks(),)](
+        **inputs, layer=layer, spans=len(enumerated.call), ACTIVATION=activation
     )
 
 
@@ -80,6 +86,9 @@ def backward(
     if grad_output.numel() == 0:
         return zero_gradients(projected, inputs, addend)
     call = new_call(projected, work, inputs, outputs)
+    if triton_widths.gradients_apply(call, work):
+        with on(projected.device):
+            return _enumerated_backward(call, work, inputs, grad_output.contiguous(), contiguous(addend))
     grad_output = dense_rows(grad_output)
     with on(projected.device):
         call = call.with_softmax()
@@ -95,6 +104,27 @@ def backward(
     return (*call.gradients(sums), grad_bias, grad_addend)
 
 
+def _enumerated_backward(
+    call: KernelCall, work: SpanWork, inputs: ProjectedInputs, grad_output: Tensor, addend: Tensor | None
+) -> Gradients:
+    enumerated = triton_widths.EnumeratedCall(call, work)
+    given = enumerated.inputs()
+    grad, deltas = grad_output, None
+    if inputs.activation:
+        grad = torch.empty_like(grad_output)
+    if call.heads:
+        deltas = grad.new_empty(enumerated.column_blocks(), call.heads, len(call), dtype=torch.float32)
+    if inputs.activation or call.heads:
+        layer = Layer(grad if inputs.activation else None, addend, grad_output, deltas)
+        _launch_enumerated(enumerated, given, layer, inputs.activation)
+    total = None if deltas is None else deltas.sum(0)
+    gradients = triton_widths.EnumeratedGradients(call, given["enumeration"], work.max_width, grad, total)
+    absent = grad.new_empty(0)
+    of_bias = absent if inputs.bias is None else gradients.of_bias().to(inputs.bias.dtype)
+    of_addend = absent.clone() if addend is None else grad.clone() if grad is grad_output else grad
+    return (*gradients.found(), of_bias, of_addend)
+
+
 def meta_inputs(*parts: str) -> ProjectedInputs:
     """Of 1000 spans over 2000 tokens, for `configurations_of`."""
     entries, codes = meta(1000, dtype=torch.int64), [PARTS.index(part) for part in parts]
@@ -106,11 +136,19 @@ def aot_configurations() -> list[AotConfiguration]:
     spans, layer = meta_spans(1000, 2000), meta(1000, 1024)
     some, everything = meta_inputs("start", "end", "width"), meta_inputs(*(part for part in PARTS if part != "max"))
     enumeration, two_heads = meta_spans(1000, 2000, enumerated=True), everything._replace(scores=meta(2000, 2))
+    by_width = two_heads._replace(width_index=None)
+    mention = meta_inputs("start", "end", "attention", "width")._replace(scores=meta(2000, 1), width_index=None)
     summed, like = meta(2000, 6 * 1024), meta(0, dtype=torch.bfloat16)
     return configurations_of(
         {
             "enumeration": partial(rounded_forward, summed, like, enumeration, two_heads, layer),
-            "gradient of an enumeration, seldom": partial(backward, layer, summed, enumeration, two_heads, layer),
+            "gradient of an enumeration, seldom": partial(backward, layer, summed, enumeration, by_width, layer),
+            "gradient of an enumeration with widths of its own, seldom": partial(
+                backward, layer, summed, enumeration, two_heads, layer
+            ),
+            "gradient of all up to 30 wide, seldom": partial(
+                backward, layer, meta(2000, 3 * 1024), enumeration._replace(max_width=30), mention, None
+            ),
             "gathers": partial(forward, meta(2000, 2 * 1024), spans, some, layer),
             "gradient": partial(backward, layer, meta(2000, 7 * 1024), spans, everything, layer),
         }

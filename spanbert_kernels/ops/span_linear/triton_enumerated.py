@@ -36,14 +36,16 @@ class Layer(NamedTuple):
     """What is written, and what is read span by span.
 
     Attributes:
-        output: `[N, O]`.
+        output: `[N, O]`, or None where only `deltas` are asked for.
         addend: `[N, O]`, or None.
         grad_output: `[N, O]`: asks for the gradient before the activation instead.
+        deltas: `[column blocks, heads, N]`, or None: the gradient's products with each head's share, of its columns.
     """
 
-    output: Tensor
+    output: Tensor | None
     addend: Tensor | None
     grad_output: Tensor | None
+    deltas: Tensor | None
 
 
 class WidthTiling(NamedTuple):
@@ -284,7 +286,9 @@ def next_width(
 
 
 @triton.jit
-def write_columns(group, column, projection, enumeration, layer, ACTIVATION: tl.constexpr, WHOLE: tl.constexpr, BLOCK):
+def write_columns(
+    group, column, projection, enumeration, layer, deltas, spans, ACTIVATION: tl.constexpr, WHOLE: tl.constexpr, BLOCK
+):
     """A block of columns of all spans of the groups."""
     inside = column < BLOCK.OUTPUTS
     places = places_of(projection, enumeration, group, column, BLOCK)
@@ -317,18 +321,24 @@ def write_columns(group, column, projection, enumeration, layer, ACTIVATION: tl.
                 else:
                     place = layer.grad_output + row[:, None] * BLOCK.OUTPUTS + column
                     value = slope(value, tl.load(place, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
-                place = layer.output + row[:, None] * BLOCK.OUTPUTS + column
-                tl.store(place, value.to(place.dtype.element_ty), mask=mask)
+                if layer.output is not None:
+                    place = layer.output + row[:, None] * BLOCK.OUTPUTS + column
+                    tl.store(place, value.to(place.dtype.element_ty), mask=mask)
+                if layer.deltas is not None:
+                    for head in tl.static_range(BLOCK.HEADS):
+                        share = steps.sums[(BLOCK.MEAN + BLOCK.SUM + head) * BLOCK.SPANS + i]
+                        tl.store(deltas + head * spans + row, tl.sum(value * share, 1), mask=row < lasts[i])
         before += BLOCK.WIDTHS
 
 
-@triton.jit(do_not_specialize=["tokens", "widths"])
+@triton.jit(do_not_specialize=["tokens", "widths", "spans"])
 def enumerated_linear_forward(
     projection,
     enumeration,
     layer,
     tokens,
     widths,
+    spans,
     ACTIVATION: tl.constexpr,
     BLOCK,
 ):
@@ -337,4 +347,7 @@ def enumerated_linear_forward(
     group = load_group(tl.program_id(0) // column_blocks, tokens, widths, BLOCK)
     done = tl.program_id(0) % column_blocks * BLOCK.D
     column = (done + tl.arange(0, BLOCK.D))[None, :]
-    write_columns(group, column, projection, enumeration, layer, ACTIVATION, False, BLOCK)
+    deltas = layer.deltas
+    if layer.deltas is not None:
+        deltas += (tl.program_id(0) % column_blocks).to(tl.int64) * BLOCK.HEADS * spans
+    write_columns(group, column, projection, enumeration, layer, deltas, spans, ACTIVATION, False, BLOCK)
