@@ -182,7 +182,7 @@ def query_backward(
     grad_q,  # [query rows, heads, head_dim]
     mask,  # of queries
     terms,
-    again,  # by program, whether its sums are to be made EXACT; None without a window
+    again,  # by row of a program, whether its sums are to be made EXACT; None without a window
     dropout,  # None without
     query_rows,
     num_documents,
@@ -199,7 +199,7 @@ def query_backward(
     tile = tiles.find_tile(mask, None, numbers, QUERIES, BLOCK.M, BLOCK.D)
     if tile.first >= tile.last:
         return
-    if EXACT and tl.load(distance.own_flag(again)) == 0:
+    if EXACT and not distance.is_flagged(again, BLOCK.M):
         return
     queries = tiles.own_rows(q, tile, BLOCK.D)
     grads = tiles.own_rows(grad_output, tile, BLOCK.D)
@@ -227,7 +227,7 @@ def query_backward(
         else:
             total = tiles.over_seen(gradient_step, total, program, numbers, KEYS, BLOCK.N, BLOCK)
             if again is not None:
-                tl.store(distance.own_flag(again), distance.not_finite(total))
+                distance.flag_not_finite(again, total)
         tiles.store_rows(grad_q, tile, head_dim, None, tiles.rescaled(total, dropout) * scale)
 
 
@@ -351,7 +351,7 @@ def key_backward(
     grad_v,
     mask,  # of keys
     terms,
-    again,  # by program, whether its sums are to be made EXACT; None without a window
+    again,  # by row of a program, whether its sums are to be made EXACT; None without a window
     dropout,  # None without
     query_rows,
     num_documents,
@@ -370,7 +370,7 @@ def key_backward(
         return
     if BLOCK.OVER > 0 and not tiles.is_longer(mask, tile, numbers, KEYS, BLOCK.OVER):
         return
-    if EXACT and tl.load(distance.own_flag(again)) == 0:
+    if EXACT and not distance.is_flagged(again, BLOCK.N):
         return
     place = tile.head * size
     if mask.links is None:
@@ -400,7 +400,7 @@ def key_backward(
     else:
         total = tiles.over_seen(key_step, total, program, numbers, QUERIES, BLOCK.M, BLOCK)
         if again is not None:
-            tl.store(distance.own_flag(again), distance.not_finite(total.k + total.v))
+            distance.flag_not_finite(again, total.k + total.v)
     total_k = total.k
     if statistics.share is None:
         total_k = tl.where(have_one_key(program, QUERIES), 0.0, total_k)

@@ -35,7 +35,7 @@ from spanbert_kernels.ops.triton_arguments import contiguous, on, philox_of
 FORWARD_IN_WINDOW: Loops = {**FORWARD, (16, 128, False): (16, 32, 8, 1)}
 FORWARD_IN_WINDOW_WITH_DROPOUT: Loops = {**FORWARD_WITH_DROPOUT, (16, 128, False): (16, 32, 8, 1)}
 BACKWARD_IN_WINDOW = BackwardLoops(
-    {**BACKWARD.sums, (32, 64, False): (16, 64, 8, 1)},
+    {**BACKWARD.sums, (32, 64, False): (16, 64 if SHORT_OF_REGISTERS else 32, 8, 1)},
     {**BACKWARD.queries, (32, 64, False): (16, 64, 8, 1)},
     {**BACKWARD.keys, (16, 128, False): (32, 16, 8, 1)},
 )

@@ -161,15 +161,31 @@ def seen_alone(x, seen, terms):
 
 
 @triton.jit
-def own_flag(flags):
-    """A program's."""
-    return flags + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+def own_flags(flags, ROWS: tl.constexpr):
+    """A program's, of its rows."""
+    program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
+    return flags + program * ROWS + tl.arange(0, ROWS)
 
 
 @triton.jit
 def not_finite(x):
     """Whether a matrix holds Inf or NaN."""
     return tl.max(tl.max((x - x != 0.0).to(tl.int32), 1), 0) > 0
+
+
+@triton.jit
+def flag_not_finite(flags, x):
+    """Note of each row of a matrix whether it holds Inf or NaN.
+
+    Of each, because the compiler for GPUs of 10.0 has no layout for one number that hangs on a product.
+    """
+    tl.store(own_flags(flags, x.shape[0]), tl.max((x - x != 0.0).to(tl.int8), 1))
+
+
+@triton.jit
+def is_flagged(flags, ROWS: tl.constexpr):
+    """Whether any row of a program is."""
+    return tl.max(tl.load(own_flags(flags, ROWS)).to(tl.int32), 0) > 0
 
 
 @triton.jit

@@ -117,7 +117,7 @@ def attention_forward(
     lse,  # [heads, query rows]
     mask,  # of queries
     terms,
-    again,  # by program, whether its sums are to be made EXACT; None without a window
+    again,  # by row of a program, whether its sums are to be made EXACT; None without a window
     dropout,  # None without
     query_rows,
     num_documents,
@@ -133,7 +133,7 @@ def attention_forward(
     tile = tiles.find_tile(mask, None, numbers, QUERIES, BLOCK.M, BLOCK.D)
     if tile.first >= tile.last:
         return
-    if EXACT and tl.load(distance.own_flag(again)) == 0:
+    if EXACT and not distance.is_flagged(again, BLOCK.M):
         return
     if BLOCK.WHOLE and tiles.is_longer(mask, tile, numbers, QUERIES, BLOCK.N):
         return
@@ -150,7 +150,7 @@ def attention_forward(
     else:
         softmax = tiles.over_seen(forward_step, softmax, program, numbers, KEYS, BLOCK.N, BLOCK)
         if again is not None:
-            tl.store(distance.own_flag(again), distance.not_finite(softmax.total))
+            distance.flag_not_finite(again, softmax.total)
     seen = softmax.mass != 0.0
     mass = tl.where(seen, softmax.mass, 1.0)
     share = 1.0 / mass  # one division a row, not one an element

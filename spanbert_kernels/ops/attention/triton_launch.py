@@ -28,6 +28,7 @@ SHORT_OF_REGISTERS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9
 Loops = dict[tuple[int, int, bool], tuple[int, int, int, int]]
 WIDEST = 128  # columns of a head that a program may hold
 EXACT_WARPS = 8
+EXACT_REGISTERS = 255  # of a thread: the compiler for GPUs of 12.0 takes fewer by itself, and spills
 FARTHEST = 2**24  # elements from a row to the next
 RESULTS = ("output", "grad_q", "grad_k", "grad_v")  # `[rows, heads, head_dim]`
 ANCHOR_ROWS = 16  # of a block whose one row is an anchor: the fewest that a product takes
@@ -166,7 +167,7 @@ def exact_options(options: Options, keys: bool) -> Options:
     block = options.block
     if SHORT_OF_REGISTERS and block.PRECISION == "bf16x6" and not keys:
         block = block._replace(N=min(block.N, 32))
-    return Options(block, EXACT_WARPS)
+    return Options(block, EXACT_WARPS, maxnreg=EXACT_REGISTERS)
 
 
 def launch_windowed(
@@ -185,7 +186,8 @@ def launch_windowed(
         launch(kernel, q, work, options, **arguments, terms=terms, keys=keys, again=None, EXACT=False)
         return
     columns = triton.cdiv(q.shape[2], options.block.D)
-    again = torch.empty(programs_of(q, work, options, keys) * columns, dtype=torch.int32, device=q.device)
+    rows = options.block.N if keys else options.block.M
+    again = torch.empty(programs_of(q, work, options, keys) * columns, rows, dtype=torch.int8, device=q.device)
     for each, is_exact in ((options, False), (exact_options(options, keys), True)):
         launch(kernel, q, work, each, **arguments, terms=terms, keys=keys, again=again, EXACT=is_exact)
 

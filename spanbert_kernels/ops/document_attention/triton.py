@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +45,17 @@ def _in_both_ways(backwards: Callable[[], object], name: str) -> dict[str, Any]:
             WARP_GROUPS.reset(token)
 
     return {f"{name}, warp groups": partial(call, True), f"{name}, no warp groups": partial(call, False)}
+
+
+def _named_by_ways(found: list[AotConfiguration], calls: dict[str, Any]) -> list[AotConfiguration]:
+    """Configurations of calls, those that are the same in both ways named after neither."""
+    without = configurations_of({name: call for name, call in calls.items() if name.endswith(", no warp groups")})
+    alike = [replace(each, name="") for each in without]
+    ways = [each.name.endswith(", warp groups") and replace(each, name="") in alike for each in found]
+    return [
+        replace(each, name=each.name.removesuffix(", warp groups")) if in_both else each
+        for each, in_both in zip(found, ways, strict=True)
+    ]
 
 
 NOTHING_DROPPED = Dropout(0.0, None)
@@ -121,4 +133,4 @@ def aot_configurations() -> list[AotConfiguration]:
     # One word of the generator is dropped: Triton makes a constant of a 1.
     alone = meta_work("tokens", "tokens", max_seqlen=32)
     calls["bf16 64, whole 32, rarest dropout"] = partial(_both, meta_queries("bf16", 64), alone, 2**-31.5)
-    return configurations_of(calls)
+    return _named_by_ways(configurations_of(calls), calls)
