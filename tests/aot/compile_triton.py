@@ -45,6 +45,11 @@ def names_of(module: str) -> list[str]:
     return [configuration.name for configuration in configurations(module)]
 
 
+def is_for(name: str, architecture: int) -> bool:
+    """Whether a configuration of that name is made for GPUs of an architecture."""
+    return "warp groups" not in name or ("no warp groups" in name) != (architecture in WARP_GROUPS)
+
+
 def compile_one(module: str, index: int, architecture: int) -> dict[str, Any]:
     """Compile one configuration; what it needs, or the error."""
     from roof.compiling import compiled
@@ -68,7 +73,7 @@ def compile_all(modules: Sequence[str], architectures: Sequence[int], everyday: 
             for index, name in enumerate(its_names)
             if not (everyday and SELDOM.search(name))
             for architecture in architectures
-            if "warp groups" not in name or ("no warp groups" in name) != (architecture in WARP_GROUPS)
+            if is_for(name, architecture)
         ]
         return list(pool.map(compile_one, *zip(*jobs, strict=True))) if jobs else []
 

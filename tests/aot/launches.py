@@ -14,13 +14,13 @@ import importlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import torch
-from compile_triton import ROOT, operation_modules
+from compile_triton import ROOT, is_for, operation_modules
 
 from spanbert_kernels.ops import backends
 from spanbert_kernels.ops.aot import AotConfiguration, launches
@@ -72,12 +72,32 @@ def run_cases() -> None:
 @functools.cache
 def aot_configurations() -> list[AotConfiguration]:
     """Every launch of the cases, once."""
+    return typical_of(run_cases)
+
+
+def without_warp_groups() -> list[AotConfiguration]:
+    """Launches of a case for each branch, on a GPU that has no products of warp groups."""
+    from op_checks import Setting, run_setting
+    from test_gpu_blocks import EVERYDAY
+
+    from spanbert_kernels.ops.attention.triton_joint import WARP_GROUPS
+
+    def run() -> None:
+        token = WARP_GROUPS.set(False)
+        for dtype, case in EVERYDAY:
+            run_setting(Setting(case, dtype=dtype), "triton")
+        WARP_GROUPS.reset(token)
+
+    return typical_of(run)
+
+
+def typical_of(run: Callable[[], None]) -> list[AotConfiguration]:
     with (
         launches() as launched,
         mock.patch.dict(backends.DEVICES, triton="cpu"),
         mock.patch.dict(backends._LOADERS, triton=lambda: None),
     ):
-        run_cases()
+        run()
     divisible = {(each.kernel, name) for each in listed() for name in each.divisible}
     found = {str(launch): launch for launch in (typical(each, divisible) for each in launched)}
     return [replace(launch, name=f"{launch.name} {i}") for i, launch in enumerate(found.values())]
@@ -143,9 +163,11 @@ def main() -> None:
     from roof.running import headlines, worse
 
     launched, own = aot_configurations(), listed()
-    missing = sorted({text for launch in launched for text in left_out(launch, own)})
+    missing = {text for launch in launched for text in left_out(launch, own)}
+    elsewhere = [each for each in own if is_for(each.name, 80)]
+    missing |= {f"8.0: {text}" for launch in without_warp_groups() for text in left_out(launch, elsewhere)}
     kernels, own_kernels = (sorted({each.kernel.__name__ for each in some}) for some in (launched, own))
-    found = {"launches": len(launched), "kernels": kernels, "listed kernels": own_kernels, "left out": missing}
+    found = {"launches": len(launched), "kernels": kernels, "listed kernels": own_kernels, "left out": sorted(missing)}
     found["worse"] = list(worse(headlines(), H200))
     print(json.dumps(found))
 

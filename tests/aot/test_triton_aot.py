@@ -21,10 +21,18 @@ FOLDER = Path(__file__).resolve().parent
 # Bytes of shared memory that one block may use.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 # Bytes that a thread may spill all the same, by configuration and architecture: GPUs of 12.0 multiply without a
-# warpgroup's instructions, from registers alone, and most of these have every part or gradient at once.
+# warpgroup's instructions, from registers alone, as those of 10.0 do in float32, and most of these have every part or
+# gradient at once.
 SPILLS = {
     ("attention_delta, gradient of bf16", 120): 8,
     ("attention_backward, gradient of bf16", 120): 40,
+    ("key_backward, fp32 64, tables, tokens to tokens", 120): 8,
+    ("key_backward, fp32 64, both, tokens to tokens", 120): 8,
+    ("table_backward, fp32 64, tables, tokens to tokens", 120): 8,
+    ("table_backward, fp32 64, both, tokens to tokens", 120): 8,
+    ("query_backward, fp32 64, both, tokens to tokens", 100): 24,
+    ("query_backward, fp32 64, both, tokens to tokens 2", 100): 32,
+    ("query_backward, fp32 64, both, tokens to tokens 3", 100): 16,
 }
 EVERYDAY = 90
 OPERATIONS = sorted(name for name, names in backends._registry.items() if "triton" in names)

@@ -30,6 +30,7 @@ from spanbert_kernels.ops.attention.triton_anchors_backward import launch_anchor
 from spanbert_kernels.ops.attention.triton_backward import key_backward, query_backward
 from spanbert_kernels.ops.attention.triton_forward import attention_forward
 from spanbert_kernels.ops.attention.triton_launch import (
+    MOST_REGISTERS,
     SHORT_OF_REGISTERS,
     Loops,
     launch,
@@ -44,7 +45,7 @@ from spanbert_kernels.ops.attention.triton_tiles import NO_TERMS, Statistics, Te
 from spanbert_kernels.ops.attention.triton_whole_backward import whole_backward
 from spanbert_kernels.ops.attention.work import TILE_ROWS, AttentionWork
 from spanbert_kernels.ops.philox import Dropout
-from spanbert_kernels.ops.triton_arguments import Options, Philox, philox_of
+from spanbert_kernels.ops.triton_arguments import Options, Philox, philox_of, with_registers
 
 
 class BackwardLoops(NamedTuple):
@@ -248,6 +249,8 @@ def launch_backward(
     options = loop_options(like, loops.queries, anchor_queries=work.anchor_queries)
     launch_windowed(query_backward, like, work, options, **arguments, grad_q=grad_q, SUMS=False)
     options = loop_options(like, loops.keys, anchor_keys=work.anchor_keys)
+    if arguments["terms"].index is not None:
+        options = with_registers(options, MOST_REGISTERS)
     arguments |= {"grad_k": grad_k, "grad_v": grad_v, "size": like.shape[0]}
     launch_windowed(key_backward, like, work, options, **arguments, keys=True)
 

@@ -28,7 +28,7 @@ SHORT_OF_REGISTERS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9
 Loops = dict[tuple[int, int, bool], tuple[int, int, int, int]]
 WIDEST = 128  # columns of a head that a program may hold
 EXACT_WARPS = 8
-EXACT_REGISTERS = 255  # of a thread: the compiler for GPUs of 12.0 takes fewer by itself, and spills
+MOST_REGISTERS = 255  # of a thread, where the compilers of some GPUs take fewer by themselves, and spill
 FARTHEST = 2**24  # elements from a row to the next
 RESULTS = ("output", "grad_q", "grad_k", "grad_v")  # `[rows, heads, head_dim]`
 ANCHOR_ROWS = 16  # of a block whose one row is an anchor: the fewest that a product takes
@@ -165,9 +165,11 @@ def options_over(options: Options, rows: int) -> Options:
 def exact_options(options: Options, keys: bool) -> Options:
     """Of the same rows to a program; what is added row by row wants registers."""
     block = options.block
-    if SHORT_OF_REGISTERS and block.PRECISION == "bf16x6" and not keys:
+    if block.PRECISION != "bf16x6":
+        block = block._replace(M=min(block.M, 16)) if keys else block
+    elif SHORT_OF_REGISTERS and not keys:
         block = block._replace(N=min(block.N, 32))
-    return Options(block, EXACT_WARPS, maxnreg=EXACT_REGISTERS)
+    return Options(block, EXACT_WARPS, maxnreg=MOST_REGISTERS)
 
 
 def launch_windowed(
