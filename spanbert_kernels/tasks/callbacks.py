@@ -79,13 +79,13 @@ class Losses(TrainerCallback, ExportableState):
 
 
 class Patience(EarlyStoppingCallback):
-    """transformers' early stopping, which waits until something was found for the first time."""
+    """transformers' early stopping, which a model that finds nothing does not come nearer to."""
 
     def check_metric_value(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metric_value: float
     ) -> None:
-        """A model that still finds nothing is one that begins to learn, not one that learns no more."""
-        if max(metric_value, state.best_metric or 0.0) > 0:
+        """A model that finds nothing is one that begins to learn, whatever it hit by chance before."""
+        if metric_value > 0:
             super().check_metric_value(args, state, control, metric_value)
 
 
