@@ -163,13 +163,16 @@ def options_over(options: Options, rows: int) -> Options:
 
 @functools.cache
 def exact_options(options: Options, keys: bool) -> Options:
-    """Of the same rows to a program; what is added row by row wants registers."""
+    """Of the same rows to a program, and few of the other side; what is added row by row wants registers."""
     block = options.block
-    if block.PRECISION != "bf16x6":
-        block = block._replace(M=min(block.M, 16)) if keys else block
-    elif SHORT_OF_REGISTERS and not keys:
-        block = block._replace(N=min(block.N, 32))
-    return Options(block, EXACT_WARPS, maxnreg=MOST_REGISTERS)
+    registers: int | None = MOST_REGISTERS
+    if block.PRECISION == "bf16x6":
+        block = block._replace(N=min(block.N, 32)) if SHORT_OF_REGISTERS and not keys else block
+    else:
+        registers = None if keys else MOST_REGISTERS  # for keys GPUs of 8.0 spill with all of them
+        if block.D < WIDEST or block.CHUNKED:
+            block = block._replace(M=min(block.M, 16)) if keys else block._replace(N=min(block.N, 16))
+    return Options(block, EXACT_WARPS, maxnreg=registers)
 
 
 def launch_windowed(
