@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import memory
 import scaling
 from records.record import NotARecord, Record, Row, load
 from roof import keeping
@@ -115,7 +116,7 @@ def machine(results: Results) -> str:
     about = results.record.machine
     told = (
         f"Measured on {_processor(results)} with torch {results.record.versions['torch']}; figures are from "
-        f"`benchmarks/results/{results.name}`, taken in processes {about['processes']}."
+        f"`benchmarks/results/{results.name}`, taken in processes {about['processes']}. {memory.PROCESSES}"
     )
     for each in results.later:
         told += f" Of {', '.join(sorted(each.suites))}: `benchmarks/results/{each.name}`, on {_processor(each)}."

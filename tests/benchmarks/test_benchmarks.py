@@ -148,6 +148,7 @@ def test_the_allocator_is_left_as_users_have_it() -> None:
     """But where peaks are taken, in processes of their own, for which freed memory must be gone."""
     tuned = {path.name for path in BENCHMARKS.rglob("*.py") if "mallopt" in path.read_text(encoding="utf-8")}
     assert tuned == {"memory.py"}
+    assert "its mmap threshold stays at 128 KiB" in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
     assert "default allocator" in running.record_of(running.Progress(), False, 0.0, ("", False)).machine["processes"]
 
 
