@@ -19,7 +19,7 @@ from bench_attention_on_gpu import log_normal
 from encoders import EAGER, SDPA, initial
 from measuring import assert_agrees
 from on_gpu import DTYPE, Comparison
-from registry import FORWARD
+from registry import BOTH, FORWARD
 from torch import Tensor
 
 from spanbert_kernels import accelerate
@@ -88,4 +88,62 @@ def test_encoder_on_gpu(keep_row: Callable[..., None], gpu_ceilings: dict[str, f
     for way, model in theirs.items():
         kind = "eager" if way == EAGER else "peer"
         comparison.measure(way, kind, lambda model=model: case.states(model), graph=False)
+    keep_row(comparison.row())
+
+
+STEPS: dict[str, tuple[int, ...]] = {"64 log-normal": log_normal(64), "32 x 512": (512,) * 32}
+COMPARED = 61  # of the gradients every so many numbers
+
+
+class Step:
+    """A training step as people take it: weights in float32, autocast to bfloat16, gradients of every weight."""
+
+    def __init__(self, case: EncoderCase, attention: str, dtype: torch.dtype = torch.float32) -> None:
+        self.case, self.dtype = case, dtype
+        self.model = case.model(attention, dtype).train()
+        generator = torch.Generator("cuda").manual_seed(0)
+        shape = (int(case.lengths.sum()), self.model.config.hidden_size)
+        self.incoming = torch.randn(shape, generator=generator, device="cuda")
+
+    def run(self, dropout: float = 0.0) -> None:
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = dropout
+        self.model.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", DTYPE, enabled=self.dtype == torch.float32):
+            states = self.model(**self.case.batch).last_hidden_state
+        states[self.case.batch["attention_mask"].bool()].backward(self.incoming.to(states.dtype))
+
+    def gradients(self) -> Tensor:
+        """Without dropout, whose masks differ."""
+        self.run()
+        found = [each.grad.flatten() for each in self.model.encoder.parameters()]
+        return torch.cat(found)[::COMPARED]
+
+
+@pytest.mark.headline
+@pytest.mark.parametrize("name", STEPS)
+def test_training_on_gpu(keep_row: Callable[..., None], gpu_ceilings: dict[str, float], name: str) -> None:
+    case = EncoderCase.of(STEPS[name])
+    exact = Step(case, "eager", torch.float64)
+    reference = exact.gradients()
+    del exact
+    torch.cuda.empty_cache()
+    tokens, weights = int(case.lengths.sum()), sum(each.numel() for each in initial().encoder.parameters())
+    pairs = 4 * 768 * 12 * int(case.lengths.square().sum())
+    axes = {"tokens": tokens, "documents": len(case.lengths), "dropout": 0.1}
+    # The weights twice and their gradients; what is kept of the tokens at least.
+    moved = (3 * weights + 4 * 12 * tokens * 768) * DTYPE.itemsize
+    operations = 3 * 2 * tokens * weights + 3.5 * pairs
+    comparison = Comparison("encoder_training", name, BOTH, axes, moved, operations, gpu_ceilings, reference)
+    eager = Step(case, "eager")
+    plain = eager.gradients()
+    ours = Step(case, "sdpa")
+    report = accelerate(ours.model)
+    allowed = assert_agrees(ours.gradients(), plain, reference)
+    ways = {"accelerate": ("ours", ours), EAGER: ("eager", eager), SDPA: ("peer", Step(case, "sdpa"))}
+    for way, (kind, step) in ways.items():
+        more = {"allowed": allowed, "path": report.last_path} if kind == "ours" else {}
+        comparison.measure(way, kind, step.gradients, timed=partial(step.run, 0.1), **more)
+        step.model.zero_grad(set_to_none=True)
     keep_row(comparison.row())

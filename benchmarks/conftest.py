@@ -83,6 +83,12 @@ def _keep(row: dict[str, Any]) -> None:
     _append({"row": row})
 
 
+@pytest.fixture
+def keep_measured() -> Callable[[dict[str, Any]], None]:
+    """For rows of `benchmarks/roof`."""
+    return lambda found: _append({"roof": found})
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """What fails, be it the gate or anything else, leaves no row but a line that says so; so does what is skipped."""

@@ -85,8 +85,16 @@ class Comparison:
     reference: Tensor
     providers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def measure(self, name: str, kind: str, way: Callable[[], Tensor], graph: bool = False, **more: Any) -> None:
-        """A way whose result is compared here; `kind` is ours, eager or peer."""
+    def measure(
+        self,
+        name: str,
+        kind: str,
+        way: Callable[[], Tensor],
+        graph: bool = False,
+        timed: Callable[[], object] | None = None,
+        **more: Any,
+    ) -> None:
+        """A way whose result is compared here; `kind` is ours, eager or peer; `timed`, if not the way itself."""
         result = way()
         off = deviation(result, self.reference)
         if not off <= LARGEST_DEVIATION[DTYPE]:
@@ -94,20 +102,21 @@ class Comparison:
             return
         error = float((result.double() - self.reference.double()).abs().max())
         del result
-        low, median, high = quartiles(way)
+        timed = timed or way
+        low, median, high = quartiles(timed)
         self.providers[name] = {
             "kind": kind,
             "milliseconds": median,
             "quartiles": [low, high],
             "rounds": 0,  # as many as fit into a tenth of a second
             "error": error,
-            "peak": peak_of(way),
+            "peak": peak_of(timed),
             "share": self.floor / median,
             "ran": name,
             **more,
         }
         if graph:
-            self.providers[name]["replayed"] = replayed(way)
+            self.providers[name]["replayed"] = replayed(timed)
 
     def refuse(self, name: str, kind: str, reason: str) -> None:
         self.providers[name] = {"kind": kind, "unavailable": reason}

@@ -51,6 +51,7 @@ class Roofed:
         most_launches: launches asked for at most, if so many are.
         headline: every test run compiles it.
         nvcc: it needs the CUDA compiler.
+        on_gpu: prepares the same where there is a GPU, if `prepare` cannot launch it.
     """
 
     prepare: Callable[[], PreparedCall]
@@ -58,10 +59,16 @@ class Roofed:
     most_launches: int | None = None
     headline: bool = False
     nvcc: bool = False
+    on_gpu: Callable[[], PreparedCall] | None = None
 
 
 def offsets(lengths: tuple[int, ...]) -> Tensor:
     return torch.tensor((0, *lengths)).cumsum(0)
+
+
+def gradients(output: Tensor, leaves: Any) -> Callable[[], object]:
+    """The backward of a call, which can be had again."""
+    return partial(torch.autograd.grad, output, leaves, torch.empty_like(output), retain_graph=True)
 
 
 def log_normal(documents: int) -> tuple[int, ...]:
@@ -101,7 +108,7 @@ def attention(
     size = output.numel() * output.element_size()
     if not backward:
         return PreparedCall(forward, 4 * size)
-    return PreparedCall(lambda: torch.autograd.grad(output, leaves, torch.empty_like(output)), 8 * size)
+    return PreparedCall(gradients(output, leaves), 8 * size)
 
 
 def offsets_alone() -> PreparedCall:
@@ -133,7 +140,7 @@ def between_anchors(clusters: int, documents: int) -> PreparedCall:
     q, k, v = leaves = [torch.empty(count, HEADS, HEAD_DIM, dtype=BF16, requires_grad=True) for _ in range(3)]
     plan = ops.plan_attention(offsets((128,) * count), torch.arange(0, count + 1, documents))
     output: Any = ops.cross_document_attention(q, k, v, plan, backend="triton")
-    return PreparedCall(partial(torch.autograd.grad, output, leaves, torch.empty_like(output)), 8 * 2 * q.numel())
+    return PreparedCall(gradients(output, leaves), 8 * 2 * q.numel())
 
 
 def end_of_sublayer(*, dropout: float = 0.0, backward: bool = False) -> PreparedCall:
@@ -151,8 +158,7 @@ def end_of_sublayer(*, dropout: float = 0.0, backward: bool = False) -> Prepared
     output = forward()
     if not backward:
         return PreparedCall(forward, 3 * 2 * x.numel())
-    run = partial(torch.autograd.grad, output, leaves, torch.empty_like(output))
-    return PreparedCall(run, (5 if dropout else 4) * 2 * x.numel())
+    return PreparedCall(gradients(output, leaves), (5 if dropout else 4) * 2 * x.numel())
 
 
 def embeddings(*, dropout: float = 0.0, backward: bool = False) -> PreparedCall:
@@ -161,16 +167,16 @@ def embeddings(*, dropout: float = 0.0, backward: bool = False) -> PreparedCall:
     shapes = ((30522, size), (512, size), (2, size), (size,), (size,))
     leaves = [torch.empty(shape, dtype=BF16, requires_grad=backward) for shape in shapes]
     token_table, position_table, type_table, weight, bias = leaves
-    ids = torch.zeros(tokens, dtype=torch.long)
+    ids, positions = torch.arange(tokens) * 7919 % len(token_table), torch.arange(tokens) % SHORT[0]
+    types = torch.zeros_like(ids)
     more: dict[str, Any] = {"position_table": position_table, "type_table": type_table, "dropout_p": dropout}
-    more |= {"position_ids": ids, "type_ids": ids, "seed": ids[:1] if dropout else None, "backend": "triton"}
+    more |= {"position_ids": positions, "type_ids": types, "seed": types[:1] if dropout else None, "backend": "triton"}
     forward = partial(ops.embedding_layer_norm, ids, token_table, weight, bias, **more)
     output = forward()
     row = 2 * output.numel()
     if not backward:
         return PreparedCall(forward, 2 * row + 3 * 8 * tokens)
-    run = partial(torch.autograd.grad, output, leaves, torch.empty_like(output))
-    return PreparedCall(run, 3 * row + 2 * token_table.numel())
+    return PreparedCall(gradients(output, leaves), 3 * row + 2 * token_table.numel())
 
 
 def wide_activation(*, backward: bool = False) -> PreparedCall:
@@ -181,8 +187,7 @@ def wide_activation(*, backward: bool = False) -> PreparedCall:
     output = forward()
     if not backward:
         return PreparedCall(forward, 2 * 2 * x.numel())
-    run = partial(torch.autograd.grad, output, (x, bias), torch.empty_like(output))
-    return PreparedCall(run, 3 * 2 * x.numel())
+    return PreparedCall(gradients(output, (x, bias)), 3 * 2 * x.numel())
 
 
 def encoder(documents: int, length: int) -> PreparedCall:
@@ -192,8 +197,10 @@ def encoder(documents: int, length: int) -> PreparedCall:
     with torch.device("meta"):
         model = BertModel(BertConfig(), add_pooling_layer=False).eval().to(BF16)
     model = model.to_empty(device="cuda")
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
     accelerate(model)
-    ids = torch.zeros(documents, length, dtype=torch.long)
+    ids = torch.arange(documents * length).view(documents, length) % model.config.vocab_size
     mask = torch.ones_like(ids)
 
     def run() -> Tensor:
@@ -212,7 +219,7 @@ def random_spans(tokens: int, length: int, count: int, widest: int) -> Tensor:
     width = generator.integers(1, widest + 1, count)
     within = (generator.random(count) * (length - width + 1)).astype(int)
     start = generator.integers(0, tokens // length, count) * length + within
-    return torch.from_numpy(numpy.stack((start, start + width - 1), 1))
+    return torch.tensor(numpy.stack((start, start + width - 1), 1))
 
 
 RANDOM = partial(random_spans, 64 * 512, 512, 100_000, 64)
@@ -235,7 +242,7 @@ def pooling(
     moved = (hidden.numel() + output.numel()) * 2
     if not backward:
         return PreparedCall(forward, moved)
-    return PreparedCall(lambda: torch.autograd.grad(output, hidden, torch.empty_like(output)), moved)
+    return PreparedCall(gradients(output, hidden), moved)
 
 
 def pooling_in_cuda(
@@ -275,8 +282,7 @@ def coreference(*, score: bool, documents: int, columns: int, backward: bool = F
     output = run()
     read = sum(each.numel() for each in (hidden, weight, bias, out_weight))
     if backward:
-        gradients = partial(torch.autograd.grad, output, (hidden, weight), torch.empty_like(output))
-        return PreparedCall(gradients, 2 * (2 * read + output.numel()))
+        return PreparedCall(gradients(output, (hidden, weight)), 2 * (2 * read + output.numel()))
     return PreparedCall(run, 2 * (read + output.numel()))
 
 
@@ -323,14 +329,29 @@ WORKLOADS: dict[str, Roofed] = {
     "span_pool max random backward": Roofed(partial(pooling, "max", backward=True)),
     "span_pool attention random forward": Roofed(partial(pooling, "attention")),
     "span_pool mean enumerated coreference": Roofed(partial(pooling, "mean", enumerated=True)),
-    "span_pool mean random forward, CUDA C++": Roofed(partial(pooling_in_cuda, "mean"), 75, nvcc=True),
-    "span_pool mean random backward, CUDA C++": Roofed(partial(pooling_in_cuda, "mean", backward=True), 90, nvcc=True),
-    "span_pool max random forward, CUDA C++": Roofed(partial(pooling_in_cuda, "max"), 120, nvcc=True),
+    "span_pool mean random forward, CUDA C++": Roofed(
+        partial(pooling_in_cuda, "mean"), 75, nvcc=True, on_gpu=partial(pooling, "mean", backend="cuda")
+    ),
+    "span_pool mean random backward, CUDA C++": Roofed(
+        partial(pooling_in_cuda, "mean", backward=True),
+        90,
+        nvcc=True,
+        on_gpu=partial(pooling, "mean", backward=True, backend="cuda"),
+    ),
+    "span_pool max random forward, CUDA C++": Roofed(
+        partial(pooling_in_cuda, "max"), 120, nvcc=True, on_gpu=partial(pooling, "max", backend="cuda")
+    ),
     "span_pool max random forward for a gradient, CUDA C++": Roofed(
-        partial(pooling_in_cuda, "max", keep=True), 170, nvcc=True
+        partial(pooling_in_cuda, "max", keep=True),
+        170,
+        nvcc=True,
+        on_gpu=partial(pooling, "max", gradient=True, backend="cuda"),
     ),
     "span_pool mean enumerated coreference, CUDA C++": Roofed(
-        partial(pooling_in_cuda, "mean", enumerated=True), 155, nvcc=True
+        partial(pooling_in_cuda, "mean", enumerated=True),
+        155,
+        nvcc=True,
+        on_gpu=partial(pooling, "mean", enumerated=True, backend="cuda"),
     ),
     "span_score coreference": Roofed(partial(coreference, score=True, documents=16, columns=1024), 250),
     "span_linear coreference": Roofed(partial(coreference, score=False, documents=16, columns=1024), 250),

@@ -66,13 +66,13 @@ class Journal:
 
 def record_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     """A record as `spanbert-kernels bench` writes them and `report` reads them; None where nothing was measured."""
-    taken: dict[str, list[Any]] = {"row": [], "failure": [], "skipped": [], "ceilings": [], "machine": []}
+    taken: dict[str, list[Any]] = {"row": [], "failure": [], "skipped": [], "ceilings": [], "machine": [], "roof": []}
     seconds = 0.0
     for line in lines:
         seconds += line.get("seconds", 0.0) if "step" in line else 0.0
         for name in taken.keys() & line.keys():
             taken[name].append(line[name])
-    if not taken["row"] and not taken["failure"]:
+    if not (taken["row"] or taken["failure"] or taken["roof"]):
         return None
     found = taken["machine"][-1] if taken["machine"] else {}
     return {
@@ -89,6 +89,7 @@ def record_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
         "failures": taken["failure"],
         "skipped": taken["skipped"],
         "rows": taken["row"],
+        "roof": {each["name"]: each for each in taken["roof"]},
     }
 
 

@@ -2,9 +2,10 @@
 
     python tests/gpu/kernels.py make [--processes 2] [--only PATTERN]
 
-fills a folder that travels with the checkout. It is Triton's cache there, if it is of these sources, this Triton and
-this GPU; what it lacks, Triton compiles as ever. What is compiled is what calls launch: those of the operations' tables
-of cases, in the dtypes that gpu-check looks at first, and the rows of `benchmarks/roof`.
+fills a folder, and an archive of it, a tenth as large, to travel with the checkout. It is Triton's cache there, if it
+is of these sources, this Triton and this GPU; what it lacks, Triton compiles as ever. What is compiled is what calls
+launch: those of the operations' tables of cases, in the dtypes that gpu-check looks at first, and the rows of
+`benchmarks/roof`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import multiprocessing
 import os
 import re
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -30,6 +32,7 @@ FOLDER = ROOT / "build" / "gpu" / "triton"
 CAPABILITY = "90"
 DESCRIPTION = "description.json"
 GROUPS = "*/__grp__*.json"
+ARCHIVE = ".tar.xz"  # behind the folder's name
 PATHS = [str(ROOT), *(str(ROOT / folder) for folder in ("tests", "tests/ops", "tests/aot", "benchmarks"))]
 
 
@@ -50,6 +53,20 @@ def refusal(folder: Path, capability: str) -> str | None:
     carried, here = json.loads((folder / DESCRIPTION).read_text()), described(capability)
     differing = [f"{name} {carried.get(name)}, here {here[name]}" for name in here if carried.get(name) != here[name]]
     return f"the carried kernels are of {'; '.join(differing)}" if differing else None
+
+
+def unpack(folder: Path) -> None:
+    """The folder that an archive beside it holds, if there is only that."""
+    archive = folder.with_name(folder.name + ARCHIVE)
+    if archive.is_file() and not folder.exists():
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder, filter="data")
+
+
+def pack(folder: Path) -> None:
+    """An archive of the folder beside it."""
+    with tarfile.open(folder.with_name(folder.name + ARCHIVE), "w:xz", preset=2) as packed:
+        packed.add(folder, ".")
 
 
 def settle(folder: Path) -> int:
@@ -75,14 +92,12 @@ def use(folder: Path) -> None:
 
 def environment(capability: str, folder: Path = FOLDER) -> dict[str, str]:
     """For a command that runs pytest, with the folder for a cache if it is to be one."""
+    unpack(folder)
+    paths = {"PYTHONPATH": os.pathsep.join(PATHS[:2])}
     if refusal(folder, capability) is not None:
-        return {}
+        return paths
     settle(folder)
-    return {
-        "SPANBERT_KERNELS_CARRIED": str(folder),
-        "PYTEST_PLUGINS": "gpu.carried",
-        "PYTHONPATH": os.pathsep.join(PATHS[:2]),
-    }
+    return {**paths, "SPANBERT_KERNELS_CARRIED": str(folder), "PYTEST_PLUGINS": "gpu.carried"}
 
 
 @contextmanager
@@ -133,8 +148,9 @@ def calls() -> dict[str, Callable[[], object]]:
 def compile_call(name: str, folder: Path) -> list[tuple[str, bool]]:
     """Fill the folder with what a call launches."""
     use(folder)
+    call = calls()[name]  # before anything pretends: what is imported for it asks the libraries
     with compiling() as found:
-        calls()[name]()
+        call()
     return found
 
 
@@ -160,6 +176,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     if arguments.what == "look":
+        unpack(folder)
         reason = refusal(folder, arguments.capability)
         print(f"{settle(folder)} carried kernels" if reason is None else f"Triton compiles as it goes: {reason}")
         return
@@ -170,6 +187,7 @@ def main() -> None:
         wanted = pool.submit(names, arguments.only).result()
         found = list(pool.map(attempt, wanted, [folder] * len(wanted)))
     (folder / DESCRIPTION).write_text(json.dumps(described(CAPABILITY)))
+    pack(folder)
     compiled = sum(not was_there for kernels, _ in found for _, was_there in kernels)
     print("\n".join(reason for _, reason in found if reason))
     print(f"{len(wanted)} calls, {settle(folder)} kernels, {compiled} of them compiled now")

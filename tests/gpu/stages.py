@@ -14,7 +14,7 @@ from typing import Any
 from gpu import kernels
 from gpu.steps import Step
 
-PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "gpu.fence"]
 ONE_OF_EACH = "test_values_and_gradients and (triton-gpu or cuda-gpu) and (float32 or bfloat16)"
 
 
@@ -53,16 +53,20 @@ def build(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
 
 
 def values(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
-    command = [*PYTEST, "tests/ops", "-m", "gpu", "-k", ONE_OF_EACH, *_side_by_side()]
+    command = [*PYTEST, "tests/ops", "-m", "gpu", "-k", ONE_OF_EACH, *_processes(8)]
     return [Step("values", command, kernels.environment(_capability(machine)))]
 
 
 def encoder(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
-    command = [*PYTEST, "tests/acceleration", "-m", "gpu"]
+    command = [*PYTEST, "tests/acceleration", "-m", "gpu", *_processes(1)]
     return [
         Step("graphs", command, kernels.environment(_capability(machine))),
         _suites("encoder", machine, journal, "benchmarks/bench_encoder_on_gpu.py", "-m", "gpu"),
     ]
+
+
+def roof(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
+    return [_suites("roof", machine, journal, "benchmarks/bench_roof_on_gpu.py", "-m", "gpu")]
 
 
 def bench(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
@@ -80,27 +84,29 @@ def sanitize(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
 
 
 def rest(machine: Mapping[str, Any], journal: Path) -> Sequence[Step]:
-    command = [*PYTEST, "tests/ops", "-m", "gpu", "-k", f"not ({ONE_OF_EACH})", *_side_by_side()]
+    command = [*PYTEST, "tests/ops", "-m", "gpu", "-k", f"not ({ONE_OF_EACH})", *_processes(8)]
     return [Step("rest", command, kernels.environment(_capability(machine)))]
 
 
 def _suites(name: str, machine: Mapping[str, Any], journal: Path, *words: str) -> Step:
     """The suites append what they measure to the journal, line by line."""
     environment = {"SPANBERT_KERNELS_BENCH_ROWS": str(journal), **kernels.environment(_capability(machine))}
-    return Step(name, [*PYTEST, "--benchmark-quiet", *words], environment)
+    return Step(name, [*PYTEST, "--benchmark-quiet", *words, *_processes(1)], environment)
 
 
 def _capability(machine: Mapping[str, Any]) -> str:
     return str(machine.get("capability", kernels.CAPABILITY))
 
 
-def _side_by_side() -> list[str]:
-    return ["-n", "8"] if importlib.util.find_spec("xdist") else []
+def _processes(count: int) -> list[str]:
+    """One, too, is begun anew where it breaks."""
+    return ["-n", str(count), "--max-worker-restart", "64"] if importlib.util.find_spec("xdist") else []
 
 
 STAGES: dict[str, Stage] = {
     "build": Stage("the libraries", 20, 240, build, needed=True),
     "values": Stage("every operation's values and gradients on every backend", 30, 240, values),
+    "roof": Stage("what the kernels take beside what is predicted", 30, 150, roof),
     "encoder": Stage("accelerated encoders beside the original", 30, 150, encoder),
     "bench": Stage("the operations' benchmarks", 45, 400, bench),
     "sanitize": Stage("small cases under compute-sanitizer", 45, 240, sanitize),

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("spanbert_kernels.cli")  # which imports the commands of the records itself
 check = pytest.importorskip("gpu.check")
-from gpu import steps  # noqa: E402
+from gpu import kernels, stages, steps  # noqa: E402
 from gpu.stages import STAGES, Stage  # noqa: E402
 
 HANGS = """
@@ -177,7 +177,7 @@ def test_the_stages_name_what_is_there(tmp_path: Path) -> None:
             files = [word for word in found.command if word.startswith(("tests/", "benchmarks/"))]
             assert files or found.command[1].startswith("setup.py"), name
             assert all((root / file).exists() for file in files), found
-    assert list(STAGES) == ["build", "values", "encoder", "bench", "sanitize", "rest"]
+    assert list(STAGES) == ["build", "values", "roof", "encoder", "bench", "sanitize", "rest"]
 
 
 def lines() -> Iterable[dict[str, object]]:
@@ -229,3 +229,30 @@ def test_its_record_makes_a_report(tmp_path: Path) -> None:
 def test_nothing_measured_makes_no_record() -> None:
     found: Sequence[dict[str, object]] = [{"at": 1.0, "machine": {}}, {"stage": "build", "status": "passed"}]
     assert check.record_of(found) is None
+
+
+BREAKS = """
+import os
+def test_first(): pass
+def test_breaks(): os.environ["BROKEN"] = str(os.getpid())
+def test_behind(): assert os.environ.get("BROKEN") != str(os.getpid())
+"""
+PRETENDS = """
+import os, torch
+torch.cuda.is_available = torch.cuda.is_initialized = lambda: True
+def synchronize():
+    if os.environ.get("BROKEN") == str(os.getpid()):
+        raise RuntimeError("an illegal memory access was encountered")
+torch.cuda.synchronize = synchronize
+"""
+
+
+@pytest.mark.slow
+def test_a_broken_context_ends_with_the_test_that_broke_it(tmp_path: Path) -> None:
+    (tmp_path / "test_three.py").write_text(BREAKS)
+    (tmp_path / "conftest.py").write_text(PRETENDS)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu.fence", *stages._processes(1), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(kernels.PATHS[:2])}
+    printed = children.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment).stdout
+    assert "crashed while running 'test_three.py::test_breaks'" in printed
+    assert "1 failed, 3 passed" in printed  # what broke it passed before, and the one behind it in another process

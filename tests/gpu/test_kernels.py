@@ -33,7 +33,7 @@ def test_kernels_of_something_else_are_refused(tmp_path: Path, name: str, other:
     folder = carried(tmp_path, **{name: other})
     reason = kernels.refusal(folder, "90")
     assert reason == f"the carried kernels are of {name} {other}, here {kernels.described('90')[name]}"
-    assert kernels.environment("90", folder) == {}
+    assert list(kernels.environment("90", folder)) == ["PYTHONPATH"]
     assert kernels.refusal(tmp_path / "none", "90") == "no kernels were carried"
 
 
@@ -50,13 +50,23 @@ def test_files_are_found_where_the_folder_lies(tmp_path: Path) -> None:
     )
 
 
+def test_an_archive_becomes_the_folder(tmp_path: Path) -> None:
+    folder = carried(tmp_path / "made")
+    kernels.pack(folder)
+    (tmp_path / "there").mkdir()
+    elsewhere = tmp_path / "there" / folder.name
+    shutil.move(f"{folder}{kernels.ARCHIVE}", f"{elsewhere}{kernels.ARCHIVE}")
+    assert "SPANBERT_KERNELS_CARRIED" in kernels.environment("90", elsewhere)
+    assert sorted(path.name for path in elsewhere.rglob("*")) == sorted(path.name for path in folder.rglob("*"))
+
+
 def test_the_stages_that_launch_take_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.environment, "__defaults__", (carried(tmp_path),))
     taken = {
         name: all("SPANBERT_KERNELS_CARRIED" in step.environment for step in stage.steps({}, tmp_path / "journal"))
         for name, stage in stages.STAGES.items()
     }
-    assert [name for name, takes in taken.items() if takes] == ["values", "encoder", "bench", "rest"]
+    assert [name for name, takes in taken.items() if takes] == ["values", "roof", "encoder", "bench", "rest"]
 
 
 SECOND = """

@@ -192,7 +192,7 @@ def launch_windowed(
         return
     columns = triton.cdiv(q.shape[2], options.block.D)
     rows = options.block.N if keys else options.block.M
-    again = torch.empty(programs_of(q, work, options, keys) * columns, rows, dtype=torch.int8, device=q.device)
+    again = q.new_empty(programs_of(q, work, options, keys) * columns, rows, dtype=torch.int8)
     for each, is_exact in ((options, False), (exact_options(options, keys), True)):
         launch(kernel, q, work, each, **arguments, terms=terms, keys=keys, again=again, EXACT=is_exact)
 

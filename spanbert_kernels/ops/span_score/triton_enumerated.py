@@ -81,13 +81,15 @@ def enumerated_score_forward(
     for _ in tl.static_range(BLOCK.WIDTHS * BLOCK.SPANS * SCORES):
         totals += (tl.zeros([BLOCK.M, BLOCK.D // 4], tl.float32),)
     done = 0
-    if are_whole(group, group.before, BLOCK):
-        while done + BLOCK.D <= BLOCK.OUTPUTS:
-            totals = add_columns(
-                totals, done, projection, enumeration, out_weight, dropout, group, num_scores, first_score,
-                ACTIVATION, SCORES, True, BLOCK,
-            )  # fmt: skip
-            done += BLOCK.D
+    # Two conditions, as Triton 3.6 does not get over a loop that it knows is never entered.
+    if BLOCK.D <= BLOCK.OUTPUTS:  # noqa: SIM102
+        if are_whole(group, group.before, BLOCK):
+            while done + BLOCK.D <= BLOCK.OUTPUTS:
+                totals = add_columns(
+                    totals, done, projection, enumeration, out_weight, dropout, group, num_scores, first_score,
+                    ACTIVATION, SCORES, True, BLOCK,
+                )  # fmt: skip
+                done += BLOCK.D
     while done < BLOCK.OUTPUTS:
         totals = add_columns(
             totals, done, projection, enumeration, out_weight, dropout, group, num_scores, first_score,
