@@ -51,15 +51,15 @@ GUM, ONTO, TREES = (
 SCITLDR = splits.below(*(f"scitldr/{part}.jsonl" for part in splits.PARTS))
 TAGS, TREES_OF, TEXTS = {"batch_tokens": 1024}, {"batch_tokens": 1024}, {"batch_tokens": 2048}
 ROWS = {
-    "tagging": ResultRow("tagging", "wnut17", OWN, WNUT, "f1", 0.47, 2.5, training(6, **TAGS)),
-    "nested": ResultRow("nested", "gum", OWN, GUM, "F1", 0.70, 4.0, training(15, batch_size=2)),
+    "tagging": ResultRow("tagging", "wnut17", OWN, WNUT, "f1", 0.47, 2.5, training(5, **TAGS)),
+    "nested": ResultRow("nested", "gum", OWN, GUM, "F1", 0.70, 4.0, training(12, batch_size=2)),
     "parsing-ewt": ResultRow(
         "parsing", "ewt, a part of it to train on", OWN, EWT, "LAS", 0.85, 2.0, training(8, **TREES_OF)
     ),
     "parsing-gum": ResultRow("parsing", "gum", OWN, TREES, "LAS", 0.80, 2.0, training(8, **TREES_OF)),
-    "coreference": ResultRow("coreference", "gum", OWN, GUM, "CoNLL F1", 0.53, 4.0, training(25, batch_size=1)),
+    "coreference": ResultRow("coreference", "gum", OWN, GUM, "CoNLL F1", 0.53, 4.0, training(20, batch_size=1)),
     "coreference-ontogum": ResultRow(
-        "coreference", "gum, OntoGUM's annotation", OWN, ONTO, "CoNLL F1", None, 4.0, training(25, batch_size=1)
+        "coreference", "gum, OntoGUM's annotation", OWN, ONTO, "CoNLL F1", None, 4.0, training(20, batch_size=1)
     ),
     "cross-document-coreference": ResultRow(
         "cross_document_coreference",
@@ -69,7 +69,7 @@ ROWS = {
         "CoNLL F1",
         0.35,
         3.0,
-        training(60, batch_size=1),
+        training(30, batch_size=1),
     ),
     "relations": ResultRow(
         "relations",
@@ -79,7 +79,7 @@ ROWS = {
         "F1",
         0.40,
         3.0,
-        training(40, batch_size=1),
+        training(25, batch_size=1),
     ),
     "sentiment": ResultRow(
         "classification", "senti4sd", POSTS, splits.sentiment, "accuracy", 0.88, 2.5, training(5, **TEXTS)
@@ -92,10 +92,10 @@ ROWS = {
         "accuracy",
         0.75,
         2.0,
-        training(15, batch_size=2),
+        training(12, batch_size=2),
     ),
     "topics": ResultRow(
-        "classification", "topics of meantime", THIRDS, splits.topics, "accuracy", 0.975, 2.0, training(15, **TEXTS)
+        "classification", "topics of meantime", THIRDS, splits.topics, "accuracy", 0.975, 2.0, training(12, **TEXTS)
     ),
     "questions": ResultRow(
         "question_answering",
@@ -105,7 +105,7 @@ ROWS = {
         "F1",
         0.5,
         2.5,
-        training(4, batch_tokens=4096),
+        training(2, batch_tokens=4096),
     ),
     "summaries": ResultRow(
         "summarisation",
@@ -115,7 +115,7 @@ ROWS = {
         "ROUGE-L",
         None,
         2.0,
-        training(10, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
+        training(6, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
     ),
     "translation-zh": ResultRow(
         "translation",
@@ -125,7 +125,7 @@ ROWS = {
         "BLEU",
         None,
         2.0,
-        training(15, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
+        training(10, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
     ),
     "translation-de": ResultRow(
         "translation",
@@ -135,6 +135,6 @@ ROWS = {
         "BLEU",
         None,
         2.0,
-        training(15, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
+        training(10, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
     ),
 }
