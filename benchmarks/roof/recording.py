@@ -35,6 +35,7 @@ TAKES_ROWS = ("index", "index_select", "gather", "embedding")
 CHANGES_ROWS = ("index_add", "index_copy", "index_put", "scatter", "scatter_add")
 # By a kernel's name, its matrices of which it takes one row for each entry of another argument.
 ROWS_TAKEN = {"anchors_norm": {"hidden": "places"}, "add_at_places": {"hidden": "places"}}
+MAKERS = ("arange", "empty", "full", "ones", "zeros")  # of tensors on a device that is named
 FEW = 4096  # elements that are computed whatever they are: seeds, scales
 
 
@@ -111,6 +112,11 @@ def bytes_of(values: Any) -> int:
 def _placed(value: Any) -> Any:
     """A device that is asked for, or where tensors lie instead."""
     return CPU if (isinstance(value, str | torch.device)) and str(value).startswith("cuda") else value
+
+
+def _made_here(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """For what our operators make inside, where no mode of functions sees it."""
+    return lambda *args, **kwargs: make(*args, **{name: _placed(value) for name, value in kwargs.items()})
 
 
 class _OnTheGPU(TorchFunctionMode):
@@ -261,6 +267,7 @@ def pretended(recording: Recording, launch: Callable[..., object]) -> Iterator[N
         place = _OnTheGPU()
         contexts: tuple[AbstractContextManager[Any], ...] = (
             mock.patch.object(JITFunction, "run", launched),
+            *(mock.patch.object(torch, name, _made_here(getattr(torch, name))) for name in MAKERS),
             mock.patch.object(torch.cuda, "is_available", return_value=True),
             mock.patch.object(torch.cuda, "get_device_capability", return_value=CAPABILITY),
             *(

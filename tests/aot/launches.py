@@ -2,9 +2,10 @@
 
     python tests/aot/launches.py
 
-Prints as JSON what the operations' own `aot_configurations()` leave out, and which of the kernels that workloads are
-judged by takes longer at least than in the record of `benchmarks/roof`. `compile_triton.py launches` compiles every
-such launch. Not under TRITON_INTERPRET=1, where launches have other constants.
+Prints as JSON what the operations' own `aot_configurations()` leave out, which cases fail on the way to their launches,
+and which of the kernels that workloads are judged by takes longer at least than in the record of `benchmarks/roof`.
+`compile_triton.py launches` compiles every such launch. Not under TRITON_INTERPRET=1, where launches have other
+constants.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from compile_triton import ROOT, is_for, operation_modules
 
 from spanbert_kernels.ops import backends
-from spanbert_kernels.ops.aot import AotConfiguration, launches
+from spanbert_kernels.ops.aot import AotConfiguration, NoDevice, launches
 
 sys.path.append(str(ROOT / "tests" / "ops"))
 
@@ -158,6 +159,24 @@ def left_out(launch: AotConfiguration, configurations: list[AotConfiguration]) -
         yield f"{kernel}: {growing} of {shape_of(launch)}"
 
 
+def failing() -> Iterator[str]:
+    """The cases that fail on the ways that only tensors of a GPU go; nothing is compiled, and no number computed."""
+    from op_checks import Setting, run_setting
+    from roof.recording import Recording, pretended
+    from triton.runtime import driver
+
+    def launch(*_: Any) -> None:
+        """Nothing."""
+
+    for module in operation_modules():
+        for case, dtype in itertools.product(cases_of(module), (torch.float32, torch.bfloat16)):
+            try:
+                with mock.patch.object(driver, "_active", NoDevice()), pretended(Recording(), launch):
+                    run_setting(Setting(case, dtype=dtype), "triton")
+            except Exception as error:  # whatever it is, it is told
+                yield f"{module.split('.')[-2]}, {case.name}, {dtype}: {type(error).__name__}: {error}"
+
+
 def main() -> None:
     from roof.card import H200
     from roof.running import headlines, worse
@@ -169,6 +188,7 @@ def main() -> None:
     kernels, own_kernels = (sorted({each.kernel.__name__ for each in some}) for some in (launched, own))
     found = {"launches": len(launched), "kernels": kernels, "listed kernels": own_kernels, "left out": sorted(missing)}
     found["worse"] = list(worse(headlines(), H200))
+    found["failing"] = list(failing())
     print(json.dumps(found))
 
 

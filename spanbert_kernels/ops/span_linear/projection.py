@@ -140,7 +140,8 @@ def _multiplied(
     if product is not None:
         result = product(hidden, _stacked(weight, blocks, size, zeros), None)
         return result if target is None else target.copy_(result)
-    projected = large.new_rows(weight, count, len(blocks) * (outputs + zeros)) if target is None else target
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    projected = large.new_rows(weight, count, len(blocks) * (outputs + zeros), wide) if target is None else target
     for i, column in enumerate(blocks):
         projected[:, _block(i, outputs, zeros)].addmm_(hidden, weight[:, column : column + size].T, beta=0)
     if blocks and zeros:
