@@ -31,11 +31,13 @@ COMPARED = 20  # steps of either path without dropout, whose random numbers diff
 ENCODER = "models/minilm"  # beside the folder of the data
 
 
-def runs(name: str, split: Split, asked: Asked, seeds: int, timed: int) -> Iterator[Asked]:
-    """Of a row: the seeds, and both paths over the same batches."""
+def runs(name: str, split: Split, asked: Asked, seeds: int, timed: int, whole: bool = False) -> Iterator[Asked]:
+    """Of a row: the seeds, with `whole` the first on transformers' own path, and both paths over the same batches."""
     files = (str(split.train), str(split.dev), str(split.test))
     own = replace(asked, row=name, files=files)
     yield from (replace(own, seed=seed, folder=str(BUILD / name / f"seed-{seed}")) for seed in range(seeds))
+    if whole:
+        yield replace(own, backend="eager", folder=str(BUILD / name / "eager-whole"))
     still = str(without_dropout(Path(asked.model))) if asked.model else None
     for backend in ("auto", "eager") if timed else ():
         yield replace(own, backend=backend, steps=timed, folder=str(BUILD / name / backend))
@@ -85,6 +87,8 @@ def carry_out(asked: Asked, log: Path) -> dict[str, Any]:
 @click.argument("names", nargs=-1, type=click.Choice(list(ROWS)), metavar="ROW ...")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--timed", default=TIMED, show_default=True, help="Steps to time both paths over; 0: none.")
+@click.option("--whole", is_flag=True, help="The first seed on transformers' own path, too.")
+@click.option("--missing", is_flag=True, help="Pass over what is recorded at any commit, not just at this one.")
 @click.option(
     "--model", help="The folder of a trained encoder; by default minilm beside the data; none: random weights."
 )
@@ -92,7 +96,15 @@ def carry_out(asked: Asked, log: Path) -> dict[str, Any]:
 @click.option("--threads", default=torch.get_num_threads(), show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="The record; by default the newest, or a new one.")
 def main(
-    names: tuple[str, ...], seeds: int, timed: int, model: str | None, size: str, threads: int, output: Path | None
+    names: tuple[str, ...],
+    seeds: int,
+    timed: int,
+    whole: bool,
+    missing: bool,
+    model: str | None,
+    size: str,
+    threads: int,
+    output: Path | None,
 ) -> None:
     """Train and score ROWs, by default all."""
     data = os.environ.get("SPANBERT_KERNELS_DATA")
@@ -108,16 +120,18 @@ def main(
         row, folder = ROWS[name], BUILD / name / "data"
         folder.mkdir(parents=True, exist_ok=True)
         split = row.files(Path(data), folder)
-        for one in runs(name, split, asked, seeds, timed):
+        for one in runs(name, split, asked, seeds, timed, whole):
             about = {
                 **{"row": name, "backend": one.backend, "seed": one.seed, "steps asked": one.steps, "threads": threads},
                 **{"model": Path(one.model).name or size, "options": dict(row.options)},
                 **{"commit": code, "data": split.digest()},
             }
             title = f"{name}, seed {one.seed}"
+            if one.backend == "eager":
+                title += ", eager"
             if one.steps is not None:
                 title = f"{name}, {one.steps} steps, {one.backend}, {Path(one.model).name}"
-            if recording.known(recording.load(path), about):
+            if recording.known(recording.load(path), about, missing):
                 say(f"{title}: recorded already")
                 continue
             try:

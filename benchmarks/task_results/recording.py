@@ -59,8 +59,8 @@ def key(run: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(json.dumps(run.get(name), sort_keys=True) for name in names)
 
 
-def known(record: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
-    """Was the same done, by code that can be had again?
+def known(record: Mapping[str, Any], run: Mapping[str, Any], any_code: bool = False) -> bool:
+    """Was the same done, by code that can be had again? With `any_code` that of another commit will do.
 
     Example:
         >>> done = {"row": "tagging", "seed": 0, "commit": "abc"}
@@ -71,7 +71,10 @@ def known(record: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
     """
     if run["commit"] == UNKNOWN or run["commit"].endswith("+"):
         return False
-    return any(key(each) == key(run) for each in record["runs"])
+    there = [each for each in record["runs"] if not each["commit"].endswith("+")]
+    if any_code:
+        return any(key({**each, "commit": ""}) == key({**run, "commit": ""}) for each in there)
+    return any(key(each) == key(run) for each in there)
 
 
 def add(path: Path, run: Mapping[str, Any]) -> None:
@@ -84,9 +87,10 @@ def add(path: Path, run: Mapping[str, Any]) -> None:
     atomic.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
-def scored(record: Mapping[str, Any], row: str) -> list[dict[str, Any]]:
+def scored(record: Mapping[str, Any], row: str, backend: str = "auto") -> list[dict[str, Any]]:
     """The runs of a row that were scored, by seed."""
-    found = (each for each in record["runs"] if each["row"] == row and each["scores"])
+    runs = (each for each in record["runs"] if each["row"] == row and each["backend"] == backend)
+    found = (each for each in runs if each["scores"])
     return sorted(found, key=lambda each: int(each["seed"]))
 
 

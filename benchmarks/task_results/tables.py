@@ -87,6 +87,19 @@ def _agreement(record: Mapping[str, Any]) -> str:
     )
 
 
+def _whole(record: Mapping[str, Any]) -> str:
+    """What whole trainings on both paths score, beside what seeds differ by."""
+    found = []
+    for name, row in ROWS.items():
+        ours, theirs = recording.scored(record, name), recording.scored(record, name, "eager")
+        if len(ours) > 1 and theirs:
+            values = [run["scores"][row.measure] for run in ours]
+            same = next(run for run in ours if run["seed"] == theirs[0]["seed"])["scores"][row.measure]
+            other = theirs[0]["scores"][row.measure]
+            found.append(f"{name} {other:.3f} for {same:.3f} (seeds are {max(values) - min(values):.3f} apart)")
+    return f" The same seed, trained whole on transformers' own path: {'; '.join(found)}." if found else ""
+
+
 def splits(record: Mapping[str, Any]) -> str:
     """How the data are cut, and who ran it."""
     rules: dict[str, list[str]] = {}
@@ -96,11 +109,13 @@ def splits(record: Mapping[str, Any]) -> str:
     runs = record["runs"]
     timed = {run["steps asked"] for run in runs if run["steps asked"] and not run["model"].endswith(recording.STILL)}
     began = {run["model"] for run in runs if run["scores"]}
-    commits, threads = {run["commit"][:9] for run in runs}, {run["threads"] for run in runs}
+    commits = {run["commit"][:9] for run in runs}
+    threads, two = ({run["threads"] for run in runs if bool(run["scores"]) == whole} for whole in (True, False))
     return (
         f"How the data are cut:\n\n{cut}\nBegun from {_listed(began)}, on {_listed(threads)} threads of "
-        f"{record['machine']['processor']}, at commit {_listed(commits)}; both paths are timed over {_listed(timed)} "
-        f"steps of the same batches.{_agreement(record)} {recording.hours(record):.1f} hours in all.\n"
+        f"{record['machine']['processor']}{record.get('conditions', '')}, at commit {_listed(commits)}; both paths are "
+        f"timed over {_listed(timed)} steps of the same batches, on {_listed(two)} threads.{_agreement(record)}"
+        f"{_whole(record)} {recording.hours(record):.1f} hours in all.\n"
     )
 
 

@@ -89,14 +89,22 @@ def test_a_run_that_is_recorded_is_not_repeated(tmp_path: Path, monkeypatch: pyt
     assert len(runs()) == 6
     commit[0] = "abc+"
     assert len(runs()) == len(runs()) == 6
+    commit[0] = "def"
+    words.append("--missing")
+    assert runs() == ["topics 0 auto None", "topics 1 auto None", *timed]  # nobody has what "abc+" was
+    commit[0] = "ghi"
+    assert runs() == []
+    words.append("--whole")
+    assert runs() == ["topics 0 eager None"]
     record = json.loads((tmp_path / "record.json").read_text())
-    assert len(record["runs"]) == 6
+    assert len(record["runs"]) == 7
     (line,) = (line for line in lines(record) if line[1] == "topics of meantime")
     assert line[3:] == ["1.000", "0.500, 1.500", "0.975", "0.250", "the commonest label", "2.50", "2", "1.0", "9"]
     told = cut_and_run(record)
     assert "Begun from encoder, on " in told
     assert "over 200 steps of the same batches. Without dropout the losses of both" in told
-    assert "differ by 0.2 of their size at most. 0.1 hours in all" in told
+    assert "differ by 0.2 of their size at most. The same seed, trained whole on transformers' own path: " in told
+    assert "topics 0.500 for 0.500 (seeds are 1.000 apart). 0.1 hours in all" in told
     still = json.loads((tmp_path / "encoder-without-dropout/config.json").read_text())
     assert still == {"hidden_dropout_prob": 0.0, "classifier_dropout": None, "hidden_size": 8}
     assert (tmp_path / "encoder-without-dropout/vocab.txt").read_text() == "[PAD]"
