@@ -385,7 +385,7 @@ def filled(text: str) -> str:
         if name == "gpu":
             content = gpu()
         elif name == "roof":
-            content = markdown(keeping.load(keeping.newest()))
+            content = markdown(keeping.load(keeping.newest()), keeping.measured())
         elif name == "tasks":
             content = task_tables.tasks(table)
         elif name.startswith(OF_PACKAGE):

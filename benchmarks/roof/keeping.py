@@ -33,6 +33,25 @@ def _rounded(value: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class MeasuredRows:
+    """What rows took on a GPU, in microseconds, by name."""
+
+    gpu: str
+    file: str
+    rows: Mapping[str, float]
+
+
+def measured() -> MeasuredRows | None:
+    """Of the newest record of a GPU that has such rows."""
+    for path in sorted(RESULTS.glob("*-gpu.json"), reverse=True):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if rows := found.get("roof"):
+            took = {name: row["measured"] for name, row in rows.items()}
+            return MeasuredRows(found["machine"].get("gpu", "a GPU"), path.name, took)
+    return None
+
+
 def row_as_json(row: RoofRow) -> dict[str, Any]:
     launches = [
         {name: _rounded(value) for name, value in vars(each).items() if value not in (0, (0, 0), {})}

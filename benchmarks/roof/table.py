@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .keeping import RoofRecord
+from .keeping import MeasuredRows, RoofRecord
 from .rows import LaunchRoof, RoofRow
 
 HEADER = (
@@ -12,7 +12,7 @@ HEADER = (
     "  slowest launch: limit, registers, blocks, bytes spilled"
 )
 COLUMNS = (
-    *("", "goal", "predicted before", "predicted", "by pipes", "by memory", "floor", "launches"),
+    *("", "goal", "measured", "predicted before", "predicted", "by pipes", "by memory", "floor", "launches"),
     *("slowest kernel", "its limit", "registers", "spilled", "blocks"),
 )
 
@@ -45,22 +45,27 @@ def _goal(row: RoofRow) -> str:
     return "" if row.most_launches is None else f"{row.most_launches} L"
 
 
-def markdown(record: RoofRecord) -> str:
+def markdown(record: RoofRecord, measured: MeasuredRows | None) -> str:
     """The table of the docs."""
+    took = {} if measured is None else measured.rows
     before, card = record.rows("before"), record.content["card"]
 
     def rows() -> Iterator[tuple[str, ...]]:
         for name, row in record.rows("now").items():
             slowest, then = row.slowest, before.get(name)
             yield (
-                *(name, _goal(row).replace(" L", " launches"), f"{then.predicted:,.0f}" if then else ""),
+                *(name, _goal(row).replace(" L", " launches"), f"{took[name]:,.0f}" if name in took else ""),
+                f"{then.predicted:,.0f}" if then else "",
                 *(f"{value:,.0f}" for value in (row.predicted, row.pipes, row.memory, row.floor, len(row.launches))),
                 *(f"`{slowest.name}`", slowest.limit, str(slowest.registers or ""), str(slowest.spilled or "")),
                 str(slowest.blocks or ""),
             )
 
+    real = (
+        "not measured" if measured is None else f"and measured on {measured.gpu} (`benchmarks/results/{measured.file}`)"
+    )
     about = (
-        f"Predicted, not measured: microseconds on {card['name']}, reckoned with {card['multiprocessors']} "
+        f"Predicted, {real}: microseconds on {card['name']}, reckoned with {card['multiprocessors']} "
         f"multiprocessors at {card['clock'] / 1e9:g} GHz and {card['bandwidth'] / 1e12:g} TB/s, from the machine code "
         f"for sm_{card['architecture']} (`benchmarks/results/{record.path.name}`).\n\n"
     )

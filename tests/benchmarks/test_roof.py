@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -242,18 +243,24 @@ def test_a_record_of_another_triton_says_nothing(tmp_path: Path, monkeypatch: py
     assert list(running.worse([name], H200)) == []
 
 
-def test_a_record_keeps_rows_and_makes_the_table(tmp_path: Path) -> None:
+def test_a_record_keeps_rows_and_makes_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "RESULTS", tmp_path)
     kept = keeping.new_record(tmp_path / "2026-01-01-roof-sm90.json", H200)
     kept.keep("before", row(predicted=300.0), ["row"])
     kept.keep("now", row(), ["row"])
     kept.write()
     again = keeping.load(kept.path)
     assert again.rows("now") == {"row": row()}
-    page = table.markdown(again)
+    page = table.markdown(again, keeping.measured())
     assert page.startswith(
         "Predicted, not measured: microseconds on H200, reckoned with 132 multiprocessors at 1.9 GHz"
     )
-    assert "| row | 150 | 300 | 200 | 130 | 10 | 9 | 1 | `kernel` | shared memory | 128 |  | 4 |" in page
+    assert "| row | 150 |  | 300 | 200 | 130 | 10 | 9 | 1 | `kernel` | shared memory | 128 |  | 4 |" in page
+    found = {"machine": {"gpu": "H200"}, "roof": {"row": {"measured": 212.4}}}
+    (tmp_path / "2026-01-02-gpu.json").write_text(json.dumps(found))
+    page = table.markdown(again, keeping.measured())
+    assert page.startswith("Predicted, and measured on H200 (`benchmarks/results/2026-01-02-gpu.json`): microseconds")
+    assert "| row | 150 | 212 | 300 | 200 |" in page
 
 
 @pytest.mark.slow
