@@ -106,12 +106,26 @@ def topics(data: Path, folder: Path) -> Split:
 def meantime(data: Path, folder: Path) -> Split:
     """Topics are clusters; chains cross topics, and are looked for within a part's own."""
     text = (data / "meantime/meantime.conll").read_text(encoding="utf-8")
-    paths = []
-    for part, blocks in every_third(text.split("#begin document ")[1:]).items():
-        path = folder / f"{part}.conll"
-        path.write_text("".join(f"#begin document {block}" for block in blocks), encoding="utf-8")
-        paths.append(path)
+    return _marked(every_third(text.split("#begin document ")[1:]), folder)
+
+
+def _marked(parts: dict[str, list[str]], folder: Path) -> Split:
+    paths = [folder / f"{part}.conll" for part in PARTS]
+    for path, part in zip(paths, PARTS, strict=True):
+        path.write_text("".join(f"#begin document {block}" for block in parts[part]), encoding="utf-8")
     return Split(*paths)
+
+
+def without_topic(topic: str, data: Path, folder: Path) -> Split:
+    """A topic of meantime to test on; every sixth document of the others is to choose on."""
+    blocks = (data / "meantime/meantime.conll").read_text(encoding="utf-8").split("#begin document ")[1:]
+    others = [block for block in blocks if not block.startswith(f"({topic}/")]
+    parts = {
+        "train": [block for number, block in enumerate(others) if number % 6 != 5],
+        "dev": others[5::6],
+        "test": [block for block in blocks if block.startswith(f"({topic}/")],
+    }
+    return _marked(parts, folder)
 
 
 def _links(data: Path) -> Iterator[tuple[str, str]]:

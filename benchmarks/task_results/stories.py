@@ -1,8 +1,8 @@
 """Two worked examples on real data, as a user would go about them: `python -m benchmarks.task_results.stories`.
 
-Forty news articles, which entities are the same (meantime): coreference across documents. Long interviews (gum):
-nested entities and coreference. Each trains a model from an encoder, predicts for texts that it has not seen, and
-writes a page and a picture of what carried the predictions.
+Thirty news articles, which entities are the same (meantime): coreference across documents. Long interviews (gum):
+nested entities and coreference. Each trains a model from an encoder as its row of the table does, predicts for texts
+that it has not seen, and writes a page and a picture of what carried the predictions.
 """
 
 from __future__ import annotations
@@ -11,60 +11,62 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from spanbert_kernels.cli import main as command
 
 from . import splits
+from .rows import ROWS
 
 SHOWN = 200  # predictions on a page
+TOPIC = "corpus_apple"  # of meantime, of which nothing is trained on
 
 
 @dataclass(frozen=True)
 class Story:
-    """A story's title, its tasks, the files that they learn from, and those of its texts to read."""
+    """A story's title, its rows, the files that they learn from, and those of its texts to read."""
 
     title: str
-    tasks: tuple[str, ...]
-    split: Callable[[Path, Path], splits.Split]
-    texts: Callable[[Path, splits.Split], list[Path]]
-
-
-def interviews(data: Path, folder: Path) -> splits.Split:
-    """The documents of gum as it divides them."""
-    return splits.Split(*(data / "gum" / "coref" / part for part in splits.PARTS))
+    rows: tuple[str, ...]
+    split: splits.Files
+    texts: Callable[[splits.Split], list[Path]]
 
 
 STORIES = {
     "news": Story(
-        "Forty news articles, which entities are the same",
-        ("cross_document_coreference",),
-        splits.meantime,
-        lambda data, split: [split.test],
+        "Thirty news articles, which entities are the same",
+        ("cross-document-coreference",),
+        partial(splits.without_topic, TOPIC),
+        lambda split: [split.test],
     ),
     "interviews": Story(
         "Long interviews",
         ("nested", "coreference"),
-        interviews,
-        lambda data, split: sorted(split.test.glob("*interview*")),
+        ROWS["nested"].files,
+        lambda split: sorted(split.test.glob("*interview*")),
     ),
 }
 
 
 def tell(name: str, model: str, data: Path, output: Path, training: list[str]) -> None:
-    """Trains for each task of a story where that is not done yet, predicts and explains, into `output`/name."""
+    """Trains for each row of a story where that is not done yet, predicts and explains, into `output`/name."""
     story, folder = STORIES[name], output / name
     print(story.title)
     folder.mkdir(parents=True, exist_ok=True)
     split = story.split(data, folder)
-    for task in story.tasks:
-        trained = folder / task
+    for row in story.rows:
+        task, trained = ROWS[row].task, folder / row
         if not (trained / "config.json").is_file():
             read = ["--data", split.train, "--dev", split.dev, "--test", split.test]
-            run("train", task, *read, "--model", model, "--output", trained, *training)
-        texts = story.texts(data, split)
-        run("predict", task, *texts, "--model", trained, "--output", folder / f"{task}.jsonl")
-        page = folder / f"{task}.html"
+            options = chain.from_iterable(
+                (f"--{key.replace('_', '-')}", each) for key, each in ROWS[row].options.items()
+            )
+            run("train", task, *read, "--model", model, "--output", trained, *options, *training)
+        texts = story.texts(split)
+        run("predict", task, *texts, "--model", trained, "--output", folder / f"{row}.jsonl")
+        page = folder / f"{row}.html"
         run("explain", task, *texts, "--model", trained, "--output", page, "--limit", SHOWN)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ CLOSING, OPENING = frozenset(".,;:!?)]}\u2026\u201d\u00bb%"), frozenset("([{\u20
 CLITICS = ("'", "\u2019", "n't", "n\u2019t")
 GAP = "\u2026"
 LONGEST_NAME = 100  # characters
+LOOKED_AT = 5  # documents of which each is named
 SHORT = 3  # characters of an abbreviation such as Dr.
 
 
@@ -56,7 +58,7 @@ class ShownPrediction:
 
 @dataclass(frozen=True)
 class ShownDocument:
-    """The predictions of a document: which they are of all, those to show, and those of one word to fold away."""
+    """Predictions of a document, or of an entity: which of all, those to show, and those of one word to fold away."""
 
     title: str
     file: str
@@ -111,24 +113,77 @@ def _documents_of(clusters: Sequence[ClusterExplanation]) -> tuple[list[ShownPre
 def groups_of(explanations: Sequence[Explanation], fold: bool = False) -> Iterator[ShownDocument]:
     """The explanations document by document, where documents have names, else file by file.
 
-    With `fold` those of one word are apart, where there are longer ones.
+    Where entities have mentions in several documents, entity by entity. With `fold` those of one word are apart, where
+    there are longer ones.
     """
     number = 0
-    for (file, document), own in groupby(explanations, key=lambda each: (each.file, name_of(each))):
-        spans = list(own)
-        rows = list(map(row_of, spans))
+    across = across_documents(explanations)
+    for title, file, below, spans in _by_entity(explanations) if across else _by_document(explanations):
+        rows = [row_of(replace(each, label=title_of(each.file, each.document)) if across else each) for each in spans]
         longer = [row for row in rows if not row.of_one_word] if fold else []
-        first = spans[0]
         yield ShownDocument(
-            title=formatting.one_line(document) or formatting.path(Path(Path(file).name)),
-            file=formatting.path(Path(file)),
-            first_words=pages.first_words(" ".join(first.words)) if document and not first.place else "",
+            title=title,
+            file=file,
+            first_words=below,
             first=number + 1,
             last=number + len(rows),
             rows=longer or rows,
             folded=[row for row in rows if row.of_one_word] if longer else [],
         )
         number += len(rows)
+
+
+def across_documents(explanations: Iterable[Explanation]) -> bool:
+    """Whether an entity has mentions in several documents."""
+    documents: dict[str, tuple[str, str]] = {}
+    return any(
+        documents.setdefault(each.entity, (each.file, each.document)) != (each.file, each.document)
+        for each in explanations
+        if each.entity
+    )
+
+
+def entities_of(explanations: Iterable[Explanation]) -> Iterator[tuple[str, list[Explanation]]]:
+    """What an entity is called, and its mentions."""
+    for _, group in groupby(explanations, key=lambda each: each.entity):
+        own = list(group)
+        yield called([" ".join(each.words[place] for place in each.about) for each in own]), own
+
+
+def called(mentions: Sequence[str]) -> str:
+    """An entity by its commonest mention, of those that are never written small if there are any.
+
+    Example:
+        >>> called(["it", "It", "the company", "Apple", "it", "Apple"]), called(["the mayor", "she", "she"])
+        ('Apple', 'the mayor')
+    """
+    small = {mention for mention in mentions if mention == mention.lower()}
+    names = [mention for mention in mentions if mention.lower() not in small]
+    texts = names or [mention for mention in mentions if " " in mention] or list(mentions)
+    return Counter(texts).most_common(1)[0][0]
+
+
+def title_of(file: str, document: str) -> str:
+    """A document by its name, or by that of its file."""
+    return formatting.one_line(document) or formatting.path(Path(Path(file).name))
+
+
+Group = tuple[str, str, str, list["Explanation"]]  # its title, its file, what stands below the title, and what is in it
+
+
+def _by_document(explanations: Sequence[Explanation]) -> Iterator[Group]:
+    for (file, document), group in groupby(explanations, key=lambda each: (each.file, name_of(each))):
+        own = list(group)
+        first = own[0]
+        below = pages.first_words(" ".join(first.words)) if document and not first.place else ""
+        yield title_of(file, document), formatting.path(Path(file)), below, own
+
+
+def _by_entity(explanations: Sequence[Explanation]) -> Iterator[Group]:
+    for title, own in entities_of(explanations):
+        documents = len({(each.file, each.document) for each in own})
+        counts = f"{formatting.count(len(own), 'mention')} in {formatting.count(documents, 'document')}"
+        yield formatting.one_line(title), "", f"Entity {own[0].entity}, {counts}", own
 
 
 def name_of(each: Explanation) -> str:
@@ -162,7 +217,21 @@ def row_of(explanation: Explanation) -> ShownPrediction:
         before = place
     if before + 1 < len(each.words):
         words.append(ShownWord(GAP, space=False))
-    return ShownPrediction(each.label, each.probability, words, each.seen, len(each.about) == 1)
+    return ShownPrediction(each.label, each.probability, words, _most(each.seen), len(each.about) == 1)
+
+
+def _most(seen: dict[str, float]) -> dict[str, float]:
+    """The documents that were looked at most, and together all others.
+
+    Example:
+        >>> list(_most({f"d{i}": i / 21 for i in range(7)}))
+        ['d6', 'd5', 'd4', 'd3', 'd2', '2 others']
+    """
+    if len(seen) <= LOOKED_AT + 1:
+        return seen
+    ordered = sorted(seen.items(), key=lambda entry: -entry[1])
+    others = ordered[LOOKED_AT:]
+    return {**dict(ordered[:LOOKED_AT]), f"{len(others)} others": sum(share for _, share in others)}
 
 
 def _shown(each: Explanation) -> list[int]:
@@ -172,7 +241,8 @@ def _shown(each: Explanation) -> list[int]:
     for word in each.words:
         of_word.append(sentence)
         sentence += _ends(word.rstrip())
-    wanted = {of_word[place] for place in (*each.about, *each.other, int(each.shares.argmax()))}
+    most = [int(each.shares.argmax())] if each.shares.any() else []
+    wanted = {of_word[place] for place in (*each.about, *each.other, *most)}
     return [place for place, number in enumerate(of_word) if number in wanted]
 
 

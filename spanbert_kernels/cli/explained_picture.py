@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 PICTURED = 12  # clusters, mentions or documents in the picture, which a page of paper holds
 SQUARES = 3  # beside each other
+ENTITIES = 24  # in rows
 DPI, WIDTH, LINE, MARGIN = 150, 1350, 34, 30  # pixels, but for the first
 SIZE, SMALL = 9.0, 7.5  # of letters
 COLUMN = 300  # pixels of what is predicted, left of the words
@@ -23,29 +25,32 @@ MOST_LINES = 4  # of the words of a prediction
 BLUE, SHADE, GREY = "tab:blue", 0.6, "#5b6470"
 
 
-def draw(
-    name: str, clusters: list[ClusterExplanation], spans: list[Explanation], path: Path, hidden: bool = False
-) -> None:
-    """Writes the picture: a square of document weights for each cluster, or shaded words for each prediction."""
+def draw(name: str, clusters: list[ClusterExplanation], spans: list[Explanation], path: Path, count: str = "") -> None:
+    """Writes the picture: squares of document weights, entities beside documents, or shaded words of predictions."""
     import matplotlib
 
     from spanbert_kernels.cli.svg import TEXT
 
     with matplotlib.rc_context(TEXT), atomic.new_file(path) as aside:
         seen = [each for each in clusters if each.weights]
-        figure = _squares(name, seen, hidden) if seen else _words(name, clusters, spans, hidden)
+        if seen:
+            figure = _squares(name, seen, count)
+        elif explained.across_documents(spans):
+            figure = _dots(name, spans)
+        else:
+            figure = _words(name, clusters, spans, count)
         figure.savefig(aside, dpi=DPI, format="png")
 
 
-def _title(name: str, shown: int, count: int, hidden: bool) -> str:
-    return f"{_short(name, 60)}: {shown} of {count:,}{'+' * hidden}"
+def _title(name: str, shown: int, count: str) -> str:
+    return f"{_short(name, 60)}: {shown} of {count}"
 
 
 def _short(text: str, length: int) -> str:
     return textwrap.shorten(formatting.one_line(text), length, placeholder="…") or "…"
 
 
-def _squares(name: str, clusters: list[ClusterExplanation], hidden: bool) -> Any:
+def _squares(name: str, clusters: list[ClusterExplanation], count: str) -> Any:
     from matplotlib.figure import Figure
 
     shown = clusters[:PICTURED]
@@ -63,11 +68,33 @@ def _squares(name: str, clusters: list[ClusterExplanation], hidden: bool) -> Any
         axes.set_xlabel("looked at", fontsize=SMALL)
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
-    figure.suptitle(_title(name, len(shown), len(clusters), hidden), fontsize=SIZE + 1)
+    figure.suptitle(_title(name, len(shown), count or f"{len(clusters):,}"), fontsize=SIZE + 1)
     if image is not None:
         bar = figure.colorbar(image, ax=list(grid), shrink=0.6)
         bar.set_label("share of what was looked at", fontsize=SMALL)
         bar.ax.tick_params(labelsize=SMALL)
+    return figure
+
+
+def _dots(name: str, spans: list[Explanation]) -> Any:
+    """How many mentions of an entity are in which document: a dot each, whose area says so."""
+    from matplotlib.figure import Figure
+
+    every = list(explained.entities_of(spans))
+    shown, documents = every[:ENTITIES], sorted({(each.file, each.document) for each in spans})
+    column = {document: number for number, document in enumerate(documents)}
+    figure = Figure(figsize=(9, 1.6 + 0.24 * len(shown) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for row, (_, own) in enumerate(shown):
+        counts = Counter(column[each.file, each.document] for each in own)
+        axes.scatter(list(counts), [row] * len(counts), [14 * number for number in counts.values()], c=BLUE, alpha=0.7)
+    labels = [f"{_short(title, 32)}, {len(own)}" for title, own in shown]
+    axes.set_yticks(range(len(labels)), labels, fontsize=SMALL)
+    axes.invert_yaxis()
+    names = [_short(explained.title_of(*document), 26) for document in documents]
+    axes.set_xticks(range(len(names)), names, fontsize=SMALL - 1, rotation=90)
+    axes.grid(alpha=0.2)
+    axes.set_title(f"{_short(name, 60)}: {len(shown)} of {len(every)} entities, and their mentions", fontsize=SIZE + 1)
     return figure
 
 
@@ -100,14 +127,14 @@ class _Ruler:
         return float(self.renderer.get_text_width_height_descent(text, font, ismath=False)[0])
 
 
-def _words(name: str, clusters: list[ClusterExplanation], spans: list[Explanation], hidden: bool) -> Any:
+def _words(name: str, clusters: list[ClusterExplanation], spans: list[Explanation], count: str) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     from matplotlib.transforms import IdentityTransform
 
     found = _rows(clusters, spans)
     ruler = _Ruler()
-    pieces = [_Piece(MARGIN, 0, _title(name, min(len(found), PICTURED), len(found), hidden), bold=True)]
+    pieces = [_Piece(MARGIN, 0, _title(name, min(len(found), PICTURED), count or f"{len(found):,}"), bold=True)]
     line = 1
     for where, row in found[:PICTURED]:
         own = list(_laid_out(where, row, ruler, line))

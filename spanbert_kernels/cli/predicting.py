@@ -13,7 +13,7 @@ import click
 from spanbert_kernels.cli.errors import UserError
 from spanbert_kernels.cli.files import PATH, check_output, check_output_folder, stream_to
 from spanbert_kernels.cli.found import TABLE, table_of
-from spanbert_kernels.cli.tasks import backend_option, listed, load_task, task_argument
+from spanbert_kernels.cli.tasks import backend_option, data_to_read, listed, load_task, task_argument
 from spanbert_kernels.cli.terminal import pour, say
 from spanbert_kernels.cli.training_options import data_in_words, told, watched
 from spanbert_kernels.data.text import STANDARD_INPUT, standard_input
@@ -42,7 +42,7 @@ Exit code: 0; 2 if a file cannot be used.
 """
 )
 @task_argument
-@click.argument("data", nargs=-1, required=True, type=PATH)
+@data_to_read("The same as DATA; may be repeated.")
 @click.option("--model", required=True, type=PATH, help="The folder that train wrote.")
 @click.option("--output", type=PATH, help="A file, or brat's folder; by default the terminal.")
 @click.option(

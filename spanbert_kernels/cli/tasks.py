@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,24 @@ if TYPE_CHECKING:
 
 task_argument = click.argument("task", type=click.Choice(list(TASKS)))
 backend_option = click.option("--backend", default="auto", show_default=True, type=click.Choice(["auto", "eager"]))
+
+
+def data_to_read(words: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Gives a command its `data`: files and folders as arguments or behind `--data`, as `words` of its help have it."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @click.argument("files", nargs=-1, type=PATH, metavar="[DATA]...")
+        @click.option("--data", "named", multiple=True, type=PATH, help=words)
+        @functools.wraps(command)
+        def run(*args: Any, files: tuple[Path, ...], named: tuple[Path, ...], **values: Any) -> Any:
+            data = (*files, *named)
+            if not data:
+                raise click.UsageError("Missing DATA: files or folders, as arguments or behind --data.")
+            return command(*args, data=data, **values)
+
+        return run
+
+    return decorate
 
 
 def listed(column: Callable[[TaskEntry], str]) -> str:
@@ -58,7 +77,7 @@ Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is
 """
 )
 @task_argument
-@click.option("--data", required=True, multiple=True, type=PATH, help="A file or folder to train on; may be repeated.")
+@data_to_read("A file or folder to train on; may be repeated.")
 @click.option("--dev", multiple=True, type=PATH, help="One whose score says which model is kept; may be repeated.")
 @click.option(
     "--patience",
@@ -108,21 +127,22 @@ def train(
         push(options.output, push_to_hub)
 
 
-@click.command()
+@click.command(
+    help="""Score a trained model on files such as train takes.
+
+\b
+spanbert-kernels evaluate tagging --model tagger --data test.conll --by type --errors errors.html
+
+Exit code: 0; 2 if a file cannot be used (file and line are named).
+"""
+)
 @task_argument
+@data_to_read("A file or folder to score on; may be repeated.")
 @click.option("--model", required=True, type=PATH, help="The folder that train wrote.")
-@click.option("--data", required=True, multiple=True, type=PATH, help="A file or folder to score on; may be repeated.")
 @click.option("--by", type=click.Choice(BY), help="Numbers by type, by length or by distance, in words.")
 @click.option("--errors", type=PATH, metavar="FILE.html", help="A page with the errors beside what is wanted.")
 @backend_option
 def evaluate(task: str, model: Path, data: tuple[Path, ...], by: str | None, errors: Path | None, backend: str) -> None:
-    r"""Score a trained model on files such as train takes.
-
-    \b
-    spanbert-kernels evaluate tagging --model tagger --data test.conll --by type --errors errors.html
-
-    Exit code: 0; 2 if a file cannot be used (file and line are named).
-    """
     if errors is not None:
         check_output("errors", errors)
     found = load_task(task)

@@ -85,5 +85,5 @@ def _to_try(training: Training, start: Start, options: TrainingOptions) -> list[
         slow = options.learning_rate < (2e-4 if start.model else 1e-3)
         found.append(f"a {'higher' if slow else 'lower'} --learning-rate than {options.learning_rate:g}")
     if steps < FEW_STEPS:
-        found.append(f"more than {steps:,} steps (--steps, --epochs)")
+        found.append(f"more than {formatting.count(steps, 'step')} (--steps, --epochs)")
     return [*found, "more labelled data"]

@@ -55,6 +55,7 @@ class Claim:
         file: where that comes from.
         probability: of the claim, where the model says so.
         seen: see `Explanation`.
+        entity: the number of the entity that it is about a mention of, as `predict` has it; "" for other claims.
     """
 
     example: int
@@ -67,6 +68,7 @@ class Claim:
     file: str = ""
     probability: float | None = None
     seen: dict[str, float] = field(default_factory=dict)
+    entity: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Explanation:
         label: what is predicted, in words: a type, an entity, a relation, an answer.
         words: W words, those of the prediction and what stands around them.
         shares: float32 `[W]`: the share of each word in what speaks for the prediction, 0 for what speaks against it;
-            they sum to 1, or are 0 where nothing speaks for it.
+            they sum to 1, or are 0 where nothing speaks for it or nobody asked.
         place: of the first word in the document.
         about: the places among `words` of those that the prediction is about; empty where it is about all.
         other: of those that it relates these with: an antecedent, a head, the other entity.
@@ -86,6 +88,7 @@ class Explanation:
         seen: the share of each document of the cluster in what the words that it is about looked at in the
             cross-document layers, a mean over tokens, layers and heads; empty where documents do not see each other.
         file: the file that the document comes from.
+        entity: the number of the entity that it is about a mention of, as `predict` has it; "" for other predictions.
 
     Example:
         >>> shares = np.array([0.25, 0.75, 0.0], dtype=np.float32)
@@ -104,6 +107,7 @@ class Explanation:
     probability: float | None = None
     seen: dict[str, float] = field(default_factory=dict)
     file: str = ""
+    entity: str = ""
 
 
 def explanation_of(claim: Claim, parts: NDArray[np.float64]) -> Explanation:
@@ -111,7 +115,7 @@ def explanation_of(claim: Claim, parts: NDArray[np.float64]) -> Explanation:
     each = claim
     return Explanation(
         *(each.document, each.label, each.reading.words, shares_of(parts), each.reading.place, each.about),
-        *(each.other, each.probability, each.seen, each.file),
+        *(each.other, each.probability, each.seen, each.file, each.entity),
     )
 
 
@@ -211,7 +215,7 @@ def parts_of_words(
         batch: its input, with `input_ids`.
         claims: of the model on it.
         token: what masks.
-        steps: gradients; 1 is the one at the input as it is.
+        steps: gradients; 1 is the one at the input as it is, and without any all parts are 0.
 
     Source: Sundararajan et al. 2017, Axiomatic Attribution for Deep Networks.
     """

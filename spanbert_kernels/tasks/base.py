@@ -31,7 +31,7 @@ from spanbert_kernels.tasks.formats import Format
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
 from spanbert_kernels.tasks.predicting import chunks, line_format, predictions_for, several
 from spanbert_kernels.tasks.predictions import Prediction
-from spanbert_kernels.tasks.progress import counted
+from spanbert_kernels.tasks.progress import bars, counted
 from spanbert_kernels.tasks.registry import JSON
 from spanbert_kernels.tasks.registry import TASKS as TASKS
 from spanbert_kernels.tasks.span_training import Show, SpanTraining, show_tokens, shown
@@ -98,6 +98,7 @@ class Task(Generic[Item, Found]):
             examples of one of them.
         item_of: the number of an example's item.
         steps: of the way on which gradients are averaged for an explanation.
+        quick: whether an explanation of words in such items takes minutes, not hours.
     """
 
     noun: str
@@ -130,6 +131,7 @@ class Task(Generic[Item, Found]):
     claims: Callable[[Any, Tokenizer, Sequence[Item], list[Pass]], Iterable[Claim]]
     item_of: Callable[[Example], int] = lambda example: int(example["item"])
     steps: int = STEPS
+    quick: Callable[[Sequence[Item]], bool] = lambda items: True
 
     def train(
         self,
@@ -291,7 +293,7 @@ class Task(Generic[Item, Found]):
         return self.decode(model, items, batches)
 
     def explain(
-        self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], limit: int | None = None
+        self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], limit: int | None = None, words: bool = True
     ) -> list[Explanation]:
         """The model's predictions for items, and how much each word counted for them.
 
@@ -300,22 +302,34 @@ class Task(Generic[Item, Found]):
             tokenizer: the model's.
             items: what is to be found in them is not looked at.
             limit: predictions at most, the first ones.
+            words: whether shares are computed, which takes most of the time; else they are 0.
 
         Source: Sundararajan et al. 2017, Axiomatic Attribution for Deep Networks.
         """
-        return [explanation for explanation, _, _ in self.explained(model, tokenizer, items, limit)]
+        return [explanation for explanation, _, _ in self.explained(model, tokenizer, items, limit, words)]
+
+    def explainable(self, model: Any, tokenizer: Tokenizer, items: Sequence[Item]) -> int:
+        """How many predictions for items there are to explain."""
+        with tallying(), bars(shown=False):
+            return sum(1 for _ in self.explained(model, tokenizer, items, words=False))
 
     def explained(
-        self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], limit: int | None = None
+        self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], limit: int | None = None, words: bool = True
     ) -> Iterator[tuple[Explanation, Claim, Pass]]:
         """The same, each with the prediction and the pass that it was made in."""
         items = [self.bare(item) for item in items]
         examples = self.encode(model, tokenizer, items)
         self.count(model, tokenizer, items, examples)
-        yield from self.explained_examples(model, tokenizer, items, examples, limit)
+        yield from self.explained_examples(model, tokenizer, items, examples, limit, words)
 
     def explained_examples(
-        self, model: Any, tokenizer: Tokenizer, items: Sequence[Item], examples: list[Example], limit: int | None
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        items: Sequence[Item],
+        examples: list[Example],
+        limit: int | None,
+        words: bool,
     ) -> Iterator[tuple[Explanation, Claim, Pass]]:
         """The same, for items that are encoded and counted."""
         network, token, collate = self.network(model), masking_token(tokenizer), self.batches(model, False)
@@ -329,7 +343,7 @@ class Task(Generic[Item, Found]):
             left = None if left is None else left - len(found)
             for number, each in enumerate(passes):
                 chosen = [prediction for prediction in found if prediction.example == number]
-                parts = parts_of_words(network, each.batch, chosen, token, self.steps)
+                parts = parts_of_words(network, each.batch, chosen, token, self.steps if words else 0)
                 for prediction, part in zip(chosen, parts, strict=True):
                     yield explanation_of(prediction, part), prediction, each
             if left == 0:

@@ -235,14 +235,23 @@ def reading_of_rows(documents: Sequence[MarkedDocument], example: Example, rows:
 
 
 def claims_in(model: Any, documents: Sequence[MarkedDocument], seen: Seen, passed: Pass) -> Iterator[Claim]:
-    """The mentions that are linked, entity by entity: the score of the link, of the first one that of a mention."""
+    """The mentions that are linked, entity by entity: the score of the link, of the first one that of a mention.
+
+    The entities of most documents come first; their numbers are those of predictions.
+    """
     example, _, output, _ = passed
     offsets = np.cumsum([0, *(len(window["word_starts"]) for window in example["windows"])])
     of_document = np.cumsum([0, *(len(document.words) for document in documents)])
     passed.batch["keep"] = output.kept  # of the masked document, too
     spans, antecedents = list(map(tuple, output.spans.tolist())), output.antecedents.tolist()
-    linked_ones = (sorted(own) for own in linked(output) if len(own) > 1)
-    for number, mentions in enumerate(sorted(linked_ones), start=1):
+    numbered = [
+        (number, own) for number, own in enumerate(sorted(map(sorted, linked(output))), start=1) if len(own) > 1
+    ]
+
+    def in_documents(own: Sequence[tuple[int, int]]) -> int:
+        return len(set(np.searchsorted(of_document, [first for first, _ in own], side="right").tolist()))
+
+    for number, mentions in sorted(numbered, key=lambda each: -in_documents(each[1])):
         for span in mentions:
             place = spans.index(span)
             other = spans[antecedents[place]] if antecedents[place] >= 0 else None
@@ -260,6 +269,7 @@ def claims_in(model: Any, documents: Sequence[MarkedDocument], seen: Seen, passe
                 document=document.name,
                 file=str(document.path),
                 seen=seen(span),
+                entity=str(number),
             )
 
 

@@ -245,5 +245,6 @@ TASK = Task(
     groups=partial(chunks, size=1),
     claims=_claims,
     steps=4,
+    quick=lambda clusters: all(len(cluster) <= TOGETHER for cluster in clusters),
 )
 train, evaluate, load, resolve = TASK.fit, TASK.evaluate_items, TASK.load, TASK.find

@@ -69,6 +69,7 @@ def explain_classification(
     tokenizer: Tokenizer,
     documents: Sequence[LabelledDocument],
     limit: int | None = None,
+    words: bool = True,
 ) -> list[ClusterExplanation]:
     """The predictions for each cluster, which documents each document looked at, and how much each word counted.
 
@@ -77,6 +78,7 @@ def explain_classification(
         tokenizer: the model's.
         documents: their clusters are those they name; their labels are not looked at.
         limit: clusters at most.
+        words: whether shares of words are computed; else they are 0.
 
     Returns:
         One explanation a cluster, in the order of their first documents.
@@ -102,7 +104,7 @@ def explain_classification(
     layers = sorted(model.config.cross_document_layers)
     clusters = classification.clusters_of(documents)[:limit]
     in_order = [documents[i] for cluster in clusters for i in cluster]
-    explained = classification.TASK.explained(model, tokenizer, in_order)
+    explained = classification.TASK.explained(model, tokenizer, in_order, words=words)
     found = []
     for cluster in clusters:
         own, _, passes = zip(*itertools.islice(explained, len(cluster)), strict=True)

@@ -363,8 +363,12 @@ class Writing(Task[Pair, str]):
         """With the loss of a model that knows how often each token is written."""
         return {**self.baseline(train_on, items, found), "loss": unigram_loss(train_on, items, model)}
 
+    def explainable(self, model: Any, tokenizer: Tokenizer, items: Sequence[Pair]) -> int:
+        """A text is written for each."""
+        return len(items)
+
     def explained(
-        self, model: Any, tokenizer: Tokenizer, items: Sequence[Pair], limit: int | None = None
+        self, model: Any, tokenizer: Tokenizer, items: Sequence[Pair], limit: int | None = None, words: bool = True
     ) -> Iterator[tuple[Explanation, Claim, Pass]]:
         """Of texts that are written."""
         items = items[:limit]
@@ -372,7 +376,7 @@ class Writing(Task[Pair, str]):
         texts = self.found(model, items, [], "auto")
         written = [replace(item, targets=(text,)) for item, text in zip(items, texts, strict=True)]
         examples = [{**example, "item": number} for number, example in enumerate(encode(written, model))]
-        yield from self.explained_examples(model, tokenizer, written, examples, limit)
+        yield from self.explained_examples(model, tokenizer, written, examples, limit, words)
 
 
 def _claims(generator: Generator, pairs: Sequence[Pair], passes: list[Pass]) -> Iterator[Claim]:

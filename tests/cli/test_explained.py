@@ -47,7 +47,32 @@ def test_mentions_of_one_word_are_folded_where_there_are_longer_ones() -> None:
     assert "<summary>2 of one word</summary>" in html
     assert "a.txt, 1 to 3 of 4" in html
     assert "--limit" not in html
-    assert "--limit" in page("both", [], spans, hidden=True)
+    assert "first 4 of 9; a larger <code>--limit</code>" in page("both", [], spans, "9")
+
+
+def test_entities_across_documents_are_shown_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their names, with the documents that each mention looked at most; the picture has a dot a document."""
+    seen = {f"d{i}": i / 28 for i in range(8)}
+
+    def mention_of(entity: str, document: str, *about: int) -> Explanation:
+        none = np.zeros(len(WORDS), dtype=np.float32)
+        return Explanation(document, f"entity {entity}", WORDS, none, about=about, seen=seen, entity=entity)
+
+    spans = [mention_of("7", "d0", 1), mention_of("7", "d1", 0, 1), mention_of("7", "d1", 1), mention_of("2", "d1", 4)]
+    first, second = groups_of(spans, fold=True)
+    assert (first.title, first.first_words, first.last) == ("Li", "Entity 7, 3 mentions in 2 documents", 3)
+    assert ([row.label for row in first.rows], [row.label for row in first.folded]) == (["d1"], ["d0", "d1"])
+    assert list(first.rows[0].seen) == ["d7", "d6", "d5", "d4", "d3", "3 others"]
+    assert (second.title, second.first) == ("She", 4)
+    html = page("news", [], spans, fold=True)
+    assert "integrated gradients" not in html
+    assert "<th>document</th>" in html
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **more: drawn.append(figure))
+    explained_picture.draw("news", [], spans, tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Li, 3", "She, 1"]
+    assert [len(dots.get_offsets()) for dots in axes.collections] == [2, 1]
 
 
 def test_a_document_that_is_called_by_its_text_is_of_its_file() -> None:

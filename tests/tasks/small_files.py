@@ -40,10 +40,14 @@ def tagged(folder: Path) -> Path:
 
 
 def parsed(folder: Path) -> Path:
-    blocks = (
-        "".join(f"{i}\t{word}\t_\t_\t_\t_\t{i - 1}\t{'dep' if i > 1 else 'root'}\t_\t_\n" for i, word in rows)
-        for rows in (enumerate(text.split(), start=1) for text in TEXTS)
-    )
+    """All words of a sentence hang on the last that is named, as what that is."""
+    blocks = []
+    for rows in ROWS:
+        named = [(place, label[2:]) for place, (_, label) in enumerate(rows, start=1) if label != "O"]
+        place, kind = [(1, "dep"), *named][-1]
+        ends = (("0", "root") if i == place else (str(place), kind) for i in range(1, len(rows) + 1))
+        lines = zip(range(1, len(rows) + 1), rows, ends, strict=True)
+        blocks.append("".join(f"{i}\t{w}\t_\t_\t_\t_\t{head}\t{name}\t_\t_\n" for i, (w, _), (head, name) in lines))
     return written(folder / "trees.conllu", "\n".join(blocks))
 
 

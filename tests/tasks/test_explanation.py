@@ -282,7 +282,7 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     arguments = ["--model", str(tmp_path / "finder"), "--output", str(tmp_path / "words.html"), "--limit", "2"]
     result = run.invoke(main, ["explain", "nested", str(tmp_path / "plain.txt"), *arguments])
     assert result.exit_code == 0, result.output
-    assert "the first 2; there are more, which a larger <code>--limit</code>" in (tmp_path / "words.html").read_text()
+    assert "the first 2 of 8; a larger <code>--limit</code>" in (tmp_path / "words.html").read_text()
     assert (tmp_path / "words.png").stat().st_size > 1000
 
     model, tokenizer = linker()
