@@ -46,7 +46,7 @@ def test_examples_run_from_the_top_of_a_page_to_its_end(
     """Each README example on its own, those of other pages one after the other; a warning fails."""
     monkeypatch.chdir(tmp_path)
     blocks = CODE.findall(TEXTS[page])
-    if any('from_pretrained("checkpoint"' in block for block in blocks):
+    if any('("checkpoint"' in block for block in blocks):
         checkpoint(tmp_path / "checkpoint")
     scope: dict[str, Any] = {"__name__": "__main__"}
     with warnings.catch_warnings():

@@ -27,10 +27,13 @@ PACKAGE = "spanbert_kernels"
 # Lowest first: a layer imports from itself and from those before it.
 LAYERS = (
     *("extras", "testing", "host", "auto_classes", "ops", "nn", "acceleration", "integrations", "models"),
-    *("data", "tasks", "cli", "__main__"),
+    *("data", "tasks", "scale", "cli", "__main__"),
 )
 # What a layer may import beyond the package's own dependencies: an extra of pyproject.toml, or libraries by name.
-EXTRAS = {"data": "data", "tasks": "tasks", "cli": "cli", "ops": "triton", "integrations": "integrations"}
+EXTRAS = {
+    **{"data": "data", "tasks": "tasks", "scale": "scale", "cli": "cli"},
+    **{"ops": "triton", "integrations": "integrations"},
+}
 # Modules that are not called as the distribution that brings them.
 BRINGS = {
     "torch": ("typing_extensions",),

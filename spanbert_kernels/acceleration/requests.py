@@ -134,7 +134,8 @@ def _offsets(model: Any, given: dict[str, Any], batch: int) -> tuple[Tensor | No
         return None, "attention between different documents (cu_seq_lens_k is not cu_seq_lens_q)"
     if mask is not None and not mask.all():
         return None, "padding in a batch that came packed (cu_seq_lens_q)"
-    if mixes_documents(model):
+    anchored = getattr(model.config, "pooler_token", "first") == "anchor"
+    if mixes_documents(model) and (anchored or given.get("cluster_ids") is not None):
         return None, "a batch that came packed (cu_seq_lens_q), whose documents are to see each other"
     return queries, None
 

@@ -7,6 +7,7 @@ import click
 
 from spanbert_kernels import __version__
 from spanbert_kernels.cli import checkout
+from spanbert_kernels.cli.corpora import encode
 from spanbert_kernels.cli.demo import demo
 from spanbert_kernels.cli.errors import Commands
 from spanbert_kernels.cli.explain import explain
@@ -26,5 +27,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (demo, *checkout.commands(), pretrain, train, evaluate, predict, explain):
+for command in (demo, *checkout.commands(), pretrain, train, evaluate, predict, explain, encode):
     main.add_command(command)

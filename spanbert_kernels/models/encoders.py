@@ -27,7 +27,7 @@ from spanbert_kernels.models.checkpoints import resolve_model
 from spanbert_kernels.models.configuration import DocumentFields, encoder_type_of
 from spanbert_kernels.models.coreference import Coreference
 from spanbert_kernels.models.generation import WindowedEncoder, WindowFields
-from spanbert_kernels.models.modeling import DocumentEncoder, DocumentLayer, DocumentModel
+from spanbert_kernels.models.modeling import ClusterEncoder, DocumentLayer, DocumentModel
 from spanbert_kernels.models.parsing import DependencyParser
 from spanbert_kernels.models.relations import Relations
 from spanbert_kernels.models.spans import SpanClassifier
@@ -35,7 +35,7 @@ from spanbert_kernels.models.token_heads import AnswerFinder, SequenceClassifier
 
 # What stands before a family's classes, by the name that the class has with BERT's.
 HEADS: dict[str, type[DocumentModel]] = {
-    "SpanBERTModel": DocumentEncoder,
+    "SpanBERTModel": ClusterEncoder,
     "SpanBERTForCoreference": Coreference,
     "SpanBERTForDependencyParsing": DependencyParser,
     "SpanBERTForQuestionAnswering": AnswerFinder,
@@ -212,7 +212,7 @@ def _made(template: str, stem: str) -> Any:
     if renamed is not None:  # checkpoints of the family have other names, which transformers looks up by class
         register_checkpoint_conversion_mapping(name, renamed, overwrite=True)
     if template == "SpanBERTModel":
-        return _new(name, (DocumentEncoder, encoder), members)
+        return _new(name, (ClusterEncoder, encoder), members)
     members["encoder_class"] = _made("SpanBERTModel", stem)
     return _new(name, (HEADS[template], getattr(theirs, f"{stem}PreTrainedModel")), members)
 

@@ -1,6 +1,6 @@
 """Encoders of transformers, with their parameter names, whose documents can see each other between layers.
 
-`DocumentModel`, `DocumentEncoder` and `DocumentLayer` stand before a family's own classes; the reference is BERT's.
+`DocumentModel`, `ClusterEncoder` and `DocumentLayer` stand before a family's own classes; the reference is BERT's.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class DocumentLayer(nn.Module):
         return self.cross_document(rows, plan, rows=context.padded_rows, inplace=inplace).view_as(hidden)
 
 
-class DocumentEncoder(DocumentModel):
+class ClusterEncoder(DocumentModel):
     """Stands before a family's encoder: documents of a cluster see each other after some layers.
 
     Without clusters, and until a gate is trained, it is exactly the family's.
@@ -320,7 +320,7 @@ class SpanBERTPreTrainedModel(DocumentModel, BertPreTrainedModel):
     _no_split_modules = ("BertEmbeddings", "SpanBERTLayer")
 
 
-class SpanBERTModel(DocumentEncoder, SpanBERTPreTrainedModel, BertModel):
+class SpanBERTModel(ClusterEncoder, SpanBERTPreTrainedModel, BertModel):
     """BERT with cross-document layers; without clusters, and until a gate is trained, exactly BERT.
 
     Args:

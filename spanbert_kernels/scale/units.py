@@ -1,0 +1,261 @@
+"""Input files as raw records: streamed, compressed or not, a shard at a time, each known by its hash."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from spanbert_kernels.data.sources import Source, files_of
+
+TEXT, JSON, LOST = "text", "json", "lost"  # of a unit: its data is a document, a JSON object, or why there is none
+PARQUET = "parquet"
+SUFFIXES = {
+    **dict.fromkeys((".txt", ".text"), TEXT),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), JSON),
+    ".parquet": PARQUET,
+}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+LONGEST = 1 << 26  # bytes of a record: what is longer is no document
+GROUP = 1 << 26  # bytes of small files that are read one after the other
+SHARD_BYTES = 1 << 24  # of raw records, where fewer than a shard's documents have them
+_OWN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_ARROWS = {".zst": "zstd", ".lz4": "lz4"}
+_BLANKS = b" \t\r\n"
+_UTF8, _UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+
+
+class Unit(NamedTuple):
+    """A record as it stands in a file."""
+
+    file: str
+    line: int
+    data: bytes
+    kind: str = TEXT
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of the input, by the name that it was given, and its size."""
+
+    path: Path
+    size: int
+
+    @property
+    def kind(self) -> str:
+        """What its name says that it holds."""
+        name = self.path.name.lower()
+        bare = name.removesuffix(compression) if (compression := compression_of(self.path)) else name
+        return SUFFIXES.get(Path(bare).suffix, TEXT)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Raw records that become one file of vectors.
+
+    Attributes:
+        name: of that file, without its suffix.
+        units: the records.
+        digest: of what they are and where they stand: another digest is another input.
+        size: bytes read for them.
+    """
+
+    name: str
+    units: tuple[Unit, ...]
+    digest: str
+    size: int
+
+
+def compression_of(path: Path) -> str | None:
+    """The suffix that says how a file is compressed.
+
+    Example:
+        >>> compression_of(Path("a.jsonl.GZ")), compression_of(Path("a.txt"))
+        ('.gz', None)
+    """
+    suffix = path.suffix.lower()
+    return suffix if suffix in COMPRESSED else None
+
+
+def input_files(source: Source) -> list[InputFile]:
+    """The files that are named, and those in the folders that are.
+
+    Raises:
+        ValueError: a folder has no file of a kind that is read.
+        OSError: there is no such file.
+    """
+    suffixes = [suffix + end for suffix in SUFFIXES for end in ("", *COMPRESSED)]
+    return [InputFile(path, path.stat().st_size) for path in files_of(source, suffixes)]
+
+
+def groups_of(files: Sequence[InputFile]) -> list[tuple[InputFile, ...]]:
+    """Large files alone, small ones together in their order: what one reader reads from its beginning to its end.
+
+    Example:
+        >>> sizes = (10, 20, 1 << 30, 5)
+        >>> groups = groups_of([InputFile(Path(f"{size}.txt"), size) for size in sizes])
+        >>> [[file.size for file in group] for group in groups]
+        [[10, 20], [1073741824], [5]]
+    """
+    groups: list[list[InputFile]] = []
+    for file in files:
+        if groups and sum(each.size for each in groups[-1]) + file.size <= GROUP:
+            groups[-1].append(file)
+        else:
+            groups.append([file])
+    return [tuple(group) for group in groups]
+
+
+def shards_of(
+    number: int, group: Iterable[InputFile], documents: int, whole_files: bool, cluster: str | None
+) -> Iterator[Shard]:
+    """The shards of a group, in order: the same ones whenever the same files are read.
+
+    Args:
+        number: of the group.
+        group: its files.
+        documents: records in a shard, fewer where they are long.
+        whole_files: whether a file of plain text is one document; else a line is.
+        cluster: the field that names a record's cluster, which no shard ends within.
+    """
+    units: list[Unit] = []
+    size, made, read, before = 0, 0, 0, None
+    meter = Meter()
+
+    def shard() -> Shard:
+        digest = hashlib.sha256()
+        for unit in units:
+            digest.update(f"{unit.file}\0{unit.line}\0{unit.kind}\0{len(unit.data)}\0".encode())
+            digest.update(unit.data)
+        return Shard(f"part-{number:05d}-{made:05d}", tuple(units), digest.hexdigest(), meter.read - read)
+
+    for unit in (unit for file in group for unit in units_of(file, whole_files, meter)):
+        own = None if cluster is None else _cluster(unit, cluster)
+        full = len(units) >= documents or size + len(unit.data) > SHARD_BYTES
+        if units and full and (own is None or own != before):
+            yield shard()
+            units, size, made, read = [], 0, made + 1, meter.read
+        before = own
+        units.append(unit)
+        size += len(unit.data)
+    if units:
+        yield shard()
+
+
+def _cluster(unit: Unit, name: str) -> Any:
+    try:
+        return json.loads(unit.data)[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+class Meter:
+    """How many bytes of some files have been read, before they were decompressed."""
+
+    def __init__(self) -> None:
+        self.before = 0
+        self.here: Callable[[], int] = int
+
+    @property
+    def read(self) -> int:
+        """Of all of them."""
+        return self.before + self.here()
+
+    @contextlib.contextmanager
+    def reading(self, file: InputFile, here: Callable[[], int]) -> Iterator[None]:
+        """While it lasts, `here` says how far in the file it is; then all of it is read."""
+        self.here = here
+        try:
+            yield
+        finally:
+            self.before, self.here = self.before + file.size, int
+
+
+def units_of(file: InputFile, whole_files: bool, meter: Meter) -> Iterator[Unit]:
+    """The records of a file; what cannot be read of it is a unit that says why, and its end.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    name, line = str(file.path), 0
+    if file.kind == PARQUET:
+        yield from _rows(file, meter)
+        return
+    with file.path.open("rb") as raw, opened(raw, file.path) as stream, meter.reading(file, raw.tell):
+        try:
+            for line, data in _lines(stream, file.kind == TEXT and whole_files):
+                if len(data) > LONGEST:
+                    yield Unit(name, line, f"longer than {LONGEST:,} bytes".encode(), LOST)
+                elif data.strip(_BLANKS):
+                    yield Unit(name, line, data.rstrip(b"\r\n"), file.kind)
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            reason = f"the rest of the file cannot be read: {str(error) or type(error).__name__}"
+            yield Unit(name, line + 1, reason.encode(), LOST)
+
+
+def _lines(stream: BinaryIO, whole: bool) -> Iterator[tuple[int, bytes]]:
+    """Lines and their numbers, or all as one; of a line that is too long a part that says so."""
+    number = 0
+    while data := stream.read(LONGEST + 1) if whole else stream.readline(LONGEST + 1):
+        number += 1
+        if number == 1:
+            if data.startswith(_UTF16):
+                raise EOFError("it is UTF-16 text, UTF-8 is wanted")
+            data = data.removeprefix(_UTF8)
+        yield number, data
+        while len(data) > LONGEST and not data.endswith(b"\n"):
+            data = stream.read(LONGEST + 1) if whole else stream.readline(LONGEST + 1)
+
+
+def opened(raw: BinaryIO, path: Path) -> BinaryIO:
+    """The content of an open file as it was before it was compressed.
+
+    Raises:
+        ModuleNotFoundError: its compression needs pyarrow, which is not installed.
+    """
+    compression = compression_of(path)
+    if compression is None:
+        return raw
+    if compression in _OWN:
+        return cast(BinaryIO, _OWN[compression](raw, "rb"))
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(raw, compression=_ARROWS[compression]), 1 << 20)
+
+
+def _rows(file: InputFile, meter: Meter) -> Iterator[Unit]:
+    """The rows of a Parquet file as JSON objects, whose line is the row, from 1 on."""
+    import pyarrow
+    from pyarrow import parquet
+
+    name, number = str(file.path), 0
+    try:
+        table = parquet.ParquetFile(file.path)
+        simple = [field.name for field in table.schema_arrow if _is_simple(field.type)]
+        rows = max(table.metadata.num_rows, 1)
+        with meter.reading(file, lambda: file.size * number // rows):
+            for batch in table.iter_batches(batch_size=256, columns=simple):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Unit(name, number, json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"), JSON)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = f"the rest of the file cannot be read: {str(error).splitlines()[0]}"
+        yield Unit(name, number + 1, reason.encode(), LOST)
+
+
+def _is_simple(kind: Any) -> bool:
+    """Whether a column may say something of a document: text, an integer, or spans."""
+    from pyarrow import types
+
+    text = types.is_string(kind) or types.is_large_string(kind)
+    listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return text or types.is_integer(kind) or (listed and not types.is_floating(kind.value_type))

@@ -1,0 +1,114 @@
+"""`spanbert-kernels encode`: every document exactly once, and what it says of it."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from spanbert_kernels.cli import main
+from spanbert_kernels.scale import DocumentEncoder
+from spanbert_kernels.tasks import atomic
+
+parquet = pytest.importorskip("pyarrow.parquet", reason="files of vectors are Parquet")
+
+
+def encode(*words: object, code: int = 0) -> str:
+    done = CliRunner().invoke(main, ["encode", *map(str, words), "--tokenizers", "0", "--batch-tokens", "64"])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return parquet.read_table(sorted(folder.glob("part-*.parquet"))).to_pylist()
+
+
+def test_lines_in_their_order(model: str, lines: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encode(lines, "--model", model, "--output", out, "--shard-documents", 25)
+    texts = lines.read_text().splitlines()
+    found = rows(out)
+    assert [row["line"] for row in found] == list(range(1, len(texts) + 1))
+    expected = DocumentEncoder(model)({"text": texts})["vector"]
+    np.testing.assert_allclose(np.array([row["vector"] for row in found]), expected, atol=2e-6)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["complete"]
+    assert [shard["documents"] for shard in manifest["shards"]] == [25, 25, 10]
+    assert "60 vectors of 60 documents" in (out / "summary.html").read_text()
+
+
+def test_what_was_done_is_kept_and_what_is_missing_or_changed_is_made(
+    model: str, lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    words = (lines, "--model", model, "--output", out, "--shard-documents", 20)
+    encode(*words)
+    before = rows(out)
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    (out / "part-00000-00001.parquet").write_bytes((out / "part-00000-00001.parquet").read_bytes()[:-9])
+    left = out / f".part-00000-00002.x{atomic.PARTIAL}"
+    left.write_text("half")
+    assert "40 documents were there from an earlier run" in encode(*words)
+    after = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert [name for name in times if times[name] != after[name]] == ["part-00000-00001.parquet"]
+    assert not left.exists()
+    assert [row["line"] for row in rows(out)] == [row["line"] for row in before]
+    lines.write_text("".join(lines.read_text().splitlines(keepends=True)[:30]))
+    assert "20 documents were there" in encode(*words)
+    assert [row["line"] for row in rows(out)] == list(range(1, 31))
+    assert "another model" in encode(*words, "--half", code=2)
+
+
+def test_compressed_files_and_rejects(model: str, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    good, bad = b'{"id": "a", "text": "it rains"}\n', b'\n{"id"\n{"text": 3}\n{"text": "\xff"}\n{"text": " "}\n'
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.jsonl.gz").write_bytes(gzip.compress(good + bad))
+    (source / "b.jsonl.bz2").write_bytes(bz2.compress(good))
+    (source / "c.jsonl.xz").write_bytes(lzma.compress(good))
+    with pa.output_stream(str(source / "d.jsonl.zst"), compression="zstd") as stream:
+        stream.write(good)
+    table = pa.table({"text": ["we go", None], "id": [5, 6], "more": [0.5, 1.0]})
+    parquet.write_table(table, source / "e.parquet")
+    (source / "f.txt.gz").write_bytes(gzip.compress(b"we go\n" * 999)[:-20])
+    out = tmp_path / "out"
+    encode(source, "--model", model, "--output", out, code=3)
+    assert [row["id"] for row in rows(out)][:5] == ["a", "a", "a", "a", "5"]
+    rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    found = [(Path(each["file"]).name, each["line"], each["reason"].split(":")[0]) for each in rejects]
+    assert found[:5] == [
+        ("a.jsonl.gz", 3, "not JSON"),
+        ("a.jsonl.gz", 4, "text is no text"),
+        ("a.jsonl.gz", 5, "not UTF-8 text (byte 10 of the record is 0xff)"),
+        ("a.jsonl.gz", 6, "the text has no token"),
+        ("e.parquet", 2, "no field 'text' that holds text"),
+    ]
+    assert [each[0] for each in found[5:]] == ["f.txt.gz"]
+
+
+def test_a_folder_of_somebody_else_is_left_alone(model: str, lines: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    assert "is not empty, and no encoding began there" in encode(lines, "--model", model, "--output", out, code=2)
+
+
+def test_spans_have_characters_and_texts(model: str, tmp_path: Path) -> None:
+    source, out = tmp_path / "a.jsonl", tmp_path / "out"
+    source.write_text('{"id": "x", "text": "It rains in Paris."}\n')
+    encode(source, "--model", model, "--output", out, "--spans", 2, "--parts", "start,end", "--half")
+    found = rows(out)
+    texts = ["It", "It rains", "rains", "rains in", "in", "in Paris", "Paris", "Paris.", "."]
+    assert [(row["text"], row["start"]) for row in found] == list(
+        zip(texts, [0, 0, 3, 3, 9, 9, 12, 12, 17], strict=True)
+    )
+    assert len(found[0]["vector"]) == 32
