@@ -29,7 +29,7 @@ CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o
 BUILD_TOOLS := "setuptools>=77" ninja "pybind11>=2.12"
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all test-triton test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench task-results gpu-kernels gpu-check clean
+.PHONY: demo test test-all test-triton test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench task-results ablations sentence-embeddings gpu-kernels gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -76,6 +76,16 @@ bench: $(VENV)/.test-installed
 # What was recorded at the same commit is passed over, so that a run that was cut off goes on; docs get the new table.
 task-results: $(VENV)/.test-installed
 	$(BIN)/python -m benchmarks.task_results $(ROW)
+	$(BIN)/python benchmarks/readme_tables.py
+
+# The same for short trainings with a part and without; ROW names some of them.
+ablations: $(VENV)/.test-installed
+	$(BIN)/python -m benchmarks.task_results.ablations $(ROW)
+	$(BIN)/python benchmarks/readme_tables.py
+
+# The row of sentence embeddings, which is measured beside sentence-transformers.
+sentence-embeddings: $(INTEGRATIONS)/.installed
+	$(INTEGRATIONS)/bin/python -m benchmarks.task_results.embeddings
 	$(BIN)/python benchmarks/readme_tables.py
 
 # The documentation, in build/docs. A warning is an error, and every link is followed.

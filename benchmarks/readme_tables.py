@@ -19,6 +19,7 @@ import scaling
 from records.record import NotARecord, Record, Row, load
 from roof import keeping
 from roof.table import markdown
+from task_results import ablations
 from task_results import tables as task_tables
 
 FOLDER = Path(__file__).resolve().parent
@@ -388,13 +389,15 @@ def filled(text: str) -> str:
             content = markdown(keeping.load(keeping.newest()), keeping.measured())
         elif name == "tasks":
             content = task_tables.tasks(table)
+        elif name == "ablations":
+            content = ablations.section(table)
         elif name.startswith(OF_PACKAGE):
             content = span_layers(name.removeprefix(OF_PACKAGE), results)
         elif name in TABLES:
             content = TABLES[name](results)
         else:
             raise click.ClickException(
-                f"there is no table {name}; there are {', '.join([*TABLES, 'gpu', 'roof', 'tasks'])}"
+                f"there is no table {name}; there are {', '.join([*TABLES, 'gpu', 'roof', 'tasks', 'ablations'])}"
             )
         return f"{match[1]}{content}{match[3]}"
 

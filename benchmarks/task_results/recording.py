@@ -33,16 +33,16 @@ def commit() -> str:
     return f"{found}{'+' if changed else ''}" if found else UNKNOWN
 
 
-def newest() -> Path | None:
+def newest(what: str = "tasks") -> Path | None:
     """The newest record."""
-    found = [path for path in sorted(RESULTS.glob("*-tasks-*.json")) if load(path).get("kind") == KIND]
+    found = [path for path in sorted(RESULTS.glob(f"*-{what}-*.json")) if load(path).get("kind") == KIND]
     return found[-1] if found else None
 
 
-def new_path() -> Path:
+def new_path(what: str = "tasks") -> Path:
     """Of a record that begins today."""
-    levels = environment.machine().get("vector instructions", "cpu").lower()
-    return RESULTS / f"{datetime.date.today().isoformat()}-tasks-cpu-{levels.replace('-', '').replace(' ', '')}.json"
+    levels = environment.machine().get("vector instructions", "cpu").lower().replace("-", "").replace(" ", "")
+    return RESULTS / f"{datetime.date.today().isoformat()}-{what}-cpu-{levels}.json"
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def every_third(items: Sequence[Item]) -> dict[str, list[Item]]:
     return found
 
 
-def _written(folder: Path, name: str, parts: dict[str, list[LabelledDocument]]) -> Split:
+def written(folder: Path, name: str, parts: dict[str, list[LabelledDocument]]) -> Split:
+    """Labelled documents as files."""
     paths = []
     for part in PARTS:
         path = folder / f"{name}-{part}.jsonl"
@@ -79,7 +80,7 @@ def sentiment(data: Path, folder: Path) -> Split:
     known = {document.text for document in test}
     rest = [d for d in read_labelled(data / "senti4sd/train3098itemPOLARITY.csv") if d.text not in known]
     train = [document for number, document in enumerate(rest) if number % 5 != 4]
-    return _written(folder, "posts", {"train": train, "dev": rest[4::5], "test": test})
+    return written(folder, "posts", {"train": train, "dev": rest[4::5], "test": test})
 
 
 def genres(data: Path, folder: Path) -> Split:
@@ -91,7 +92,7 @@ def genres(data: Path, folder: Path) -> Split:
             sentences = [sentence.text() for sentence in read_sentences(path) if sentence.tokens]
             texts = (" ".join(sentences[i : i + 5]) for i in range(0, len(sentences), 5))
             pieces += [LabelledDocument(text, path.stem.split("_")[1], path.stem, path, 1) for text in texts]
-    return _written(folder, "genres", parts)
+    return written(folder, "genres", parts)
 
 
 def topics(data: Path, folder: Path) -> Split:
@@ -100,7 +101,7 @@ def topics(data: Path, folder: Path) -> Split:
         part: [LabelledDocument(" ".join(d.words), d.name.strip("(").split("/")[0], None, folder, 1) for d in documents]
         for part, documents in every_third(read_marked(data / "meantime/meantime.conll")).items()
     }
-    return _written(folder, "topics", parts)
+    return written(folder, "topics", parts)
 
 
 def meantime(data: Path, folder: Path) -> Split:

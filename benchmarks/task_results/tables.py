@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import recording
+from . import embeddings, recording
 from .rows import ROWS
 
 COLUMNS = (
@@ -61,6 +61,7 @@ def lines(record: Mapping[str, Any]) -> Iterator[list[str]]:
                 *(*about, score, mean, _numbers(values), goal if first else "", trivial, which),
                 *([*speed, *cost] if first else [""] * 4),
             ]
+    yield from embeddings.lines(embeddings.newest())
 
 
 def _speed(record: Mapping[str, Any], name: str) -> str:
