@@ -16,7 +16,7 @@ from roof.nvcc import CSRC, Assembled, assembled, command, is_there, sources
 FILES = sorted(path.parent.name for path in CSRC.glob("*/cuda.cu"))
 ARCHITECTURES = (80, 90, 100, 120)
 # By every test run. The rest are minutes of work for the slow tests; tests/cuda_on_cpu compiles all files for a CPU.
-EVERYDAY = [(90, "cross_document_attention"), (90, "span_gather"), (90, "span_pool")]
+EVERYDAY = [(90, "cross_document_attention"), (90, "span_gather")]
 # Of what the compiler lays out. What a launch asks for (SPANBERT_LAUNCH_SHARED) is limited by tests/cuda_on_cpu.
 SHARED_BYTES = 48 * 1024
 REGISTERS = 65536  # of a multiprocessor

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,14 +14,6 @@ SENTENCES = [
     "Nobody had told the crew of the ferry , which waited outside .",
     "In the morning the gate was found open and the storm had passed .",
 ]
-
-
-@pytest.fixture(autouse=True, scope="package")
-def frozen() -> Iterator[None]:
-    """What the imports left is no garbage: memory is measured often here, and each time collects the garbage first."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

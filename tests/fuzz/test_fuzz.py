@@ -7,10 +7,13 @@ import pytest
 import torch
 from fuzz import compare, operations, run
 
-CALLS, TOGETHER = 1200, 50
+CALLS, EVERYDAY, TOGETHER = 1200, 600, 50
 
 
-@pytest.mark.parametrize("first", range(0, CALLS, TOGETHER))
+@pytest.mark.parametrize(
+    "first",
+    [pytest.param(first, marks=[pytest.mark.slow] * (first >= EVERYDAY)) for first in range(0, CALLS, TOGETHER)],
+)
 def test_drawn_calls(first: int) -> None:
     """One after the other; a failure names the seed that repeats it."""
     for seed in range(first, first + TOGETHER):
