@@ -6,6 +6,7 @@ from spanbert_kernels.ops.attention_plans import AttentionPlan, plan_attention
 from spanbert_kernels.ops.banded_span_scores import banded_span_scores
 from spanbert_kernels.ops.bias_gelu import bias_gelu
 from spanbert_kernels.ops.cross_document_attention import cross_document_attention
+from spanbert_kernels.ops.distributed_plans import DistributedPlan
 from spanbert_kernels.ops.document_attention import document_attention, document_attention_qkv
 from spanbert_kernels.ops.documents import anchor_indices
 from spanbert_kernels.ops.dropout_add_layer_norm import dropout_add_layer_norm
@@ -24,6 +25,7 @@ from spanbert_kernels.ops.top_spans import TopSpans, top_spans
 
 __all__ = [
     "AttentionPlan",
+    "DistributedPlan",
     "EncoderStack",
     "PackedWeight",
     "RelativeTerms",

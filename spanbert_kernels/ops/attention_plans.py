@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from spanbert_kernels.ops import checks
@@ -18,6 +20,9 @@ from spanbert_kernels.ops.attention.work import UNCOUNTED, AttentionWork, TileCo
 from spanbert_kernels.ops.choices import ROLES, Role
 from spanbert_kernels.ops.repeats import Repeats
 from spanbert_kernels.ops.streams import Made, is_capturing, make_for_all
+
+if TYPE_CHECKING:
+    from spanbert_kernels.ops.distributed_plans import DistributedPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +191,32 @@ class AttentionPlan:
         )
 
 
+@overload
+def plan_attention(
+    cu_seqlens: Tensor,
+    cu_clusters: Tensor | None = ...,
+    queries: Role = ...,
+    keys: Role = ...,
+    *,
+    include_self: bool = ...,
+    links: tuple[Tensor, Tensor] | None = ...,
+    group: None = ...,
+) -> AttentionPlan: ...
+
+
+@overload
+def plan_attention(
+    cu_seqlens: Tensor,
+    cu_clusters: Tensor | None = ...,
+    queries: Role = ...,
+    keys: Role = ...,
+    *,
+    include_self: bool = ...,
+    links: tuple[Tensor, Tensor] | None = ...,
+    group: dist.ProcessGroup,
+) -> DistributedPlan: ...
+
+
 @checks.uncompiled
 def plan_attention(
     cu_seqlens: Tensor,
@@ -195,7 +226,8 @@ def plan_attention(
     *,
     include_self: bool = False,
     links: tuple[Tensor, Tensor] | None = None,
-) -> AttentionPlan:
+    group: dist.ProcessGroup | None = None,
+) -> AttentionPlan | DistributedPlan:
     """Work out once who attends to whom, for all layers and calls of a batch.
 
     Args:
@@ -203,22 +235,32 @@ def plan_attention(
         cu_clusters: int32 or int64 `[C + 1]`, offsets of the clusters in the documents, for `cross_document_attention`;
             without it the plan is one for `document_attention`, and the other arguments mean nothing.
         queries, keys, include_self, links: as in `cross_document_attention`.
+        group: a process group, each rank of which calls this with its own documents; it may have none. There are as
+            many clusters on every rank: cluster c is the same one on all, and may have no document here. Queries, keys
+            and `include_self` are the same on all; targets of links are counted through the documents of all ranks,
+            rank after rank.
 
-    On a GPU the sizes are read once, here, and no call that gets the plan waits for the GPU.
+    On a GPU the sizes are read once, here, and no call that gets the plan waits for the GPU. Between the ranks of a
+    group the lengths and clusters of all documents are exchanged once, here.
 
     Returns:
         A plan, for `document_attention` where no clusters are given, else for `cross_document_attention`. It holds
-        copies of the tensors, on their device.
+        copies of the tensors, on their device. With a group a `DistributedPlan`.
 
     Raises:
-        ValueError: offsets, options, links that cross clusters; the value seen is named.
+        ValueError: offsets, options, links that cross clusters, ranks that do not agree; the value seen is named.
         TypeError: dtypes or devices.
+        OtherRankFailed: another rank of the group raised one of these.
 
     Example:
         >>> plan = plan_attention(torch.tensor([0, 3, 5, 6]), torch.tensor([0, 2, 3]), keys="tokens")
         >>> plan.num_documents, plan.max_seqlen, plan.max_documents
         (3, 3, 2)
     """
+    if group is not None:
+        from spanbert_kernels.ops.distributed_plans import agreed_plan
+
+        return agreed_plan(group, cu_seqlens, cu_clusters, queries, keys, include_self, links)
     checks.check_index("cu_seqlens", cu_seqlens, 1, "[documents + 1]")
     checks.check_readable("cu_seqlens", cu_seqlens)
     checks.check_offsets("cu_seqlens", cu_seqlens, None, "tokens")
@@ -319,15 +361,7 @@ def check_who_sees_whom(
 
 def check_links(links: tuple[Tensor, Tensor], cu_clusters: Tensor, documents: int) -> None:
     """CSR links fit the documents and stay inside a cluster; targets are looked at on a CPU only."""
-    if not isinstance(links, (tuple, list)) or len(links) != 2:
-        raise TypeError(f"links must be two tensors (indptr [D + 1], indices), got {checks.shown(links)}")
-    indptr, indices = links
-    checks.check_index("links[1]", indices, 1, "[links]")
-    checks.check_offsets("links[0]", indptr, len(indices), "links")
-    if len(indptr) != documents + 1:
-        raise ValueError(
-            f"links[0] must have one offset per document and one more ({documents + 1}), got {len(indptr)}"
-        )
+    indptr, indices = check_link_offsets(links, documents)
     if {indptr.device.type, indices.device.type} != {"cpu"} or torch.compiler.is_compiling():
         return
     numbers = torch.arange(documents)
@@ -345,3 +379,17 @@ def check_links(links: tuple[Tensor, Tensor], cu_clusters: Tensor, documents: in
             f"document {source} of cluster {int(cluster[source])} links to document {target} "
             f"of cluster {int(cluster[target])}: links must stay inside a cluster"
         )
+
+
+def check_link_offsets(links: tuple[Tensor, Tensor], documents: int) -> tuple[Tensor, Tensor]:
+    """The two tensors of CSR links, whose offsets fit the documents."""
+    if not isinstance(links, (tuple, list)) or len(links) != 2:
+        raise TypeError(f"links must be two tensors (indptr [D + 1], indices), got {checks.shown(links)}")
+    indptr, indices = links
+    checks.check_index("links[1]", indices, 1, "[links]")
+    checks.check_offsets("links[0]", indptr, len(indices), "links")
+    if len(indptr) != documents + 1:
+        raise ValueError(
+            f"links[0] must have one offset per document and one more ({documents + 1}), got {len(indptr)}"
+        )
+    return indptr, indices

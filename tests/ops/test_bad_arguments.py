@@ -213,6 +213,7 @@ KINDS: dict[str, Kind] = {
     "pair_linear.first": ROWS,
     "pair_pool.first": ROWS,
     "first_sentinel": OPTIONAL,
+    "group": Kind({"a number": -100, "a string": "world", "a tensor": ones(3)}),
     "hidden": ALONE,
     "include_self": FLAG,
     "k": FLOATING,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from typing_extensions import assert_type
 
 import spanbert_kernels as sk
@@ -52,6 +53,13 @@ def spans(hidden: Tensor, given: Tensor, cu_seqlens: Tensor, weight: Tensor, bac
     ops.span_pool(hidden, plan, "mean")  # type: ignore[arg-type]
     ops.span_pool(hidden, plan, PARTS, backend="tpu")  # type: ignore[arg-type]
     ops.anchor_indices(cu_seqlens, "middle")  # type: ignore[arg-type]
+
+
+def attention_over_ranks(q: Tensor, cu_seqlens: Tensor, clusters: Tensor, group: ProcessGroup) -> None:
+    plan = ops.plan_attention(cu_seqlens, clusters, group=group)
+    assert_type(plan, ops.DistributedPlan)
+    assert_type(ops.cross_document_attention(q, q, q, plan), Tensor)
+    assert_type(ops.cross_document_attention(q, q, q, cu_seqlens, clusters, group=group), Tensor)
 
 
 def attention(q: Tensor, cu_seqlens: Tensor, clusters: Tensor, role: Role, kind: Normalization, asked: bool) -> None:

@@ -118,22 +118,35 @@ def make_work(
     else:
         documents = bounds_of_documents(*arguments)
         query_tiles, key_tiles = tiles_of_documents(documents, num_tokens, *anchors) if tiled else (None, None)
+    return work_of_documents(
+        documents,
+        (query_tiles, key_tiles),
+        anchors,
+        include_self,
+        links,
+        max_seqlen,
+        counts,
+        clustered=cu_clusters is not None,
+    )
+
+
+def work_of_documents(
+    documents: Tensor,
+    tiles: tuple[Tensor | None, Tensor | None],
+    anchors: tuple[bool, bool],
+    include_self: bool,
+    links: tuple[Tensor, Tensor] | None,
+    max_seqlen: int = 0,
+    counts: TileCounts = UNCOUNTED,
+    *,
+    clustered: bool = True,
+) -> AttentionWork:
+    """The work of AttentionWork's documents and tiles, of queries and of keys, that somebody has made."""
     forth: Links = (None, None)
     back: Links = (None, None)
     if links is not None:
         forth, back = _sorted_links(links, documents[4], documents[5], include_self)
-    return AttentionWork(
-        documents,
-        *forth,
-        *back,
-        query_tiles,
-        key_tiles,
-        max_seqlen,
-        *counts,
-        include_self,
-        *anchors,
-        cu_clusters is not None,
-    )
+    return AttentionWork(documents, *forth, *back, *tiles, max_seqlen, *counts, include_self, *anchors, clustered)
 
 
 def in_one_launch(cu_seqlens: Tensor) -> bool:
@@ -194,6 +207,11 @@ def bounds_of_documents(
         first, last = clusters[cluster], clusters[cluster + 1]
     sides = (anchors if is_anchors else tokens for is_anchors in (anchor_queries, anchor_keys))
     return torch.stack([*next(sides), *next(sides), first, last])
+
+
+def tiles_between(documents: Tensor, query_rows: int, key_rows: int) -> tuple[Tensor, Tensor]:
+    """AttentionWork's query_tiles and key_tiles where the sides have rows of their own; 0 rows for one of anchors."""
+    return _tiles(documents[0], documents[1], query_rows), _tiles(documents[2], documents[3], key_rows)
 
 
 def tiles_of_documents(

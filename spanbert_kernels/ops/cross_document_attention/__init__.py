@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from spanbert_kernels.ops import attention_plans, checks
@@ -20,7 +21,9 @@ from spanbert_kernels.ops.cross_document_attention.operators import (
     PairwiseAttention,
     cross_document_attention_weights,
 )
-from spanbert_kernels.ops.document_attention import AttentionOptions, Documents
+from spanbert_kernels.ops.cross_document_attention.ring import GatheredAnchors, PairwiseRing, RingAttention
+from spanbert_kernels.ops.distributed_plans import DistributedPlan, agreed_plan
+from spanbert_kernels.ops.document_attention import AttentionOptions
 from spanbert_kernels.ops.philox import Dropout
 from spanbert_kernels.ops.repeats import key_of
 
@@ -34,6 +37,10 @@ class CrossDocumentOptions(AttentionOptions, total=False):
     include_self: bool
     links: tuple[Tensor, Tensor] | None
     normalize: Normalization
+    group: dist.ProcessGroup | None
+
+
+ClusteredDocuments = Tensor | AttentionPlan | DistributedPlan
 
 
 @overload
@@ -41,7 +48,7 @@ def cross_document_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens: Documents,
+    cu_seqlens: ClusteredDocuments,
     cu_clusters: Tensor | None = ...,
     queries: Role = ...,
     keys: Role = ...,
@@ -57,7 +64,7 @@ def cross_document_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens: Documents,
+    cu_seqlens: ClusteredDocuments,
     cu_clusters: Tensor | None = ...,
     queries: Role = ...,
     keys: Role = ...,
@@ -73,7 +80,7 @@ def cross_document_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens: Documents,
+    cu_seqlens: ClusteredDocuments,
     cu_clusters: Tensor | None = ...,
     queries: Role = ...,
     keys: Role = ...,
@@ -89,7 +96,7 @@ def cross_document_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens: Documents,
+    cu_seqlens: ClusteredDocuments,
     cu_clusters: Tensor | None = ...,
     queries: Role = ...,
     keys: Role = ...,
@@ -105,7 +112,7 @@ def cross_document_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens: Documents,
+    cu_seqlens: ClusteredDocuments,
     cu_clusters: Tensor | None = ...,
     queries: Role = ...,
     keys: Role = ...,
@@ -120,13 +127,14 @@ def cross_document_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens: Tensor | AttentionPlan,
+    cu_seqlens: Tensor | AttentionPlan | DistributedPlan,
     cu_clusters: Tensor | None = None,
     queries: Role = "anchors",
     keys: Role = "anchors",
     *,
     include_self: bool = False,
     links: tuple[Tensor, Tensor] | None = None,
+    group: dist.ProcessGroup | None = None,
     normalize: Normalization = "joint",
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
@@ -151,6 +159,9 @@ def cross_document_attention(
         queries, keys: `"anchors"` or `"tokens"`. An empty document has no anchor: its row is ignored.
         include_self: a document sees itself as well.
         links: CSR `(indptr [D + 1], indices)`, row = query document, never crossing clusters.
+        group: a process group whose ranks have documents of the same clusters, each its own; every rank calls this, and
+            runs the backward. The arguments are then those that `plan_attention` has with a group; the plan that it
+            makes serves all layers of a batch.
         normalize: `"joint"`, one softmax over all keys seen; `"pairwise"`, a softmax per document, averaged over the
             visible documents that are not empty.
         dropout_p, seed, scale, backend: as in `document_attention`.
@@ -180,6 +191,12 @@ def cross_document_attention(
         checks.check_flag(name, flag)
     if return_lse and normalize != "joint":
         raise ValueError(f'return_lse needs normalize="joint", got {normalize!r}')
+    if group is not None or isinstance(cu_seqlens, DistributedPlan):
+        sight = (cu_clusters, queries, keys, include_self, links)
+        shared = _plan_of_ranks(group, q, k, v, cu_seqlens, sight)
+        dropout = checks.check_dropout(dropout_p, seed, "q", q)
+        options = (normalize, check_scale(scale, q), dropout, return_weights, OPERATION.choose(q, backend))
+        return _asked(*_over_ranks(q, k, v, shared, *options), return_lse, return_weights)
     check_heads(q, k, v, "rows")
     if isinstance(cu_seqlens, AttentionPlan):
         plan = _check_plan(cu_seqlens, cu_clusters, queries, keys, include_self, links)
@@ -199,9 +216,7 @@ def cross_document_attention(
             num_tokens=tokens,
             checked=True,
         )
-    checks.check_device("cu_seqlens", plan.cu_seqlens, "q", q)
-    _check_rows("q", q, plan.queries, plan.cu_seqlens)
-    _check_rows("k", k, plan.keys, plan.cu_seqlens)
+    _check_sides(q, k, plan)
     dropout = checks.check_dropout(dropout_p, seed, "q", q)
     scale = check_scale(scale, q)
     chosen = OPERATION.choose(q, backend)
@@ -212,8 +227,105 @@ def cross_document_attention(
         output, lse, weights = _kernels(
             q, k, v, plan, normalize, scale, dropout, backend=chosen, weighed=return_weights, planned=plan is cu_seqlens
         )
+    return _asked(output, lse, weights, return_lse, return_weights)
+
+
+def _asked(
+    output: Tensor, lse: Tensor, weights: Tensor | None, return_lse: bool, return_weights: bool
+) -> Tensor | tuple[Tensor, ...]:
     extras = [extra for extra, asked in ((lse, return_lse), (weights, return_weights)) if asked and extra is not None]
     return (output, *extras) if extras else output
+
+
+def _plan_of_ranks(
+    group: dist.ProcessGroup | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor | AttentionPlan | DistributedPlan,
+    sight: tuple[Tensor | None, Role, Role, bool, tuple[Tensor, Tensor] | None],
+) -> DistributedPlan:
+    """The plan of a call, of which all ranks know whether it fits the tensors where it is made for the call."""
+    if isinstance(cu_seqlens, DistributedPlan):
+        _check_given_once(sight)
+        check_heads(q, k, v, "rows")
+        _check_sides(q, k, cu_seqlens)
+        return cu_seqlens
+    if isinstance(cu_seqlens, AttentionPlan):
+        raise ValueError("this plan is one of a single process: give plan_attention the group, not this call")
+    assert group is not None
+    clusters, queries, keys, include_self, links = sight
+
+    def check() -> tuple[int, int, int]:
+        check_heads(q, k, v, "rows")
+        for name, tensor, side in (("q", q, queries), ("k", k, keys)):
+            _check_rows(name, tensor, side, cu_seqlens)
+        return q.shape[1], q.shape[2], q.element_size()
+
+    return agreed_plan(group, cu_seqlens, clusters, queries, keys, include_self, links, check)
+
+
+def _check_sides(q: Tensor, k: Tensor, plan: AttentionPlan | DistributedPlan) -> None:
+    checks.check_device("cu_seqlens", plan.cu_seqlens, "q", q)
+    _check_rows("q", q, plan.queries, plan.cu_seqlens)
+    _check_rows("k", k, plan.keys, plan.cu_seqlens)
+
+
+@checks.uncompiled
+def _over_ranks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: DistributedPlan,
+    normalize: Normalization,
+    scale: float,
+    dropout: Dropout,
+    weighed: bool,
+    backend: Backend,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Every rank's documents, as in one process that has them all."""
+    whole, rows, places = plan.whole, plan.query_rows, plan.whole.max_documents
+    placed = q
+    if rows is not None:
+        if plan.queries == "anchors":  # what an empty document holds must reach nothing
+            filled = plan.filled.index_select(0, rows)
+            placed = torch.where(filled[:, None, None], q, 0)
+        count = whole.num_tokens if plan.queries == "tokens" else whole.num_documents
+        placed = q.new_zeros(count, *q.shape[1:]).index_copy(0, rows, placed)
+    lse: Tensor
+    weights: Tensor | None
+    if plan.keys == "anchors":
+        keys, values = GatheredAnchors.apply(torch.stack([k, v], 1), plan).unbind(1)
+        call = (placed, keys, values, whole, normalize, scale, dropout)
+        if backend == "eager":
+            output, lse, weights = _eager(*call, weighed)
+        else:
+            output, lse, weights = _kernels(*call, backend=backend, weighed=weighed, planned=True)
+    elif normalize == "joint":
+        given = (plan, backend, scale, dropout, places if weighed else 0)
+        with torch.autocast(q.device.type, enabled=False):
+            output, lse, weights = RingAttention.apply(placed, k, v, *given)
+        if weights is not None:
+            weights = _adding_up_to_one(weights)
+    else:
+        each = _equal_shares(plan.sight(), placed.shape[0], max(places, 1))
+        seen = (each > 0).sum(1).to(torch.promote_types(q.dtype, torch.float32))
+        shares = torch.where(seen > 0, 1 / seen, 0)
+        with torch.autocast(q.device.type, enabled=False):
+            output = PairwiseRing.apply(placed, k, v, shares, plan, scale, dropout)
+        lse = shares.new_full((q.shape[1], placed.shape[0]), -torch.inf)
+        weights = each[:, None, :places].expand(-1, q.shape[1], -1)
+    if weighed and weights is None:  # no rank has a document
+        weights = q.new_zeros(q.shape[0], q.shape[1], 0, dtype=torch.float32)
+    if rows is None:
+        return output, lse, weights
+    return output.index_select(0, rows), lse.index_select(1, rows), None if weights is None else weights[rows]
+
+
+def _adding_up_to_one(weights: Tensor) -> Tensor:
+    """Document weights, which do but for the rounding of the log-sum-exp; 0 where nothing is seen."""
+    total = weights.sum(2, keepdim=True)
+    return torch.where(total > 0, weights / total, weights)
 
 
 def _eager(
@@ -262,8 +374,7 @@ def _kernels(
         if weighed:
             call = (q.detach(), k.detach(), lse, work, places, scale)
             weights = cross_document_attention_weights(backend, *call)
-            total = weights.sum(2, keepdim=True)  # 1 but for the rounding of lse
-            weights = torch.where(total > 0, weights / total, weights)
+            weights = _adding_up_to_one(weights)
         return output, lse, weights
     statistics = pair_statistics(work, q.shape[0], places)
     output, lse = PairwiseAttention.apply(q, k, v, backend, work, statistics, scale, dropout)
@@ -311,13 +422,17 @@ def _check_rows(name: str, tensor: Tensor, side: str, cu_seqlens: Tensor) -> Non
 def _check_plan(
     plan: AttentionPlan,
     cu_clusters: Tensor | None,
-    queries: str,
-    keys: str,
+    queries: Role,
+    keys: Role,
     include_self: bool,
     links: tuple[Tensor, Tensor] | None,
 ) -> AttentionPlan:
     if plan.cu_clusters is None:
         raise ValueError("this plan is one of documents alone: give plan_attention the clusters, cu_clusters")
-    if (cu_clusters, queries, keys, include_self, links) != (None, "anchors", "anchors", False, None):
-        raise ValueError("a plan has cu_clusters, queries, keys, include_self and links in it: do not give them again")
+    _check_given_once((cu_clusters, queries, keys, include_self, links))
     return plan
+
+
+def _check_given_once(sight: tuple[Tensor | None, Role, Role, bool, tuple[Tensor, Tensor] | None]) -> None:
+    if sight != (None, "anchors", "anchors", False, None):
+        raise ValueError("a plan has cu_clusters, queries, keys, include_self and links in it: do not give them again")
