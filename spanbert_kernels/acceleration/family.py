@@ -161,10 +161,10 @@ class Family:
 def mixes_documents(module: nn.Module) -> bool:
     """Whether a model says how its documents see each other between layers.
 
-    Such a model has `cross_document_context(cluster_ids, packing)`, called once a forward; `mix_documents(layer_index,
-    hidden, packing, context)`, called on the packed tokens after each layer unless the context is None; and
-    `pooled_positions(packing)`, what its pooler reads. Its layers may hold a sub-module `cross_document` and are
-    otherwise the family's.
+    Such a model has `cross_document_context(cluster_ids, packing, cluster_group)`, called once a forward;
+    `mix_documents(layer_index, hidden, packing, context)`, called on the packed tokens after each layer unless the
+    context is None; and `pooled_positions(packing)`, what its pooler reads. Its layers may hold a sub-module
+    `cross_document` and are otherwise the family's.
     """
     return hasattr(module, "cross_document_context")
 

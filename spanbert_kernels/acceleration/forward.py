@@ -268,7 +268,9 @@ class PackedForward:
         count, hidden = len(encoder.layers), self._embed(request, packing)  # [T, H]
         batch = self._batch(request, packing, encoder, hidden.dtype)
         packed = self._packed_layers_for(encoder, hidden, batch)
-        context = model.cross_document_context(request.cluster_ids, packing) if mixes_documents(model) else None
+        context = None
+        if mixes_documents(model):
+            context = model.cross_document_context(request.cluster_ids, packing, request.cluster_group)
         mixes = context is not None
         wanted = set(range(count + 1)) if request.hidden_states is True else request.hidden_states or set()
         states = {0: packing.pad(hidden)} if 0 in wanted else {}

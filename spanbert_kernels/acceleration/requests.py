@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from spanbert_kernels.acceleration.family import Family, mixes_documents
 
@@ -25,6 +26,7 @@ _SAME_ATTENTION = {
 _UNDERSTOOD = {
     "attention_mask",
     "cluster_ids",
+    "cluster_group",
     "return_dict",
     "output_hidden_states",
     "output_attentions",
@@ -50,6 +52,7 @@ class Request:
         inputs: what the embeddings are given, by name: `[B, L, ...]`, sizes of 1 for what all rows share.
         attention_mask: `[B, L]`.
         cluster_ids: which documents see each other.
+        cluster_group: the processes that have some of them, None for this one alone.
         hidden_states: which were asked for, by index, or True for all; None if they are not.
         return_dict: whether the output has names.
         batch: B.
@@ -62,6 +65,7 @@ class Request:
     inputs: dict[str, Tensor | None]
     attention_mask: Tensor | None
     cluster_ids: Tensor | None
+    cluster_group: ProcessGroup | None
     hidden_states: set[int] | Literal[True] | None
     return_dict: bool
     batch: int
@@ -113,6 +117,7 @@ def read_request(
         inputs,
         mask,
         given.get("cluster_ids"),
+        given.get("cluster_group"),
         hidden_states,
         return_dict is not False,
         batch,
@@ -181,6 +186,7 @@ def _argument_refusal(model: Any, family: Family, given: dict[str, Any]) -> str 
         if name in _DECODING:
             return f"{name} was given, which belongs to a decoder"
         return f"the argument {name} goes to transformers' attention functions"
-    if given.get("cluster_ids") is not None and not mixes_documents(model):
-        return "the argument cluster_ids goes to transformers' attention functions"
+    for name in ("cluster_ids", "cluster_group"):
+        if given.get(name) is not None and not mixes_documents(model):
+            return f"the argument {name} goes to transformers' attention functions"
     return None

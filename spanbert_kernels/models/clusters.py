@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn.functional import pad
 
 from spanbert_kernels import ops
 from spanbert_kernels.nn.cross_document_mixer import CrossDocumentMixer
 from spanbert_kernels.nn.packing import Packing
+from spanbert_kernels.ops.ranks import Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +25,8 @@ class ClusteredDocuments:
         packed_rows: int64 `[T]`, where each token of that order lies in the packed batch `[T]`.
         padded_rows: int64 `[T]`, where it lies in the flattened padded batch `[B * L]`.
         max_seqlen: tokens of the longest document.
+        group: the processes that have documents of the same clusters, None for this one alone; `cu_clusters` then
+            has every cluster that any of them has.
 
     Example:
         >>> packing = Packing.from_mask(None, 3, 2, "cpu")
@@ -36,12 +40,20 @@ class ClusteredDocuments:
     packed_rows: Tensor
     padded_rows: Tensor
     max_seqlen: int
-    _plans: dict[tuple[str, str, bool], ops.AttentionPlan] = field(default_factory=dict, init=False, repr=False)
+    group: ProcessGroup | None = None
+    _plans: dict[tuple[str, str, bool], ops.AttentionPlan | ops.DistributedPlan] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
-    def plan(self, mixer: CrossDocumentMixer) -> ops.AttentionPlan:
+    def plan(self, mixer: CrossDocumentMixer) -> ops.AttentionPlan | ops.DistributedPlan:
         """Who attends to whom, worked out once for all layers."""
         sight = (mixer.queries, mixer.keys, mixer.include_self)
-        if sight not in self._plans:
+        if sight not in self._plans and self.group is not None:
+            queries, keys, include_self = sight
+            self._plans[sight] = ops.plan_attention(
+                self.cu_seqlens, self.cu_clusters, queries, keys, include_self=include_self, group=self.group
+            )
+        elif sight not in self._plans:
             self._plans[sight] = ops.AttentionPlan.of_clusters(
                 self.cu_seqlens,
                 self.cu_clusters,
@@ -55,13 +67,15 @@ class ClusteredDocuments:
         return self._plans[sight]
 
     @classmethod
-    def from_ids(cls, cluster_ids: Tensor, packing: Packing) -> ClusteredDocuments:
-        """Documents with the same id, adjacent or not, form a cluster.
+    def from_ids(cls, cluster_ids: Tensor, packing: Packing, group: ProcessGroup | None = None) -> ClusteredDocuments:
+        """Documents with the same id, adjacent or not, on whichever rank of a group, form a cluster.
 
         Raises:
             TypeError: `cluster_ids` is not an integer tensor on the batch's device.
             ValueError: `cluster_ids` is not `[B]`.
+            OtherRankFailed: another rank raised one of these.
         """
+        every_id = None if group is None else _ids_of_all(cluster_ids, packing, group)
         _check_ids(cluster_ids, packing)
         sorted_ids, order = torch.sort(cluster_ids, stable=True)
         offsets = packing.cu_seqlens
@@ -71,8 +85,22 @@ class ClusteredDocuments:
         packed_rows = torch.arange(packing.num_tokens, device=offsets.device)
         packed_rows += shift.repeat_interleave(lengths, output_size=packing.num_tokens)
         padded_rows = packed_rows if packing.indices is None else packing.indices.index_select(0, packed_rows)
-        cu_clusters = _offsets(_cluster_sizes(sorted_ids))
-        return cls(cu_seqlens, cu_clusters, packed_rows, padded_rows, packing.max_seqlen)
+        if every_id is None:
+            cu_clusters = _offsets(_cluster_sizes(sorted_ids))
+        else:
+            cu_clusters = pad(torch.searchsorted(sorted_ids.long(), every_id, right=True), (1, 0))
+        return cls(cu_seqlens, cu_clusters, packed_rows, padded_rows, packing.max_seqlen, group)
+
+
+def _ids_of_all(cluster_ids: Tensor, packing: Packing, group: ProcessGroup) -> Tensor:
+    """Each id that documents of any rank have, ascending."""
+    ranks, failed = Ranks(group), None
+    try:
+        _check_ids(cluster_ids, packing)
+    except (TypeError, ValueError) as error:
+        failed = error
+    counts = [count for (count,) in ranks.agree([packing.batch], failed)]
+    return torch.cat(ranks.gathered_lists(cluster_ids.cpu().long(), counts)).unique().to(cluster_ids.device)
 
 
 def _cluster_sizes(sorted_ids: Tensor) -> Tensor:

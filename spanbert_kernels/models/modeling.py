@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from transformers import BertModel, BertPreTrainedModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertLayer
@@ -178,6 +179,7 @@ class ClusterEncoder(DocumentModel):
         inputs_embeds: Tensor | None = None,
         *,
         cluster_ids: Tensor | None = None,
+        cluster_group: ProcessGroup | None = None,
         **kwargs: Any,
     ) -> Any:
         """The family's forward.
@@ -190,6 +192,8 @@ class ClusterEncoder(DocumentModel):
             inputs_embeds: `[B, L, H]`, as in transformers.
             cluster_ids: integers `[B]`: documents with the same id, adjacent or not, see each other in the
                 cross-document layers. None: no document sees another.
+            cluster_group: a process group whose ranks have documents of the same clusters, by the same ids, each
+                its own. Every rank calls the model with it, and runs the backward.
             kwargs: as in transformers.
 
         Raises:
@@ -202,7 +206,7 @@ class ClusterEncoder(DocumentModel):
         packing, context = None, None
         if inputs is not None and (cluster_ids is not None or anchored):
             packing = Packing.from_mask(attention_mask, inputs.shape[0], inputs.shape[1], inputs.device)
-            context = self.cross_document_context(cluster_ids, packing)
+            context = self.cross_document_context(cluster_ids, packing, cluster_group)
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -237,7 +241,9 @@ class ClusterEncoder(DocumentModel):
     def _layer(self, index: int) -> Any:
         return self.family.layers_of(self)[index]
 
-    def cross_document_context(self, cluster_ids: Tensor | None, packing: Packing) -> ClusteredDocuments | None:
+    def cross_document_context(
+        self, cluster_ids: Tensor | None, packing: Packing, cluster_group: ProcessGroup | None = None
+    ) -> ClusteredDocuments | None:
         """What the cross-document layers need to know of the batch, once per forward; None if nothing is to be mixed.
 
         Raises:
@@ -246,7 +252,7 @@ class ClusterEncoder(DocumentModel):
         """
         if cluster_ids is None:
             return None
-        context = ClusteredDocuments.from_ids(cluster_ids, packing)
+        context = ClusteredDocuments.from_ids(cluster_ids, packing, cluster_group)
         if not self.config.cross_document_layers:
             logger.warning_once("cluster_ids were given, but config.cross_document_layers is empty: nothing to mix")
             return None

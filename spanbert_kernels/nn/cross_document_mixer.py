@@ -100,7 +100,7 @@ class CrossDocumentMixer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        cu_seqlens: Tensor | ops.AttentionPlan,
+        cu_seqlens: Tensor | ops.AttentionPlan | ops.DistributedPlan,
         cu_clusters: Tensor | None = None,
         links: tuple[Tensor, Tensor] | None = ...,
         *,
@@ -113,7 +113,7 @@ class CrossDocumentMixer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        cu_seqlens: Tensor | ops.AttentionPlan,
+        cu_seqlens: Tensor | ops.AttentionPlan | ops.DistributedPlan,
         cu_clusters: Tensor | None = None,
         links: tuple[Tensor, Tensor] | None = ...,
         *,
@@ -126,7 +126,7 @@ class CrossDocumentMixer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        cu_seqlens: Tensor | ops.AttentionPlan,
+        cu_seqlens: Tensor | ops.AttentionPlan | ops.DistributedPlan,
         cu_clusters: Tensor | None = None,
         links: tuple[Tensor, Tensor] | None = ...,
         *,
@@ -138,7 +138,7 @@ class CrossDocumentMixer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        cu_seqlens: Tensor | ops.AttentionPlan,
+        cu_seqlens: Tensor | ops.AttentionPlan | ops.DistributedPlan,
         cu_clusters: Tensor | None = None,
         links: tuple[Tensor, Tensor] | None = None,
         *,
@@ -169,7 +169,7 @@ class CrossDocumentMixer(nn.Module):
         if hidden.dim() != 2 or hidden.shape[1] != hidden_size:
             raise ValueError(f"hidden must be [T, {hidden_size}], got {list(hidden.shape)}")
         num_tokens = hidden.shape[0] if rows is None else rows.shape[0]
-        if isinstance(cu_seqlens, ops.AttentionPlan):
+        if isinstance(cu_seqlens, (ops.AttentionPlan, ops.DistributedPlan)):
             sight = self._sight_of(cu_seqlens, cu_clusters, links)
             offsets = cu_seqlens.cu_seqlens
         else:
@@ -255,7 +255,10 @@ class CrossDocumentMixer(nn.Module):
             torch.autograd.graph.increment_version(mixed)
 
     def _sight_of(
-        self, plan: ops.AttentionPlan, cu_clusters: Tensor | None, links: tuple[Tensor, Tensor] | None
+        self,
+        plan: ops.AttentionPlan | ops.DistributedPlan,
+        cu_clusters: Tensor | None,
+        links: tuple[Tensor, Tensor] | None,
     ) -> dict[str, Any]:
         if (plan.queries, plan.keys, plan.include_self) != (self.queries, self.keys, self.include_self):
             raise ValueError(

@@ -257,7 +257,48 @@ def refusals(group: dist.ProcessGroup) -> None:
         ops.plan_attention(cu_seqlens, cu_clusters, links=links, group=group)
 
 
+def a_model(group: dist.ProcessGroup) -> None:
+    """States and parameters' gradients, added up over ranks, are those of one process with all documents."""
+    from spanbert_kernels import SpanBERTConfig, SpanBERTModel, accelerate
+
+    config = SpanBERTConfig(
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        cross_document_layers=[0, 1],
+        cross_document_queries="tokens",
+        cross_document_keys="tokens",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(3)
+    model = SpanBERTModel(config, add_pooling_layer=False).double()
+    for layer in model.encoder.layer:
+        torch.nn.init.ones_(layer.cross_document.gate)
+    accelerate(model)
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    ids, clusters = torch.randint(30, (3 * size, 5)), torch.arange(3 * size) % 2 + 4
+    mask = torch.arange(5) <= torch.arange(3 * size)[:, None] % 5
+    wanted = model(ids, mask, cluster_ids=clusters).last_hidden_state
+    (wanted * mask[..., None]).square().sum().backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    own = slice(3 * rank, 3 * rank + 3)
+    found = model(ids[own], mask[own], cluster_ids=clusters[own], cluster_group=group).last_hidden_state
+    torch.testing.assert_close(found[mask[own]], wanted[own][mask[own]])
+    (found * mask[own][..., None]).square().sum().backward()
+    for parameter, want in zip(model.parameters(), expected, strict=True):
+        dist.all_reduce(parameter.grad, group=group)
+        torch.testing.assert_close(parameter.grad, want)
+    with pytest.raises(ValueError if rank else OtherRankFailed, match=r"must be \[3\]" if rank else "rank 1 of"):
+        model(ids[own], mask[own], cluster_ids=clusters[: 3 - (rank > 0)], cluster_group=group)
+
+
 def every_case(group: dist.ProcessGroup) -> None:
     for case in CASES + (() if dist.get_world_size(group) == 2 else IN_TRITON):
         check(case, group)
     refusals(group)
+    if dist.get_world_size(group) > 2:
+        a_model(group)
