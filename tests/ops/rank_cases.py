@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -16,6 +17,7 @@ from spanbert_kernels import ops
 from spanbert_kernels.ops.ranks import GATHER, OtherRankFailed
 
 HEADS, COLUMNS = 2, 4
+SEED = torch.tensor([5])
 # Documents as (rank, cluster, tokens), in the order of all; on two ranks those of rank 3 lie on rank 1. Rank 2 has
 # none, cluster 1 lies on one rank, cluster 2 is empty, cluster 3 is one document and one without tokens.
 DOCUMENTS = (
@@ -37,10 +39,11 @@ class Case(NamedTuple):
     linked: bool = False
     dtype: torch.dtype = torch.float64
     backend: str | None = None
+    dropout_p: float = 0.0
 
 
 CASES = (
-    Case("anchors", "anchors"),
+    Case("anchors", "anchors", dropout_p=0.4),
     Case("tokens", "anchors", linked=True),
     Case("anchors", "anchors", "pairwise", include_self=True),
     Case("tokens", "tokens", dtype=torch.float32),
@@ -138,6 +141,8 @@ def alone(case: Case, all_of: Everything, dtype: torch.dtype) -> list[Tensor]:
         return_lse=case.normalize == "joint",
         return_weights=True,
         backend="eager",
+        dropout_p=case.dropout_p,
+        seed=SEED,
     )
     found[0].backward(all_of.incoming.to(dtype))
     return [*found, *gradients(tensors)]
@@ -188,7 +193,7 @@ def check(case: Case, group: dist.ProcessGroup) -> None:
     sight = own_sight(case, all_of, rank)
     rows = (all_of.queries, all_of.keys, all_of.keys)
     options: dict[str, Any] = {"normalize": case.normalize, "backend": case.backend, "return_weights": True}
-    options["return_lse"] = case.normalize == "joint"
+    options |= {"return_lse": case.normalize == "joint", "dropout_p": case.dropout_p, "seed": SEED}
     sides = {"queries": case.queries, "keys": case.keys, "include_self": case.include_self}
     plan = ops.plan_attention(**sight, **sides, group=group)
     results = []
@@ -204,10 +209,8 @@ def check(case: Case, group: dist.ProcessGroup) -> None:
     for first, again in zip(*results, strict=True):
         assert torch.equal(first.nan_to_num(), again.nan_to_num()), f"not the same twice: {case}"
     # A call with the group makes the plan itself.
-    given = [tensor.detach() for tensor in own]
-    torch.testing.assert_close(
-        ops.cross_document_attention(*given, **sight, **sides, group=group, normalize=case.normalize), found[0].detach()
-    )
+    again = ops.cross_document_attention(*[tensor.detach() for tensor in own], **sight, **sides, **options, group=group)
+    torch.testing.assert_close(again[0], found[0].detach())
     index = [all_of.queries] * (len(found)) + list(rows)
     dims = [int(number == 1 and case.normalize == "joint") for number in range(len(index))]
 
@@ -229,6 +232,23 @@ def check(case: Case, group: dist.ProcessGroup) -> None:
         assert difference.numel() == 0 or difference.max() <= bound, (
             f"{case}: result {number} is {difference.max()} off"
         )
+
+
+def dropped(group: dist.ProcessGroup) -> None:
+    """Where keys go round the backward drops what the forward dropped: results are linear in the values."""
+    case = Case("anchors", "tokens")
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    all_of = everything(case, rank, size)
+    q, k, v = (t[i] for t, i in zip(all_of.tensors, (all_of.queries, all_of.keys, all_of.keys), strict=True))
+    grad, sight = all_of.incoming[all_of.queries], own_sight(case, all_of, rank)
+    for normalize in ("joint", "pairwise"):
+        call = partial(ops.cross_document_attention, q, k, **sight, keys="tokens", normalize=normalize, group=group)
+        found = call(v=v.requires_grad_(), dropout_p=0.4, seed=SEED)
+        (found_grad,) = torch.autograd.grad(found, v, grad)
+        sums = torch.stack([(found * grad).sum(), (found_grad * v).sum()]).detach()
+        dist.all_reduce(sums, group=group)
+        torch.testing.assert_close(sums[0], sums[1])
+        assert not len(q) or not torch.equal(found, call(v=v))
 
 
 def refusals(group: dist.ProcessGroup) -> None:
@@ -299,6 +319,7 @@ def a_model(group: dist.ProcessGroup) -> None:
 def every_case(group: dist.ProcessGroup) -> None:
     for case in CASES + (() if dist.get_world_size(group) == 2 else IN_TRITON):
         check(case, group)
+    dropped(group)
     refusals(group)
     if dist.get_world_size(group) > 2:
         a_model(group)
