@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spanbert_kernels.data import jsonl, kinds, tables
+from spanbert_kernels.data import kinds, records
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.jsonl import read_records, with_text
 from spanbert_kernels.data.plain import read_lines
 from spanbert_kernels.data.sources import Source, files_of
-from spanbert_kernels.data.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -43,29 +41,26 @@ def read_labelled(source: Source, labels: bool = True) -> list[LabelledDocument]
             a text or, where `labels` are asked for, without a label.
         OSError: the file cannot be read.
     """
-    suffixes = (*jsonl.SUFFIXES, *tables.SUFFIXES, *(() if labels else kinds.TEXTS))
+    suffixes = (*records.SUFFIXES, *(() if labels else kinds.TEXTS))
     return [document for path in files_of(source, suffixes) for document in _documents(path, labels)]
 
 
 def _documents(path: Path, labels: bool) -> list[LabelledDocument]:
-    suffix = kinds.suffix_of(path)
     found: Iterable[tuple[int, dict[str, Any]]]
-    if suffix in tables.SUFFIXES:
-        found = read_table(path, ("text", "label") if labels else ("text",))
-    elif suffix in jsonl.SUFFIXES:
-        found = read_records(path)
+    if records.holds_records(path):
+        found = records.read_named(path, ("text", "label") if labels else ("text",))
     elif labels:
         raise DataFault(path, 1, "labels stand in .jsonl, .csv or .tsv files")
     else:
         found = ((line, {"text": text}) for line, text in read_lines(path))
     documents = []
-    for line, fields in ((line, with_text(fields)) for line, fields in found):
+    for line, fields in found:
         text, label, cluster = (fields.get(name) for name in ("text", "label", "cluster"))
         if not isinstance(text, str) or not text.strip():
-            raise DataFault(path, line, f"a text is wanted, got {text!r}{_seen(fields, 'text')}")
+            raise DataFault(path, line, f"a text is wanted, got {text!r}{records.seen(fields, 'text')}")
         name = _name("label", label, path, line) if labels else None
         if labels and name is None:
-            raise DataFault(path, line, f"a label is wanted, got {label!r}{_seen(fields, 'label')}")
+            raise DataFault(path, line, f"a label is wanted, got {label!r}{records.seen(fields, 'label')}")
         documents.append(LabelledDocument(text, name or "", _name("cluster", cluster, path, line), path, line))
     return documents
 
@@ -84,7 +79,3 @@ def _name(what: str, value: Any, path: Path, line: int) -> str | None:
         return str(int(value)) if value == int(value) else str(value)
     kind = "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else "no number"
     raise DataFault(path, line, f"a {what} is one text or number, got {kind}: {str(value)[:60]}")
-
-
-def _seen(fields: dict[str, Any], name: str) -> str:
-    return "" if name in fields else f"; there are {', '.join(fields) or 'no fields'}"[:100]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from spanbert_kernels.data import kinds
+from spanbert_kernels.data import kinds, records
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.plain import read_lines
 from spanbert_kernels.data.sources import Source, files_of, paths_of
@@ -25,13 +25,26 @@ class Pair:
 
 
 def read_aligned(source: Source) -> list[Pair]:
-    """Lines of `source.txt` and `target.txt` in a folder, or in several, which translate each other.
+    """Lines of `source.txt` and `target.txt` in a folder, or in several, or records that have both.
 
     Raises:
         DataFault: there are not as many lines in both, or one is empty on one side.
         OSError: a file cannot be read.
     """
-    return [pair for folder in paths_of(source) for pair in _aligned(folder)]
+    return [pair for path in paths_of(source) for pair in (_records(path) if path.is_file() else _aligned(path))]
+
+
+def _records(path: Path, targets: bool = True) -> list[Pair]:
+    found = []
+    for line, fields in records.read_named(path):
+        texts: list[str] = []
+        for name, other in (("source", "text"), ("target", "translation"))[: 1 + targets]:
+            text = fields.get(name, fields.get(other))
+            if not isinstance(text, str) or not text.strip():
+                raise DataFault(path, line, f"a {name} is wanted, got {text!r}{records.seen(fields, name)}")
+            texts.append(text.strip())
+        found.append(Pair(texts[0], tuple(texts[1:]), path, line))
+    return found
 
 
 def _aligned(folder: Path) -> list[Pair]:
@@ -50,7 +63,7 @@ def _aligned(folder: Path) -> list[Pair]:
 
 
 def read_sources(source: Source) -> list[Pair]:
-    """Texts to translate: the lines of plain files, or of `source.txt` where a folder has one.
+    """Texts to translate: records, the lines of plain files, or of `source.txt` where a folder has one.
 
     Args:
         source: a file, a folder, or several of them.
@@ -60,5 +73,9 @@ def read_sources(source: Source) -> list[Pair]:
         OSError: a file cannot be read.
     """
     named = [path / SOURCE if (path / SOURCE).is_file() else path for path in paths_of(source)]
-    files = files_of(named, kinds.TEXTS)
-    return [Pair(text, (), path, line) for path in files for line, text in read_lines(path)]
+    files = files_of(named, (*kinds.TEXTS, *records.SUFFIXES))
+    return [pair for path in files for pair in (_records(path, False) if records.holds_records(path) else _lines(path))]
+
+
+def _lines(path: Path) -> list[Pair]:
+    return [Pair(text, (), path, line) for line, text in read_lines(path)]

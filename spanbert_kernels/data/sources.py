@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from spanbert_kernels.data.counts import left_out
+
 Item = TypeVar("Item")
 Source = Path | Sequence[Path]
 
@@ -29,7 +31,7 @@ def name_of(source: Source) -> str:
 def files_of(source: Source, suffixes: Collection[str]) -> list[Path]:
     """The files that are named, and those with one of the suffixes in the folders that are, sorted.
 
-    Of a folder, what is hidden and what is no file (pipes, folders) is passed over.
+    Of a folder, what is hidden and what is no file (pipes, folders) is passed over; files of other kinds are counted.
 
     Raises:
         ValueError: a folder has no such file.
@@ -39,10 +41,11 @@ def files_of(source: Source, suffixes: Collection[str]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = [each for each in sorted(path.iterdir()) if each.name[0] != "." and _ends(each, suffixes)]
-        files = [each for each in inside if each.is_file()]
+        inside = [each for each in sorted(path.iterdir()) if each.name[0] != "." and each.is_file()]
+        files = [each for each in inside if _ends(each, suffixes)]
         if not files:
             raise ValueError(f"{path}: the folder holds no file that ends in {', '.join(sorted(suffixes))}")
+        left_out("file", "of another kind", len(inside) - len(files))
         found += files
     return found
 

@@ -1,4 +1,4 @@
-"""Reads questions in SQuAD's JSON format, versions 1.1 and 2.0; what cannot be used is named with file and question."""
+"""Reads questions in SQuAD's JSON, 1.1 and 2.0, or as records; what cannot be used is named with file and question."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spanbert_kernels.data.jsonl import parse_value
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.records import SUFFIXES, read_named
 from spanbert_kernels.data.sources import Source, files_of
-from spanbert_kernels.data.text import read_text
 
 
 class QuestionFault(ValueError):
@@ -31,31 +31,28 @@ class Question:
 
 
 def read_questions(source: Source, answers: bool = True) -> list[Question]:
-    """All questions of files in SQuAD's format.
+    """All questions of files in SQuAD's format, or of records of JSON or of a table: question, context and answers.
 
     Args:
         source: a file, a folder, or several of them.
         answers: whether the answers are wanted; else they are not looked at.
 
     Raises:
-        ValueError: the file is not SQuAD's JSON; `QuestionFault` for a question about an empty text and, where
-            `answers` are wanted, for an answer that does not stand in the text where it should, or a question without
-            an answer that is not marked `is_impossible`.
+        ValueError: the file is not SQuAD's JSON; `DataFault` for a record without a question; `QuestionFault` for a
+            question about an empty text and, where `answers` are wanted, for an answer that does not stand in the text
+            where it should, or a question without an answer that is not marked `is_impossible`.
         OSError: the file cannot be read.
     """
-    return [question for path in files_of(source, (".json",)) for question in _of_file(path, answers)]
+    return [question for path in files_of(source, SUFFIXES) for question in _of_file(path, answers)]
 
 
 def _of_file(path: Path, answers: bool) -> list[Question]:
-    text = read_text(path)
-    try:
-        found = list(_questions(parse_value(text), path, answers))
-    except RecursionError:
-        raise ValueError(f"{path} is not JSON: nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not in SQuAD's format: {type(error).__name__} {error}") from None
+    found: list[tuple[Question, bool]] = []
+    for line, fields in read_named(path, ("question",)):
+        try:
+            found += _nested(fields, path, answers) if "data" in fields else [_flat(path, line, fields, answers)]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not in SQuAD's format: {type(error).__name__} {error}") from None
     for question, impossible in found:
         if not question.context.strip():
             raise QuestionFault(path, question.id, "is about an empty text")
@@ -70,11 +67,33 @@ def _of_file(path: Path, answers: bool) -> list[Question]:
     return [question for question, _ in found]
 
 
-def _questions(made: Any, path: Path, answers: bool) -> Iterator[tuple[Question, bool]]:
+def _nested(made: dict[str, Any], path: Path, answers: bool) -> Iterator[tuple[Question, bool]]:
     for article in made["data"]:
         for paragraph in article["paragraphs"]:
             for entry in paragraph["qas"]:
                 impossible = bool(entry.get("is_impossible", False))
-                given = entry.get("answers", ()) if answers and not impossible else ()
-                own = tuple((str(answer["text"]), int(answer["answer_start"])) for answer in given)
+                own = _answers(entry.get("answers", ())) if answers and not impossible else ()
                 yield Question(str(entry["id"]), entry["question"], paragraph["context"], own, path), impossible
+
+
+def _flat(path: Path, line: int, fields: dict[str, Any], answers: bool) -> tuple[Question, bool]:
+    """A record with a question and its context, as the `datasets` library has SQuAD; no answers: there is none."""
+    question, context = fields.get("question"), fields.get("context", fields.get("text"))
+    if not isinstance(question, str) or not isinstance(context, str):
+        there = ", ".join(fields)[:100] or "no fields"
+        raise DataFault(path, line, f"a question and its context are wanted, as in SQuAD's JSON; there are {there}")
+    given = fields.get("answers", fields.get("answer")) if answers else None
+    if isinstance(given, str):  # where it stands first
+        given = [{"text": given, "answer_start": context.find(given)}] if given else []
+    own = _answers(given or ())
+    return Question(str(fields.get("id", line)), question, context, own, path), given is not None and not own
+
+
+def _answers(given: Any) -> tuple[tuple[str, int], ...]:
+    """Of a list of them, or of a list of texts and one of their places."""
+    if isinstance(given, dict):
+        given = [
+            {"text": text, "answer_start": start}
+            for text, start in zip(given["text"], given["answer_start"], strict=True)
+        ]
+    return tuple((str(answer["text"]), int(answer["answer_start"])) for answer in given)

@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from spanbert_kernels.data import jsonl, kinds
+from spanbert_kernels.data import kinds, records
 from spanbert_kernels.data.conllu import read_sentences
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.jsonl import read_records
 from spanbert_kernels.data.parallel import Pair
 from spanbert_kernels.data.plain import read_lines
 from spanbert_kernels.data.sources import Source, files_of
@@ -18,10 +17,10 @@ SUMMARY = re.compile(r"# meta::summary\d* = \(human\d*\)\s*(.+)")
 
 
 def read_summarised(source: Source, targets: bool = True) -> list[Pair]:
-    """Documents with summaries: JSON lines with source and target, or CoNLL-U with `# meta::summary1 = (human) ...`.
+    """Documents with summaries: records with source and target, or CoNLL-U with `# meta::summary1 = (human) ...`.
 
-    Source and target are a text or a list: of sentences, and of alternatives. Where no `targets` are asked for, plain
-    lines are a document each.
+    Records are those of JSON or of a table; a source may be called text, or as texts are, a target summary. Both are a
+    text or a list: of sentences, and of alternatives. Plain lines are a document each, where no `targets` are wanted.
 
     Args:
         source: a file, a folder, or several of them.
@@ -32,7 +31,7 @@ def read_summarised(source: Source, targets: bool = True) -> list[Pair]:
             without a summary.
         OSError: a file cannot be read.
     """
-    suffixes = (".conllu", *jsonl.SUFFIXES, *(() if targets else kinds.TEXTS))
+    suffixes = (".conllu", *records.SUFFIXES, *(() if targets else kinds.TEXTS))
     return [pair for path in files_of(source, suffixes) for pair in _of_file(path, targets)]
 
 
@@ -40,22 +39,24 @@ def _of_file(path: Path, targets: bool) -> list[Pair]:
     suffix = kinds.suffix_of(path)
     if suffix == ".conllu":
         return _annotated(path, targets)
-    if suffix in jsonl.SUFFIXES:
-        return [_of_record(path, line, fields, targets) for line, fields in read_records(path)]
+    if records.holds_records(path):
+        return [_of_record(path, line, fields, targets) for line, fields in records.read_named(path)]
     if targets:
-        raise DataFault(path, 1, "summaries stand in .jsonl or .conllu files")
+        raise DataFault(path, 1, "summaries stand in .jsonl, .csv, .tsv or .conllu files")
     return [Pair(text, (), path, line) for line, text in read_lines(path)]
 
 
 def _of_record(path: Path, line: int, fields: dict[str, Any], targets: bool) -> Pair:
-    source = " ".join(_texts(path, line, "source", fields.get("source")))
-    return Pair(source, _texts(path, line, "target", fields.get("target")) if targets else (), path, line)
+    source = " ".join(_texts(path, line, "source", fields, "text"))
+    return Pair(source, _texts(path, line, "target", fields, "summary") if targets else (), path, line)
 
 
-def _texts(path: Path, number: int, name: str, value: object) -> tuple[str, ...]:
+def _texts(path: Path, number: int, name: str, fields: dict[str, Any], other: str) -> tuple[str, ...]:
+    value = fields.get(name, fields.get(other))
     texts = value if isinstance(value, list) else [value]
+    seen = records.seen(fields, name)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataFault(path, number, f"{name} must be a text or a list of texts, got {str(value)[:40]!r}")
+        raise DataFault(path, number, f"{name} must be a text or a list of texts, got {str(value)[:40]!r}{seen}")
     return tuple(str(text).strip() for text in texts)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.jsonl import TEXTS
 from spanbert_kernels.data.text import BLANKS, is_blank, lines_of, read_text
 
 SUFFIXES = frozenset({".csv", ".tsv"})
@@ -47,7 +48,7 @@ def read_table(path: Path, wanted: Collection[str]) -> Table:
         return
     first = content.lstrip("\r\n")
     readings = {mark: _first_row(first, mark) for mark in DELIMITERS}
-    headers = [mark for mark, row in readings.items() if {*wanted} <= {*_names(row)}]
+    headers = [mark for mark, row in readings.items() if {*wanted} <= {*_columns(row)}]
     marks = headers or [mark for mark, row in readings.items() if len(row) == len(WITHOUT_HEADER)]
     if len(marks) > 1 and not headers:
         marks = [mark for mark in marks if _is_even(content, mark)] or marks
@@ -61,11 +62,28 @@ def _names(row: Sequence[str]) -> list[str]:
     return [cell.strip(BLANKS).casefold() for cell in row]
 
 
+def _columns(row: Sequence[str]) -> list[str]:
+    """The names in a header, where the text is `text`, whatever it is called.
+
+    A row of a table without a header, whose label may be such a name, has no other.
+
+    Example:
+        >>> _columns(["ID", "Content", "Date"]), _columns(["1", "review", "Good."])
+        (['id', 'text', 'date'], ['1', 'review', 'good.'])
+    """
+    names = _names(row)
+    others = OTHER_NAMES | PLAIN_NAMES
+    found = next((name for name in (*TEXTS, "source") if name in names), "text")
+    if "text" in names or found == "text" or (len(row) == len(WITHOUT_HEADER) and len(others & {*names}) < 2):
+        return names
+    return ["text" if name == found else name for name in names]
+
+
 def _named(path: Path, rows: Rows, wanted: Collection[str]) -> Table:
     if not rows:
         return
     begin, first = rows[0]
-    names = _names(first)
+    names = _columns(first)
     if {*wanted} <= {*names}:
         twice = [name for name, count in Counter(names).items() if count > 1 and name in ("text", "label", "cluster")]
         if twice:

@@ -104,17 +104,21 @@ TASKS = {  # in the order of the commands' help
     ),
     "question_answering": TaskEntry(
         "answers that stand in a text, or that there is none",
-        "SQuAD's JSON; a document is a text",
-        "SQuAD's JSON; answers are not needed",
-        docs=("SQuAD's JSON, 1.1 or 2.0", "a question with its text", "exact match, F1"),
+        "SQuAD's JSON, or records of question, context, answer",
+        "the same; answers are not needed",
+        docs=(
+            "SQuAD's JSON, 1.1 or 2.0; JSON lines, .csv or .tsv: question, context, answers",
+            "a question with its text",
+            "exact match, F1",
+        ),
         formats=(JSON,),
     ),
     "summarisation": TaskEntry(
         "summaries, of long documents too",
-        "JSON lines: source, target; or CoNLL-U",
+        "JSON lines, .csv or .tsv: source, target; or CoNLL-U",
         "a line of a text, a record, a row",
         docs=(
-            "JSON lines: source, target; or CoNLL-U with summaries",
+            "JSON lines, .csv or .tsv: source, target; or CoNLL-U with summaries",
             "a record, a `# newdoc`; a line of plain text",
             "ROUGE, loss",
         ),
@@ -122,9 +126,13 @@ TASKS = {  # in the order of the commands' help
     ),
     "translation": TaskEntry(
         "translations, with a vocabulary for the target",
-        "folders of source.txt and target.txt; a line",
-        "a line",
-        docs=("a folder with `source.txt` and `target.txt`, line by line", "a line", "BLEU, chrF, loss"),
+        "folders of source.txt and target.txt; records",
+        "a line of a text, a record, a row",
+        docs=(
+            "a folder with `source.txt` and `target.txt`, line by line; JSON lines, .csv or .tsv: source, target",
+            "a line, a record, a row",
+            "BLEU, chrF, loss",
+        ),
         by_line=True,
     ),
 }

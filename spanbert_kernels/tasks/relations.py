@@ -78,6 +78,9 @@ def read_related(source: Source, relations: bool = True) -> list[RelatedCluster]
 
 
 def _of_folder(folder: Path, relations: bool) -> list[RelatedCluster]:
+    if not (folder / DOCUMENTS).is_file():
+        wanted = f"{DOCUMENTS}, columns that mark mentions (predict coreference writes them with --format columns)"
+        raise ValueError(f"{folder}: relations are those of a folder with {wanted}, and to train on {RELATIONS}")
     clusters = clusters_of(read_marked(folder / DOCUMENTS))
     path = folder / RELATIONS
     found = read_relations(path) if relations else {}

@@ -13,7 +13,7 @@ import torch
 
 from spanbert_kernels import accelerate, ops, restore
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.parallel import Pair, read_aligned
+from spanbert_kernels.data.parallel import Pair, read_aligned, read_sources
 from spanbert_kernels.data.summaries import read_summarised
 from spanbert_kernels.models import WindowedSpanBERTConfig, WindowedSpanBERTModel
 from spanbert_kernels.tasks import generation, summarisation, translation
@@ -180,6 +180,14 @@ def test_readers(tmp_path: Path) -> None:
         lines.write_text(text)
         with pytest.raises(DataFault, match=reason):
             read_summarised(lines)
+    table = tmp_path / "a.csv"
+    table.write_text("ID,Article,Summary,Translation\n1,One.,T,U\n")
+    for read, wanted in ((read_summarised, "T"), (read_aligned, "U")):
+        assert [(p.source, p.targets, p.line) for p in read(table)] == [("One.", (wanted,), 2)]
+    assert [p.source for p in read_sources(table)] == [p.source for p in read_summarised(table, False)] == ["One."]
+    lines.write_text('{"source": "a"}')
+    with pytest.raises(DataFault, match="a target is wanted, got None; there are source"):
+        read_aligned(lines)
     trees.write_text("# newdoc id = b\n# text = He came .\n")
     with pytest.raises(DataFault, match="line 1: there is no summary"):
         read_summarised(trees)

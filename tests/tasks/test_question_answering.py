@@ -74,10 +74,33 @@ def test_bad_answers_are_named(tmp_path: Path, change: dict[str, Any], reason: s
 
 
 def test_bad_files(tmp_path: Path) -> None:
-    for text, reason in (("{", "is not JSON"), ("[]", "not in SQuAD's format")):
+    for text, reason in (("{", "line 1: not JSON"), ('{"data": 1}', "not in SQuAD's format")):
         with pytest.raises(ValueError, match=reason) as caught:
             read(tmp_path, text)
         assert not isinstance(caught.value, QuestionFault)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"ID": 7, "Question": "Where?", "Context": "In Oslo.", "answers": {"text": ["Oslo"], "answer_start": [3]}},
+        {"question": "Where?", "text": "In Oslo.", "answer": "Oslo", "id": "7"},
+    ],
+)
+def test_records_are_questions_too(tmp_path: Path, record: dict[str, Any]) -> None:
+    """As the library `datasets` has them, or with an answer alone; without any there is none."""
+    path = tmp_path / "questions.jsonl"
+    bare = {"question": "Who?", "context": "Nobody.", "answers": {"text": [], "answer_start": []}}
+    path.write_text(f"{json.dumps(record)}\n{json.dumps(bare)}\n")
+    first, second = read_questions(path)
+    assert first == Question("7", "Where?", "In Oslo.", (("Oslo", 3),), path)
+    assert (second.id, second.answers) == ("2", ())
+    table = tmp_path / "questions.csv"
+    table.write_text("QUESTION,CONTEXT\nWhere?,In Oslo.\n")
+    assert read_questions(table, answers=False) == [Question("2", "Where?", "In Oslo.", (), table)]
+    path.write_text('{"text": "In Oslo."}')
+    with pytest.raises(ValueError, match=r"line 1: a question and its context are wanted.*there are text"):
+        read_questions(path)
 
 
 def long_question() -> Question:

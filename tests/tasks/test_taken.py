@@ -308,7 +308,7 @@ def test_an_explanation(tmp_path: Path, untrained: Callable[[Any], Path]) -> Non
     path.write_text(f"a\n{'b ' * 20}\n")
     heard: list[str] = []
     with tallying(heard.append):
-        _explained("classification", untrained(SpanBERTForSequenceClassification), [path], 9)
+        _explained("classification", untrained(SpanBERTForSequenceClassification), [path], 9, None)
     assert heard == ["Data: took 2 documents; cut 1 document (to its first 14 tokens)"]
     path.write_text("")
     for task, kind in ("classification", SpanBERTForSequenceClassification), ("nested", SpanBERTForSpanClassification):
