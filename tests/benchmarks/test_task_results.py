@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from task_results import __main__ as command
-from task_results import recording, splits
+from task_results import recording, splits, stories
 from task_results.one_run import Asked
 from task_results.questions import asked
 from task_results.rows import ROWS
@@ -47,6 +47,20 @@ def test_questions_are_made_by_the_rule() -> None:
 
 
 @pytest.mark.slow
+def test_a_story_is_read_as_texts(tmp_path: Path) -> None:
+    """Of a topic that is held out, called by their first sentences."""
+    block = "#begin document ({0}/{1}); part 0\nIt\t-\n'{2}\t(1)\n.\t-\n\n{1}\t-\n#end document\n"
+    (tmp_path / "meantime").mkdir()
+    names = [("a", n) for n in range(3)] + [("b", n) for n in range(12)]
+    text = "".join(block.format(topic, n, "s") for topic, n in names)
+    (tmp_path / "meantime" / "meantime.conll").write_text(text)
+    split = splits.without_topic("a", tmp_path, tmp_path)
+    counts = [path.read_text().count("#begin") for path in (split.train, split.dev, split.test)]
+    assert (counts, "(a/" in split.train.read_text()) == ([10, 2, 3], False)
+    (path,) = stories.write_texts(split.test, "/2)", tmp_path / "texts").iterdir()
+    assert (path.name, path.read_text()) == ("Its.txt", "It's.\n2\n")
+
+
 def test_rows_are_of_tasks_and_their_scores() -> None:
     """Measures are those that decide which model is kept."""
     assert {row.measure for row in ROWS.values()} == {load(row.task).measure for row in ROWS.values()}

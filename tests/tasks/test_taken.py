@@ -313,7 +313,7 @@ def test_an_explanation(tmp_path: Path, untrained: Callable[[Any], Path]) -> Non
     path.write_text("")
     for task, kind in ("classification", SpanBERTForSequenceClassification), ("nested", SpanBERTForSpanClassification):
         with pytest.raises(ValueError, match=r"a\.txt: there is nothing to predict for"):
-            _explained(task, untrained(kind), [path], 9)
+            _explained(task, untrained(kind), [path], 9, None)
 
 
 def test_texts_and_targets(tmp_path: Path) -> None:
