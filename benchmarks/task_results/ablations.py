@@ -197,7 +197,7 @@ ABLATIONS = {
         topics_of_sentences,
         paired.of_labels,
         "accuracy",
-        options(3, batch_size=4),
+        options(10, batch_size=4),
         {"without": ALONE, "anchors x anchors": together()},
     ),
     "tagging": Ablation(
