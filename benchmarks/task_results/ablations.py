@@ -336,11 +336,12 @@ def section(table: Any) -> str:
     source = "nothing was measured yet"
     if path is not None:
         runs = record["runs"]
-        names = {key: ", ".join(sorted({str(run[key])[:9] for run in runs})) for key in ("model", "threads", "commit")}
+        names = {key: ", ".join(sorted({str(run[key]) for run in runs})) for key in ("model", "threads")}
+        commits = ", ".join(sorted({run["commit"][:9] + "+" * run["commit"].endswith("+") for run in runs}))
         source = (
             f"`benchmarks/results/{path.name}`: {len(runs)} runs in {recording.hours(record):.1f} hours, begun from "
             f"{names['model']}, on {names['threads']} thread of {record['machine']['processor']} that others used too, "
-            f"at commit {names['commit']}"
+            f"at commit {commits}"
         )
     return f"({source})\n\n{table(COLUMNS, lines(record))}"
 

@@ -144,13 +144,13 @@ def of_answers(judged: Judged) -> Sums:
 
 
 def written(sums: Sums) -> dict[str, str]:
-    """A line a document, for a record.
+    """A line a document that has something, for a record.
 
     Example:
-        >>> written({"a": np.array([1, 2, 1, 0.25])})
+        >>> written({"a": np.array([1, 2, 1, 0.25]), "b": np.zeros(4)})
         {'a': '1 2 1 0.25'}
     """
-    return {name: " ".join(f"{value:.6g}" for value in own) for name, own in sorted(sums.items())}
+    return {name: " ".join(f"{value:.6g}" for value in own) for name, own in sorted(sums.items()) if own.any()}
 
 
 def read(lines: Mapping[str, str]) -> Sums:
