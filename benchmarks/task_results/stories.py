@@ -23,9 +23,10 @@ from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.sources import files_of
 
 from . import splits
+from .excerpt import excerpt
 from .rows import ROWS
 
-SHOWN = 200  # predictions on a page
+SHOWN, EXCERPT = 200, 1150  # predictions on a page, characters of a text
 TOPIC = "corpus_apple"  # of meantime, of which nothing is trained on
 BEFORE = re.compile(r" (?=[.,;:!?)%\]]|'s\b|n't\b|'(?:re|ve|ll|d|m)\b)|(?<=[(\[$]) ")  # a space that no text has
 
@@ -41,6 +42,7 @@ class Story:
         wanted: what is in the names of the documents to read.
         begins_with: a model of another story to begin with, instead of the encoder.
         options: of the training, instead of the row's.
+        excerpt: the text of which the beginning is shown with all that was found.
     """
 
     title: str
@@ -49,10 +51,17 @@ class Story:
     wanted: str = ""
     begins_with: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    excerpt: str = ""
 
 
 STORIES = {
-    "interviews": Story("Long interviews", ("nested", "coreference"), ROWS["nested"].files, "interview"),
+    "interviews": Story(
+        "Long interviews",
+        ("nested", "coreference"),
+        ROWS["nested"].files,
+        "interview",
+        excerpt="GUM_interview_libertarian.txt",
+    ),
     "news": Story(
         "Thirty news articles, which entities are the same",
         ("cross-document-coreference",),
@@ -81,6 +90,10 @@ def tell(name: str, model: str, data: Path, output: Path, training: list[str]) -
         run("predict", task, texts, "--model", trained, "--output", folder / f"{row}.jsonl")
         page = folder / f"{row}.html"
         run("explain", task, texts, "--model", trained, "--output", page, "--limit", SHOWN)
+    if story.excerpt:
+        found = (folder / f"{row}.jsonl" for row in ("nested", "coreference"))
+        text = excerpt(*found, story.excerpt, EXCERPT)
+        (folder / "excerpt.html").write_text(f'<div class="story">{text}</div>\n', encoding="utf-8")
 
 
 def write_texts(source: Path, wanted: str, folder: Path) -> Path:
