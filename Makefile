@@ -24,12 +24,13 @@ STAGES ?=
 
 BIN := $(VENV)/bin
 INTEGRATIONS := build/integrations
+SCALE := build/scale
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_TOOLS := "setuptools>=77" ninja "pybind11>=2.12"
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all test-triton test-peers test-integrations check docs wheel aarch64 fuzz sanitize bench task-results ablations sentence-embeddings gpu-kernels gpu-check clean
+.PHONY: demo test test-all test-triton test-peers test-integrations test-scale check docs wheel aarch64 fuzz sanitize bench task-results ablations sentence-embeddings gpu-kernels gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -61,6 +62,10 @@ test-peers: $(VENV)/.test-installed
 # have, and not among it; GLiNER and SpanMarker without what they ask for, which is an older transformers.
 test-integrations: $(INTEGRATIONS)/.installed
 	$(INTEGRATIONS)/bin/python -m pytest tests/integrations tests/test_examples.py
+
+# Corpora into files of vectors, and in pipelines of datasets: what they need is installed beside what the tests have.
+test-scale: $(SCALE)/.installed
+	$(SCALE)/bin/python -m pytest tests/scale
 
 check: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -162,6 +167,14 @@ $(INTEGRATIONS)/.installed: $(VENV)/.test-installed
 	  "torchao>=0.18"
 	@$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -q --no-deps "gliner>=0.2.29" \
 	  "span-marker==1.8.1" "fastcoref==2.1.6"
+	@touch $@
+
+$(SCALE)/.installed: $(VENV)/.test-installed
+	@$(BIN)/python -m venv --without-pip $(SCALE)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(SCALE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	@echo "Installing Ray, Arrow and datasets ..."
+	@$(SCALE)/bin/python -m pip --disable-pip-version-check install -q 'spanbert-kernels[scale]'
 	@touch $@
 
 $(VENV)/.docs-installed: $(VENV)/.installed

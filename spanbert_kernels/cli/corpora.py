@@ -50,6 +50,7 @@ class WidthOrGiven(click.ParamType):
 @click.option(
     "--spans", type=WidthOrGiven(), help="A vector for each span of up to so many words; given: of each record's own."
 )
+@click.option("--spans-from", type=PATH, metavar="FILE", help="The same, of JSON lines with id and spans.")
 @click.option("--parts", help="What a vector is made of, such as start,end: any of start, end, mean, sum, max.")
 @click.option("--clusters", metavar="FIELD", help="Documents in a row whose records say the same here see each other.")
 @click.option("--text", metavar="FIELD", help="Where records have their text, if not in text, content, body, ...")
@@ -114,6 +115,10 @@ def _wanted(model: str, values: dict[str, Any]) -> Any:
     from spanbert_kernels.scale.wanted import Wanted, usual
 
     spans, sentences = values.pop("spans"), values.pop("sentences")
+    if values["spans_from"] is not None:
+        if spans not in (None, GIVEN):
+            raise UserError(f"--spans {spans} and --spans-from are two kinds of spans: give one of them")
+        spans = GIVEN
     if spans is not None and sentences:
         raise UserError("--sentences and --spans are two kinds of rows: give one of them")
     own = {name: values.pop(name) for name in ("clusters", "text", "max_length", "cut", "normalize", "half")}

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -17,10 +17,10 @@ from spanbert_kernels import __version__, extras
 from spanbert_kernels.data.sources import Source
 from spanbert_kernels.scale.encoder import BATCH_TOKENS, Throughput, digest_of, file_digest
 from spanbert_kernels.scale.local import encode_here
-from spanbert_kernels.scale.shards import SUFFIX, ShardRecord, read_record
-from spanbert_kernels.scale.units import InputFile, Shard, groups_of, input_files, shards_of
+from spanbert_kernels.scale.shards import SUFFIX, ShardRecord
+from spanbert_kernels.scale.units import InputFile, Shard, groups_of, input_files
 from spanbert_kernels.scale.wanted import Wanted
-from spanbert_kernels.scale.work import EncodingJob
+from spanbert_kernels.scale.work import EncodingJob, ReadingPlan
 from spanbert_kernels.tasks import atomic
 
 MANIFEST, REJECTS = "manifest.json", "rejects.jsonl"
@@ -120,6 +120,7 @@ def encode(
     backend: str = "auto",
     device: str | None = None,
     threads: int | None = None,
+    spans_from: Path | None = None,
     hear: Hear = lambda progress: None,
 ) -> Encoded:
     """Encodes files to a folder of Parquet files, or goes on where an earlier call was cut off.
@@ -139,6 +140,7 @@ def encode(
         backend: "auto" or "eager".
         device: where models run; by default GPUs if there are any.
         threads: of PyTorch, of each worker.
+        spans_from: JSON lines with `id` and `spans`, for records that bring no spans.
         hear: of how far it is.
 
     Returns:
@@ -153,9 +155,11 @@ def encode(
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     extras.require("pyarrow", "scale")
     files = input_files(source)
-    digest = _digest(model, wanted, precision, whole_files)
+    digest = _digest(model, wanted, precision, whole_files, None if spans_from is None else file_digest(spans_from))
     _claim(folder, digest)
-    job = EncodingJob(folder, model, wanted, digest, batch_tokens, precision, backend, device, tokenizers, threads)
+    job = EncodingJob(
+        folder, model, wanted, digest, batch_tokens, precision, backend, device, tokenizers, threads, spans_from
+    )
     progress = CorpusProgress(sum(file.size for file in files))
     records: dict[str, ShardRecord] = {}
 
@@ -174,18 +178,24 @@ def encode(
         progress.heard(worker, counts)
         hear(progress)
 
-    groups = groups_of(files)
-    shards = _missing(job, groups, shard_documents, whole_files, kept)
-    for record in encode_here(job, shards, workers, heard):
+    groups, reading = groups_of(files), ReadingPlan(shard_documents, whole_files)
+    if engine == "ray":
+        from spanbert_kernels.scale.on_ray import encode_on_ray
+
+        job = replace(job, folder=folder.absolute(), spans_from=None if spans_from is None else spans_from.absolute())
+        found = encode_on_ray(job, groups, reading, workers, kept, heard)
+    else:
+        found = encode_here(job, _missing(job, groups, reading, kept), workers, heard)
+    for record in found:
         take(record)
         progress.documents += record.documents
         hear(progress)
     return _finished(job, files, records, progress, {"precision": precision, "whole_files": whole_files})
 
 
-def _digest(model: str, wanted: Wanted, precision: str, whole_files: bool) -> str:
+def _digest(model: str, wanted: Wanted, precision: str, whole_files: bool, spans: str | None) -> str:
     """Of all that goes into the vectors."""
-    values = [digest_of(model), wanted.known(), precision, whole_files]
+    values = [digest_of(model), wanted.known(), precision, whole_files, spans]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -217,24 +227,16 @@ def _claim(folder: Path, digest: str) -> None:
 def _missing(
     job: EncodingJob,
     groups: Sequence[tuple[InputFile, ...]],
-    documents: int,
-    whole_files: bool,
+    reading: ReadingPlan,
     kept: Callable[[ShardRecord], None],
 ) -> Iterator[Shard]:
     """The shards whose files are not there."""
     for number, group in enumerate(groups):
-        for shard in shards_of(number, group, documents, whole_files, job.wanted.clusters):
-            record = finished(job, shard)
+        for shard, record in reading.shards(job, number, group):
             if record is None:
                 yield shard
             else:
                 kept(record)
-
-
-def finished(job: EncodingJob, shard: Shard) -> ShardRecord | None:
-    """What the file of a shard says, if it stands in its place and was made by this job of this input."""
-    record = read_record(job.folder / f"{shard.name}{SUFFIX}")
-    return record if record is not None and (record.job, record.source) == (job.digest, shard.digest) else None
 
 
 def _finished(

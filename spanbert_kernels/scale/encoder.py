@@ -333,6 +333,8 @@ class DocumentEncoder:
         self, windows: Sequence[NDArray[np.int32]], lengths: NDArray[np.int64], clusters: list[int] | None
     ) -> Tensor:
         longest = int(lengths.max())
+        if clusters is None and len(windows) > 1 and longest * len(windows) > self.batch_tokens:
+            return self._padded_by_length(windows, lengths)
         ids = np.full((len(windows), longest), self.tokenizer.pad_token_id or 0, dtype=np.int64)
         for row, window in zip(ids, windows, strict=True):
             row[: len(window)] = window
@@ -343,6 +345,20 @@ class DocumentEncoder:
         if known is not None:
             return known[0]
         return Packing.from_mask(mask, len(windows), longest, self.device).pack(states)
+
+    def _padded_by_length(self, windows: Sequence[NDArray[np.int32]], lengths: NDArray[np.int64]) -> Tensor:
+        """The same in batches that have room for their padding."""
+        found: list[Any] = [None] * len(windows)
+        order = np.argsort(lengths, kind="stable").tolist()
+        while order:
+            count = 1
+            while count < len(order) and int(lengths[order[count]]) * (count + 1) <= self.batch_tokens:
+                count += 1
+            chosen, order = order[:count], order[count:]
+            states = self._padded([windows[place] for place in chosen], lengths[chosen], None)
+            for place, own in zip(chosen, states.split(lengths[chosen].tolist()), strict=True):
+                found[place] = own
+        return torch.cat(found)
 
 
 def _made(

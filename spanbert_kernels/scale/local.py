@@ -42,10 +42,13 @@ def encode_here(job: EncodingJob, shards: Iterator[Shard], workers: int, hear: H
         yield from _beside(job, shards, workers, hear)
         return
     worker = Worker(job)
-    hear(0, worker.counts)
-    for record in worker.run(shards, lambda: hear(0, worker.counts)):
+    try:
         hear(0, worker.counts)
-        yield record
+        for record in worker.run(shards, lambda: hear(0, worker.counts)):
+            hear(0, worker.counts)
+            yield record
+    finally:
+        worker.end()
 
 
 def _beside(job: EncodingJob, shards: Iterator[Shard], workers: int, hear: Hear) -> Iterator[ShardRecord]:

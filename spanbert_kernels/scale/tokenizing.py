@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spanbert_kernels.data.jsonl import parse_value, with_text
+from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.jsonl import parse_value, read_records, with_text
 from spanbert_kernels.data.splitting import sentences_in, words_in
 from spanbert_kernels.data.text import encodable
 from spanbert_kernels.scale.units import JSON, LOST, Unit
@@ -19,6 +21,7 @@ from spanbert_kernels.scale.wanted import Wanted
 
 Integers = NDArray[np.int32]
 NAMES = ("id", "_id", "doc_id", "document_id", "name", "title", "url")  # what records call their own name
+NO_SPANS: Mapping[str, Any] = {}
 FIRST, LAST, START, END = range(4)  # columns of `TokenizedDocument.spans`
 
 
@@ -90,6 +93,7 @@ class Tokenizing:
     Attributes:
         tokenizer: a fast tokenizer as JSON.
         wanted: what is to be made of documents.
+        given: spans of records by name, for those that bring none.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -102,6 +106,7 @@ class Tokenizing:
 
     tokenizer: str
     wanted: Wanted = field(default_factory=Wanted)
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def run(
         self, units: Sequence[Unit], places: Iterable[Any] | None = None
@@ -116,7 +121,7 @@ class Tokenizing:
         taken: list[Placed] = []
         for place, unit in zip(range(len(units)) if places is None else places, units, strict=True):
             try:
-                taken.append(Placed(place, unit.file, unit.line, parsed(unit, self.wanted)))
+                taken.append(Placed(place, unit.file, unit.line, parsed(unit, self.wanted, self.given)))
             except (ValueError, RecursionError) as error:
                 reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
                 rejects.append(Reject(unit.file, unit.line, reason))
@@ -189,7 +194,7 @@ def _placed(spans: NDArray[np.int32], offsets: NDArray[np.int32]) -> Integers:
     return rows[first <= last]
 
 
-def parsed(unit: Unit, wanted: Wanted) -> TextRecord:
+def parsed(unit: Unit, wanted: Wanted, given: Mapping[str, Any] = NO_SPANS) -> TextRecord:
     """The record of a raw unit.
 
     Raises:
@@ -210,19 +215,17 @@ def parsed(unit: Unit, wanted: Wanted) -> TextRecord:
     if unit.kind != JSON:
         if wanted.clusters is not None:
             raise ValueError(f"plain text has no field {wanted.clusters!r} that names its cluster: give JSON lines")
-        if wanted.rows == "spans" and wanted.width is None:
-            raise ValueError("plain text brings no spans: give JSON lines")
-        return TextRecord(f"{unit.file}:{unit.line}", text)
+        return record_of({"text": text}, replace(wanted, text=None), f"{unit.file}:{unit.line}", given)
     try:
         value = parse_value(text)
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is wanted, got {json.dumps(value, ensure_ascii=False)[:40]!r}")
-    return record_of(value, wanted, f"{unit.file}:{unit.line}")
+    return record_of(value, wanted, f"{unit.file}:{unit.line}", given)
 
 
-def record_of(value: dict[str, Any], wanted: Wanted, name: str) -> TextRecord:
+def record_of(value: dict[str, Any], wanted: Wanted, name: str, given: Mapping[str, Any] = NO_SPANS) -> TextRecord:
     """The record that fields make; `name` is its name where it has none."""
     named = with_text(value)
     text = named.get("text") if wanted.text is None else value.get(wanted.text)
@@ -234,13 +237,13 @@ def record_of(value: dict[str, Any], wanted: Wanted, name: str) -> TextRecord:
     own = next((named[key] for key in NAMES if isinstance(named.get(key), (str, int))), name)
     cluster = None
     if wanted.clusters is not None:
-        given = value.get(wanted.clusters)
-        if not isinstance(given, (str, int)):
+        cluster_name = value.get(wanted.clusters)
+        if not isinstance(cluster_name, (str, int)):
             raise ValueError(f"no field {wanted.clusters!r} that names its cluster")
-        cluster = str(given)
-    spans = None
+        cluster = str(cluster_name)
+    spans: tuple[tuple[int, int], ...] | None = None
     if wanted.rows == "spans" and wanted.width is None:
-        spans = tuple(_spans_of(named.get("spans"), len(text)))
+        spans = tuple(_spans_of(named.get("spans", given.get(str(own))), len(text)))
     return TextRecord(encodable(str(own)), encodable(text), cluster, spans)
 
 
@@ -255,6 +258,21 @@ def _spans_of(given: Any, length: int) -> Iterator[tuple[int, int]]:
         if not 0 <= start < end <= length:
             raise ValueError(f"span [{start}, {end}] is outside of the text of {length:,} characters, or empty")
         yield start, end
+
+
+def read_spans(path: Path) -> dict[str, Any]:
+    """Spans by the names of records: of JSON lines with `id` and `spans`.
+
+    Raises:
+        DataFault: a line has none.
+        OSError: the file cannot be read.
+    """
+    found = {}
+    for line, fields in read_records(path):
+        if "id" not in fields or "spans" not in fields:
+            raise DataFault(path, line, "an object with 'id' and 'spans' is wanted")
+        found[str(fields["id"])] = fields["spans"]
+    return found
 
 
 @functools.lru_cache(maxsize=2)

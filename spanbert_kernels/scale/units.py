@@ -45,10 +45,22 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of the input, by the name that it was given, and its size."""
+    """A file of the input.
+
+    Attributes:
+        path: as it was named.
+        size: in bytes.
+        directory: that its name is read from, whoever reads it.
+    """
 
     path: Path
     size: int
+    directory: Path = Path()
+
+    @property
+    def place(self) -> Path:
+        """Where it is."""
+        return self.directory / self.path
 
     @property
     def kind(self) -> str:
@@ -94,7 +106,7 @@ def input_files(source: Source) -> list[InputFile]:
         OSError: there is no such file.
     """
     suffixes = [suffix + end for suffix in SUFFIXES for end in ("", *COMPRESSED)]
-    return [InputFile(path, path.stat().st_size) for path in files_of(source, suffixes)]
+    return [InputFile(path, path.stat().st_size, Path.cwd()) for path in files_of(source, suffixes)]
 
 
 def groups_of(files: Sequence[InputFile]) -> list[tuple[InputFile, ...]]:
@@ -190,7 +202,7 @@ def units_of(file: InputFile, whole_files: bool, meter: Meter) -> Iterator[Unit]
     if file.kind == PARQUET:
         yield from _rows(file, meter)
         return
-    with file.path.open("rb") as raw, opened(raw, file.path) as stream, meter.reading(file, raw.tell):
+    with file.place.open("rb") as raw, opened(raw, file.path) as stream, meter.reading(file, raw.tell):
         try:
             for line, data in _lines(stream, file.kind == TEXT and whole_files):
                 if len(data) > LONGEST:
@@ -239,7 +251,7 @@ def _rows(file: InputFile, meter: Meter) -> Iterator[Unit]:
 
     name, number = str(file.path), 0
     try:
-        table = parquet.ParquetFile(file.path)
+        table = parquet.ParquetFile(file.place)
         simple = [field.name for field in table.schema_arrow if _is_simple(field.type)]
         rows = max(table.metadata.num_rows, 1)
         with meter.reading(file, lambda: file.size * number // rows):

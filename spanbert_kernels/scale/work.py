@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spanbert_kernels.scale.processes import Channel, Pool
-from spanbert_kernels.scale.shards import ShardFile, ShardRecord
-from spanbert_kernels.scale.tokenizing import Reject, TokenizedDocument, Tokenizing
-from spanbert_kernels.scale.units import Shard, Unit
+from spanbert_kernels.scale.shards import SUFFIX, ShardFile, ShardRecord, read_record
+from spanbert_kernels.scale.tokenizing import Reject, TokenizedDocument, Tokenizing, read_spans
+from spanbert_kernels.scale.units import InputFile, Shard, Unit, shards_of
 from spanbert_kernels.scale.wanted import Wanted
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class EncodingJob:
         batch_tokens, precision, backend, device: as in `DocumentEncoder`.
         tokenizers: processes that tokenise, of one worker; 0: it does so itself.
         threads: of PyTorch; None: its own choice.
+        spans_from: a file with spans of records by name.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class EncodingJob:
     device: str | None = None
     tokenizers: int = 1
     threads: int | None = None
+    spans_from: Path | None = None
 
     def encoder(self) -> DocumentEncoder:
         """The encoder, in this process."""
@@ -66,6 +68,28 @@ class EncodingJob:
             precision=self.precision,
             backend=self.backend,
         )
+
+
+@dataclass(frozen=True)
+class ReadingPlan:
+    """How files are read.
+
+    Attributes:
+        documents: in a shard.
+        whole_files: whether a file of plain text is one document.
+    """
+
+    documents: int
+    whole_files: bool = False
+
+    def shards(
+        self, job: EncodingJob, number: int, group: Iterable[InputFile]
+    ) -> Iterator[tuple[Shard, ShardRecord | None]]:
+        """The shards of a group, each with the record of its file, where that was made of it by this job."""
+        for shard in shards_of(number, group, self.documents, self.whole_files, job.wanted.clusters):
+            record = read_record(job.folder / f"{shard.name}{SUFFIX}")
+            same = record is not None and (record.job, record.source) == (job.digest, shard.digest)
+            yield shard, record if same else None
 
 
 @dataclass
@@ -92,6 +116,12 @@ class Worker:
 
     def __init__(self, job: EncodingJob) -> None:
         self.job, self.encoder = job, job.encoder()
+        given = {} if job.spans_from is None else read_spans(job.spans_from)
+        self._pool = TokenizerProcesses(replace(self.encoder.tokenizing, given=given), job.tokenizers)
+
+    def end(self) -> None:
+        """Ends its processes."""
+        self._pool.end()
 
     @property
     def counts(self) -> Throughput:
@@ -118,12 +148,11 @@ class Worker:
             return begun[-1]
 
         try:
-            with TokenizerProcesses(self.encoder.tokenizing, self.job.tokenizers) as pool:
-                for document, vectors in self.encoder.encoded(_documents(shards, begin, pool)):
-                    document.place.file.add(document, vectors)
-                    while begun and begun[0].whole:
-                        yield self._committed(begun.popleft())
-                    beat()
+            for document, vectors in self.encoder.encoded(_documents(shards, begin, self._pool)):
+                document.place.file.add(document, vectors)
+                while begun and begun[0].whole:
+                    yield self._committed(begun.popleft())
+                beat()
             while begun:
                 yield self._committed(begun.popleft())
         except BaseException:
@@ -189,10 +218,8 @@ class TokenizerProcesses:
             Pool(f"{__name__}:tokenize", tokenizing, processes, "a process that tokenises") if processes else None
         )
 
-    def __enter__(self) -> TokenizerProcesses:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def end(self) -> None:
+        """Ends them."""
         if self._pool is not None:
             self._pool.end()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,22 @@ def test_documents_of_a_cluster_see_each_other(model: str) -> None:
     expected = [own[: int(mask.sum())].mean(0) for own, mask in zip(states, batch["attention_mask"], strict=True)]
     np.testing.assert_allclose(found, torch.stack(expected).numpy(), atol=2e-6)
     assert np.abs(found[0] - alone(model, TEXTS[0]).mean(0).numpy()).max() > 1e-3
+
+
+def test_datasets_map_with_it(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    encoder = DocumentEncoder(model)
+    mapped = datasets.Dataset.from_dict({"text": TEXTS, "n": [1, 2, 3, 4, 5]}).map(encoder, batched=True, batch_size=2)
+    np.testing.assert_allclose(np.array(mapped["vector"]), encoder({"text": TEXTS})["vector"], atol=2e-6)
+
+
+def test_frames_give_frames(model: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    encoder = DocumentEncoder(model)
+    frame = encoder(pandas.DataFrame({"id": [7, 8], "text": TEXTS[:2]}))
+    assert list(frame.columns) == ["id", "text", "vector"]
+    np.testing.assert_allclose(np.stack(frame["vector"]), encoder({"text": TEXTS[:2]})["vector"], atol=2e-6)
 
 
 def test_it_is_sent_as_its_arguments(model: str) -> None:

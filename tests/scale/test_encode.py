@@ -102,6 +102,15 @@ def test_a_folder_of_somebody_else_is_left_alone(model: str, lines: Path, tmp_pa
     assert "is not empty, and no encoding began there" in encode(lines, "--model", model, "--output", out, code=2)
 
 
+def test_spans_of_another_file(model: str, tmp_path: Path) -> None:
+    source, spans, out = tmp_path / "a.txt", tmp_path / "spans.jsonl", tmp_path / "out"
+    source.write_text("It rains in Paris.\nWe go home\n")
+    spans.write_text(json.dumps({"id": f"{source}:1", "spans": [[12, 17], {"start": 0, "end": 8}]}))
+    encode(source, "--model", model, "--output", out, "--spans-from", spans, code=3)
+    assert [(row["text"], row["start"]) for row in rows(out)] == [("Paris", 12), ("It rains", 0)]
+    assert "no field 'spans'" in (out / "rejects.jsonl").read_text()
+
+
 def test_spans_have_characters_and_texts(model: str, tmp_path: Path) -> None:
     source, out = tmp_path / "a.jsonl", tmp_path / "out"
     source.write_text('{"id": "x", "text": "It rains in Paris."}\n')
