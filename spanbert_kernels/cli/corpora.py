@@ -12,7 +12,7 @@ from spanbert_kernels.cli import formatting
 from spanbert_kernels.cli.errors import UserError
 from spanbert_kernels.cli.files import PATH, check_output_folder, write
 from spanbert_kernels.cli.terminal import say
-from spanbert_kernels.cli.training_options import COUNT, PRECISIONS, THREADS, watched
+from spanbert_kernels.cli.training_options import COUNT, MOST, PRECISIONS, THREADS, watched
 
 if TYPE_CHECKING:
     from spanbert_kernels.scale.corpus import CorpusProgress, Encoded
@@ -55,7 +55,7 @@ class WidthOrGiven(click.ParamType):
 @click.option("--clusters", metavar="FIELD", help="Documents in a row whose records say the same here see each other.")
 @click.option("--text", metavar="FIELD", help="Where records have their text, if not in text, content, body, ...")
 @click.option("--whole-files", is_flag=True, help="A file of plain text is one document; else a line is.")
-@click.option("--max-length", type=click.IntRange(8), help="Tokens of a window; longer documents are several.")
+@click.option("--max-length", type=click.IntRange(8, MOST), help="Tokens of a window; longer documents are several.")
 @click.option("--cut", is_flag=True, help="Of a longer document only the first window counts.")
 @click.option("--normalize/--no-normalize", default=None, help="Vectors of length 1; by default as the model says.")
 @click.option("--half", is_flag=True, help="Vectors of 16 bits.")

@@ -45,6 +45,7 @@ def test_no_command_prints_the_controls_of_a_name(name: str, tmp_path: Path, mon
     lines = {
         "bench": ("--compare", named),
         "demo": (named,),
+        "encode": (named, "--model", named, "--output", "x"),
         "evaluate": ("tagging", "--model", named, "--data", named),
         "explain": ("nested", named, "--model", named, "--output", f"{named}/x"),
         "predict": ("tagging", named, "--model", named),
