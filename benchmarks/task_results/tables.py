@@ -113,11 +113,15 @@ def splits(record: Mapping[str, Any]) -> str:
     commits = {run["commit"][:9] for run in runs}
     threads, two = ({run["threads"] for run in runs if bool(run["scores"]) == whole} for whole in (True, False))
     return (
-        f"How the data are cut:\n\n{cut}\nBegun from {_listed(began)}, on {_listed(threads)} threads of "
+        f"How the data are cut:\n\n{cut}\nBegun from {_listed(began)}, on {_threads(threads)} of "
         f"{record['machine']['processor']}{record.get('conditions', '')}, at commit {_listed(commits)}; both paths are "
-        f"timed over {_listed(timed)} steps of the same batches, on {_listed(two)} threads.{_agreement(record)}"
+        f"timed over {_listed(timed)} steps of the same batches, on {_threads(two)}.{_agreement(record)}"
         f"{_whole(record)} {recording.hours(record):.1f} hours in all.\n"
     )
+
+
+def _threads(values: set[int]) -> str:
+    return f"{_listed(values)} thread{'' if values == {1} else 's'}"
 
 
 def _listed(values: set[Any]) -> str:
