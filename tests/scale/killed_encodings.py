@@ -61,7 +61,8 @@ def main(lines: Path, model: str, folder: Path, kills: int, workers: int) -> Non
 
     for number in range(kills):
         output, of_changes = folder / str(number), bool(number % 2)
-        first, second = rng.randrange(20 if of_changes else 60), rng.randrange(60)
+        heard = 60 if workers == 1 else 8  # from others, of each shard at least
+        first, second = rng.randrange(20 if of_changes else heard), rng.randrange(60)
         codes = [
             forked(functools.partial(encoding, output, at, changes))
             for at, changes in ((first, of_changes), (second, False), (math.inf, False))
