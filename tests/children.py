@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # Whoever starts the tests in the background has them ignore SIGINT, and what is ignored or blocked is inherited.
@@ -50,3 +51,24 @@ def run(
     if check:
         done.check_returncode()
     return done
+
+
+def forked(run: Callable[[], object]) -> int:
+    """Runs it in a fork of this process, which has run nothing yet, and gives how that ended: 0, or minus a signal."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            run()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill() -> None:
+    """Ends this process as nobody can refuse."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -188,8 +188,6 @@ STARTERS = (
     "tests/test_house.py",
     "tests/gpu/check.py",
     "tests/gpu/steps.py",
-    "tests/scale/killed_encodings.py",
-    "tests/tasks/killed_trainings.py",
 )
 STARTS = re.compile(r"\b(subprocess\.(run|Popen|call|check_\w+)|os\.(system|popen|spawn\w+|fork))\(")
 # What puts a file where it is wanted before it is whole, unless the line says that it goes aside or to a stream.

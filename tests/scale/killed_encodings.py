@@ -9,38 +9,15 @@ import functools
 import itertools
 import json
 import math
-import os
 import random
-import signal
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet
 from changes_to_files import before_each
+from children import forked, kill
 
 from spanbert_kernels.scale import DocumentEncoder, Wanted, encode
-
-
-def forked(run: Callable[[], object]) -> int:
-    """Runs it in a process of its own and gives how that ended: 0, or minus the number of a signal."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            run()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(lines: Path, model: str, folder: Path, kills: int, workers: int) -> None:
@@ -51,7 +28,11 @@ def main(lines: Path, model: str, folder: Path, kills: int, workers: int) -> Non
     def encoding(output: Path, at: float, of_changes: bool) -> None:
         """Killed before a change to a file, or after a document, of that number."""
         moments = itertools.count()
-        end = lambda: next(moments) < at or kill()  # noqa: E731
+
+        def end() -> None:
+            if next(moments) >= at:
+                kill()
+
         options = {"workers": workers, "batch_tokens": 64, "shard_documents": 8, "threads": 1}
         if of_changes:
             with before_each(output, end):

@@ -11,38 +11,17 @@ import itertools
 import json
 import os
 import random
-import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from changes_to_files import before_each
+from children import forked, kill
 from small_training import train
 
 from spanbert_kernels.tasks.checkpoints import CannotResume
-
-
-def forked(run: Callable[[], None]) -> int:
-    """Runs it in a process of its own and gives how that ended: 0, or minus the number of a signal."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            run()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def killed_after(seconds: float) -> contextlib.AbstractContextManager[None]:
