@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,8 @@ def main(module: str, function: str, rank: str, size: str, store: str) -> None:
     importlib.import_module(path.stem)
     getattr(sys.modules[path.stem], function)(joined(int(rank), int(size), store))
     dist.destroy_process_group()
+    sys.stderr.flush()
+    os._exit(0)  # Gloo's threads may still let go of tensors, and one that asks a Python at its end for that aborts
 
 
 if __name__ == "__main__":

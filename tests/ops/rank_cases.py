@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from attention_loops import cross_score_terms
 from torch import Tensor
 
 from spanbert_kernels import ops
@@ -218,8 +219,13 @@ def check(case: Case, group: dist.ProcessGroup) -> None:
         whole = alone(case, all_of, dtype)
         return [each.detach().index_select(dim, rows) for each, dim, rows in zip(whole, dims, index, strict=True)]
 
-    compared = zip(results[0], of_rank(torch.float64), of_rank(case.dtype), strict=True)
-    for number, (got, wanted, eager) in enumerate(compared):
+    kept = {"normalize": case.normalize, "include_self": case.include_self, "dropout_p": case.dropout_p}
+    whole = [tensor.double().nan_to_num() for tensor in (*all_of.tensors, all_of.incoming)]
+    offsets = (all_of.cu_seqlens, all_of.cu_clusters, SEED, *(csr(LINKS) if case.linked else ()))
+    terms = cross_score_terms(*whole[:3], *offsets, queries=case.queries, keys=case.keys, grad=whole[3], **kept)
+    sizes = [0.0] * len(found) + [terms[name] for name in "qkv"]
+    compared = zip(results[0], of_rank(torch.float64), of_rank(case.dtype), sizes, strict=True)
+    for number, (got, wanted, eager, terms_of_sums) in enumerate(compared):
         assert got.shape == wanted.shape
         assert (got.isneginf() == wanted.isneginf()).all()
         error, most = (
@@ -227,7 +233,8 @@ def check(case: Case, group: dist.ProcessGroup) -> None:
             for each in (eager - wanted, wanted)
         )
         # Parts of a softmax, and of gradients, are rounded before they are added up: those of each rank.
-        bound = 2 * error + size * torch.finfo(got.dtype).eps * max(1.0, most)
+        eps, eps_of_float32 = torch.finfo(got.dtype).eps, torch.finfo(torch.float32).eps
+        bound = 2 * error + size * (eps * max(1.0, most) + min(eps, eps_of_float32) * terms_of_sums)
         difference = (got.detach().double() - wanted).nan_to_num(neginf=0.0).abs()
         assert difference.numel() == 0 or difference.max() <= bound, (
             f"{case}: result {number} is {difference.max()} off"
