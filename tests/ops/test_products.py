@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from spanbert_kernels import ops
+from spanbert_kernels.nn.feed_forward import feed_forward
 from spanbert_kernels.nn.linear import run_linear
 from spanbert_kernels.ops import products
 from spanbert_kernels.testing import assert_as_exact_as_eager
@@ -103,6 +105,26 @@ def test_values_and_gradients(case: str, incoming: str, taken: list[torch.Size])
     with poisoned_memory():
         again = run(products.linear, inputs, grad)
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+@needs_onednn
+@pytest.mark.parametrize("case", [*CASES, "feed forward"])
+def test_nothing_is_multiplied_by_onednns_reference(case: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Which takes seconds where others take milliseconds; oneDNN's own words say what ran."""
+    wide = (random(1030, 48), random(1024, 48), random(1024))  # rows of results that lie apart, where it is MKL's turn
+    x, weight, bias = CASES.get(case, lambda: wide)()
+    products.products()  # what oneDNN is asked before it is taken
+    leaves = [each.detach().requires_grad_() for each in (x, weight, random(48, len(weight)))]
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        if case in CASES:
+            output = products.linear(*leaves[:2], bias)
+        else:
+            output = feed_forward(*leaves[:2], bias, leaves[2], None, "gelu")
+        output.backward(random(*output.shape))
+        ctypes.CDLL(None).fflush(None)
+    said = [line for line in capfd.readouterr().out.splitlines() if ",exec,cpu,inner_product," in line]
+    assert len(said) == (3 if case in CASES else 6)
+    assert [line for line in said if ",ref" in line] == []
 
 
 @needs_onednn
