@@ -52,7 +52,7 @@ class WidthOrGiven(click.ParamType):
 )
 @click.option("--spans-from", type=PATH, metavar="FILE", help="The same, of JSON lines with id and spans.")
 @click.option("--parts", help="What a vector is made of, such as start,end: any of start, end, mean, sum, max.")
-@click.option("--clusters", metavar="FIELD", help="Documents in a row whose records say the same here see each other.")
+@click.option("--clusters", metavar="FIELD", help="Documents in a row that say the same here see each other.")
 @click.option("--text", metavar="FIELD", help="Where records have their text, if not in text, content, body, ...")
 @click.option("--whole-files", is_flag=True, help="A file of plain text is one document; else a line is.")
 @click.option("--max-length", type=click.IntRange(8, MOST), help="Tokens of a window; longer documents are several.")
@@ -166,7 +166,7 @@ class Live:
 def line_of(progress: CorpusProgress) -> str:
     """How far it is, in a line."""
     total, seconds = progress.total, progress.seconds
-    parts = [f"{progress.kept + total.documents:,} documents"]
+    parts = [formatting.count(progress.kept + total.documents, "document")]
     if seconds > 1:
         parts += [
             f"{formatting.rate(total.documents, seconds)}/s",
@@ -175,6 +175,8 @@ def line_of(progress: CorpusProgress) -> str:
     parts.append(f"{total.saved:.0%} of padding saved".replace("%", " %"))
     if progress.rejects:
         parts.append(f"{progress.rejects:,} rejected")
+    if progress.clusters.count:
+        parts.append(f"{formatting.count(progress.clusters.count, 'cluster')} not in a row")
     if (left := progress.left) is not None:
         parts.append(f"{_span(left)} left")
     return ", ".join(parts)
@@ -197,11 +199,12 @@ def told(encoded: Encoded) -> list[str]:
     manifest, progress = encoded.manifest, encoded.progress
     total = progress.total
     lines = [
-        f"{manifest['documents']:,} documents, {manifest['rows']:,} vectors in {len(manifest['shards']):,} files: "
-        f"{formatting.path(encoded.folder)}"
+        f"{formatting.count(manifest['documents'], 'document')}, {formatting.count(manifest['rows'], 'vector')} in "
+        f"{formatting.count(len(manifest['shards']), 'file')}: {formatting.path(encoded.folder)}"
     ]
     if progress.kept:
-        lines.append(f"{progress.kept:,} documents were there from an earlier run")
+        were = "was" if progress.kept == 1 else "were"
+        lines.append(f"{formatting.count(progress.kept, 'document')} {were} there from an earlier run")
     if total.documents:
         lines.append(
             f"{formatting.rate(total.documents, progress.seconds)} documents/s, "
@@ -223,4 +226,5 @@ def page(encoded: Encoded) -> str:
         progress=encoded.progress,
         shown=SHOWN,
         rejects=encoded.first_rejects(SHOWN),
+        count=formatting.count,
     )

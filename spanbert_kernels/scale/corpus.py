@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from spanbert_kernels import __version__, extras
+from spanbert_kernels.data import faults
 from spanbert_kernels.data.sources import Source
 from spanbert_kernels.scale.encoder import BATCH_TOKENS, Throughput, digest_of, file_digest
 from spanbert_kernels.scale.local import encode_here
+from spanbert_kernels.scale.scattered import ScatteredClusters
 from spanbert_kernels.scale.shards import SUFFIX, ShardRecord
 from spanbert_kernels.scale.units import InputFile, Shard, groups_of, input_files
 from spanbert_kernels.scale.wanted import Wanted
@@ -42,6 +44,7 @@ class CorpusProgress:
         counts: what went through each worker.
         begun: when the first document went through, on the clock of `time.monotonic`.
         ended: the same of the last.
+        clusters: those whose documents do not stand in a row.
     """
 
     size: int
@@ -53,6 +56,7 @@ class CorpusProgress:
     counts: dict[int, Throughput] = field(default_factory=dict)
     begun: float = field(default_factory=time.monotonic)
     ended: float = field(default_factory=time.monotonic)
+    clusters: ScatteredClusters = field(default_factory=ScatteredClusters)
 
     def heard(self, worker: int, counts: Throughput) -> None:
         """So much went through a worker."""
@@ -150,6 +154,9 @@ def encode(
         ValueError: the folder holds something else, or a value means nothing.
         OSError: a file cannot be read or written.
         WorkerDied: a worker is gone; the same call goes on.
+
+    Warns:
+        DataWarning: documents of a cluster do not stand in a row.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
@@ -183,13 +190,15 @@ def encode(
         from spanbert_kernels.scale.on_ray import encode_on_ray
 
         job = replace(job, folder=folder.absolute(), spans_from=None if spans_from is None else spans_from.absolute())
-        found = encode_on_ray(job, groups, reading, workers, kept, heard)
+        found = encode_on_ray(job, groups, reading, workers, progress.clusters.add, kept, heard)
     else:
-        found = encode_here(job, _missing(job, groups, reading, kept), workers, heard)
+        found = encode_here(job, _missing(job, groups, reading, progress.clusters.add, kept), workers, heard)
     for record in found:
         take(record)
         progress.documents += record.documents
         hear(progress)
+    if wanted.clusters is not None and (message := progress.clusters.message(wanted.clusters)):
+        faults.warn(f"{files[0].path if len(files) == 1 else f'{len(files):,} files'}: {message}")
     return _finished(job, files, records, progress, {"precision": precision, "whole_files": whole_files})
 
 
@@ -228,11 +237,13 @@ def _missing(
     job: EncodingJob,
     groups: Sequence[tuple[InputFile, ...]],
     reading: ReadingPlan,
+    runs: Callable[[Sequence[str]], None],
     kept: Callable[[ShardRecord], None],
 ) -> Iterator[Shard]:
     """The shards whose files are not there."""
     for number, group in enumerate(groups):
         for shard, record in reading.shards(job, number, group):
+            runs(shard.clusters)
             if record is None:
                 yield shard
             else:
@@ -267,6 +278,7 @@ def _finished(
         **more,
         **total,
         "rejects": len(rejects),
+        **({} if job.wanted.clusters is None else {"scattered_clusters": progress.clusters.count}),
         "inputs": [{"file": str(file.path), "bytes": file.size} for file in files],
         "shards": [
             {

@@ -184,7 +184,10 @@ class DocumentEncoder:
         documents, rejects = self.tokenizing.tokenized(records)
         if rejects:
             raise ValueError(f"row {rejects[0].line}: {rejects[0].reason}")
-        pairs = list(self.encoded(documents))
+        if self.wanted.clusters is not None:
+            first = {document.record.cluster: document.place for document in reversed(documents)}
+            documents.sort(key=lambda document: first[document.record.cluster])
+        pairs = sorted(self.encoded(documents), key=lambda pair: pair[0].place)
         if self.wanted.rows == "documents":
             vectors = np.concatenate([vectors for _, vectors in pairs]) if pairs else self._no_vectors()
             return {**columns, "vector": vectors}

@@ -28,6 +28,7 @@ def encode_on_ray(
     groups: Sequence[tuple[InputFile, ...]],
     reading: ReadingPlan,
     workers: int,
+    runs: Callable[[Sequence[str]], None],
     kept: Callable[[ShardRecord], None],
     hear: Hear,
 ) -> Iterator[ShardRecord]:
@@ -38,6 +39,7 @@ def encode_on_ray(
         groups: of files.
         reading: how they are read.
         workers: actors that work side by side.
+        runs: hears of each shard's runs of documents of one cluster.
         kept: hears of what an earlier run has made.
         hear: of what went through each worker.
 
@@ -52,7 +54,7 @@ def encode_on_ray(
     if began:
         ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     try:
-        yield from _through(ray, job, groups, reading, workers, kept, hear)
+        yield from _through(ray, job, groups, reading, workers, runs, kept, hear)
     finally:
         if began:
             ray.shutdown()
@@ -64,6 +66,7 @@ def _through(
     groups: Sequence[tuple[InputFile, ...]],
     reading: ReadingPlan,
     workers: int,
+    runs: Callable[[Sequence[str]], None],
     kept: Callable[[ShardRecord], None],
     hear: Hear,
 ) -> Iterator[ShardRecord]:
@@ -92,6 +95,7 @@ def _through(
     numbers: dict[str, int] = {}
     for row in rows.iter_rows():
         record = ShardRecord.from_json(row["record"])
+        runs(pickle.loads(row["clusters"]))
         if not row["worker"]:
             kept(record)
             continue
@@ -102,7 +106,11 @@ def _through(
 def read_group(item: dict[str, Any], job: EncodingJob, reading: ReadingPlan) -> Iterator[dict[str, Any]]:
     """The shards of a group that are missing, and the records of those that are there."""
     for shard, record in reading.shards(job, item["number"], pickle.loads(item["files"])):
-        yield {"shard": b"" if record else pickle.dumps(shard), "record": record.to_json() if record else b""}
+        yield {
+            "shard": b"" if record else pickle.dumps(shard),
+            "record": record.to_json() if record else b"",
+            "clusters": pickle.dumps(shard.clusters),
+        }
 
 
 class RayWorker:
@@ -122,4 +130,5 @@ class RayWorker:
             if data:
                 (record,) = self.worker.run([pickle.loads(data)])
                 records[place], names[place] = record.to_json(), self.name
-        return {"record": records, "worker": names, "counts": [pickle.dumps(self.worker.counts)] * len(records)}
+        counts = [pickle.dumps(self.worker.counts)] * len(records)
+        return {"record": records, "worker": names, "counts": counts, "clusters": list(batch["clusters"])}

@@ -16,7 +16,7 @@ from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.jsonl import parse_value, read_records, with_text
 from spanbert_kernels.data.splitting import sentences_in, words_in
 from spanbert_kernels.data.text import encodable
-from spanbert_kernels.scale.units import JSON, LOST, Unit
+from spanbert_kernels.scale.units import JSON, LOST, Unit, cluster_name
 from spanbert_kernels.scale.wanted import Wanted
 
 Integers = NDArray[np.int32]
@@ -237,10 +237,9 @@ def record_of(value: dict[str, Any], wanted: Wanted, name: str, given: Mapping[s
     own = next((named[key] for key in NAMES if isinstance(named.get(key), (str, int))), name)
     cluster = None
     if wanted.clusters is not None:
-        cluster_name = value.get(wanted.clusters)
-        if not isinstance(cluster_name, (str, int)):
+        cluster = cluster_name(value.get(wanted.clusters))
+        if cluster is None:
             raise ValueError(f"no field {wanted.clusters!r} that names its cluster")
-        cluster = str(cluster_name)
     spans: tuple[tuple[int, int], ...] | None = None
     if wanted.rows == "spans" and wanted.width is None:
         spans = tuple(_spans_of(named.get("spans", given.get(str(own))), len(text)))

@@ -79,12 +79,14 @@ class Shard:
         units: the records.
         digest: of what they are and where they stand: another digest is another input.
         size: bytes read for them.
+        clusters: the name of each run of documents of one cluster.
     """
 
     name: str
     units: tuple[Unit, ...]
     digest: str
     size: int
+    clusters: tuple[str, ...] = ()
 
 
 def compression_of(path: Path) -> str | None:
@@ -140,6 +142,7 @@ def shards_of(
         cluster: the field that names a record's cluster, which no shard ends within.
     """
     units: list[Unit] = []
+    clusters: list[str] = []
     size, made, read, before = 0, 0, 0, None
     meter = Meter()
 
@@ -148,14 +151,17 @@ def shards_of(
         for unit in units:
             digest.update(f"{unit.file}\0{unit.line}\0{unit.kind}\0{len(unit.data)}\0".encode())
             digest.update(unit.data)
-        return Shard(f"part-{number:05d}-{made:05d}", tuple(units), digest.hexdigest(), meter.read - read)
+        name = f"part-{number:05d}-{made:05d}"
+        return Shard(name, tuple(units), digest.hexdigest(), meter.read - read, tuple(clusters))
 
     for unit in (unit for file in group for unit in units_of(file, whole_files, meter)):
         own = None if cluster is None else _cluster(unit, cluster)
         full = len(units) >= documents or size + len(unit.data) > SHARD_BYTES
         if units and full and (own is None or own != before):
             yield shard()
-            units, size, made, read = [], 0, made + 1, meter.read
+            units, clusters, size, made, read = [], [], 0, made + 1, meter.read
+        if own is not None and clusters[-1:] != [own]:
+            clusters.append(own)
         before = own
         units.append(unit)
         size += len(unit.data)
@@ -163,11 +169,21 @@ def shards_of(
         yield shard()
 
 
-def _cluster(unit: Unit, name: str) -> Any:
+def _cluster(unit: Unit, name: str) -> str | None:
     try:
-        return json.loads(unit.data)[name]
+        return cluster_name(json.loads(unit.data)[name])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def cluster_name(value: Any) -> str | None:
+    """What a cluster is called that a field names; None where it names none.
+
+    Example:
+        >>> cluster_name(7), cluster_name("7"), cluster_name([7])
+        ('7', '7', None)
+    """
+    return str(value) if isinstance(value, (str, int)) else None
 
 
 class Meter:

@@ -29,7 +29,8 @@ class Wanted:
             several windows, whose tokens make one vector.
         cut: whether only the first window of a document counts.
         half: whether vectors are written as floats of 16 bits.
-        clusters: the field of a record that names its cluster: documents of one see each other.
+        clusters: the field of a record that names its cluster: documents of one see each other, in a batch of columns
+            wherever they stand, in a corpus where they stand in a row.
         text: the field that holds the text; None for the usual names.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from spanbert_kernels.scale.processes import Channel, Pool
 from spanbert_kernels.scale.shards import SUFFIX, ShardFile, ShardRecord, read_record
-from spanbert_kernels.scale.tokenizing import Reject, TokenizedDocument, Tokenizing, read_spans
+from spanbert_kernels.scale.tokenizing import Reject, TextRecord, TokenizedDocument, Tokenizing, read_spans
 from spanbert_kernels.scale.units import InputFile, Shard, Unit, shards_of
 from spanbert_kernels.scale.wanted import Wanted
 
@@ -178,7 +178,7 @@ def _documents(
         state.tokenized += len(found)
         state.known = last
         for document in found:
-            yield replace(document, place=state)
+            yield replace(document, place=state, record=_of_shard(document.record, state.shard.name))
 
     for shard in shards:
         state = begin(shard)
@@ -189,6 +189,11 @@ def _documents(
                 yield from first()
     while ahead:
         yield from first()
+
+
+def _of_shard(record: TextRecord, shard: str) -> TextRecord:
+    """With a cluster that no other shard has: what a vector is made of does not depend on who has which shards."""
+    return record if record.cluster is None else replace(record, cluster=f"{shard} {record.cluster}")
 
 
 def _chunks(units: Iterable[Unit]) -> Iterator[list[Unit]]:

@@ -58,8 +58,10 @@ def test_long_documents_are_windows_or_cut(model: str) -> None:
 
 
 def test_documents_of_a_cluster_see_each_other(model: str) -> None:
-    columns = {"text": TEXTS[:3], "topic": ["a", "a", "b"]}
-    found = DocumentEncoder(model, clusters="topic")(columns)["vector"]
+    encoder = DocumentEncoder(model, clusters="topic")
+    found = encoder({"text": TEXTS[:3], "topic": ["a", "a", "b"]})["vector"]
+    apart = encoder({"text": [TEXTS[0], TEXTS[2], TEXTS[1]], "topic": ["a", "b", "a"]})["vector"]
+    np.testing.assert_allclose(apart[[0, 2, 1]], found, atol=2e-6)
     tokenizer = load_tokenizer(model)
     batch = tokenizer(TEXTS[:3], padding=True, return_tensors="pt")
     with torch.no_grad():

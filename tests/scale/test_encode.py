@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from spanbert_kernels.cli import main
 from spanbert_kernels.scale import DocumentEncoder
+from spanbert_kernels.scale.scattered import ScatteredClusters
 from spanbert_kernels.tasks import atomic
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="files of vectors are Parquet")
@@ -93,6 +94,43 @@ def test_compressed_files_and_rejects(model: str, tmp_path: Path) -> None:
         ("e.parquet", 2, "no field 'text' that holds text"),
     ]
     assert [each[0] for each in found[5:]] == ["f.txt.gz"]
+
+
+def test_clusters_that_do_not_stand_in_a_row_are_told_of(model: str, tmp_path: Path) -> None:
+    """And what a vector is made of does not depend on where files of vectors end."""
+    source, topics = tmp_path / "a.jsonl", ["x", 1, "1", "y", "x", "x"]
+    texts = ["we go", "a storm", "it rains", "home", "we go home", "a storm"]
+    records = [{"text": text, "topic": topic} for text, topic in zip(texts, topics, strict=True)]
+    source.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    words = (source, "--model", model, "--clusters", "topic", "--output")
+    message = "1 of 3 clusters do not stand in a row ('x'): each run of documents is a cluster of its own. Sort the"
+    assert f"{source}: {message} input by 'topic'" in encode(*words, tmp_path / "one")
+    assert message in encode(*words, tmp_path / "some", "--shard-documents", 1)
+    assert message in encode(*words, tmp_path / "some", "--shard-documents", 1)  # also where all is there
+    expected = DocumentEncoder(model, clusters="topic")({"text": texts, "topic": ["a", "b", "b", "c", "d", "d"]})
+    for name in ("one", "some"):
+        found = np.array([row["vector"] for row in rows(tmp_path / name)])
+        np.testing.assert_allclose(found, expected["vector"], atol=2e-6)
+    assert json.loads((tmp_path / "one/manifest.json").read_text())["scattered_clusters"] == 1
+    again = tmp_path / "b.jsonl"  # of a cluster with a bad record inside, where a file of vectors may end
+    again.write_text("{}\nbad\n{}\n".format(*map(json.dumps, records[4:])))
+    words = (again, "--model", model, "--clusters", "topic", "--output")
+    assert "1 of 1 clusters do not" in encode(*words, tmp_path / "cut", "--shard-documents", 1, code=3)
+    found, alone = np.array([row["vector"] for row in rows(tmp_path / "cut")]), DocumentEncoder(model)
+    np.testing.assert_allclose(found, alone({"text": texts[4:]})["vector"], atol=2e-6)
+    again.write_text("".join(f"{json.dumps(record)}\n" for record in records[:2]))
+    told = encode(again, "--model", model, "--clusters", "topic", "--output", tmp_path / "none")
+    assert "in a row" not in told
+    assert "2 documents, 2 vectors in 1 file: " in told
+
+
+def test_no_more_clusters_are_remembered_than_so_many() -> None:
+    found = ScatteredClusters(remembered=1000)
+    for _ in range(2):
+        found.add(str(number) for number in range(5000))
+    assert found.count == 1000
+    assert len(found._once) + len(found._again) == 1000
+    assert "1,000 of the first 1,000 clusters do not stand in a row ('0', '1', '2', ...)" in str(found.message("topic"))
 
 
 def test_a_folder_of_somebody_else_is_left_alone(model: str, lines: Path, tmp_path: Path) -> None:
