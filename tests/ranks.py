@@ -10,7 +10,9 @@ import contextlib
 import datetime
 import importlib
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +53,55 @@ def on_ranks(function: Callable[[dist.ProcessGroup], None], size: int, folder: P
                 if process.poll():
                     sys.stderr.write(f"rank {rank}:\n{log.read()}")
         assert not any(failed)
+
+
+def forked(run: Callable[[], object], size: int, restart: int = 0) -> list[int]:
+    """Runs it in so many forks of this process, which has run nothing yet, each told its rank as torchrun tells it.
+
+    Gives how each ended: 0, or minus a signal. Another fork keeps the store, as torchrun does, at a port that is free.
+    """
+    reader, writer = os.pipe()
+    keeper = _fork(lambda: _keep(writer))
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": os.read(reader, 9).decode(),
+        "WORLD_SIZE": str(size),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": str(restart),
+    }
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(size)]
+    try:
+        children = [_fork(lambda told=told: (os.environ.update(told), run())) for told in own]  # type: ignore[misc]
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    finally:
+        os.kill(keeper, signal.SIGKILL)
+        os.waitpid(keeper, 0)
+        os.close(reader)
+        os.close(writer)
+
+
+def _fork(run: Callable[[], object]) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            run()
+            code = 0
+        except SystemExit as end:
+            sys.stderr.write(f"{end.code}\n" if isinstance(end.code, str) else "")
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return child
+
+
+def _keep(writer: int) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.write(writer, str(store.port).encode())
+    signal.pause()
 
 
 def main(module: str, function: str, rank: str, size: str, store: str) -> None:

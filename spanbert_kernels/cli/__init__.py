@@ -14,6 +14,7 @@ from spanbert_kernels.cli.explain import explain
 from spanbert_kernels.cli.predicting import predict
 from spanbert_kernels.cli.pretraining import pretrain
 from spanbert_kernels.cli.tasks import evaluate, train
+from spanbert_kernels.tasks import launch
 
 __all__ = ["main"]
 
@@ -22,6 +23,7 @@ __all__ = ["main"]
 @click.version_option(__version__, prog_name="spanbert-kernels")
 def main() -> None:
     """Fused span pooling and cross-document attention for SpanBERT-family encoders."""
+    launch.hush()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 gets a question mark, not a traceback
             stream.reconfigure(errors="replace")

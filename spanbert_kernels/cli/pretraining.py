@@ -17,6 +17,7 @@ from spanbert_kernels.cli.training_options import COUNT, MOST, Number, data_in_w
 from spanbert_kernels.cli.training_outcome import write_card
 from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.extras import require
+from spanbert_kernels.tasks import launch
 
 
 @click.command()
@@ -68,6 +69,8 @@ def pretrain(
         load_released_heads(model, heads)
     with data_in_words() as counts:
         training = run(model, tokenizer, train, test, options, length)
+    if launch.rank():
+        return
     write_card("pretraining", start, options, training, counts, {"texts": paths})
     _show(training.log, Console(highlight=False))
     paths_taken = ", ".join(f"{name} ({calls:,} calls)" for name, calls in training.paths.items())

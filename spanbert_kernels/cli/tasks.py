@@ -22,6 +22,7 @@ from spanbert_kernels.cli.training_options import (
     watched,
 )
 from spanbert_kernels.cli.training_outcome import push, show, write_card
+from spanbert_kernels.tasks import launch
 from spanbert_kernels.tasks.registry import TASKS, TaskEntry
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ def train(
     with bars(watched(), told), data_in_words() as counts:
         spans = None if span_length is None else SpanTraining(span_length, crop)
         outcome = found.train(data, test or None, start, options, spans, dev or None)
+    if launch.rank():
+        return
     write_card(task, start, options, outcome.training, counts, {"train": data, "dev": dev, "test": test}, outcome)
     show(outcome, found.measure, start, options)
     if push_to_hub is not None:

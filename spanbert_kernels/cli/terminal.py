@@ -13,12 +13,18 @@ from rich import console
 from rich.text import Text
 
 from spanbert_kernels.cli import formatting
+from spanbert_kernels.tasks import launch
 
 STANDARD_OUTPUT = "standard output"
 
 
 def say(text: str, error: bool = False) -> None:
-    """A line, or several, to standard output or to standard error; controls are escaped, long lines cut."""
+    """A line, or several, to standard output or to standard error; controls are escaped, long lines cut.
+
+    Of several ranks the first one speaks for all.
+    """
+    if launch.rank():
+        return
     with _named():
         click.echo(formatting.for_terminal(text), err=error)
 

@@ -14,6 +14,7 @@ import click
 from spanbert_kernels.cli.files import PATH, check_output_folder
 from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.data.counts import Tally, tallying
+from spanbert_kernels.tasks import launch
 
 if TYPE_CHECKING:
     from spanbert_kernels.tasks.start import Start
@@ -32,6 +33,7 @@ RECIPES: dict[bool, dict[str, Any]] = {
 MOST = 2**31 - 1
 COUNT = click.IntRange(1, MOST)
 THREADS = click.IntRange(1, 1024)  # a system gives no more than some thousands, and ends the process
+MOST_SECONDS = 86400
 SEED = click.IntRange(0, 2**32 - 1)  # numpy takes no other
 
 
@@ -135,13 +137,20 @@ _OPTIONS = (
         type=click.Choice(["auto", "eager"]),
         help="eager: the original path on plain PyTorch, to check against.",
     ),
+    click.option(
+        "--rank-timeout",
+        default=600,
+        show_default=True,
+        type=click.IntRange(1, MOST_SECONDS),
+        help="Seconds that a process of several under torchrun waits for the others.",
+    ),
     click.option("--threads", type=THREADS, help="Threads for PyTorch; by default its own choice."),
 )
 
 
 def watched() -> bool:
     """Does somebody see progress bars?"""
-    return sys.stderr.isatty()
+    return sys.stderr.isatty() and launch.rank() == 0
 
 
 def data_in_words() -> AbstractContextManager[Tally]:

@@ -37,7 +37,8 @@ NO_ENTITY = -1
 class CoreferenceOutput(ModelOutput):
     """Kept spans `[K, 2]`, packed positions of words, the last one included; their mention scores `[K]`; the number of
     each one's antecedent among them `[K]`, -1 for none; its candidates `earlier [K, C]`, the scores of the `links`;
-    and the numbers of the `kept` ones among all spans `[K]`.
+    and the numbers of the `kept` ones among all spans `[K]`. `loss` is the sum of `mention_loss`, a mean over words,
+    and `link_loss`, a mean over kept spans.
     """
 
     loss: Tensor | None = None
@@ -47,6 +48,19 @@ class CoreferenceOutput(ModelOutput):
     earlier: Tensor | None = None
     links: Tensor | None = None
     kept: Tensor | None = None
+    mention_loss: Tensor | None = None
+    link_loss: Tensor | None = None
+
+
+def kept_spans(words: Tensor, config: Any) -> Tensor:
+    """How many spans are kept of documents of so many words `[D]`, int64 `[D]`.
+
+    Example:
+        >>> from spanbert_kernels import SpanBERTConfig
+        >>> kept_spans(torch.tensor([5, 0]), SpanBERTConfig(kept_spans_share=0.3)).tolist()
+        [2, 0]
+    """
+    return (words * config.kept_spans_share).ceil().long()
 
 
 class Coreference(SpanModel):
@@ -107,7 +121,7 @@ class Coreference(SpanModel):
         if documents is None:
             documents = torch.zeros(len(offsets) - 1, dtype=torch.long, device=words.device)
         cu_documents = F.pad(torch.bincount(documents, weights=offsets.diff()).long().cumsum(0), (1, 0))
-        budget = (cu_documents.diff() * self.config.kept_spans_share).ceil().long()
+        budget = kept_spans(cu_documents.diff(), self.config)
         kept = ops.prune_spans(spans, scores.detach(), budget, cu_seqlens=cu_documents) if keep is None else keep
         chosen, own = spans[kept], scores[kept]
         pooled = self.dropout(ops.span_pool(words, chosen, PARTS, attention, self.widths.weight))  # [K, D]
@@ -115,18 +129,21 @@ class Coreference(SpanModel):
         earlier, pair_scores = self._antecedents(pooled, own, document)  # [K, C]
         best = pair_scores.max(1)
         antecedents = earlier.gather(1, best.indices[:, None])[:, 0].where(best.values > 0, -1)
-        loss = None
+        loss = mention_loss = link_loss = None
         if mentions is not None and entities is not None:
             entity = self.of_spans(mentions, entities, offsets, spans, NO_ENTITY)
-            linked = self._link_loss(entity[kept], earlier, pair_scores)
             is_mention = (entity != NO_ENTITY).to(scores.dtype)
-            found = F.binary_cross_entropy_with_logits(scores, is_mention, reduction="sum") / max(len(words), 1)
-            loss = found + linked / max(len(kept), 1)
+            found = F.binary_cross_entropy_with_logits(scores, is_mention, reduction="sum")
+            mention_loss = found / max(len(words), 1)
+            link_loss = self._link_loss(entity[kept], earlier, pair_scores) / max(len(kept), 1)
+            loss = mention_loss + link_loss
         return CoreferenceOutput(
             *(loss, chosen, own, antecedents),
             earlier=earlier,
             links=pair_scores,
             kept=kept,
+            mention_loss=mention_loss,
+            link_loss=link_loss,
         )
 
     def _antecedents(self, pooled: Tensor, own: Tensor, document: Tensor) -> tuple[Tensor, Tensor]:

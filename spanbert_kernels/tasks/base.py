@@ -15,6 +15,7 @@ from spanbert_kernels.data.counts import DEVELOPMENT, TEST, TRAINING, counting, 
 from spanbert_kernels.data.faults import DataFault, warn
 from spanbert_kernels.data.sources import Source, name_of, some
 from spanbert_kernels.models.tokenization import load_tokenizer
+from spanbert_kernels.tasks import launch
 from spanbert_kernels.tasks.attribution import (
     STEPS,
     Claim,
@@ -29,6 +30,7 @@ from spanbert_kernels.tasks.batches import Example, outputs, without
 from spanbert_kernels.tasks.familiarity import FIELD, capitalised
 from spanbert_kernels.tasks.formats import Format
 from spanbert_kernels.tasks.labels import label_fields, labels_of, listed, warn_of_unknown
+from spanbert_kernels.tasks.means import OF_LABELS, Mean
 from spanbert_kernels.tasks.predicting import chunks, line_format, predictions_for, several
 from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.progress import bars, counted
@@ -86,6 +88,7 @@ class Task(Generic[Item, Found]):
             the examples, or a span of each as `show` says.
         collate: makes a batch of examples.
         answers: what of a batch only a training needs.
+        means: what the model's loss is the sum of.
         size: of an example; those of about one size are in a batch of `batch_size` where something is to be found.
         decode: what is found for each item, of a model and its batches.
         score: of what was found for items.
@@ -119,6 +122,7 @@ class Task(Generic[Item, Found]):
     show: Show = show_tokens
     collate: Callable[[list[Example]], dict[str, Tensor]]
     answers: tuple[str, ...] = ("labels",)
+    means: tuple[Mean, ...] = OF_LABELS
     size: Callable[[Example], int] = lambda example: len(example["input_ids"])
     batch_size: int = 32
     decode: Callable[[Any, Sequence[Item], Batches], list[Found]]
@@ -155,7 +159,7 @@ class Task(Generic[Item, Found]):
         model, tokenizer = self.build(items, data, start, options.seed)
         setattr(self.network(model).config, FIELD, capitalised(self.texts_of(items)))
         training = self.fit(model, tokenizer, items, options, spans, development)
-        if not held_out:
+        if not held_out or launch.rank():
             return Outcome(training, {}, {})
         found = self._found(model, tokenizer, held_out, options.backend)
         scores = self.scores(model, held_out, found, options.backend)
@@ -238,6 +242,7 @@ class Task(Generic[Item, Found]):
             data = self.examples(model, tokenizer, items, spans, options.seed)
         return fit(
             *(model, options, data, self.batches(model)),
+            means=self.means,
             development=self.development(model, tokenizer, development, options.backend),
             write_vocabulary=tokenizer.save_pretrained,
         )

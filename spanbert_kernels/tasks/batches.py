@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from spanbert_kernels.tasks.means import IGNORED as IGNORED
 from spanbert_kernels.tasks.progress import counted
 from spanbert_kernels.tasks.training import on_path
 
-IGNORED = -100
 Example = Any  # what a batch is made of: arrays by name, or several such
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from spanbert_kernels.tasks import ranks
 from spanbert_kernels.tasks.progress import Telling
 
 MOST_STEPS = 20  # whose losses a first and a last loss are the mean of
@@ -52,7 +54,7 @@ class Losses(TrainerCallback, ExportableState):
             self._unread.append(sum(self._of_step[1:], self._of_step[0]))
             self._of_step = []
         if len(self._unread) >= MOST_STEPS:
-            self._read()
+            self.read()
 
     def steps(self, losses: list[float]) -> None:
         """Of some more steps."""
@@ -60,13 +62,15 @@ class Losses(TrainerCallback, ExportableState):
         self.last = [*self.last, *losses][-MOST_STEPS:]
         self.count += len(losses)
 
-    def _read(self) -> None:
-        self.steps([float(loss) for loss in self._unread])
-        self._unread = []
+    def read(self) -> None:
+        """Those of all ranks, which each ask for them."""
+        if self._unread:
+            self.steps(ranks.mean(torch.stack(self._unread)).tolist())
+            self._unread = []
 
     def ends(self) -> tuple[float, float, int] | None:
         """The means over the first and over the last steps, and how many these are; None where there was no step."""
-        self._read()
+        self.read()
         if not self.count:
             return None
         steps = min(MOST_STEPS, max(1, self.count // 4))
@@ -74,7 +78,7 @@ class Losses(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        self._read()
+        self.read()
         return {"args": {}, "attributes": {"first": self.first, "last": self.last, "count": self.count}}
 
 

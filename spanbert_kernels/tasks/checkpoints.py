@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from transformers import Trainer, TrainerState
 
 from spanbert_kernels.models.damage import damage
 from spanbert_kernels.ops import measured
-from spanbert_kernels.tasks import atomic
+from spanbert_kernels.tasks import atomic, launch, ranks
 
 NAME = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Besides the weights. The Trainer itself goes on without an optimizer or random numbers, to another result.
 NEEDED = ("config.json", "optimizer.pt", "scheduler.pt", STATE)
+# How many ranks there were, and examples in a step of all of them; checkpoints of older versions have none.
+RANKS = "ranks.json"
 # Which of several ways that differ in bits the training took; checkpoints of older versions have none.
 CHOICES = "measured_choices.json"
 
@@ -40,7 +43,7 @@ def newest_whole(output: Path) -> tuple[Path, list[tuple[Path, str]]]:
         CannotResume: there is none.
     """
     passed_over: list[tuple[Path, str]] = []
-    for path in reversed(_in_order(output)):
+    for path in reversed(in_order(output)):
         reason = fault(path)
         if reason is None:
             return path, passed_over
@@ -53,9 +56,7 @@ def newest_whole(output: Path) -> tuple[Path, list[tuple[Path, str]]]:
 
 def fault(checkpoint: Path) -> str | None:
     """What of a checkpoint is missing or damaged, None if it is whole."""
-    random_numbers = sorted(checkpoint.glob("rng_state*.pth")) or [checkpoint / "rng_state.pth"]
-    choices = [path for path in [checkpoint / CHOICES] if path.exists()]
-    for path in [*(checkpoint / name for name in NEEDED), *random_numbers, *_weights(checkpoint), *choices]:
+    for path in _files(checkpoint):
         reason = damage(path)
         if reason is not None:
             return f"its {path.name} {reason}"
@@ -64,11 +65,33 @@ def fault(checkpoint: Path) -> str | None:
     return None if step == _steps(checkpoint) else f"its {STATE} is of step {step}"
 
 
+def _files(checkpoint: Path) -> Iterator[Path]:
+    """What a checkpoint has to hold; which files these are stands in those before them."""
+    yield from (checkpoint / name for name in NEEDED)
+    yield from _weights(checkpoint)
+    yield from (path for path in (checkpoint / CHOICES, checkpoint / RANKS) if path.exists())
+    ranks_then, _ = of_ranks(checkpoint)
+    if ranks_then == 1:
+        yield checkpoint / "rng_state.pth"
+    else:
+        yield from (checkpoint / f"rng_state_{rank}.pth" for rank in range(ranks_then))
+
+
+def of_ranks(checkpoint: Path) -> tuple[int, int | None]:
+    """How many ranks a checkpoint, whose files are whole, is of, and examples in a step; None where it does not say."""
+    if not (checkpoint / RANKS).exists():
+        return 1, None
+    found = json.loads((checkpoint / RANKS).read_text(encoding="utf-8"))
+    return found["ranks"], found["examples"]
+
+
 def choices(checkpoint: Path | None) -> dict[str, str]:
     """What `ops.measured` chose in the training of a whole checkpoint, to be kept to."""
     if checkpoint is None or not (checkpoint / CHOICES).exists():
         return {}
     found = json.loads((checkpoint / CHOICES).read_text(encoding="utf-8"))
+    if isinstance(found, dict) and len(of_each := found.get("ranks", [])) == launch.ranks():
+        found = of_each[launch.rank()]
     return {name: way for name, way in found.items() if isinstance(way, str)} if isinstance(found, dict) else {}
 
 
@@ -81,7 +104,7 @@ def ended_early(checkpoint: Path) -> bool:
 
 def remove_all(output: Path) -> None:
     """The checkpoints in a training's folder."""
-    for path in _in_order(output):
+    for path in in_order(output):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -100,7 +123,7 @@ def _steps(checkpoint: Path) -> int:
     return int(found[1]) if found else -1
 
 
-def _in_order(output: Path) -> list[Path]:
+def in_order(output: Path) -> list[Path]:
     """Folders with a checkpoint's name, the fewest steps first."""
     if not output.is_dir():
         return []
@@ -110,6 +133,7 @@ def _in_order(output: Path) -> list[Path]:
 class CheckpointTrainer(Trainer):
     """transformers' Trainer, whose checkpoints are there whole or not at all."""
 
+    a_step: int | None = None
     _aside: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -117,29 +141,53 @@ class CheckpointTrainer(Trainer):
         return str(self._aside or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Every rank takes part, and the first one writes."""
         output = Path(self.args.output_dir)
         path = output / f"checkpoint-{self.state.global_step}"
-        for left in output.glob(f".checkpoint-*{atomic.PARTIAL}"):
-            shutil.rmtree(left, ignore_errors=True)
-        with atomic.new_folder(path) as aside:
-            self._aside = aside
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._aside = None
-            if self.state.best_global_step:  # the Trainer has noted where it is written aside
-                self.state.best_model_checkpoint = str(self._best())
+        made = ranks.gathered(measured.made())
+        if launch.rank():
+            super()._save_checkpoint(model, trial)
+        else:
+            for left in output.glob(f".checkpoint-*{atomic.PARTIAL}"):
+                shutil.rmtree(left, ignore_errors=True)
+            with atomic.new_folder(path) as aside:
+                self._aside = aside
+                try:
+                    super()._save_checkpoint(model, trial)
+                finally:
+                    self._aside = None
+                self._note_best()  # the Trainer has noted where it is written aside
                 self.state.save_to_json(str(aside / path.name / STATE))
-            atomic.write_text(aside / CHOICES, json.dumps(measured.made(), indent=1))
-            # the Trainer has made the folder that it would make in its output folder
-            for file in (aside / path.name).iterdir():
-                file.replace(aside / file.name)
-            (aside / path.name).rmdir()
-        self._remove_older(output)
+                of_each = {"ranks": made} if ranks.several() else {}
+                atomic.write_text(aside / CHOICES, json.dumps({**made[0], **of_each}, indent=1))
+                atomic.write_text(aside / RANKS, json.dumps({"ranks": launch.ranks(), "examples": self.a_step}))
+                # the Trainer has made the folder that it would make in its output folder
+                for file in (aside / path.name).iterdir():
+                    file.replace(aside / file.name)
+                (aside / path.name).rmdir()
+            self._remove_older(output)
+        self._note_best()
+        ranks.wait()
+
+    def _note_best(self) -> None:
+        if (best := self._best()) is not None:
+            self.state.best_model_checkpoint = str(best)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """All ranks' by the first one, whose folder another machine may not have yet."""
+        if not ranks.several():
+            super()._save_rng_state(output_dir)
+            return
+        with tempfile.TemporaryDirectory() as own:
+            super()._save_rng_state(own)
+            files = {path.name: path.read_bytes() for path in Path(own).iterdir()}
+        for each in ranks.gathered(files):
+            for name, content in each.items():
+                Path(output_dir, name).write_bytes(content)
 
     def _remove_older(self, output: Path) -> None:
         """What has more steps than the one just written is of another training, which this one takes the place of."""
-        found = _in_order(output)
+        found = in_order(output)
         own = [path for path in found if _steps(path) <= self.state.global_step]
         kept = own[-self.args.save_total_limit :] if self.args.save_total_limit else own
         for path in found:
@@ -174,6 +222,10 @@ class CheckpointTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Of another number of ranks there is none for each: they draw anew."""
+        if checkpoint is not None and of_ranks(Path(checkpoint))[0] != launch.ranks():
+            ranks.seed_own(self.args.seed, self.state.global_step)
+            return
         with _fitting(checkpoint):
             super()._load_rng_state(checkpoint)
 

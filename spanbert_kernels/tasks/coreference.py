@@ -14,11 +14,13 @@ from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.words import read_documents
 from spanbert_kernels.models import SpanBERTForCoreference
+from spanbert_kernels.models.coreference import kept_spans
 from spanbert_kernels.tasks.attribution import Claim, Pass, Reading, reading_of_words
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import Example, joined, padded, repeated
 from spanbert_kernels.tasks.coreference_scores import f1_scores
 from spanbert_kernels.tasks.formats import BRACKETED_WORDS
+from spanbert_kernels.tasks.means import Batch, Mean, words
 from spanbert_kernels.tasks.mentions import count_mentions, first_of_words, unmarked
 from spanbert_kernels.tasks.predicting import chunks
 from spanbert_kernels.tasks.predictions import Mark, Prediction, located
@@ -134,6 +136,15 @@ def windows_and_mentions(examples: list[Example]) -> dict[str, Tensor]:
         "documents": repeated(sizes),
         "mentions": joined([example["mentions"] for example in examples], sizes, column=0),
     }
+
+
+def _kept(batch: Batch, config: Any) -> int:
+    """Spans that the model keeps of the documents."""
+    of_documents = batch["documents"].bincount((batch["word_starts"] >= 0).sum(1).float())
+    return int(kept_spans(of_documents, config).sum())
+
+
+MEANS = (Mean(words, "mention_loss"), Mean(_kept, "link_loss"))
 
 
 def count(model: Any, tokenizer: Tokenizer, documents: Sequence[MarkedDocument], examples: Sequence[Example]) -> int:
@@ -301,6 +312,7 @@ TASK = Task(
     dataset=dataset,
     collate=collate,
     answers=("mentions", "entities"),
+    means=MEANS,
     size=windows_in,
     batch_size=1,
     decode=decode,

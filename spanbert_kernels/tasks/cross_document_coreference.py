@@ -234,6 +234,7 @@ TASK = Task(
     dataset=dataset,
     collate=collate,
     answers=("mentions", "entities"),
+    means=coreference.MEANS,
     size=coreference.windows_in,
     batch_size=1,
     decode=coreference.decode,

@@ -20,6 +20,7 @@ from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import Example, joined, numbered, padded
 from spanbert_kernels.tasks.formats import BRACKETED_WORDS
 from spanbert_kernels.tasks.labels import labels_of
+from spanbert_kernels.tasks.means import OF_WORDS
 from spanbert_kernels.tasks.mentions import count_mentions, first_of_words, unmarked
 from spanbert_kernels.tasks.predictions import Mark, Prediction, located
 from spanbert_kernels.tasks.scores import scores_of_sets
@@ -195,6 +196,7 @@ TASK = Task(
     show=show,
     collate=collate,
     answers=("mentions", "labels"),
+    means=OF_WORDS,
     decode=_decode,
     score=score,
     baseline=lambda train_on, documents, found: dictionary(train_on, documents),

@@ -16,6 +16,7 @@ from spanbert_kernels import host
 from spanbert_kernels.data.counts import TEST, TRAINING, counting, left_out, took
 from spanbert_kernels.models import SpanBERTForPreTraining
 from spanbert_kernels.tasks.batches import IGNORED, padded
+from spanbert_kernels.tasks.means import Batch, Mean, labels
 from spanbert_kernels.tasks.training import Training, TrainingOptions, fit
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 
@@ -118,6 +119,15 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {**batch, "spans": torch.from_numpy(np.concatenate(spans))}
 
 
+def _of_spans(batch: Batch, config: Any) -> int:
+    """Tokens that are predicted from the borders of their spans."""
+    _, first, last = batch["spans"].unbind(1)
+    return int((last - first + 1).clamp(max=config.max_span_targets).sum())
+
+
+MEANS = (Mean(labels, "mlm_loss"), Mean(_of_spans, "sbo_loss", more=1))
+
+
 def losses(prediction: EvalPrediction) -> dict[str, float]:
     """Both losses, means over the batches."""
     mlm, sbo = prediction.predictions
@@ -151,4 +161,8 @@ def pretrain(
     with counting(TEST):
         evaluated = blocks_of(held_out, tokenizer, length)
     test = MaskedBlocks(evaluated, tokenizer, options.seed) if evaluated else None
-    return fit(model, options, train, collate, test, losses, write_vocabulary=tokenizer.save_pretrained)
+    return fit(
+        *(model, options, train, collate, test, losses),
+        means=MEANS,
+        write_vocabulary=tokenizer.save_pretrained,
+    )

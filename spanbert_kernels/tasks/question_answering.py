@@ -21,6 +21,7 @@ from spanbert_kernels.models import SpanBERTForQuestionAnswering
 from spanbert_kernels.tasks.attribution import Claim, Pass, Reading, reading_of_text
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import Example, padded
+from spanbert_kernels.tasks.means import Mean, rows_of
 from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.span_training import SpanTraining, shown
 from spanbert_kernels.tasks.vocabulary import Tokenizer
@@ -285,6 +286,7 @@ TASK = Task(
     dataset=_dataset,
     collate=collate,
     answers=("start_positions", "end_positions"),
+    means=(Mean(rows_of("start_positions")),),
     decode=_decode,
     score=score,
     baseline=lambda train_on, questions, found: whole_text(questions),

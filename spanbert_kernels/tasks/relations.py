@@ -37,6 +37,7 @@ from spanbert_kernels.tasks.cross_document_coreference import (
 )
 from spanbert_kernels.tasks.formats import RELATED_ENTITIES
 from spanbert_kernels.tasks.labels import labels_of
+from spanbert_kernels.tasks.means import Mean, rows_of
 from spanbert_kernels.tasks.mentions import count_mentions
 from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.scores import scores_of_sets
@@ -312,6 +313,7 @@ TASK = Task(
     dataset=_dataset,
     collate=collate,
     answers=("relations",),
+    means=(Mean(rows_of("clusters")),),
     size=coreference.windows_in,
     batch_size=1,
     decode=_decode,

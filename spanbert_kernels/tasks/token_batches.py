@@ -66,6 +66,10 @@ class TokenBatches(Dataset[list[Any]]):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
+    def sizes(self) -> list[int]:
+        """Tokens of each batch, lengths rounded up; they are the same in every epoch."""
+        return [int(sizes.sum()) for sizes in np.split(np.sort(self.rounded), self.ends[1:-1])]
+
     def __getitem__(self, index: int) -> list[Any]:
         """The examples of a batch."""
         if not 0 <= index < len(self):

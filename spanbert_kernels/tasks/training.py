@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
@@ -20,9 +20,9 @@ from spanbert_kernels import accelerate, ops
 from spanbert_kernels.data import counts
 from spanbert_kernels.extras import require
 from spanbert_kernels.ops import measured
-from spanbert_kernels.tasks import atomic, callbacks, checkpoints
-from spanbert_kernels.tasks.checkpoints import CheckpointTrainer, PassedOver
-from spanbert_kernels.tasks.rates import rate_of, set_rates
+from spanbert_kernels.tasks import atomic, callbacks, checkpoints, launch, rank_faults, ranks, resuming
+from spanbert_kernels.tasks.means import OF_LABELS, Mean
+from spanbert_kernels.tasks.task_trainer import TaskTrainer
 from spanbert_kernels.tasks.token_batches import TokenBatches, in_batches
 
 BACKENDS = ("auto", "eager")
@@ -36,7 +36,7 @@ SCHEDULES = {  # how the learning rate goes on when it is at its highest, by tra
 PRECISIONS = ("float32", "bf16", "fp16")
 EVALUATIONS = 20  # on development data in a training, at most
 CONFIGURATION = "config.json"  # without which a folder holds no model
-_RATES = ("epochs", "learning_rate")
+_RATES = ("epochs", "learning_rate", "rank_timeout")
 _COUNTS = ("steps", "batch_size", "save_steps", "evaluate_steps", "accumulation", "batch_tokens", "patience")
 _CHOICES = {"backend": BACKENDS, "schedule": tuple(SCHEDULES), "precision": PRECISIONS}
 
@@ -70,6 +70,7 @@ class TrainingOptions:
         resume: go on from the last checkpoint in `output`, with the same result as if nothing had stopped.
         quiet: no progress bars and no log lines.
         report_to: who else hears of losses and scores, such as "tensorboard": what transformers' Trainer knows.
+        rank_timeout: seconds that a rank waits for another, under torchrun.
     """
 
     output: Path
@@ -94,6 +95,7 @@ class TrainingOptions:
     precision: str = "float32"
     patience: int | None = None
     report_to: tuple[str, ...] = ()
+    rank_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         require("accelerate", "tasks")  # which transformers' Trainer asks for when all data has been read
@@ -191,6 +193,7 @@ def arguments_of(options: TrainingOptions, **more: Any) -> TrainingArguments:
         "restore_callback_states_from_checkpoint": True,
         "disable_tqdm": options.quiet,
         "log_level": "error",
+        "log_level_replica": "error",
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "use_cpu": not torch.cuda.is_available(),
@@ -212,43 +215,6 @@ def _mixed(precision: str) -> dict[str, bool]:
     return {}
 
 
-class TaskTrainer(CheckpointTrainer):
-    """With a task's own scores in the place of a loss on held-out data, and learning rates by part of the model."""
-
-    development: Development | None = None
-    options: TrainingOptions
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As the Trainer's, in more groups where the options ask for it."""
-        optimizer = super().create_optimizer(model)
-        own = self.options
-        if own.head_learning_rate is not None or own.layer_decay != 1.0:
-            rates = rate_of(self.model, own.learning_rate, own.head_learning_rate, own.layer_decay)
-            set_rates(optimizer, self.model, rates)
-        return optimizer
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Keeps the loss; callbacks are made anew where a training goes on."""
-        loss: Tensor = super().training_step(*args, **kwargs)
-        self.losses.add(loss)
-        return loss
-
-    @property
-    def losses(self) -> callbacks.Losses:
-        """Of the steps so far."""
-        return next(each for each in self.callback_handler.callbacks if isinstance(each, callbacks.Losses))
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The task's scores on the development data, or the Trainer's evaluation where there are none."""
-        if self.development is None:
-            found: dict[str, float] = super().evaluate(*args, **kwargs)
-            return found
-        metrics = {f"eval_{name}": value for name, value in self.development.scores().items()}
-        self.log(dict(metrics))
-        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
 def fit(
     model: nn.Module,
     options: TrainingOptions,
@@ -257,6 +223,7 @@ def fit(
     held_out: Sequence[Any] | Dataset[Any] | None = None,
     metrics: Callable[[Any], dict[str, float]] | None = None,
     *,
+    means: Sequence[Mean] = OF_LABELS,
     development: Development | None = None,
     write_vocabulary: Callable[[Path], object] | None = None,
     **arguments: Any,
@@ -264,24 +231,43 @@ def fit(
     """Trains a model whose forward returns a loss, and writes it to `options.output`, whole or not at all.
 
     With `development` data the model is in the end the one that had the best score on them. `write_vocabulary` writes
-    what belongs to the model to the folder that it is given; `arguments` are more of the Trainer's.
+    what belongs to the model to the folder that it is given; `means` are what the loss is the sum of; `arguments` are
+    more of the Trainer's. Under torchrun every rank calls it, and the first one writes.
 
     Raises:
+        RankLost: another rank has ended, or does not answer.
         CannotResume: `options.resume`, but `options.output` holds no whole checkpoint, or one of another model.
         CannotWrite: a checkpoint or the model cannot be written, such as on a full disk.
     """
     counts.say()
-    checkpoint = None
-    if options.resume:
-        checkpoint, passed_over = checkpoints.newest_whole(options.output)
-        for path, reason in passed_over:
-            warnings.warn(f"{path} is passed over: {reason}; going on from {checkpoint}", PassedOver, stacklevel=1)
-    data: Any = train
+    with ranks.joined(options.rank_timeout), rank_faults.in_a_sentence(options.output, options.rank_timeout):
+        return _fit(model, options, train, collate, held_out, metrics, means, development, write_vocabulary, arguments)
+
+
+def _fit(
+    model: nn.Module,
+    options: TrainingOptions,
+    train: Any,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    held_out: Any,
+    metrics: Callable[[Any], dict[str, float]] | None,
+    means: Sequence[Mean],
+    development: Development | None,
+    write_vocabulary: Callable[[Path], object] | None,
+    arguments: dict[str, Any],
+) -> Training:
+    checkpoint = resuming.to_resume(options)
+    data, batch_size = train, arguments.get("per_device_train_batch_size", options.batch_size)
     if options.batch_tokens is not None:
-        data, collate = TokenBatches(train, options.batch_tokens, options.seed), in_batches(collate)
+        data, collate, batch_size = TokenBatches(train, options.batch_tokens, options.seed), in_batches(collate), 1
         arguments["per_device_train_batch_size"] = 1
+    a_step = batch_size * options.accumulation * launch.ranks()
+    dealt = resuming.dealt(options, data, batch_size, a_step, checkpoint)
+    if dealt is not None:
+        a_step = dealt.a_step
+        arguments["gradient_accumulation_steps"] = dealt.accumulation
     set_seed(options.seed)
-    steps, an_epoch = _steps(options, len(data), arguments.get("per_device_train_batch_size", options.batch_size))
+    steps, an_epoch = _steps(options, len(data), a_step)
     if development is not None:
         arguments |= _with_development(options, development, steps, an_epoch)
         held_out = []
@@ -293,33 +279,48 @@ def fit(
             eval_dataset=held_out,
             data_collator=collate,
             compute_metrics=metrics,
-            callbacks=list(_callbacks(options, data, development)),
+            callbacks=list(_callbacks(options, [data, dealt], development)),
         )
-        trainer.development, trainer.options = development, options
+        trainer.development, trainer.options, trainer.means = development, options, means
+        trainer.dealt, trainer.a_step = dealt, a_step
         trainer.model_accepts_loss_kwargs = False  # the models' losses are means over a batch, not over several
         if options.quiet:  # whose place the progress bar takes otherwise
             trainer.remove_callback(PrinterCallback)
+        if ranks.several():
+            ranks.seed_own(options.seed)
         if checkpoint is not None and checkpoints.ended_early(checkpoint):
             trainer.take_best(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        with atomic.files_into(options.output, last=CONFIGURATION) as aside:
-            trainer.save_model(str(aside))
-            if write_vocabulary is not None:
-                write_vocabulary(aside)
-        if options.save_steps is None and development is not None:
-            checkpoints.remove_all(options.output)
+        losses = trainer.losses.ends()
+        if launch.rank() == 0:
+            _write(trainer, options, development, write_vocabulary)
+        ranks.wait()
         state = trainer.state
         log = [{n: v for n, v in entry.items() if isinstance(v, (int, float))} for entry in state.log_history]
         best = (
             None if development is None or not state.best_global_step else (state.best_metric, state.best_global_step)
         )
-        return Training(log, paths(), trainer.losses.ends(), best)
+        return Training(log, paths(), losses, best)
 
 
-def _steps(options: TrainingOptions, items: int, batch_size: int) -> tuple[int, int]:
+def _write(
+    trainer: TaskTrainer,
+    options: TrainingOptions,
+    development: Development | None,
+    write_vocabulary: Callable[[Path], object] | None,
+) -> None:
+    with atomic.files_into(options.output, last=CONFIGURATION) as aside:
+        trainer.save_model(str(aside))
+        if write_vocabulary is not None:
+            write_vocabulary(aside)
+    if options.save_steps is None and development is not None:
+        checkpoints.remove_all(options.output)
+
+
+def _steps(options: TrainingOptions, items: int, a_step: int) -> tuple[int, int]:
     """Of the training, and of an epoch."""
-    an_epoch = max(1, math.ceil(math.ceil(items / batch_size) / options.accumulation))
+    an_epoch = max(1, math.ceil(items / a_step))
     return options.steps or max(math.ceil(options.epochs * an_epoch), options.least_steps), an_epoch
 
 
@@ -337,11 +338,12 @@ def _with_development(options: TrainingOptions, development: Development, steps:
     }
 
 
-def _callbacks(options: TrainingOptions, data: Any, development: Development | None) -> Iterator[TrainerCallback]:
+def _callbacks(
+    options: TrainingOptions, by_epoch: Sequence[Any], development: Development | None
+) -> Iterator[TrainerCallback]:
     yield callbacks.Losses()
     yield callbacks.ProgressLines()
-    if hasattr(data, "set_epoch"):
-        yield callbacks.Epochs(data)
+    yield from (callbacks.Epochs(each) for each in by_epoch if hasattr(each, "set_epoch"))
     if development is not None and options.patience is not None:
         yield callbacks.Patience(options.patience)
     if development is not None and options.save_steps is not None:
