@@ -16,6 +16,10 @@ from pathlib import Path
 import click
 import memory
 import scaling
+from corpus_encoding import recording as corpus_records
+from corpus_encoding import tables as corpus_tables
+from efficiency import page as efficiency_page
+from efficiency.predicted import predicted
 from records.record import NotARecord, Record, Row, load
 from roof import keeping
 from roof.table import markdown
@@ -26,7 +30,7 @@ FOLDER = Path(__file__).resolve().parent
 DOCS = FOLDER.parent / "docs"
 PAGES = (
     *(FOLDER.parent / "README.md", FOLDER / "SCALING.md"),
-    *(DOCS / f"{name}.md" for name in ("benchmarks", "span-packages", "tasks")),
+    *(DOCS / f"{name}.md" for name in ("benchmarks", "encode", "span-packages", "tasks")),
 )
 MARKED = re.compile(r"(<!-- speed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BESIDE = {"encoder": ("encoder_padding", "encoder_training")}
@@ -375,6 +379,18 @@ def gpu() -> str:
     return about + table(["", "ours, ms", "fastest other, ms", "of the floor"], lines())
 
 
+def efficiency() -> str:
+    """What is predicted of 8 to 512 GPUs, from the records of least times and of encodings."""
+    roof = keeping.load(keeping.newest())
+    times = predicted(roof.rows("now"), roof.content["card"], roof.content["reached"])
+    path = corpus_records.newest()
+    record = corpus_records.load(path)
+    stages = next((each["stages"] for each in record["measurements"] if each["what"] == "stages"), None)
+    if path is None or stages is None:
+        return "Not measured yet.\n"
+    return efficiency_page.efficiency(times, stages, (roof.path.name, path.name), record["machine"]["processor"], table)
+
+
 def filled(text: str) -> str:
     """A page with its tables made anew."""
     results = newest("cpu", WHOLE)
@@ -387,6 +403,11 @@ def filled(text: str) -> str:
             content = gpu()
         elif name == "roof":
             content = markdown(keeping.load(keeping.newest()), keeping.measured())
+        elif name == "corpus":
+            path = corpus_records.newest()
+            content = corpus_tables.section(corpus_records.load(path), path.name if path else "", table)
+        elif name == "efficiency":
+            content = efficiency()
         elif name == "tasks":
             content = task_tables.tasks(table)
         elif name == "ablations":
@@ -396,9 +417,8 @@ def filled(text: str) -> str:
         elif name in TABLES:
             content = TABLES[name](results)
         else:
-            raise click.ClickException(
-                f"there is no table {name}; there are {', '.join([*TABLES, 'gpu', 'roof', 'tasks', 'ablations'])}"
-            )
+            others = ("gpu", "roof", "corpus", "efficiency", "tasks", "ablations")
+            raise click.ClickException(f"there is no table {name}; there are {', '.join([*TABLES, *others])}")
         return f"{match[1]}{content}{match[3]}"
 
     return MARKED.sub(made, text)
