@@ -30,7 +30,7 @@ CPP_FILES := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.h' -o
 BUILD_TOOLS := "setuptools>=77" ninja "pybind11>=2.12"
 BUILD_FILES := setup.py pyproject.toml $(filter csrc/%,$(CPP_FILES))
 
-.PHONY: demo test test-all test-triton test-peers test-integrations test-scale check docs wheel aarch64 fuzz sanitize bench task-results ablations sentence-embeddings gpu-kernels gpu-check clean
+.PHONY: demo test test-all test-triton test-peers test-integrations test-scale check docs wheel aarch64 fuzz sanitize bench task-results ablations sentence-embeddings corpus-encoding gpu-kernels gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -92,6 +92,11 @@ ablations: $(VENV)/.test-installed
 sentence-embeddings: $(INTEGRATIONS)/.installed
 	$(INTEGRATIONS)/bin/python -m benchmarks.task_results.embeddings
 	$(BIN)/python benchmarks/readme_tables.py
+
+# `encode` over 100,000 documents made from the texts of SPANBERT_KERNELS_DATA, beside the bare model, by lengths, workers
+# and engine. Each measurement is recorded at once; a run that was cut off goes on. Docs get the new tables.
+corpus-encoding: $(SCALE)/.installed
+	$(SCALE)/bin/python -m benchmarks.corpus_encoding
 
 # The documentation, in build/docs. A warning is an error, and every link is followed.
 docs: $(VENV)/.docs-installed

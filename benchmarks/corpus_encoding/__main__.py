@@ -97,12 +97,14 @@ def main(
         raise click.ClickException(f"there is no encoder in {model}: --model names one")
     end = time.monotonic() + seconds
     path = output or recording.newest() or recording.new_path()
+    if recording.largest(recording.load(path)) > documents:
+        raise click.ClickException(f"{path} has larger measurements than of {documents:,} documents: give --output")
     texts = read_texts(Path(data), load_tokenizer(model).backend_tokenizer.to_str())
     code, failed = recording.commit(), []
     for each in planned(documents):
         if only not in (None, each.what):
             continue
-        about = {**asdict(each), "model": Path(model).name, "commit": code}
+        about = {**asdict(each), "model": Path(model).name, "commit": code, "plan": documents}
         if recording.known(recording.load(path), about):
             say(f"{each.title}: recorded already")
             continue
@@ -120,11 +122,7 @@ def main(
             failed.append(each.title)
             continue
         recording.add(path, {**about, **found})
-        say(
-            f"{each.title}: {found.get('documents/s', found.get('stages'))} documents/s"
-            if "stages" not in found
-            else f"{each.title}: {found['stages']}"
-        )
+        say(f"{each.title}: {found.get('stages') or str(found['documents/s']) + ' documents/s'}")
     if docs:
         subprocess.run([sys.executable, str(recording.ROOT / "benchmarks/readme_tables.py")], check=True)
     if failed:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .documents import MIXES
 
 MAIN = "log-normal"
-FEWER = 5  # times: documents of a point of the curve
+FEWER = 8  # times: documents of a point of the curve
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def planned(documents: int) -> Iterator[PlannedMeasurement]:
 
     Example:
         >>> [each.title for each in planned(1000)][:2]
-        ['stages of 200 documents, all of 128', 'bare of 1,000 documents, log-normal']
+        ['stages of 125 documents, all of 128', 'bare of 1,000 documents, log-normal']
     """
     fewer = max(1, documents // FEWER)
     yield PlannedMeasurement("stages", "all of 128", fewer)

@@ -75,10 +75,17 @@ def known(record: Mapping[str, Any], measurement: Mapping[str, Any]) -> bool:
     return any((key(each), each["commit"]) == wanted for each in record["measurements"])
 
 
+def largest(record: Mapping[str, Any]) -> int:
+    """Documents of the largest plan that a record has measurements of."""
+    return max((each["plan"] for each in record["measurements"]), default=0)
+
+
 def add(path: Path, measurement: Mapping[str, Any]) -> None:
-    """Writes a measurement into the record, in the place of an older one of the same."""
+    """Writes a measurement into the record, in the place of an older one of the same and of all of smaller plans."""
     record = load(path)
-    rest = [each for each in record["measurements"] if key(each) != key(measurement)]
+    rest = [
+        each for each in record["measurements"] if key(each) != key(measurement) and each["plan"] >= measurement["plan"]
+    ]
     record |= {"kind": KIND, "machine": environment.machine(), "versions": environment.versions()}
     record["measurements"] = [*rest, dict(measurement)]
     atomic.write_text(path, json.dumps(record, indent=1) + "\n")
