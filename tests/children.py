@@ -53,20 +53,32 @@ def run(
     return done
 
 
-def forked(run: Callable[[], object]) -> int:
-    """Runs it in a fork of this process, which has run nothing yet, and gives how that ended: 0, or minus a signal."""
+def fork(run: Callable[[], object]) -> int:
+    """Runs it in a fork of this process, which has run nothing yet; gives its number, for `ended` to wait for."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
             run()
             code = 0
+        except SystemExit as end:
+            print(end.code, file=sys.stderr)
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)
+    return child
+
+
+def ended(child: int) -> int:
+    """How a fork ended: 0, or minus a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def forked(run: Callable[[], object]) -> int:
+    """Runs it in a fork, and gives how that ended."""
+    return ended(fork(run))
 
 
 def kill() -> None:

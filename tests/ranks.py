@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import importlib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,8 +60,10 @@ def forked(run: Callable[[], object], size: int, restart: int = 0) -> list[int]:
 
     Gives how each ended: 0, or minus a signal. Another fork keeps the store, as torchrun does, at a port that is free.
     """
+    import children
+
     reader, writer = os.pipe()
-    keeper = _fork(lambda: _keep(writer))
+    keeper = children.fork(lambda: _keep(writer))
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": os.read(reader, 9).decode(),
@@ -71,31 +73,18 @@ def forked(run: Callable[[], object], size: int, restart: int = 0) -> list[int]:
     }
     own = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(size)]
     try:
-        children = [_fork(lambda told=told: (os.environ.update(told), run())) for told in own]  # type: ignore[misc]
-        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        forks = [children.fork(functools.partial(_told, told, run)) for told in own]
+        return [children.ended(child) for child in forks]
     finally:
         os.kill(keeper, signal.SIGKILL)
-        os.waitpid(keeper, 0)
+        children.ended(keeper)
         os.close(reader)
         os.close(writer)
 
 
-def _fork(run: Callable[[], object]) -> int:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            run()
-            code = 0
-        except SystemExit as end:
-            sys.stderr.write(f"{end.code}\n" if isinstance(end.code, str) else "")
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    return child
+def _told(variables: dict[str, str], run: Callable[[], object]) -> None:
+    os.environ.update(variables)
+    run()
 
 
 def _keep(writer: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerState
 
 from spanbert_kernels.models.damage import damage
@@ -180,10 +181,11 @@ class CheckpointTrainer(Trainer):
             return
         with tempfile.TemporaryDirectory() as own:
             super()._save_rng_state(own)
-            files = {path.name: path.read_bytes() for path in Path(own).iterdir()}
-        for each in ranks.gathered(files):
-            for name, content in each.items():
-                Path(output_dir, name).write_bytes(content)
+            (path,) = Path(own).iterdir()
+            states = ranks.gathered((path.name, torch.load(path, weights_only=False)))
+        aside = Path(output_dir)
+        for name, state in states:
+            torch.save(state, aside / name)
 
     def _remove_older(self, output: Path) -> None:
         """What has more steps than the one just written is of another training, which this one takes the place of."""
