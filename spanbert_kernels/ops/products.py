@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from spanbert_kernels.ops import large
+from spanbert_kernels.ops import large, onednn
 from spanbert_kernels.ops.measured import Candidate, Choice
 
 VARIABLE = "SPANBERT_KERNELS_PRODUCTS"
@@ -29,9 +29,10 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """By weights without gaps: others it multiplies a thousand times slower, or, where they overlap, not at all."""
+    if bias is None and x.dim() == 2 and x.stride(1) != 1 and weight.stride(0) == 1:  # a weight's gradient
+        return onednn.transposed_product(x.t(), weight.t().contiguous())
     dense = weight.t().contiguous().t() if weight.stride(0) == 1 else weight.contiguous()
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, dense, bias, "none", [], "")
-    return result
+    return onednn.linear(x, dense, bias)
 
 
 def _torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -126,6 +127,7 @@ def gradients(
     product: Product, grad: Tensor, x: Tensor | None, weight: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of x, where `weight` is given, and of the weight, where `x` is; all `[rows, columns]`."""
+    grad = grad.contiguous()
     return (
         None if weight is None else product(grad, weight.t(), None),
         None if x is None else product(grad.t(), x.t(), None),
