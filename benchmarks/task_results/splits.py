@@ -17,6 +17,9 @@ from spanbert_kernels.tasks.cross_document_coreference import clusters_of
 
 PARTS = ("train", "dev", "test")
 Item = TypeVar("Item")
+LAYERS = re.compile(
+    r"(?<![a-z_])(?:cross_|intra_)+(?=[A-Z]{3}\d)"
+)  # of meantime's annotation, before an instance's number
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,13 @@ def _marked(parts: dict[str, list[str]], folder: Path) -> Split:
 
 
 def without_topic(topic: str, data: Path, folder: Path) -> Split:
-    """A topic of meantime to test on; every sixth document of the others is to choose on."""
-    blocks = (data / "meantime/meantime.conll").read_text(encoding="utf-8").split("#begin document ")[1:]
+    """A topic of meantime to test on; every sixth document of the others is to choose on.
+
+    An instance is one entity: in the file it has up to three names, for what was annotated within documents, across
+    them, and both.
+    """
+    text = LAYERS.sub("", (data / "meantime/meantime.conll").read_text(encoding="utf-8"))
+    blocks = text.split("#begin document ")[1:]
     others = [block for block in blocks if not block.startswith(f"({topic}/")]
     parts = {
         "train": [block for number, block in enumerate(others) if number % 6 != 5],
@@ -148,7 +156,7 @@ def participants(data: Path, folder: Path) -> Split:
         own = folder / part
         own.mkdir(exist_ok=True)
         (own / "documents.conll").write_text(text, encoding="utf-8")
-        names = {re.sub("^(cross_|intra_)+", "", name): name for name in re.findall(r"[a-z_]+[A-Z]{3}\d+", text)}
+        names = {LAYERS.sub("", name): name for name in re.findall(r"[a-z_]+[A-Z]{3}\d+", text)}
         entities = [
             {mention.entity for document in cluster for mention in document.mentions}
             for cluster in clusters_of(read_marked(own / "documents.conll"))

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from spanbert_kernels.data.documents import CORPUS_SUFFIXES, READERS, Document, NotADocument, Reader, read_plain, sniff
+from spanbert_kernels.data.documents import (
+    CORPUS_SUFFIXES,
+    TABLE_SUFFIXES,
+    Document,
+    NotADocument,
+    read_plain,
+    reader_of,
+    sniff,
+)
 from spanbert_kernels.data.faults import NotAFile, NotText
 from spanbert_kernels.data.text import encodable, read_text
 
@@ -21,7 +29,7 @@ _NOTICE = re.compile(
 )
 # Suffixes that say what a file is, and that it is no document.
 _OTHER_SUFFIXES = frozenset(
-    {".csv", ".tsv", ".html", ".css", ".js", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".lock", ".log"}
+    {".html", ".css", ".js", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".lock", ".log"}
     | {".py", ".ipynb", ".sh", ".c", ".h", ".cpp", ".cu", ".java", ".rs", ".go"}
 )
 
@@ -100,7 +108,7 @@ def _collect_folder(folder: Path, collection: Collection) -> None:
 
 def _collect_file(path: Path, collection: Collection, named: bool = True) -> None:
     """Read one file, which the user named, or which was found in a folder."""
-    reader: Reader | None = READERS.get(path.suffix.lower())
+    suffix = path.suffix.lower()
 
     def leave(reason: str, passed_over: bool = False) -> None:
         (collection.passed_over if passed_over else collection.skipped).append((path, reason))
@@ -111,9 +119,10 @@ def _collect_file(path: Path, collection: Collection, named: bool = True) -> Non
         return leave(_cannot_read(error))
     except (NotAFile, NotText) as fault:
         reason = fault.reason if isinstance(fault, NotAFile) else f"is {fault.reason}"
-        return leave(reason, passed_over=not named and reader is None)
+        return leave(reason, passed_over=not named and reader_of(path, "") is None)
     if not content.strip():
         return leave("is empty")
+    reader = reader_of(path, content)
     if reader is None:
         reader = sniff(content)
         if reader is read_plain and path.suffix and not named:
@@ -122,7 +131,8 @@ def _collect_file(path: Path, collection: Collection, named: bool = True) -> Non
     try:
         pairs = [(encodable(name), encodable(text)) for name, text in reader(content, path.stem, faults.append)]
     except NotADocument as fault:
-        return leave("; ".join([*faults, str(fault)]), passed_over=not named and path.suffix.lower() == ".json")
+        other = suffix == ".json" or suffix in TABLE_SUFFIXES
+        return leave("; ".join([*faults, str(fault)]), passed_over=not named and other)
     found = [Document(name, text, path) for name, text in pairs if text.strip()]
     if not found:
         return leave("holds no text")

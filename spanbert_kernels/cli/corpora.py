@@ -77,8 +77,8 @@ class WidthOrGiven(click.ParamType):
 def encode(inputs: tuple[Path, ...], model: str, output: Path, **values: Any) -> None:
     r"""Vectors of documents, sentences or spans, of INPUTS of any size, to a folder of Parquet files.
 
-    INPUTS are files or folders: plain text (a document a line), JSON lines, Parquet; each of them also .gz, .bz2, .xz,
-    .zst or .lz4.
+    INPUTS are files or folders: plain text (a document a line), JSON lines, .csv, .tsv, Parquet; each of them also .gz,
+    .bz2, .xz, .zst or .lz4.
 
     \b
     spanbert-kernels encode corpus.jsonl.gz --model encoder --output vectors
@@ -106,7 +106,9 @@ def encode(inputs: tuple[Path, ...], model: str, output: Path, **values: Any) ->
     for line in told(encoded):
         say(line)
     if encoded.manifest["rejects"]:
-        say(f"{encoded.manifest['rejects']:,} rejected: {formatting.path(output / REJECTS)}", error=True)
+        first = encoded.first_rejects(1)[0]
+        where = f"{formatting.path(Path(first['file']))}, line {first['line']}: {formatting.one_line(first['reason'])}"
+        say(f"{encoded.manifest['rejects']:,} rejected: {formatting.path(output / REJECTS)}, first {where}", error=True)
         raise click.exceptions.Exit(REJECTED)
 
 

@@ -14,7 +14,7 @@ from spanbert_kernels.cli.errors import UserError
 from spanbert_kernels.cli.files import PATH
 from spanbert_kernels.cli.terminal import Console, say, warn
 from spanbert_kernels.cli.training_options import COUNT, MOST, Number, data_in_words, options_of, training_options
-from spanbert_kernels.cli.training_outcome import write_card
+from spanbert_kernels.cli.training_outcome import say_losses, write_card
 from spanbert_kernels.data.counts import left_out, took
 from spanbert_kernels.extras import require
 from spanbert_kernels.tasks import launch
@@ -36,7 +36,8 @@ def pretrain(
 ) -> None:
     """Pre-train with span masking and the span boundary objective.
 
-    PATH is a text file, a folder, JSON lines, CoNLL-U or CoNLL columns. Model and tokenizer go to the output folder.
+    PATH is a text file, a folder, JSON lines, a table, CoNLL-U or CoNLL columns. Model and tokenizer go to the output
+    folder.
 
     Exit code: 0; 2 if there is nothing to work on or a value is wrong.
     """
@@ -72,6 +73,7 @@ def pretrain(
     if launch.rank():
         return
     write_card("pretraining", start, options, training, counts, {"texts": paths})
+    say_losses(training)
     _show(training.log, Console(highlight=False))
     paths_taken = ", ".join(f"{name} ({calls:,} calls)" for name, calls in training.paths.items())
     say(f"Ran: {paths_taken or 'the original path'}. Model: {formatting.path(options.output)}")
@@ -87,6 +89,9 @@ def _show(log: list[dict[str, float]], console: Console) -> None:
         by_step.setdefault(int(entry["step"]), {}).update(entry)
     steps = sorted(by_step)
     shown = steps if len(steps) <= 20 else [s for s in steps if "eval_mlm_loss" in by_step[s] or s == steps[-1]]
+    shown = [step for step in shown if by_step[step].keys() & {"loss", "eval_mlm_loss"}]
+    if not shown:  # too few steps for any to be logged
+        return
     for step in shown:
         row = by_step[step]
         cells = (row.get(name) for name in ("loss", "eval_mlm_loss", "eval_sbo_loss"))

@@ -25,10 +25,7 @@ FEW_STEPS = 300
 def show(outcome: Outcome, measure: str, start: Start, options: TrainingOptions) -> None:
     """Says it; `measure` is the score that counts."""
     training = outcome.training
-    if training.losses is not None:
-        first, last, steps = training.losses
-        over = "step" if steps == 1 else f"{steps} steps"
-        say(f"Loss: {first:.3f} over the first {over}, {last:.3f} over the last.")
+    say_losses(training)
     if training.best is not None:
         best, step = training.best
         say(f"Kept the model of step {step:,}, whose {measure} on the development data was the best: {best:.3f}.")
@@ -45,6 +42,14 @@ def show(outcome: Outcome, measure: str, start: Start, options: TrainingOptions)
     if score < trivial or score == trivial != 1.0:
         compared = f"{measure} {score:.3f}, the trivial baseline has {trivial:.3f}"
         say(f"It has not learnt: {compared}. Try {', or '.join(_to_try(training, start, options))}.", error=True)
+
+
+def say_losses(training: Training) -> None:
+    """The first and the last, where they were measured."""
+    if training.losses is not None:
+        first, last, steps = training.losses
+        over = "step" if steps == 1 else f"{steps} steps"
+        say(f"Loss: {first:.3f} over the first {over}, {last:.3f} over the last.")
 
 
 def write_card(

@@ -19,6 +19,7 @@ _BRACKETS = re.compile(r"[(]\S+|\S+[)]")
 _INTEGER = re.compile(r"-?\d+")
 # OntoNotes and LitBank: document, part, number of the word, word, ...; no two sentences need be equally wide
 ONTONOTES_COLUMNS, ONTONOTES_WORD = 12, 3
+CONLLU_COLUMNS = 10
 
 
 @dataclass(frozen=True)

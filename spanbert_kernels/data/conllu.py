@@ -11,12 +11,13 @@ from typing import Any
 import conllu
 from conllu.exceptions import ParseException
 
+from spanbert_kernels.data import kinds
+from spanbert_kernels.data.columns import CONLLU_COLUMNS
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.sources import Source, files_of
 from spanbert_kernels.data.splitting import Located
 from spanbert_kernels.data.text import is_blank, lines_of, read_text
 
-COLUMNS = 10
 NEW_DOCUMENT = re.compile(r"#\s*newdoc(?:\s+id)?\b\s*=?\s*(.*)")
 _SPACES = re.compile(" {2,}")  # the parser would take them for a tab
 
@@ -135,8 +136,8 @@ def _sentence(path: Path, rows: list[tuple[int, str]]) -> Sentence:
 
 def _tokens(path: Path, rows: list[tuple[int, str]]) -> list[Token]:
     for number, line in rows:
-        if (width := line.count("\t") + 1) != COLUMNS:
-            raise DataFault(path, number, f"{COLUMNS} columns are wanted, got {width}")
+        if (width := line.count("\t") + 1) != CONLLU_COLUMNS:
+            raise DataFault(path, number, f"{CONLLU_COLUMNS} columns are wanted, got {width}")
     try:
         found = conllu.parse_token_and_metadata("\n".join(_SPACES.sub(" ", line) for _, line in rows) or "#", **_CELLS)
     except (ParseException, ValueError) as error:
@@ -169,8 +170,11 @@ def read_trees(source: Source) -> list[ParsedSentence]:
             that is missing, a sentence with no root or several, or a cycle.
         OSError: the file cannot be read.
     """
-    files = files_of(source, (".conllu",))
-    return [_tree(path, each.words) for path in files for each in read_sentences(path) if each.words]
+    found = []
+    for path in files_of(source, (".conllu",)):
+        with kinds.only(path, (kinds.CONLLU,), "trees in CoNLL-U"):
+            found += [_tree(path, each.words) for each in read_sentences(path) if each.words]
+    return found
 
 
 def _tree(path: Path, words: tuple[Token, ...]) -> ParsedSentence:

@@ -1,8 +1,9 @@
 """Readers of document formats: the text of one file in, named documents out."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ from spanbert_kernels.data import kinds
 from spanbert_kernels.data.columns import ColumnDocument, parse_columns, word_column
 from spanbert_kernels.data.conllu import parse_sentences
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.jsonl import parse_values
+from spanbert_kernels.data.jsonl import TEXTS, parse_values
 from spanbert_kernels.data.spans import NAMES, TOKENS
+from spanbert_kernels.data.tables import SUFFIXES as TABLE_SUFFIXES
+from spanbert_kernels.data.tables import parse_table
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
-JSON_FIELDS = ("text", "document", "article", "source", "abstract", "body", "content", "sentences", *TOKENS)
+_USUAL = ("text", "document", "article", "source", "abstract", "body", "content", "sentences", *TOKENS)
+JSON_FIELDS = (*_USUAL, *(name for name in TEXTS if name not in _USUAL))
 SENTENCES_PER_DOCUMENT = 10  # where a column file marks sentences but no documents
 
 
@@ -53,19 +57,33 @@ def _flatten(value: Any) -> str | None:
 
 
 def read_json(content: str, stem: str, complain: Complain) -> Iterator[tuple[str, str]]:
-    """JSON lines or one JSON value: a record's text is its first field of `JSON_FIELDS`."""
-    found = False
-    for number, (_, record) in enumerate(_json_values(content, complain), start=1):
-        if not isinstance(record, dict):
+    """JSON lines or one JSON value: a record's text is its first field of `JSON_FIELDS`, in any case."""
+    found, seen = False, ""
+    for number, (_, value) in enumerate(_json_values(content, complain), start=1):
+        if not isinstance(value, dict):
             continue
+        record = {name.casefold(): each for name, each in value.items()}
         text = next((text for field in JSON_FIELDS if (text := _flatten(record.get(field))) is not None), None)
         if text is None:
+            seen = seen or f"; there are {', '.join(value) or 'no fields'}"
             continue
         found = True
-        name = next((record[field] for field in NAMES if isinstance(record.get(field), (str, int))), None)
-        yield str(name) if name is not None else f"{stem} {number}", text
+        yield _record_name(record) or f"{stem} {number}", text
     if not found:
-        raise NotADocument(f"no record with a field {', '.join(JSON_FIELDS[:4])}")
+        raise NotADocument(f"holds no record with a field {', '.join(JSON_FIELDS[:4])}{seen}"[:200])
+
+
+def _record_name(record: Mapping[str, Any]) -> str:
+    return next((str(record[field]) for field in NAMES if isinstance(record.get(field), (str, int))), "")
+
+
+def read_rows(content: str, stem: str, complain: Complain, suffix: str = ".csv") -> Iterator[tuple[str, str]]:
+    """A table: the texts of its rows."""
+    try:
+        for line, record in parse_table(content, Path(f"{stem}{suffix}"), ("text",)):
+            yield _record_name(record) or f"{stem} {line}", record["text"]
+    except DataFault as fault:
+        raise NotADocument(f"is no table of texts (line {fault.line}: {fault.reason})") from None
 
 
 def _json_values(content: str, complain: Complain) -> Iterator[tuple[int, Any]]:
@@ -151,6 +169,15 @@ READERS: dict[str, Reader] = {
     **{suffix: _BY_KIND[kind] for suffix, kind in kinds.OF_SUFFIX.items() if kind in _BY_KIND},
 }
 CORPUS_SUFFIXES = frozenset(READERS) - TEXT_SUFFIXES
+
+
+def reader_of(path: Path, content: str) -> Reader | None:
+    """The reader that a file's suffix names; None where it says nothing. A .tsv may be columns."""
+    suffix = path.suffix.lower()
+    if suffix in TABLE_SUFFIXES:
+        kind = kinds.sniff(content) if suffix == ".tsv" else kinds.TABLE
+        return read_columns if kind == kinds.CONLL else partial(read_rows, suffix=suffix)
+    return READERS.get(suffix)
 
 
 def sniff(content: str) -> Reader:

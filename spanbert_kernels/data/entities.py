@@ -28,7 +28,8 @@ def read_tagged(source: Source) -> list[TaggedSentence]:
         if kinds.kind_of(path) == kinds.JSON:
             found += [_tagged(document) for document in spans.read_spans(path)]
         else:
-            found += conll_ner.read_tagged(path)
+            with kinds.only(path, (kinds.CONLL,), "CoNLL columns of words and labels, or JSON with spans,"):
+                found += conll_ner.read_tagged(path)
     return found
 
 
@@ -55,11 +56,17 @@ def read_marked(source: Source) -> list[MarkedDocument]:
     """
     found = []
     for path in _files(source, (".conllu",)):
-        kind = kinds.kind_of(path)
-        if kind == kinds.JSON:
+        if kinds.kind_of(path) == kinds.JSON:
             raise DataFault(path, 1, "which mentions are of one entity is read from CoNLL columns or CoNLL-U, not JSON")
-        found += corefud.read_entities(path) if kind == kinds.CONLLU else conll_coref.read_marked(path)
+        found += _marked(path, "CoNLL columns of words and brackets, or CoNLL-U with Entity,")
     return found
+
+
+def _marked(path: Path, wanted: str) -> list[MarkedDocument]:
+    with kinds.only(path, (kinds.CONLL, kinds.CONLLU), wanted):
+        if kinds.kind_of(path) == kinds.CONLLU:
+            return corefud.read_entities(path)
+        return conll_coref.read_marked(path)
 
 
 def read_nested(source: Source) -> list[MarkedDocument]:
@@ -67,7 +74,8 @@ def read_nested(source: Source) -> list[MarkedDocument]:
     found = []
     for path in _files(source, (".conllu", *SPANS)):
         is_json = kinds.kind_of(path) == kinds.JSON
-        found += spans.read_spans(path) if is_json else read_marked(path)
+        wanted = "CoNLL columns of words and brackets, CoNLL-U with Entity, or JSON with spans,"
+        found += spans.read_spans(path) if is_json else _marked(path, wanted)
     return found
 
 

@@ -96,6 +96,8 @@ def parse_value(text: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):  # of one line, whose number is said elsewhere
+        return f"{error.msg} (character {error.pos + 1})"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from spanbert_kernels.data.columns import BEGIN, DOCSTART, NO_MARK, is_label, is_mark, parse_columns
-from spanbert_kernels.data.conllu import COLUMNS
+from spanbert_kernels.data.columns import BEGIN, CONLLU_COLUMNS, DOCSTART, NO_MARK, is_label, is_mark, parse_columns
+from spanbert_kernels.data.faults import DataFault, NotText
 from spanbert_kernels.data.text import STANDARD_INPUT, is_blank, lines_of, read_text
 
 PLAIN, JSON, CONLLU, CONLL, TABLE = "plain text", "JSON", "CoNLL-U", "CoNLL columns", "a table"
@@ -39,6 +41,24 @@ def kind_of(path: Path) -> str:
     return OF_SUFFIX.get(suffix) or sniff(read_text(path))
 
 
+@contextlib.contextmanager
+def only(path: Path, taken: Collection[str], words: str) -> Iterator[None]:
+    """While it lasts, what is wrong with a file of a kind that is not `taken` begins with what is wanted, in `words`.
+
+    Raises:
+        DataFault: what was raised, if need be with that in front.
+    """
+    try:
+        yield
+    except NotText:
+        raise
+    except DataFault as fault:
+        kind = kind_of(path)
+        if kind in taken:
+            raise
+        raise DataFault(path, fault.line, f"{words} are wanted, and this looks like {kind}: {fault.reason}") from None
+
+
 def suffix_of(path: Path) -> str:
     """The suffix of a file's name, in lower case; of standard input, one of what stands there."""
     if path != STANDARD_INPUT:
@@ -62,7 +82,7 @@ def sniff(text: str) -> str:
         return CONLL
     rows = [row.cells for document in parse_columns("\n".join(lines)) for row in document.rows()]
     tabbed = all("\t" in line for line in lines if not line.startswith("#"))
-    if rows and tabbed and all(len(row) == COLUMNS and row[0][:1].isdigit() for row in rows):
+    if rows and tabbed and all(len(row) == CONLLU_COLUMNS and row[0][:1].isdigit() for row in rows):
         return CONLLU
     widths = {len(row) for row in rows}
     if not tabbed:

@@ -25,25 +25,38 @@ class Pair:
 
 
 def read_aligned(source: Source) -> list[Pair]:
-    """Lines of `source.txt` and `target.txt` in a folder, or in several, or records that have both.
+    """Lines of `source.txt` and `target.txt` in a folder, or records that have both; of files, folders or several.
 
     Raises:
         DataFault: there are not as many lines in both, or one is empty on one side.
         OSError: a file cannot be read.
     """
-    return [pair for path in paths_of(source) for pair in (_records(path) if path.is_file() else _aligned(path))]
+    return [pair for path in paths_of(source) for pair in (_of_folder(path) if path.is_dir() else _records(path))]
+
+
+def _of_folder(folder: Path) -> list[Pair]:
+    if any((folder / name).is_file() for name in (SOURCE, TARGET)):
+        return _aligned(folder)
+    try:
+        files = files_of(folder, records.SUFFIXES)
+    except ValueError as error:
+        raise ValueError(f"{error}, nor {SOURCE} and {TARGET}") from None
+    return [pair for path in files for pair in _records(path)]
 
 
 def _records(path: Path, targets: bool = True) -> list[Pair]:
     found = []
-    for line, fields in records.read_named(path):
-        texts: list[str] = []
-        for name, other in (("source", "text"), ("target", "translation"))[: 1 + targets]:
-            text = fields.get(name, fields.get(other))
-            if not isinstance(text, str) or not text.strip():
-                raise DataFault(path, line, f"a {name} is wanted, got {text!r}{records.seen(fields, name)}")
-            texts.append(text.strip())
-        found.append(Pair(texts[0], tuple(texts[1:]), path, line))
+    wanted = f"records of source and target, or a folder with {SOURCE} and {TARGET},"
+    with kinds.only(path, (kinds.JSON, kinds.TABLE), wanted):
+        for line, fields in records.read_named(path):
+            texts: list[str] = []
+            for name, other in (("source", "text"), ("target", "translation"))[: 1 + targets]:
+                text = fields.get(name, fields.get(other))
+                if not isinstance(text, str) or not text.strip():
+                    got = f"got {text!r}"[:60] + records.seen(fields, name)
+                    raise DataFault(path, line, f"a text is wanted under {name} or {other}, {got}")
+                texts.append(text.strip())
+            found.append(Pair(texts[0], tuple(texts[1:]), path, line))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Reads plain text: its lines, each a text, or its paragraphs, of which sentences and words are made."""
+"""Reads plain text: its lines or paragraphs, each a text, of which sentences and words are made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Line = tuple[int, int, str]  # its number, its first character in the file, and 
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Line numbers and lines of plain text, without empty ones.
+    """Line numbers and lines of plain text, without empty ones; or paragraphs, where a program broke the lines.
 
     Raises:
         DataFault: the file's suffix is one of annotated data.
@@ -29,7 +29,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     if path.suffix.lower() in ANNOTATED:
         raise DataFault(path, 1, f"plain text is wanted here, {path.suffix} files are not read")
     first = first_line_of(path)
-    return [(number, line.strip()) for number, _, line in _lines(read_text(path), first) if line.strip()]
+    return [(number, text.strip()) for number, _, text in paragraphs_of(read_text(path), first)]
 
 
 def read_paragraphs(path: Path) -> list[tuple[int, Located, list[list[Place]]]]:

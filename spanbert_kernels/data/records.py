@@ -35,5 +35,11 @@ def read_named(path: Path, wanted: Collection[str] = ("text",)) -> Iterator[tupl
 
 
 def seen(fields: dict[str, Any], name: str) -> str:
-    """For a message that a field is wanted: what there is where that is not."""
-    return "" if name in fields else f"; there are {', '.join(fields) or 'no fields'}"[:100]
+    """For a message that a field is wanted: what there is where that is not.
+
+    Example:
+        >>> seen({"body": "Good.", "mood": "x", "text": "Good."}, "label")
+        '; there is no label among body, mood'
+    """
+    own = [each for each in fields if each != "text" or fields.get("text") not in [*fields.values()][:-1]]
+    return "" if name in fields else f"; there is no {name} among {', '.join(own) or 'no fields'}"[:120]

@@ -55,7 +55,7 @@ class Located:
     Attributes:
         text: what they were read from: a line or a paragraph of a file, a record's text.
         places: of each word in the text.
-        start: of the text in its file, in characters; None where it is not a piece of the file.
+        start: of the text in its file, or of a piece of a record's text in that, in characters; None where it is none.
 
     Example:
         >>> found = Located("Anna laughs.", words_in("Anna laughs."))
@@ -89,7 +89,7 @@ class Located:
         """
         first, last = self.places[0][0], self.places[-1][1]
         places = [(start - first, end - first) for start, end in self.places]
-        return Located(self.text[first:last], places, None if self.start is None else self.start + first)
+        return Located(self.text[first:last], places, (self.start or 0) + first or self.start)
 
     def span(self, first: int, last: int) -> Place:
         """The characters from a word to another, which is included."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spanbert_kernels.data import kinds
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.records import SUFFIXES, read_named
 from spanbert_kernels.data.sources import Source, files_of
@@ -48,11 +49,12 @@ def read_questions(source: Source, answers: bool = True) -> list[Question]:
 
 def _of_file(path: Path, answers: bool) -> list[Question]:
     found: list[tuple[Question, bool]] = []
-    for line, fields in read_named(path, ("question",)):
-        try:
-            found += _nested(fields, path, answers) if "data" in fields else [_flat(path, line, fields, answers)]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not in SQuAD's format: {type(error).__name__} {error}") from None
+    with kinds.only(path, (kinds.JSON, kinds.TABLE), "SQuAD's JSON, or records of question, context and answers,"):
+        for line, fields in read_named(path, ("question",)):
+            try:
+                found += _nested(fields, path, answers) if "data" in fields else [_flat(path, line, fields, answers)]
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path} is not in SQuAD's format: {type(error).__name__} {error}") from None
     for question, impossible in found:
         if not question.context.strip():
             raise QuestionFault(path, question.id, "is about an empty text")
@@ -62,8 +64,10 @@ def _of_file(path: Path, answers: bool) -> list[Question]:
             raise QuestionFault(path, question.id, "has no answer and is not marked is_impossible")
         for text, start in question.answers:
             if not text or question.context[start : start + len(text)] != text:
-                there = question.context[start : start + len(text)]
-                raise QuestionFault(path, question.id, f"answer {text!r} is not at {start}, where {there!r} stands")
+                there = f"at {start}, where {question.context[start : start + len(text)]!r} stands"
+                raise QuestionFault(
+                    path, question.id, f"answer {text!r} is not {there if start >= 0 else 'in the text'}"
+                )
     return [question for question, _ in found]
 
 

@@ -54,9 +54,9 @@ def _of_record(path: Path, line: int, fields: dict[str, Any], targets: bool) -> 
 def _texts(path: Path, number: int, name: str, fields: dict[str, Any], other: str) -> tuple[str, ...]:
     value = fields.get(name, fields.get(other))
     texts = value if isinstance(value, list) else [value]
-    seen = records.seen(fields, name)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataFault(path, number, f"{name} must be a text or a list of texts, got {str(value)[:40]!r}{seen}")
+        got = f"got {value!r}"[:60] + records.seen(fields, name)
+        raise DataFault(path, number, f"a text or a list of texts is wanted under {name} or {other}, {got}")
     return tuple(str(text).strip() for text in texts)
 
 

@@ -15,6 +15,15 @@ from spanbert_kernels.data.faults import NotAFile, NotText
 
 BLANKS = " \t"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Of files that hold text in a form of their own: what they begin with, what they are, and what would be read
+_SAVE = "save its text as plain text, or its table as CSV"
+_OTHER_FORMS = {
+    b"PK\x03\x04": f"is a ZIP archive, as files of Word, Excel and LibreOffice are: {_SAVE}",
+    b"\xd0\xcf\x11\xe0": f"is a file of an older Word or Excel: {_SAVE}",
+    b"%PDF": "is a PDF: save its text as plain text",
+    b"{\\rtf": "is rich text: save it as plain text",
+    b"\x1f\x8b": "is compressed: unpack it with `gunzip`",
+}
 MEMORY_OF_TEXT = 6  # bytes that a byte of a file takes while it is decoded and parsed
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -33,7 +42,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         NotAFile: it is a pipe, a socket or a device, which may never end, or more than there is memory for, or stands
-            for a file that is elsewhere.
+            for a file that is elsewhere, or has its text in another form, such as a PDF.
         NotText: it is neither UTF-8 nor UTF-16 with a byte order mark.
         OSError: it cannot be read.
     """
@@ -49,7 +58,19 @@ def read_text(path: Path) -> str:
     data = path.read_bytes()
     if data.startswith(LFS_POINTER):
         raise NotAFile(path, "is a Git LFS pointer, not the file itself: fetch that with `git lfs pull`")
+    if (form := other_form(data)) is not None:
+        raise NotAFile(path, form)
     return decode(data, path)
+
+
+def other_form(data: bytes) -> str | None:
+    """What a file that begins so is instead of text, and what to do about it; None where nothing is known.
+
+    Example:
+        >>> other_form(b"%PDF-1.7"), other_form(b"Anna laughs.")
+        ('is a PDF: save its text as plain text', None)
+    """
+    return next((said for begin, said in _OTHER_FORMS.items() if data.startswith(begin)), None)
 
 
 @contextlib.contextmanager

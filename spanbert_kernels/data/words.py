@@ -15,7 +15,7 @@ from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.plain import read_paragraphs
 from spanbert_kernels.data.sources import Source, files_of
 from spanbert_kernels.data.spans import read_spans
-from spanbert_kernels.data.splitting import Located, words_in
+from spanbert_kernels.data.splitting import Located, sentences_in, words_in
 from spanbert_kernels.data.tables import read_table
 from spanbert_kernels.data.text import read_text
 
@@ -74,12 +74,14 @@ def read_documents(source: Source, by_line: bool = False) -> list[MarkedDocument
 
 def _of_table(path: Path) -> list[MarkedDocument]:
     """The texts in the column `text`."""
-    rows = ((line, Located(fields["text"], words_in(fields["text"]))) for line, fields in read_table(path, ("text",)))
-    return [
+    rows = [(line, Located(fields["text"], words_in(fields["text"]))) for line, fields in read_table(path, ("text",))]
+    found = [
         MarkedDocument(f"line {line}", own.words(), (), path, (line,) * len(own.places), own)
         for line, own in rows
         if own.places
     ]
+    left_out("row", "without words", len(rows) - len(found))
+    return found
 
 
 def _of_text(path: Path, by_line: bool) -> list[MarkedDocument]:
@@ -105,16 +107,24 @@ def _sentences(path: Path) -> list[Sentence]:
         return [(tuple(token.form for token in own), tuple(token.line for token in own), None) for own in words]
     if kind == kinds.CONLL:
         return [(*own, None) for own in _of_columns(path, read_text(path))]
-    if kind == kinds.JSON:
-        return [(each.words, each.lines, each.located) for each in read_spans(path, mentions=False)]
-    if kind == kinds.TABLE:
-        return [(each.words, each.lines, each.located) for each in _of_table(path)]
+    if kind in (kinds.JSON, kinds.TABLE):
+        every = read_spans(path, mentions=False) if kind == kinds.JSON else _of_table(path)
+        return [own for each in every for own in _sentences_of(each)]
     return [
         (sentence.words(), (line,) * len(own), sentence)
         for line, paragraph, sentences in read_paragraphs(path)
         for own in sentences
         for sentence in [replace(paragraph, places=own)]
     ]
+
+
+def _sentences_of(record: MarkedDocument) -> list[Sentence]:
+    """Of a record's text; a record that brings words of its own is one sentence."""
+    where, line = record.located, record.lines[:1]
+    if where is None or [*where.places] != words_in(where.text):
+        return [(record.words, record.lines, where)]
+    parts = (replace(where, places=own) for own in sentences_in(where.text))
+    return [(part.words(), line * len(part.places), part) for part in parts]
 
 
 def _of_columns(path: Path, text: str) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:

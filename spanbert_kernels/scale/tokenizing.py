@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.jsonl import parse_value, read_records, with_text
+from spanbert_kernels.data.records import seen
 from spanbert_kernels.data.splitting import sentences_in, words_in
 from spanbert_kernels.data.text import encodable
 from spanbert_kernels.scale.units import JSON, LOST, Unit, cluster_name
@@ -212,6 +213,8 @@ def parsed(unit: Unit, wanted: Wanted, given: Mapping[str, Any] = NO_SPANS) -> T
         raise ValueError(
             f"not UTF-8 text (byte {error.start:,} of the record is 0x{unit.data[error.start]:02x})"
         ) from None
+    if "\0" in text:
+        raise ValueError(f"binary (character {text.index(chr(0)):,} of the record is NUL)")
     if unit.kind != JSON:
         if wanted.clusters is not None:
             raise ValueError(f"plain text has no field {wanted.clusters!r} that names its cluster: give JSON lines")
@@ -231,9 +234,9 @@ def record_of(value: dict[str, Any], wanted: Wanted, name: str, given: Mapping[s
     text = named.get("text") if wanted.text is None else value.get(wanted.text)
     if not isinstance(text, str):
         called = "text" if wanted.text is None else wanted.text
-        raise ValueError(
-            f"no field {called!r} that holds text" if text is None else f"{called} is no text: {text!r:.40}"
-        )
+        if text is not None:
+            raise ValueError(f"{called} is no text: {text!r:.40}")
+        raise ValueError(f"no field {called!r} that holds text{seen(value, called)}")
     own = next((named[key] for key in NAMES if isinstance(named.get(key), (str, int))), name)
     cluster = None
     if wanted.clusters is not None:

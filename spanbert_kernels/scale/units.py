@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
 import hashlib
-import io
 import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.sources import Source, files_of
+from spanbert_kernels.data.tables import stream_table
+from spanbert_kernels.scale.streams import COMPRESSED, Lines, as_text, compression_of, in_utf8, opened
 
 TEXT, JSON, LOST = "text", "json", "lost"  # of a unit: its data is a document, a JSON object, or why there is none
-PARQUET = "parquet"
+PARQUET, COMMAS, TABS = "parquet", "commas", "tabs"  # of a file, whose rows are JSON objects
 SUFFIXES = {
     **dict.fromkeys((".txt", ".text"), TEXT),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), JSON),
     ".parquet": PARQUET,
+    ".csv": COMMAS,
+    ".tsv": TABS,
 }
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 LONGEST = 1 << 26  # bytes of a record: what is longer is no document
 GROUP = 1 << 26  # bytes of small files that are read one after the other
 SHARD_BYTES = 1 << 24  # of raw records, where fewer than a shard's documents have them
-_OWN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_ARROWS = {".zst": "zstd", ".lz4": "lz4"}
 _BLANKS = b" \t\r\n"
-_UTF8, _UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+_UNREADABLE = (EOFError, zlib.error, lzma.LZMAError, OSError, UnicodeDecodeError, DataFault)
+_UTF8 = b"\xef\xbb\xbf"
 
 
 class Unit(NamedTuple):
@@ -87,17 +87,6 @@ class Shard:
     digest: str
     size: int
     clusters: tuple[str, ...] = ()
-
-
-def compression_of(path: Path) -> str | None:
-    """The suffix that says how a file is compressed.
-
-    Example:
-        >>> compression_of(Path("a.jsonl.GZ")), compression_of(Path("a.txt"))
-        ('.gz', None)
-    """
-    suffix = path.suffix.lower()
-    return suffix if suffix in COMPRESSED else None
 
 
 def input_files(source: Source) -> list[InputFile]:
@@ -220,44 +209,37 @@ def units_of(file: InputFile, whole_files: bool, meter: Meter) -> Iterator[Unit]
         return
     with file.place.open("rb") as raw, opened(raw, file.path) as stream, meter.reading(file, raw.tell):
         try:
-            for line, data in _lines(stream, file.kind == TEXT and whole_files):
+            if file.kind in (COMMAS, TABS):
+                text = as_text(stream)  # kept, since what it reads from is closed with it
+                for line, fields in stream_table(iter(text), file.path, file.kind == TABS):
+                    lost = isinstance(fields, str)
+                    data = (
+                        fields.encode() if isinstance(fields, str) else json.dumps(fields, ensure_ascii=False).encode()
+                    )
+                    yield Unit(name, line, data, LOST if lost else JSON)
+                return
+            lines = in_utf8(stream)
+            for line, data in _lines(lines, file.kind == TEXT and whole_files):
                 if len(data) > LONGEST:
                     yield Unit(name, line, f"longer than {LONGEST:,} bytes".encode(), LOST)
                 elif data.strip(_BLANKS):
                     yield Unit(name, line, data.rstrip(b"\r\n"), file.kind)
-        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-            reason = f"the rest of the file cannot be read: {str(error) or type(error).__name__}"
+        except _UNREADABLE as error:
+            line, said = (error.line - 1, error.reason) if isinstance(error, DataFault) else (line, str(error))
+            reason = f"the rest of the file cannot be read: {said or type(error).__name__}"
             yield Unit(name, line + 1, reason.encode(), LOST)
 
 
-def _lines(stream: BinaryIO, whole: bool) -> Iterator[tuple[int, bytes]]:
+def _lines(stream: Lines, whole: bool) -> Iterator[tuple[int, bytes]]:
     """Lines and their numbers, or all as one; of a line that is too long a part that says so."""
     number = 0
     while data := stream.read(LONGEST + 1) if whole else stream.readline(LONGEST + 1):
         number += 1
         if number == 1:
-            if data.startswith(_UTF16):
-                raise EOFError("it is UTF-16 text, UTF-8 is wanted")
             data = data.removeprefix(_UTF8)
         yield number, data
         while len(data) > LONGEST and not data.endswith(b"\n"):
             data = stream.read(LONGEST + 1) if whole else stream.readline(LONGEST + 1)
-
-
-def opened(raw: BinaryIO, path: Path) -> BinaryIO:
-    """The content of an open file as it was before it was compressed.
-
-    Raises:
-        ModuleNotFoundError: its compression needs pyarrow, which is not installed.
-    """
-    compression = compression_of(path)
-    if compression is None:
-        return raw
-    if compression in _OWN:
-        return cast(BinaryIO, _OWN[compression](raw, "rb"))
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.input_stream(raw, compression=_ARROWS[compression]), 1 << 20)
 
 
 def _rows(file: InputFile, meter: Meter) -> Iterator[Unit]:

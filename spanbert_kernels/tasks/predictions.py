@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -83,26 +82,47 @@ def marks_of_labels(labels: Sequence[str], where: Located) -> tuple[Mark, ...]:
 
 
 def merged(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-    """One for each text: those on sentences of the same text, which follow each other, become one."""
-    for _, group in groupby(predictions, key=_text_of):
-        first, *more = group
-        if not more:
-            yield first
-            continue
-        each = [first, *more]
-        places = [place for one in each for place in one.located.places]
-        yield replace(
-            first,
-            located=replace(first.located, places=places),
-            marks=tuple(mark for one in each for mark in one.marks),
-            labels=tuple(label for one in each for label in one.labels),
-        )
+    """One for each text: those on sentences of the same text, which follow each other, become one.
+
+    Example:
+        >>> whole = Located("It rains. We stay.", [(0, 2), (3, 8), (8, 9)])
+        >>> rest = replace(whole, places=[(10, 12), (13, 17), (17, 18)])
+        >>> [one] = merged([Prediction(Path("a"), 1, whole), Prediction(Path("a"), 1, rest)])
+        >>> one.located.words()
+        ('It', 'rains', '.', 'We', 'stay', '.')
+    """
+    own: list[Prediction] = []
+    for one in predictions:
+        if own and not _goes_on(own[-1], one):
+            yield _joined(own)
+            own = []
+        own.append(one)
+    if own:
+        yield _joined(own)
+
+
+def _joined(each: Sequence[Prediction]) -> Prediction:
+    first, *more = each
+    if not more:
+        return first
+    return replace(
+        first,
+        located=replace(first.located, places=[place for one in each for place in one.located.places]),
+        marks=tuple(mark for one in each for mark in one.marks),
+        labels=tuple(label for one in each for label in one.labels),
+    )
+
+
+def _goes_on(before: Prediction, one: Prediction) -> bool:
+    """Whether a prediction is on words behind another's in the same text; without words each is one of its own."""
+    if not (before.located.places and one.located.places):
+        return False
+    same = _text_of(before) == _text_of(one)
+    return same and before.located.places[-1][1] <= one.located.places[0][0]
 
 
 def _text_of(one: Prediction) -> tuple[object, ...]:
-    """What tells texts apart; a sentence whose text is not known is one of its own."""
-    place = one.located.start if one.located.start is not None else one.located.places[:1]
-    return one.path, one.line, one.document, one.located.text, place
+    return one.path, one.line, one.document, one.located.start, one.located.text
 
 
 def file_name(path: Path) -> str:

@@ -37,6 +37,9 @@ def test_byte_order_mark_and_windows_line_ends(write: Write, texts: Texts) -> No
     assert [text for _, text in texts(lines)] == ["Three.", "Four."]
     assert texts(columns) == [("d", "Six seven")]
     assert texts(conllu) == [("e", "Eight")]
+    table = write("f.csv", "ID;TEXT\r\n1;Nine.\r\n2;Ten.\r\n".encode("utf-16"))
+    assert texts(table) == [("1", "Nine."), ("2", "Ten.")]
+    assert texts(write("g.tsv", "1\tEleven\tB-X\tO\n2\tmen\tO\tO\n")) == [("g", "Eleven men")]
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ onload = () => {
     width: page.documentElement.scrollWidth,
     narrowest: Math.min(...words.map(cell => cell.clientWidth)),
     speed: speed.map(each => Math.round(each.getBoundingClientRect().right)),
+    hidden: [...page.querySelectorAll(".predictions")].map(each => each.parentElement)
+      .map(each => each.scrollWidth - each.clientWidth),
   });
 };
 </script>
@@ -59,6 +61,7 @@ def assert_fits(html: str, folder: Path, speeds: int = 0) -> None:
     assert float(str(found["narrowest"])) > 60
     speed = found["speed"]
     assert isinstance(speed, list)
+    assert not any(found["hidden"])  # type: ignore[arg-type]
     assert len(speed) >= speeds
     assert all(right <= WIDTH for right in speed[:speeds])
 

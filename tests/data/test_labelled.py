@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,8 @@ def test_a_table_with_a_header(tmp_path: Path) -> None:
 
 def test_plain_lines_have_no_labels(tmp_path: Path) -> None:
     assert [each[0] for each in read(tmp_path / "a.txt", "One.\n\nTwo.\n", labels=False)] == ["One.", "Two."]
+    wrapped = textwrap.fill("The harbour master closed the north gate. " * 9, 60)
+    assert [each[0] for each in read(tmp_path / "a.txt", f"{wrapped}\n\nTwo.\n", labels=False)] == [wrapped, "Two."]
     with pytest.raises(DataFault, match="labels stand in"):
         read(tmp_path / "a.txt", "One.\n")
 

@@ -14,6 +14,7 @@ from spanbert_kernels.data.documents import (
     read_conllu,
     read_json,
     read_plain,
+    read_rows,
     sniff,
 )
 
@@ -44,6 +45,8 @@ def test_plain_text_is_one_document() -> None:
         ({"tokens": ["One", "."], "label": 1}, "One ."),
         ({"tokenized_text": ["One", "."], "ner": [[0, 0, "number"]]}, "One ."),
         ({"text": None, "abstract": "One."}, "One."),
+        ({"ID": 3.5, "BODY": "One."}, "One."),
+        ({"Comment": "One."}, "One."),
         ({"text": "Line one\u2028still one\x85and on"}, "Line one\u2028still one\x85and on"),
     ],
 )
@@ -78,6 +81,13 @@ def test_json_nested_too_deeply_is_a_bad_line() -> None:
 def test_json_without_text_is_no_document(content: str) -> None:
     with pytest.raises(NotADocument, match="no record with a field text"):
         read(read_json, content)
+
+
+def test_a_table_is_a_document_a_row() -> None:
+    """Under a name of its own, or of its line."""
+    assert read(read_rows, "ID;TEXT\n7;One.\n;Two.\n") == [("7", "One."), ("stem 3", "Two.")]
+    with pytest.raises(NotADocument, match=r"is no table of texts \(line 1: .* got 'ID', 'Remark'"):
+        read(read_rows, "ID;Remark\n7;One.\n")
 
 
 def test_conllu_prefers_the_text_comment_and_names_documents() -> None:

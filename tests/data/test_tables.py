@@ -30,6 +30,8 @@ def read(tmp_path: Path, text: str, name: str = "a.csv", labels: bool = True) ->
         "1,pos,Good\n2,neg,Bad\n",
         "t1;pos;Good\rt2;neg;Bad\r",
         "\ufefflabel,text\npos,Good\nneg,Bad",
+        "\ufeffsep=;\r\nLABEL;TEXT\r\npos;Good\r\nneg;Bad\r\n",
+        "LABEL;TEXT;\r\npos;Good;\r\n;;\r\n ; ;\r\nneg;Bad;\r\n;;\r\n",
     ],
 )
 def test_orders_cases_and_delimiters(tmp_path: Path, text: str) -> None:
@@ -80,6 +82,7 @@ def test_a_cell_of_any_length(tmp_path: Path) -> None:
         ("1,pos;x;a\n2,neg;y;b\n", ""),
         ("text,label\nGood,\n", "line 2: a label is wanted, got ''"),
         ("text,label\n,pos\n", "line 2: a text is wanted, got ''"),
+        ("sep=|\ntext|label\n|\nGood|\n", "line 4: a label is wanted, got ''"),
     ],
 )
 def test_what_is_not_clear_is_refused(tmp_path: Path, text: str, reason: str) -> None:

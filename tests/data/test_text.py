@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from spanbert_kernels.data.faults import NotText
-from spanbert_kernels.data.text import cells_of, decode, encodable, lines_of, words_of
+from spanbert_kernels.data.faults import NotAFile, NotText
+from spanbert_kernels.data.text import cells_of, decode, encodable, lines_of, read_text, words_of
 
 PACKAGE = Path(__file__).resolve().parents[2] / "spanbert_kernels"
 # White space to Unicode and to str.split or str.splitlines, and text to every format here
@@ -46,6 +46,21 @@ def test_what_is_refused(data: bytes, line: int, reason: str) -> None:
     with pytest.raises(NotText) as raised:
         decode(data, Path("file"))
     assert str(raised.value) == f"file, line {line}: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("begin", "said"),
+    [
+        (b"PK\x03\x04\x14\x00", "is a ZIP archive, as files of Word, Excel and LibreOffice are: save its text"),
+        (b"%PDF-1.7\n", "is a PDF: save its text as plain text"),
+        (b"{\\rtf1\\ansi Yes.}", "is rich text"),
+        (b"\x1f\x8b\x08\x00", "is compressed: unpack it"),
+    ],
+)
+def test_text_in_another_form(begin: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(begin)
+    with pytest.raises(NotAFile, match=rf"a\.txt {said}"):
+        read_text(tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize("odd", ODD)

@@ -36,7 +36,7 @@ TWO = [("Mina", "laughs"), ("Yes",)]
         ("a.txt", f"1\tMina{EMPTY}\n2\tlaughs{EMPTY}\n\n1\tYes{EMPTY}\n"),
         ("a.jsonl", '{"tokenized_text": ["Mina", "laughs"]}\n{"text": "Yes"}\n'),
         ("a.jsonl", '{"ID": 1, "Content": "Mina laughs"}\n{"ID": 2, "Content": "Yes"}\n'),
-        ("a.csv", "\ufeffID;TEXT;LABEL\r\n1;Mina laughs;\r\n2;Yes;x\r\n"),
+        ("a.csv", "\ufeffID;TEXT;LABEL\r\n1;Mina laughs;\r\n2;Yes;x\r\n3;;x\r\n"),
         ("a.json", '[{"tokens": ["Mina", "laughs"], "ner": 3}, {"text": "Yes", "entities": "none"}]'),
     ],
 )
@@ -62,6 +62,29 @@ def test_documents(
 ) -> None:
     (tmp_path / name).write_text(text)
     assert [(each.name, each.words) for each in read_documents(tmp_path / name, by_line)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "Never. Mina laughs. Yes!\n"),
+        ("a.jsonl", '{"ID": 1, "Body": "Never. Mina laughs. Yes!"}\n'),
+        ("a.csv", "TEXT\nNever. Mina laughs. Yes!\n"),
+    ],
+)
+def test_sentences_of_a_text(tmp_path: Path, name: str, text: str) -> None:
+    """Of a record's text as of plain text."""
+    (tmp_path / name).write_text(text)
+    found = read_sentences(tmp_path / name)
+    assert [sentence.words for sentence in found] == [("Never", "."), ("Mina", "laughs", "."), ("Yes", "!")]
+    assert {sentence.line for sentence in found} == {2 if name == "a.csv" else 1}
+    assert [each.located.piece().start or 0 for each in found if each.located] == [0, 7, 20]
+
+
+def test_a_record_s_own_words_are_one_sentence(tmp_path: Path) -> None:
+    tokens = '[{"start": 0, "end": 3}, {"start": 4, "end": 9}]'
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "No. Mina!", "tokens": {tokens}}}\n{{"words": ["No", ".", "Yes"]}}\n')
+    assert [each.words for each in read_sentences(tmp_path / "a.jsonl")] == [("No.", "Mina!"), ("No", ".", "Yes")]
 
 
 def test_what_has_no_words(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from spanbert_kernels.cli import main
+from spanbert_kernels.data.text import other_form
 from spanbert_kernels.scale import DocumentEncoder
 from spanbert_kernels.scale.scattered import ScatteredClusters
 from spanbert_kernels.tasks import atomic
@@ -131,6 +132,33 @@ def test_no_more_clusters_are_remembered_than_so_many() -> None:
     assert found.count == 1000
     assert len(found._once) + len(found._again) == 1000
     assert "1,000 of the first 1,000 clusters do not stand in a row ('0', '1', '2', ...)" in str(found.message("topic"))
+
+
+def test_tables_and_other_encodings(model: str, tmp_path: Path) -> None:
+    """A table is as long as it likes; its rows are known by the names in its first line."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    table = "ID;TEXT;X\r\n" + "".join(f'{i};"it\nrains";x\r\n' for i in range(300)) + "300;we go\r\n;;\r\n"
+    (source / "a.csv.gz").write_bytes(gzip.compress(table.encode("utf-16")))
+    (source / "b.tsv").write_text('ID\tREMARK\n1\t"it rains\n')
+    (source / "c.txt").write_bytes("it rains\r\nwe go\u2028home\r\n".encode("utf-16"))
+    (source / "d.txt").write_bytes(b"PK\x03\x04")
+    (source / "e.txt").write_bytes(b"it rains\0\n")
+    (source / "f.csv").write_text('text\nwe go\n"it rains\n')
+    said = encode(source, "--model", model, "--output", out, code=3)
+    assert [row["id"] for row in rows(out)][:300] == [str(i) for i in range(300)]
+    assert [row["line"] for row in rows(out)][299:] == [600, 1, 2, 2]
+    rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    assert [(Path(each["file"]).name, each["line"], each["reason"]) for each in rejects] == [
+        ("a.csv.gz", 602, "3 columns are wanted (ID, TEXT, X), got 2"),
+        ("b.tsv", 2, "no field 'text' that holds text; there is no text among ID, REMARK"),
+        ("d.txt", 1, f"the rest of the file cannot be read: it {other_form(b'PK' + bytes([3, 4]))}"),
+        ("e.txt", 1, "binary (character 8 of the record is NUL)"),
+        ("f.csv", 3, f"the rest of the file cannot be read: {rejects[-1]['reason'].split(': ')[1]}"),
+    ]
+    assert "line 602: 3 columns are wanted" in said
+    encode(source / "b.tsv", "--model", model, "--output", tmp_path / "more", "--text", "REMARK")
+    assert [row["id"] for row in rows(tmp_path / "more")] == ["1"]
 
 
 def test_a_folder_of_somebody_else_is_left_alone(model: str, lines: Path, tmp_path: Path) -> None:

@@ -47,6 +47,41 @@ def test_a_file_without_anything(tmp_path: Path, name: str, monkeypatch: pytest.
     assert not (tmp_path / "model").exists()
 
 
+PLAIN = "We moved to Oslo.\nShe did n't like it at all.\n"
+TABLE = "ID;REMARK;STARS\n1;We moved to Oslo.;3\n"
+COLUMNS_WANTED = "line 2: CoNLL columns of words and {}are wanted, and this looks like plain text"
+
+
+@pytest.mark.parametrize(
+    ("name", "of_text", "of_table"),
+    [
+        ("tagging", COLUMNS_WANTED.format("labels, or JSON with spans, "), "line 1: CoNLL .* looks like a table"),
+        ("nested", COLUMNS_WANTED.format("brackets, CoNLL-U .*, or JSON .* "), "line 1: CoNLL .* looks like a table"),
+        ("coreference", COLUMNS_WANTED.format("brackets, or CoNLL-U .* "), "line 1: CoNLL .* looks like a table"),
+        ("parsing", "line 1: trees in CoNLL-U are wanted, and this looks like plain text", "this looks like a table"),
+        ("classification", "line 1: labels stand in .jsonl, .csv or .tsv", "names the columns text, label is wanted"),
+        ("question_answering", "SQuAD's JSON, or .* looks like plain text", "names the columns question is wanted"),
+        ("summarisation", "line 1: summaries stand in .jsonl, .csv", "names the columns text is wanted"),
+        ("translation", "records .* or a folder with source.txt and target.txt, are wanted", "columns text is wanted"),
+        ("relations", "relations are those of a folder with documents.conll", "relations are those of a folder"),
+    ],
+)
+def test_another_kind_of_file_is_named_and_what_is_wanted(
+    tmp_path: Path, name: str, of_text: str, of_table: str
+) -> None:
+    for file, text, reason in ("a.txt", PLAIN, of_text), ("a.csv", TABLE, of_table):
+        with pytest.raises(ValueError, match=rf"a\.\w+(: |, ).*{reason}") as raised:
+            load(name).read(written(tmp_path / file, text))
+        assert "\n" not in str(raised.value)
+
+
+def test_folders_of_translations(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no file that ends in .*\.tsv, nor source\.txt and target\.txt"):
+        load("translation").read(written(tmp_path / "a.txt", PLAIN).parent)
+    written(tmp_path / "b.csv", "SOURCE;TARGET\na;b\n")
+    assert [(pair.source, pair.targets) for pair in load("translation").read(tmp_path)] == [("a", ("b",))]
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

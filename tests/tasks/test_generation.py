@@ -173,8 +173,8 @@ def test_readers(tmp_path: Path) -> None:
     assert (found.source, found.targets) == ("He came . So .", ("A man.",))
     for text, reason in (
         ('{"source": "a", "target": "b"}\n{', r"a\.jsonl, line 2: not JSON"),
-        ('{"source": [], "target": "b"}', "line 1: source must be a text"),
-        ('{"source": "a"}', "line 1: target must be a text"),
+        ('{"source": [], "target": "b"}', "line 1: a text or a list of texts is wanted under source or text, got"),
+        ('{"source": "a"}', "under target or summary, got None; there is no target among source"),
         ("[1]", "line 1: a JSON object is wanted"),
     ):
         lines.write_text(text)
@@ -186,7 +186,9 @@ def test_readers(tmp_path: Path) -> None:
         assert [(p.source, p.targets, p.line) for p in read(table)] == [("One.", (wanted,), 2)]
     assert [p.source for p in read_sources(table)] == [p.source for p in read_summarised(table, False)] == ["One."]
     lines.write_text('{"source": "a"}')
-    with pytest.raises(DataFault, match="a target is wanted, got None; there are source"):
+    with pytest.raises(
+        DataFault, match="a text is wanted under target or translation, got None; there is no target among source"
+    ):
         read_aligned(lines)
     trees.write_text("# newdoc id = b\n# text = He came .\n")
     with pytest.raises(DataFault, match="line 1: there is no summary"):

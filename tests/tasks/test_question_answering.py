@@ -62,6 +62,7 @@ def test_reading(tmp_path: Path) -> None:
     ("change", "reason"),
     [
         ({"answers": [{"text": "Rome", "answer_start": 0}]}, r"question q0: answer 'Rome' is not at 0, where '\w+"),
+        ({"answers": [{"text": "Rome", "answer_start": -1}]}, "question q0: answer 'Rome' is not in the text"),
         ({"answers": []}, "question q0: has no answer and is not marked is_impossible"),
         ({"answers": [{"text": "Oslo"}]}, "not in SQuAD's format: KeyError 'answer_start'"),
     ],

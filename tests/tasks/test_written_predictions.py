@@ -6,17 +6,21 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from spanbert_kernels.data.conll_coref import MarkedDocument
 from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.entities import read_marked, read_nested, read_tagged
 from spanbert_kernels.data.labelled import read_labelled
+from spanbert_kernels.data.squad import Question
 from spanbert_kernels.data.words import read_documents, read_sentences
-from spanbert_kernels.tasks import coreference, formats, nested, tagging
+from spanbert_kernels.tasks import coreference, formats, nested, parsing, tagging
 from spanbert_kernels.tasks.base import TASKS, load
 from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.registry import COLUMNS, JSON
+from spanbert_kernels.tasks.relations import RelatedCluster
 
 TEXT = "Dr. Li didn't see\n\n  New York's  mayor, Zo\u00eb.\nNobody did. Li left New\u00a0York.\n"
 NAMES = {"Li": "person", "New York": "place", "Zo\u00eb": "per-son"}
@@ -76,6 +80,38 @@ def test_json_lines_cut_out_the_very_texts(path: Path) -> None:
         assert TEXT[shift + mark["start"] : shift + mark["end"]] == mark["text"]
     again = written(path.parent, "found.jsonl", formats.json_lines(nests(path), True))
     assert [len(document.mentions) for document in read_nested(again)] == [1, 2, 3]
+
+
+def test_a_record_is_one_line_and_a_sentence_of_it_says_where_it_begins(tmp_path: Path) -> None:
+    """Also where records of the same text stand in one line."""
+    text = "Never! Li saw New York."
+    path = written(tmp_path, "talk.json", [json.dumps([{"text": text}, {"text": text}])])
+    found = [json.loads(line) for line in formats.json_lines(tagged(path), False)]
+    assert [[text[e["start"] : e["end"]] for e in each["entities"]] for each in found] == [["Li", "New York"]] * 2
+    trees = [
+        one for s in parsing.TASK.read_to_predict(path) for one in parsing.TASK.predictions(s, ([0] * 9, ["x"] * 9))
+    ]
+    assert [(one.located.start or 0, one.located.text) for one in trees] == [(0, "Never!"), (7, "Li saw New York.")] * 2
+
+
+@pytest.mark.parametrize(
+    ("task", "item", "found"),
+    [
+        (
+            "question_answering",
+            [Question(name, "Who?", "Li left.", (), Path("a.json")) for name in "ab"],
+            ["Li", ""],
+        ),
+        (
+            "relations",
+            [RelatedCluster((MarkedDocument("d", ("Li",), (), Path("d/a"), (1,)),), frozenset())],
+            [{("Li", "Zoë", "saw"): 0.5, ("Zoë", "Li", "saw"): 0.5}],
+        ),
+    ],
+)
+def test_nothing_that_is_about_a_whole_file_is_lost(task: str, item: list[Any], found: list[Any]) -> None:
+    every = [one for each, own in zip(item, found, strict=True) for one in load(task).predictions(each, own)]
+    assert len(list(formats.json_lines(every, False))) == len(every) == 2
 
 
 @pytest.mark.parametrize("several", [False, True])
