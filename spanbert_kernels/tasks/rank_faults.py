@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ import torch.distributed as dist
 
 from spanbert_kernels.tasks import checkpoints, launch, ranks
 
+LOOKS, BETWEEN_LOOKS = 20, 0.05  # for the rank that has ended; seconds
 SPOKEN = "spanbert_kernels/spoken"
 _OF_GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer", "Socket Timeout")
 
@@ -93,7 +95,12 @@ def _ended(process: tuple[str, int]) -> bool:
 
 
 def _sentence(output: Path, processes: list[tuple[str, int]], otherwise: str) -> str:
-    gone = [str(rank) for rank, process in enumerate(processes) if _ended(process)]
+    gone: list[str] = []
+    for _ in range(LOOKS):  # the connections of a process close before it is no more
+        gone = [str(rank) for rank, process in enumerate(processes) if _ended(process)]
+        if gone:
+            break
+        time.sleep(BETWEEN_LOOKS)
     names = f"rank {gone[0]} of {len(processes)} has" if len(gone) == 1 else f"ranks {', '.join(gone)} have"
     cause = f"{names} ended" if gone else f"another rank has ended or does not answer: rank {launch.rank()} {otherwise}"
     found = checkpoints.in_order(output)

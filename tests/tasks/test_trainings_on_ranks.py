@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import children
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from spanbert_kernels.tasks.checkpoints import RANKS, fault
+from spanbert_kernels.tasks.registry import TASKS
 
 pytest.importorskip("accelerate")
+TESTS = Path(__file__).parent.parent
 ROUNDING = 2e-6  # of the largest gradient of a step
+KILLS, STEPS = 20, 10
 
 
-def run(folder: Path, *names: str) -> None:
-    program = Path(__file__).parent / "trainings_on_ranks.py"
-    paths = [str(program.parent.parent), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = children.run([sys.executable, program, folder, *names], capture_output=True, text=True, env=env)
-    outcomes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [each["name"] for each in outcomes] == list(names), done.stderr
-    assert not any(code for each in outcomes for code in each["codes"]), done.stderr
+def program(name: str, *arguments: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], str]:
+    """What a program of this folder says in lines of JSON, and its errors."""
+    path = Path(__file__).parent / f"{name}.py"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    done = children.run([sys.executable, path, *arguments], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], done.stderr
+
+
+def run(folder: Path, *names: str, named: str = "trainings_on_ranks") -> None:
+    """Trainings of a program, none of which may fail."""
+    outcomes, errors = program(named, folder, *names)
+    assert [each["name"] for each in outcomes] == list(names), errors
+    assert not any(code for each in outcomes for code in each["codes"]), errors
 
 
 def seen(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
@@ -34,12 +49,17 @@ def seen(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
     return found
 
 
+def same_gradients(first: Path, second: Path) -> None:
+    """Of each step, but for rounding; the second may have begun later."""
+    wanted, found = torch.load(first), torch.load(second)
+    assert len(found) > 1
+    for one, other in zip(wanted[-len(found) :], found, strict=True):
+        assert float((one - other).abs().max()) <= ROUNDING * float(one.abs().max())
+
+
 def same_steps(folder: Path, one: str, other: str) -> None:
     """Gradients of each step, losses and weights, but for rounding; the other may have begun later."""
-    first, second = (torch.load(f"{folder / name}.gradients.0") for name in (one, other))
-    assert len(second) > 1
-    for wanted, found in zip(first[-len(second) :], second, strict=True):
-        assert float((wanted - found).abs().max()) <= ROUNDING * float(wanted.abs().max())
+    same_gradients(folder / f"{one}.gradients.0", folder / f"{other}.gradients.0")
     assert seen(folder, other)["losses"] == pytest.approx(seen(folder, one)["losses"], rel=1e-5)
     weights = [load_file(folder / name / "model.safetensors") for name in (one, other)]
     for name, tensor in weights[0].items():
@@ -109,3 +129,70 @@ def test_batches_by_tokens_four_ranks_and_other_changes_of_their_number(folder: 
     same_steps(folder, "one", "four")
     same_steps(folder, "two", "two_on_three")
     same_steps(folder, "one", "one_on_two")
+
+
+@pytest.mark.slow
+def test_every_task_takes_the_steps_of_one_process(tmp_path: Path) -> None:
+    """Whatever its loss is a mean over, and with examples that are clusters."""
+    run(tmp_path, *TASKS, "pretraining", named="tasks_on_ranks")
+    for name in (*TASKS, "pretraining"):
+        same_gradients(tmp_path / f"{name}.1", tmp_path / f"{name}.2")
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> None:
+    run(tmp_path, "hanging")
+    error = seen(tmp_path, "hanging")["error"]
+    assert error.startswith(
+        "the training has ended, as another rank has ended or does not answer: rank 0 had no answer within 2 s; "
+        "--resume goes on from "
+    )
+    assert error.endswith("checkpoint-2")
+
+
+@pytest.mark.slow
+def test_killed_ranks_are_started_again_and_end_like_an_uninterrupted_training(tmp_path: Path) -> None:
+    """From the newest checkpoint. The rank that is left says so and does not wait."""
+    (counts, ended), _ = program("killed_ranks", tmp_path / "uninterrupted", "0")
+    assert ended == {"codes": [0, 0]}
+    outcomes, errors = program("killed_ranks", tmp_path, str(KILLS), json.dumps(counts))
+    assert len(outcomes) == KILLS
+    model = (tmp_path / "uninterrupted" / "model.safetensors").read_bytes()
+    for outcome in outcomes:
+        (first, second), again = outcome["codes"]
+        codes = (second, first) if outcome["at"][0] else (first, second)
+        assert (codes, again) == ((-signal.SIGKILL, 1), [0, 0]), outcome
+        assert (Path(outcome["folder"]) / "model.safetensors").read_bytes() == model, outcome
+    said = re.findall(
+        r"RankLost: the training has ended, as (?:rank (\d) of 2|another rank)[^\n]*?(?:-(\d+))?\n", errors
+    )
+    assert len(said) == KILLS
+    for number, (rank, step) in enumerate(said):
+        assert rank in ("", str(outcomes[number]["at"][0]))
+        assert seen(tmp_path, str(number))["paths"] == {"packed-training": STEPS - int(step or 0)}
+
+
+@pytest.mark.slow
+def test_torchrun_goes_on_by_itself(tmp_path: Path, tagged_file: Callable[..., Path]) -> None:
+    """The command, one of whose processes is killed when the first checkpoint is there; its end is a sentence."""
+    data, outputs = tagged_file("train.conll", 60), [tmp_path / "killed", tmp_path / "whole"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    command += ["-m", "spanbert_kernels.cli", "train", "tagging", "--data", str(data), "--size", "tiny"]
+    command += ["--steps", "12", "--save-steps", "4", "--batch-size", "4"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = children.run([*command, "--output", str(outputs[1])], capture_output=True, text=True, env=env)
+    assert whole.returncode == 0, whole.stderr
+    with children.started([*command, "--output", str(outputs[0])], stderr=subprocess.PIPE, text=True, env=env) as job:
+        while not (outputs[0] / "checkpoint-4").exists():
+            assert job.poll() is None
+            time.sleep(0.01)
+        ranks = {each.environ().get("RANK"): each for each in psutil.Process(job.pid).children(recursive=True)}
+        ranks["1"].kill()
+        _, said = job.communicate()
+    assert job.returncode == 0, said
+    lines = [line for line in said.splitlines() if line.startswith(("Error:", "Warning:"))]
+    assert len(lines) == 2, said
+    assert re.fullmatch(r"Error: the training has ended, as .*; --resume goes on from .*checkpoint-\d+", lines[0])
+    assert lines[1] == "Warning: restart 1: going on from the newest checkpoint"
+    models = [(output / "model.safetensors").read_bytes() for output in outputs]
+    assert models[0] == models[1]

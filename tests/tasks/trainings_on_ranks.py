@@ -6,13 +6,15 @@ as JSON, and its model to `FOLDER/TRAINING`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import shutil
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from transformers import TrainerCallback
 
 from spanbert_kernels import SpanBERTConfig, SpanBERTForTokenClassification
 from spanbert_kernels.tasks import callbacks, tagging
+from spanbert_kernels.tasks.rank_faults import RankLost
 from spanbert_kernels.tasks.training import Development, TrainingOptions, fit
 
 LENGTHS = (3, 12, 4, 5, 9, 3, 6, 10, 4)  # of which the last is alone in an epoch's last step
@@ -45,7 +48,24 @@ class Gradients(TrainerCallback):
         self.found.append(torch.cat(own).clone())
 
 
-def trained(output: Path, dropout: float = 0.0, development: Development | None = None, **options: Any) -> None:
+@contextlib.contextmanager
+def heard_by(listener: TrainerCallback) -> Iterator[None]:
+    """While it lasts, trainings call the listener, in the place of lines about their progress."""
+    usual = callbacks.ProgressLines
+    callbacks.ProgressLines = lambda: listener  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        callbacks.ProgressLines = usual  # type: ignore[misc]
+
+
+def trained(
+    output: Path,
+    dropout: float = 0.0,
+    development: Development | None = None,
+    listener: TrainerCallback | None = None,
+    **options: Any,
+) -> None:
     """A training whose steps are of four examples, however they are made up."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -55,18 +75,13 @@ def trained(output: Path, dropout: float = 0.0, development: Development | None 
     model = SpanBERTForTokenClassification(config)
     values = {"steps": STEPS, "batch_size": 2, "quiet": True, "learning_rate": 0.01, "rank_timeout": 60.0, **options}
     gradients = Gradients()
-    kept = callbacks.ProgressLines
-    try:
-        callbacks.ProgressLines = lambda: gradients  # type: ignore[misc, assignment]
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always", UserWarning)
-            done = fit(
-                *(model, TrainingOptions(output, **values), EXAMPLES, tagging.collate),
-                development=development,
-                write_vocabulary=lambda folder: (folder / "vocab.txt").write_text("[PAD]\n"),
-            )
-    finally:
-        callbacks.ProgressLines = kept  # type: ignore[misc]
+    with heard_by(listener or gradients), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        done = fit(
+            *(model, TrainingOptions(output, **values), EXAMPLES, tagging.collate),
+            development=development,
+            write_vocabulary=lambda folder: (folder / "vocab.txt").write_text("[PAD]\n"),
+        )
     rank = os.environ.get("RANK", "0")
     torch.save(gradients.found, f"{output}.gradients.{rank}")
     found = {
@@ -99,6 +114,27 @@ def resumed(folder: Path, begun: str, name: str, **options: Any) -> None:
     trained(folder / name, resume=True, **options)
 
 
+class Hangs(TrainerCallback):
+    """The second rank does nothing more until the other has given up."""
+
+    def __init__(self, given_up: Path) -> None:
+        self.given_up = given_up
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        while os.environ["RANK"] == "1" and state.global_step == 3:
+            time.sleep(0.01)
+            if self.given_up.exists():
+                os._exit(0)
+
+
+def hanging(output: Path) -> None:
+    given_up = Path(f"{output}.0")
+    try:
+        trained(output, listener=Hangs(given_up), rank_timeout=2.0, save_steps=2)
+    except RankLost as error:
+        given_up.write_text(json.dumps({"error": str(error)}))
+
+
 TRAININGS: dict[str, tuple[int, Callable[[Path], None]]] = {  # name: ranks, and what each of them does
     "one": (1, lambda folder: trained(folder / "one", accumulation=2, save_steps=5)),
     "two": (2, lambda folder: trained(folder / "two", save_steps=5)),
@@ -110,6 +146,7 @@ TRAININGS: dict[str, tuple[int, Callable[[Path], None]]] = {  # name: ranks, and
     "two_on_one": (1, lambda folder: resumed(folder, "two", "two_on_one")),
     "two_on_three": (3, lambda folder: resumed(folder, "two", "two_on_three")),
     "one_on_two": (2, lambda folder: resumed(folder, "one", "one_on_two")),
+    "hanging": (2, lambda folder: hanging(folder / "hanging")),
     "scored": (
         2,
         lambda folder: trained(folder / "scored", development=scored_by_rank(), evaluate_steps=1, patience=2),
