@@ -23,10 +23,11 @@ from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.sources import files_of
 
 from . import splits
-from .excerpt import excerpt
+from .excerpt import across, excerpt
 from .rows import ROWS
 
 SHOWN, EXCERPT = 200, 1150  # predictions on a page, characters of a text
+ENTITIES, ARTICLES = 4, 3  # that are shown of those across texts, and in how many of these
 TOPIC = "corpus_apple"  # of meantime, of which nothing is trained on
 BEFORE = re.compile(r" (?=[.,;:!?)%\]]|'s\b|n't\b|'(?:re|ve|ll|d|m)\b)|(?<=[(\[$]) ")  # a space that no text has
 
@@ -67,7 +68,7 @@ STORIES = {
         ("cross-document-coreference",),
         partial(splits.without_topic, TOPIC),
         begins_with="interviews/coreference",
-        options={"steps": 80, "evaluate_steps": 20, "span_length": 128, "crop": "input"},
+        options={"steps": 100, "evaluate_steps": 25, "span_length": 128, "crop": "input"},
     ),
 }
 
@@ -93,7 +94,13 @@ def tell(name: str, model: str, data: Path, output: Path, training: list[str]) -
     if story.excerpt:
         found = (folder / f"{row}.jsonl" for row in ("nested", "coreference"))
         text = excerpt(*found, story.excerpt, EXCERPT)
-        (folder / "excerpt.html").write_text(f'<div class="story">{text}</div>\n', encoding="utf-8")
+        _write_fragment(folder / "excerpt.html", text)
+    if "cross-document-coreference" in story.rows:
+        _write_fragment(folder / "entities.html", across(folder / f"{story.rows[0]}.jsonl", ENTITIES, ARTICLES))
+
+
+def _write_fragment(path: Path, text: str) -> None:
+    path.write_text(f'<div class="story">{text}</div>\n', encoding="utf-8")
 
 
 def write_texts(source: Path, wanted: str, folder: Path) -> Path:

@@ -15,6 +15,7 @@ from task_results.tables import lines
 from task_results.tables import splits as cut_and_run
 
 from spanbert_kernels.data.conll_coref import MarkedDocument, Mention
+from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.tasks.base import TASKS, load
 
 RUN = {"row": "topics", "seed": 0, "backend": "auto", "steps asked": None, "commit": "a", "data": "d", "options": {}}
@@ -49,7 +50,9 @@ def test_questions_are_made_by_the_rule() -> None:
 @pytest.mark.slow
 def test_a_story_is_read_as_texts(tmp_path: Path) -> None:
     """Of a topic that is held out, called by their first sentences."""
-    block = "#begin document ({0}/{1}); part 0\nIt\t-\n'{2}\t(1)\n.\t-\n\n{1}\t-\n#end document\n"
+    block = (
+        "#begin document ({0}/{1}); part 0\nIt\t-\n'{2}\t(cross_PER1)\n.\t(cross_intra_PER1)\n\n{1}\t-\n#end document\n"
+    )
     (tmp_path / "meantime").mkdir()
     names = [("a", n) for n in range(3)] + [("b", n) for n in range(12)]
     text = "".join(block.format(topic, n, "s") for topic, n in names)
@@ -57,6 +60,7 @@ def test_a_story_is_read_as_texts(tmp_path: Path) -> None:
     split = splits.without_topic("a", tmp_path, tmp_path)
     counts = [path.read_text().count("#begin") for path in (split.train, split.dev, split.test)]
     assert (counts, "(a/" in split.train.read_text()) == ([10, 2, 3], False)
+    assert {mention.entity for each in read_marked(split.test) for mention in each.mentions} == {"PER1"}
     (path,) = stories.write_texts(split.test, "/2)", tmp_path / "texts").iterdir()
     assert (path.name, path.read_text()) == ("Its.txt", "It's.\n2\n")
 
