@@ -227,10 +227,15 @@ def _claim(folder: Path, digest: str) -> None:
             )
     elif any(each for each in folder.iterdir() if not each.name.endswith(atomic.PARTIAL)):
         raise ValueError(f"{folder} is not empty, and no encoding began there: give another folder")
-    for each in folder.glob(f".*{atomic.PARTIAL}"):
-        each.unlink(missing_ok=True)
+    _clear(folder)
     if not manifest.is_file():
         atomic.write_text(manifest, json.dumps({"job": digest, "complete": False}))
+
+
+def _clear(folder: Path) -> None:
+    """Takes away what processes that died have left half written."""
+    for each in folder.glob(f".*{atomic.PARTIAL}"):
+        each.unlink(missing_ok=True)
 
 
 def _missing(
@@ -259,6 +264,7 @@ def _finished(
 ) -> Encoded:
     """Writes what is said of the whole."""
     folder = job.folder
+    _clear(folder)  # of workers that Ray began anew
     for path in folder.glob(f"part-*{SUFFIX}"):
         if path.name.removesuffix(SUFFIX) not in records:  # of an input that was longer
             path.unlink()

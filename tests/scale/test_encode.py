@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from spanbert_kernels import scale
 from spanbert_kernels.cli import main
 from spanbert_kernels.data.text import other_form
-from spanbert_kernels.scale import DocumentEncoder
+from spanbert_kernels.scale import DocumentEncoder, Wanted
 from spanbert_kernels.scale.scattered import ScatteredClusters
 from spanbert_kernels.tasks import atomic
 
@@ -159,6 +160,14 @@ def test_tables_and_other_encodings(model: str, tmp_path: Path) -> None:
     assert "line 602: 3 columns are wanted" in said
     encode(source / "b.tsv", "--model", model, "--output", tmp_path / "more", "--text", "REMARK")
     assert [row["id"] for row in rows(tmp_path / "more")] == ["1"]
+
+
+def test_nothing_half_written_is_left(model: str, lines: Path, tmp_path: Path) -> None:
+    """A worker that dies leaves a file aside, and Ray begins another in its place."""
+    out = tmp_path / "out"
+    left = out / f".part-00000-00000.parquet.x{atomic.PARTIAL}"
+    scale.encode([lines], model, out, Wanted(), tokenizers=0, hear=lambda progress: left.write_text("half"))
+    assert {path.name for path in out.iterdir()} == {"part-00000-00000.parquet", "manifest.json"}
 
 
 def test_a_folder_of_somebody_else_is_left_alone(model: str, lines: Path, tmp_path: Path) -> None:
