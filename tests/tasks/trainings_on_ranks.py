@@ -91,6 +91,7 @@ def trained(
         "best": done.best,
         "paths": done.paths,
         "said": [str(each.message) for each in said if each.category.__module__.startswith("spanbert_kernels")],
+        "seed": torch.initial_seed(),
         "drawn": float(torch.rand(1)),
     }
     Path(f"{output}.{rank}").write_text(json.dumps(found))
