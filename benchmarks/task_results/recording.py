@@ -82,8 +82,9 @@ def add(path: Path, run: Mapping[str, Any]) -> None:
     record = load(path)
     same = ("row", "seed", "backend", "steps asked")
     rest = [each for each in record["runs"] if any(each.get(name) != run.get(name) for name in same)]
-    record |= {"kind": KIND, "machine": environment.machine(), "versions": environment.versions()}
-    record["runs"] = [*rest, dict(run)]
+    machine = environment.machine()
+    record |= {"kind": KIND, "machine": machine, "versions": environment.versions()}
+    record["runs"] = [*rest, {**run, "processor": machine["processor"]}]
     atomic.write_text(path, json.dumps(record, indent=1) + "\n")
 
 

@@ -12,7 +12,7 @@ from .rows import ROWS
 
 COLUMNS = (
     *("", "data", "score", "mean", "of each seed", "asked", "trivial baseline", "which is"),
-    *("training, times as fast as transformers' own", "asked", "minutes", "peak, MB"),
+    *("training, times as fast as transformers' own", "asked", "minutes", "peak, MB (transformers' own)"),
 )
 FROM_NOTHING = recording.RESULTS / "tasks.json"  # models of random weights, trained for minutes
 OF_THESE = ("", "data", "score", "mean", "of each seed", "trivial baseline", "which is")
@@ -43,14 +43,11 @@ def lines(record: Mapping[str, Any]) -> Iterator[list[str]]:
         runs = recording.scored(record, name)
         about = [row.task.replace("_", " "), row.data]
         goal = "" if row.goal is None else f"{row.goal:.3g}"
-        speed = [_speed(record, name), f"{row.faster:g}"]
+        speed, peak = [_speed(record, name), f"{row.faster:g}"], _peak(record, name)
         if not runs:
-            yield [*about, row.measure, "not measured", "", goal, "", "", *speed, "", ""]
+            yield [*about, row.measure, "not measured", "", goal, "", "", *speed, "", peak]
             continue
-        cost = [
-            f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f}",
-            f"{max(run['peak MB'] for run in runs):,}",
-        ]
+        cost = [f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f}", peak]
         for score in (row.measure, LOSS) if LOSS in runs[0]["scores"] else (row.measure,):
             values = [run["scores"][score] for run in runs]
             trivial = ", ".join(sorted({f"{run['baseline'][score]:.3f}" for run in runs}))
@@ -71,6 +68,15 @@ def _speed(record: Mapping[str, Any], name: str) -> str:
         return "not measured"
     ours, theirs = (found[backend]["training seconds"] for backend in BOTH)
     return f"{theirs / ours:.2f}"
+
+
+def _peak(record: Mapping[str, Any], name: str) -> str:
+    """Of the processes that both paths were timed in."""
+    found = recording.of_steps(record, name, dropout=True)
+    if len(found) < len(BOTH):
+        return ""
+    ours, theirs = (found[backend]["peak MB"] for backend in BOTH)
+    return f"{ours:,} ({theirs:,})"
 
 
 def _agreement(record: Mapping[str, Any]) -> str:
@@ -111,11 +117,16 @@ def splits(record: Mapping[str, Any]) -> str:
     timed = {run["steps asked"] for run in runs if run["steps asked"] and not run["model"].endswith(recording.STILL)}
     began = {run["model"] for run in runs if run["scores"]}
     commits = {run["commit"][:9] for run in runs}
+    own = record["machine"]["processor"]
     threads, two = ({run["threads"] for run in runs if bool(run["scores"]) == whole} for whole in (True, False))
+    many, few = (
+        " and ".join(sorted({run.get("processor", own) for run in runs if bool(run["scores"]) == whole}))
+        for whole in (True, False)
+    )
     return (
         f"How the data are cut:\n\n{cut}\nBegun from {_listed(began)}, on {_threads(threads)} of "
-        f"{record['machine']['processor']}{record.get('conditions', '')}, at commit {_listed(commits)}; both paths are "
-        f"timed over {_listed(timed)} steps of the same batches, on {_threads(two)}.{_agreement(record)}"
+        f"{many}{record.get('conditions', '')}, at commit {_listed(commits)}; both paths are timed over "
+        f"{_listed(timed)} steps of the same batches, on {_threads(two)} of {few}.{_agreement(record)}"
         f"{_whole(record)} {recording.hours(record):.1f} hours in all.\n"
     )
 
