@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spanbert_kernels.data.columns import NO_MARK, check_width, is_ontonotes, parse_columns, word_column
-from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.faults import DataFault, warn
 from spanbert_kernels.data.splitting import Located
 from spanbert_kernels.data.text import read_text
 
 MARK = re.compile(r"\(?[^()]+\)?")
+EMPTY = "_"  # stands for a word without characters
 SPACED = re.compile(r"\| +(?=\S+(?:\| +\S+)* *$)", re.MULTILINE)  # between brackets at the end of a line
 
 
@@ -53,7 +54,8 @@ def read_marked(path: Path, mentions: bool = True) -> list[MarkedDocument]:
 
     Raises:
         DataFault: a row of one column, or, but for CoNLL-2012's, of more or fewer than the others; no column of words;
-            brackets that do not parse, that close nothing or are never closed; or a document without words.
+            brackets that do not parse, that close nothing or are never closed; or a document without words. A word
+            without characters among others is warned of.
         OSError: the file cannot be read.
     """
     documents = parse_columns(SPACED.sub("|", read_text(path)))
@@ -69,10 +71,14 @@ def read_marked(path: Path, mentions: bool = True) -> list[MarkedDocument]:
         own = document.rows()
         if not own:
             raise DataFault(path, document.line, "a document without words")
-        for row in own:
-            if not row.cells[column or 0]:
-                raise DataFault(path, row.line, f"{wanted} are wanted, got {' '.join(row.cells)!r}")
-        marked = [(row.line, row.cells[column or 0], row.cells[-1] if mentions else "_") for row in own]
+        empty = [row for row in own if not row.cells[column or 0]]
+        if len(empty) == len(own):
+            raise DataFault(path, empty[0].line, f"{wanted} are wanted, got {' '.join(empty[0].cells)!r}")
+        if empty:  # as in a published file of OntoGUM
+            warn(
+                f"{path}, line {empty[0].line}: a word is empty, and taken for {EMPTY!r} ({len(empty)} in the document)"
+            )
+        marked = [(row.line, row.cells[column or 0] or EMPTY, row.cells[-1] if mentions else "_") for row in own]
         found.append(
             _document(path, document.mark or (path.stem if len(documents) == 1 else f"{path.stem} {number}"), marked)
         )

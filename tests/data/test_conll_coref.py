@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spanbert_kernels.data.conll_coref import Mention, read_marked
-from spanbert_kernels.data.faults import DataFault
+from spanbert_kernels.data.faults import DataFault, DataWarning
 
 ONTONOTES = """#begin document (nw/x/00/x_0001); part 000
 nw/x/00/x_0001   0   0     Mina   NNP  (TOP(S(NP*)     -    -   -   Speaker#1  (PERSON)  (ARG0*)        (0)
@@ -116,6 +116,16 @@ def test_unnamed_documents_are_numbered(tmp_path: Path) -> None:
 def test_another_layout_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(DataFault, match=f"data.conll, {reason}"):
         read(tmp_path, text)
+
+
+def test_an_empty_word_among_others_is_warned_of(tmp_path: Path) -> None:
+    """As one file of OntoGUM has it: the document is taken, and its mentions stay where they are."""
+    with pytest.warns(
+        DataWarning, match=r"data.conll, line 2: a word is empty, and taken for '_' \(1 in the document\)"
+    ):
+        ((_, words, mentions),) = read(tmp_path, "1\tNew\t(18\n2\t\t_\n3\tZealand\t18)\n")
+    assert words == ("New", "_", "Zealand")
+    assert [each[:2] for each in mentions] == [(0, 2)]
 
 
 def test_words_alone_need_no_brackets(tmp_path: Path) -> None:
