@@ -91,7 +91,7 @@ def sizes_of_rows(rows: int) -> Iterator[tuple[int, int]]:
 
     Example:
         >>> list(sizes_of_rows(1100)), list(sizes_of_rows(100))
-        ([(1024, 1024), (64, 64), (16, 12)], [(112, 100)])
+        ([(1024, 1024), (80, 76)], [(112, 100)])
     """
     while rows > LARGEST:
         yield LARGEST, LARGEST

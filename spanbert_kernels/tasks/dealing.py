@@ -61,7 +61,7 @@ class DealtBatches(Sampler[list[int]]):
     Example:
         >>> batches = [DealtBatches([9, 5, 3, 2, 2], 4, 2, seed=0, rank=rank, ranks=2) for rank in (0, 1)]
         >>> [[[index for index in batch] for batch in own] for own in batches]
-        [[[1], [2]], [[4, 3, 0], [-3]]]
+        [[[0], [2]], [[1, 4, 3], [-3]]]
     """
 
     def __init__(

@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,8 +20,9 @@ from spanbert_kernels import accelerate
 from spanbert_kernels.acceleration import AccelerationWarning
 from spanbert_kernels.acceleration.families import FAMILIES
 from spanbert_kernels.acceleration.family import Family
-from spanbert_kernels.testing import assert_as_exact_as_eager
+from spanbert_kernels.testing import assert_as_exact_as_eager, deviation
 
+Result = TypeVar("Result")
 TINY: dict[str, Any] = {
     "vocab_size": 60,
     "embedding_size": 16,
@@ -142,10 +145,28 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def assert_agrees(result: Tensor, eager: Tensor, reference: Tensor) -> None:
-    """The tolerance rule, against transformers' own path in the same dtype."""
+def drawn_again(run: Callable[[], Result], draws: int = 4) -> list[Result]:
+    """What a model gives whose linear layers add up their columns in other orders: equal but for rounding.
+
+    One draw of rounding errors can be a lucky one.
+    """
+    original, found = F.linear, []
+    for seed in range(draws):
+
+        def shuffled(x: Tensor, weight: Tensor, bias: Tensor | None = None, seed: int = seed) -> Tensor:
+            order = torch.randperm(x.shape[-1], generator=torch.Generator().manual_seed(seed))
+            return original(x[..., order], weight[:, order], bias)
+
+        with mock.patch.object(F, "linear", shuffled):
+            found.append(run())
+    return found
+
+
+def assert_agrees(result: Tensor, eager: Tensor, reference: Tensor, *more: Tensor) -> None:
+    """The tolerance rule, against transformers' own path in the same dtype; of several draws the worst."""
     assert result.dtype == eager.dtype
-    assert_as_exact_as_eager(result, reference, eager)
+    worst = max((eager, *more), key=lambda draw: deviation(draw, reference))
+    assert_as_exact_as_eager(result, reference, worst)
 
 
 def in_units(gradients: dict[str, Tensor], reference: dict[str, Tensor]) -> Tensor:

@@ -285,7 +285,8 @@ def check_error(
     Nothing is nearer than half of the distance between the smallest numbers, which float16 has within reach.
 
     The yardsticks of a float64 result are of float32: their error is scaled by the ratio of the machine epsilons. Its
-    reference is rounded as much as itself, which adds the scaled error of the loop, the first yardstick.
+    reference is rounded as much as itself, which adds the scaled error of the loop, the first yardstick, and a rounding
+    of each.
     """
     if not ref.is_floating_point():
         assert torch.equal(value.cpu(), ref), name
@@ -294,7 +295,7 @@ def check_error(
     errors = [deviation(other, ref) for other in others]
     yardstick = max(errors)
     if value.dtype == torch.float64:
-        yardstick = (yardstick + errors[0] / 2) * eps / eps_of_float32
+        yardstick = (yardstick + errors[0] / 2) * eps / eps_of_float32 + 2 * eps * largest(ref)
     allowed = allowed_error(yardstick, value.dtype, largest(ref) if size is None else size)
     allowed += min(eps, eps_of_float32) * terms + torch.finfo(value.dtype).tiny * eps / 2
     found = deviation(value, ref)
