@@ -63,7 +63,7 @@ def run(asked: Asked) -> dict[str, Any]:
     row, split = ROWS[asked.row], Split(*map(Path, asked.files))
     options = dict(row.options)
     if asked.steps is not None:
-        options |= {"steps": asked.steps, "epochs": 1.0}
+        options |= {"steps": asked.steps, "epochs": 1.0, "evaluate_steps": None, "patience": None}
     training = TrainingOptions(
         Path(asked.folder) / "model", seed=asked.seed, backend=asked.backend, quiet=True, **options
     )

@@ -61,22 +61,31 @@ def lines(record: Mapping[str, Any]) -> Iterator[list[str]]:
     yield from embeddings.lines(embeddings.newest())
 
 
+def _pairs(record: Mapping[str, Any], name: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Of a row the runs of both paths over the same steps, by the maker of the processor."""
+    found = {}
+    for processor in sorted({str(run.get("processor", "")) for run in record["runs"]}):
+        own = [run for run in record["runs"] if str(run.get("processor", "")) == processor]
+        timed = recording.of_steps({"runs": own}, name, dropout=True)
+        if len(timed) == len(BOTH):
+            found[processor.split("(")[0].split(" ")[0]] = (timed["auto"], timed["eager"])
+    return found
+
+
 def _speed(record: Mapping[str, Any], name: str) -> str:
     """Of the same steps on both paths."""
-    found = recording.of_steps(record, name, dropout=True)
-    if len(found) < len(BOTH):
-        return "not measured"
-    ours, theirs = (found[backend]["training seconds"] for backend in BOTH)
-    return f"{theirs / ours:.2f}"
+    found = (
+        f"{theirs['training seconds'] / ours['training seconds']:.2f}{maker and f' ({maker})'}"
+        for maker, (ours, theirs) in _pairs(record, name).items()
+    )
+    return ", ".join(found) or "not measured"
 
 
 def _peak(record: Mapping[str, Any], name: str) -> str:
-    """Of the processes that both paths were timed in."""
-    found = recording.of_steps(record, name, dropout=True)
-    if len(found) < len(BOTH):
-        return ""
-    ours, theirs = (found[backend]["peak MB"] for backend in BOTH)
-    return f"{ours:,} ({theirs:,})"
+    """Of the processes that both paths were timed in, the first processor's."""
+    for ours, theirs in _pairs(record, name).values():
+        return f"{ours['peak MB']:,} ({theirs['peak MB']:,})"
+    return ""
 
 
 def _agreement(record: Mapping[str, Any]) -> str:

@@ -116,8 +116,21 @@ def test_a_run_that_is_recorded_is_not_repeated(tmp_path: Path, monkeypatch: pyt
     assert runs() == ["topics 0 eager None"]
     record = json.loads((tmp_path / "record.json").read_text())
     assert len(record["runs"]) == 7
+    for run in record["runs"]:
+        assert run.pop("processor") == record["machine"]["processor"]
+        run["processor"] = "Maker(R) Fast Processor"
     (line,) = (line for line in lines(record) if line[1] == "topics of meantime")
-    assert line[3:] == ["1.000", "0.500, 1.500", "0.975", "0.250", "the commonest label", "2.50", "2", "1.0", "9 (9)"]
+    assert line[3:] == [
+        "1.000",
+        "0.500, 1.500",
+        "0.975",
+        "0.250",
+        "the commonest label",
+        "2.50 (Maker)",
+        "2",
+        "1.0",
+        "9 (9)",
+    ]
     told = cut_and_run(record)
     assert "Begun from encoder, on " in told
     assert "over 200 steps of the same batches, on " in told
