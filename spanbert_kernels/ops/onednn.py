@@ -8,6 +8,7 @@ gradient of a weight is, in blocks by powers of two. That costs a copy of the re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -52,8 +53,7 @@ def linear(
         product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, name, [], algorithm)
         return product
 
-    given = [each.reshape(-1, each.shape[-1]) for each in (x, residual) if each is not None]
-    return _by_rows(multiply, given, weight.shape[0]).view(*x.shape[:-1], weight.shape[0])
+    return _by_rows(multiply, [x] if residual is None else [x, residual], weight.shape[0])
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -119,16 +119,18 @@ def sizes_of_sums(rows: int) -> Iterator[tuple[int, int]]:
 
 
 def _by_rows(multiply: Callable[..., Tensor], given: list[Tensor], columns: int) -> Tensor:
-    """The product of matrices of so many rows, `[rows, columns]`."""
-    rows = len(given[0])
-    blocks = [(rows, rows)] if torch.compiler.is_compiling() else list(sizes_of_rows(rows))
-    if blocks == [(rows, rows)]:
+    """The product `[..., columns]` of matrices of so many rows; no view, since its caller may change it in place."""
+    shape = given[0].shape[:-1]
+    rows = math.prod(shape)
+    blocks = list(sizes_of_rows(rows))
+    if torch.compiler.is_compiling() or (blocks == [(rows, rows)] and given[0].dim() == 2):
         return multiply(*given)
-    result = large.new_empty(given[0], rows, columns)
+    result = large.new_empty(given[0], *shape, columns)
+    matrices, of_rows = [each.reshape(rows, each.shape[-1]) for each in given], result.view(rows, columns)
     begin = 0
     for size, count in blocks:
-        own = [_filled(each[begin : begin + count], size) for each in given]
-        result[begin : begin + count] = multiply(*own)[:count]
+        own = [_filled(each[begin : begin + count], size) for each in matrices]
+        of_rows[begin : begin + count] = multiply(*own)[:count]
         begin += count
     return result
 

@@ -127,6 +127,20 @@ def test_nothing_is_multiplied_by_onednns_reference(case: str, capfd: pytest.Cap
     assert [line for line in said if ",ref" in line] == []
 
 
+@needs_onednn
+@pytest.mark.parametrize("shape", [(112,), (100,), (1124,), (4, 28), (4, 25), (2, 562)])
+def test_results_may_be_changed_in_place(shape: tuple[int, ...], taken: list[torch.Size]) -> None:
+    """As bare results of PyTorch's own may, whatever sizes rows come in."""
+    weight = random(OUT, IN).requires_grad_()
+    result = products.linear(random(*shape, IN), weight)
+    assert taken
+    result[..., 0] += 5.0
+    result.sum().backward()
+    torch.testing.assert_close(
+        weight.grad, random(*shape, IN).flatten(0, -2).sum(0).expand(OUT, IN), rtol=1e-4, atol=1e-3
+    )
+
+
 def test_rows_come_in_few_sizes() -> None:
     """All of them, once each, whatever their number; of sizes there are few."""
     for sizes, least, most in (onednn.sizes_of_rows, 16, 40), (onednn.sizes_of_sums, 64, 5):
