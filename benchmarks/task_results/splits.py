@@ -109,8 +109,15 @@ def topics(data: Path, folder: Path) -> Split:
 
 def meantime(data: Path, folder: Path) -> Split:
     """Topics are clusters; chains cross topics, and are looked for within a part's own."""
-    text = (data / "meantime/meantime.conll").read_text(encoding="utf-8")
-    return _marked(every_third(text.split("#begin document ")[1:]), folder)
+    return _marked(every_third(_articles(data)), folder)
+
+
+def _articles(data: Path) -> list[str]:
+    """The documents of meantime. An instance is one entity: the file calls it by up to three names, for what was
+    annotated within documents, across them, and both.
+    """
+    text = LAYERS.sub("", (data / "meantime/meantime.conll").read_text(encoding="utf-8"))
+    return text.split("#begin document ")[1:]
 
 
 def _marked(parts: dict[str, list[str]], folder: Path) -> Split:
@@ -121,13 +128,8 @@ def _marked(parts: dict[str, list[str]], folder: Path) -> Split:
 
 
 def without_topic(topic: str, data: Path, folder: Path) -> Split:
-    """A topic of meantime to test on; every sixth document of the others is to choose on.
-
-    An instance is one entity: in the file it has up to three names, for what was annotated within documents, across
-    them, and both.
-    """
-    text = LAYERS.sub("", (data / "meantime/meantime.conll").read_text(encoding="utf-8"))
-    blocks = text.split("#begin document ")[1:]
+    """A topic of meantime to test on; every sixth document of the others is to choose on."""
+    blocks = _articles(data)
     others = [block for block in blocks if not block.startswith(f"({topic}/")]
     parts = {
         "train": [block for number, block in enumerate(others) if number % 6 != 5],
@@ -156,13 +158,11 @@ def participants(data: Path, folder: Path) -> Split:
         own = folder / part
         own.mkdir(exist_ok=True)
         (own / "documents.conll").write_text(text, encoding="utf-8")
-        names = {LAYERS.sub("", name): name for name in re.findall(r"[a-z_]+[A-Z]{3}\d+", text)}
         entities = [
             {mention.entity for document in cluster for mention in document.mentions}
             for cluster in clusters_of(read_marked(own / "documents.conll"))
         ]
-        found = [(names[a], names[b]) for a, b in links if a in names and b in names]
-        rows = (f"{a}\t{b}\tparticipant\n" for a, b in found if any({a, b} <= together for together in entities))
+        rows = (f"{a}\t{b}\tparticipant\n" for a, b in links if any({a, b} <= together for together in entities))
         (own / "relations.tsv").write_text("".join(rows), encoding="utf-8")
         paths.append(own)
     return Split(*paths)

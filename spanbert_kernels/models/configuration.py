@@ -50,6 +50,7 @@ class DocumentFields(Configuration):
     max_antecedents: int = 50
     max_span_targets: int = 20
     max_span_width: int = 20
+    relation_places: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         # a folder says the encoder's type, and an attribute would hide the class's own
@@ -171,6 +172,8 @@ class SpanBERTConfig(DocumentFields, BertConfig):
         cross_document_anchor: "last" or "first", which real token stands for a document.
         pooler_token: "first", the first column as in BERT, or "anchor".
         max_span_width: words of the widest span that a span classifier scores.
+        relation_places: whether relations are scored wherever two entities have mentions in one window, or once for
+            both, as models did that were trained before.
         kept_spans_share: mentions that coreference keeps, as a share of the words.
         max_antecedents: earlier mentions that coreference compares each one with.
         max_span_targets: tokens of a masked span that the span boundary objective predicts, the first ones.

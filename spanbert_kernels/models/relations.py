@@ -1,7 +1,9 @@
 """Relations of entities over `SpanBERTModel`: a label for every ordered pair of entities of a cluster of documents.
 
 An entity's vector is the mean of its mentions' span vectors, in whichever documents they stand, and one for how many
-they are. A layer over both entities' vectors and one for the least distance of their mentions scores the pair.
+they are. Wherever both have a mention in one window, a layer scores the two mentions' own vectors, both entities', one
+for the distance and the mean of the words between (Eberts and Ugles 2020, SpERT, who take the maximum); a relation is
+told by any place, which the log of the sum of exponentials says. Entities that never meet are scored by their vectors.
 
 Few pairs are related, and few relations are known to learn from: scores begin with nearly all pairs unrelated, and the
 words' part is dropped as strongly as Lee et al. drop theirs (2017, End-to-end Neural Coreference Resolution).
@@ -50,6 +52,9 @@ class Relations(SpanModel):
         self.counts = nn.Embedding(len(BUCKETS) + 1, 2 * RELATION_SIZE)
         self.distances = nn.Embedding(NEVER_MEET + 1, RELATION_SIZE)
         self.relation = nn.Linear(RELATION_SIZE, config.num_labels)
+        if config.relation_places:
+            self.mentions = nn.Linear(self.states.in_features, 2 * RELATION_SIZE)
+            self.between = nn.Linear(config.hidden_size, RELATION_SIZE, bias=False)
         self.post_init()
 
     @torch.no_grad()
@@ -92,13 +97,19 @@ class Relations(SpanModel):
         plan = ops.plan_spans(spans, cu_seqlens=offsets)
         pooled = ops.span_pool(words, plan, PARTS, self.attention(words)[:, 0], self.widths.weight)  # [M, D]
         member = (entities[:, None] == torch.arange(len(clusters), device=entities.device)).to(pooled.dtype)  # [M, E]
+        if self.config.relation_places:
+            pooled = F.layer_norm(pooled, pooled.shape[1:])
         means = member.T @ pooled / member.sum(0)[:, None].clamp(min=1)
         states = run_linear(self.states, F.dropout(means, DROPPED, self.training)) + self.counts(_bucket(member.sum(0)))
         first, second = self.dropout(states).chunk(2, -1)  # [E, R] each
         apart = ~torch.eye(len(clusters), dtype=torch.bool, device=clusters.device)
         pairs = ((clusters[:, None] == clusters) & apart).nonzero()  # [P, 2]
-        least = self._least(mentions, entities, len(clusters))
-        logits = torch.cat([self._scores(first, second, least, *own.unbind(1)) for own in pairs.split(AT_ONCE)])
+        if self.config.relation_places:
+            sources = mentions[:, 0], spans, words, pooled, entities, first, second
+            logits = self._of_places(*sources, pairs)
+        else:
+            least = self._least(mentions, entities, len(clusters))
+            logits = torch.cat([self._scores(first, second, least, *own.unbind(1)) for own in pairs.split(AT_ONCE)])
         loss = None
         if relations is not None:
             wanted = relations.new_zeros(len(clusters), len(clusters))
@@ -113,6 +124,43 @@ class Relations(SpanModel):
         scores = run_linear(self.relation, self.dropout(F.relu(inner)))
         scores[:, 0] += UNRELATED
         return scores
+
+    def _of_places(
+        self, rows: Tensor, spans: Tensor, words: Tensor, vectors: Tensor, entities: Tensor, first: Tensor,
+        second: Tensor, pairs: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Of pairs of entities, `[P, labels]`, from the mentions of both in a window, and from both alone elsewhere."""
+        states = run_linear(self.mentions, F.dropout(vectors, DROPPED, self.training))
+        one, other = states.chunk(2, -1)  # [M, R] each
+        between = run_linear(self.between, F.dropout(F.layer_norm(words, words.shape[1:]), DROPPED, self.training))
+        sources = one + first[entities], other + second[entities], between
+        number = torch.full((len(first), len(first)), -1, device=pairs.device)
+        number[pairs[:, 0], pairs[:, 1]] = torch.arange(len(pairs), device=pairs.device)
+        pair = number[entities[:, None], entities]  # [M, M], -1 where there is none
+        places = ((rows[:, None] == rows) & (pair >= 0)).nonzero()  # [N, 2]
+        scores = [self._of_mentions(*sources, spans, own) for own in places.split(AT_ONCE)]
+        met = pair[places[:, 0], places[:, 1]]  # [N]
+        apart = torch.ones(len(pairs), dtype=torch.bool, device=pairs.device).index_fill(0, met, False).nonzero()[:, 0]
+        never = self.distances.weight[NEVER_MEET]
+        scores += [
+            self._above_none(first[a] + second[b] + never) for a, b in map(Tensor.t, pairs[apart].split(AT_ONCE))
+        ]
+        return F.pad(_log_sums(torch.cat(scores).float(), torch.cat([met, apart]), len(pairs)), (1, 0))
+
+    def _of_mentions(self, one: Tensor, other: Tensor, between: Tensor, spans: Tensor, places: Tensor) -> Tensor:
+        """Of pairs of mentions, `[N, labels - 1]`."""
+        (first, first_end), (second, second_end) = (spans[own].unbind(1) for own in places.unbind(1))
+        beyond = second - first
+        bucket = 2 * _bucket(beyond.abs()) + (beyond < 0)
+        begin = torch.minimum(first_end, second_end) + 1
+        bounds = torch.stack([begin, torch.maximum(first, second).maximum(begin)], 1)
+        context = ops.span_pool(between, bounds, ["mean"], end_inclusive=False)
+        return self._above_none(ops.pair_pool(one, other, places, ["x+y"]) + context + self.distances(bucket))
+
+    def _above_none(self, inner: Tensor) -> Tensor:
+        """Each relation's score less that of none."""
+        scores = run_linear(self.relation, self.dropout(F.relu(inner)))
+        return scores[:, 1:] - scores[:, :1] - UNRELATED
 
     def _least(self, mentions: Tensor, entities: Tensor, count: int) -> Tensor:
         """The bucket of the least distance of two entities' mentions, `[E, E]`; an odd one: the second is ahead."""
@@ -148,3 +196,10 @@ class SpanBERTForRelations(Relations, SpanBERTPreTrainedModel):
 def _bucket(numbers: Tensor) -> Tensor:
     """The bucket of each number, 0 for those below 1."""
     return torch.searchsorted(torch.tensor(BUCKETS, device=numbers.device), numbers.long(), right=True)
+
+
+def _log_sums(scores: Tensor, index: Tensor, count: int) -> Tensor:
+    """Log-sum-exp of the rows of `scores [N, C]` that have the same index, `[count, C]`; each has one at least."""
+    most = scores.new_full((count, scores.shape[1]), -torch.inf)
+    most = most.scatter_reduce(0, index[:, None].expand_as(scores), scores.detach(), "amax")
+    return most + torch.zeros_like(most).index_add(0, index, (scores - most[index]).exp()).log()

@@ -80,8 +80,10 @@ def merged(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 class Groups(Dataset[dict[str, Any]]):
     """Groups of up to `TOGETHER` documents of a cluster, drawn anew in every epoch from the seed and the epoch."""
 
-    def __init__(self, documents: coreference.Documents, sizes: Sequence[int], seed: int) -> None:
-        self.documents, self.sizes, self.seed = documents, sizes, seed
+    def __init__(
+        self, documents: coreference.Documents, sizes: Sequence[int], seed: int, together: int = TOGETHER
+    ) -> None:
+        self.documents, self.sizes, self.seed, self.together = documents, sizes, seed, together
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -94,7 +96,7 @@ class Groups(Dataset[dict[str, Any]]):
         first = 0
         for cluster, size in enumerate(self.sizes):
             order = first + np.random.default_rng((self.seed, epoch, cluster)).permutation(size)
-            self.groups += np.array_split(order, -(-size // TOGETHER))
+            self.groups += np.array_split(order, -(-size // self.together))
             first += size
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from spanbert_kernels.data.entities import read_marked
 from spanbert_kernels.data.faults import DataFault
 from spanbert_kernels.data.related import read_relations
 from spanbert_kernels.data.sources import Source, paths_of
-from spanbert_kernels.models import SpanBERTForRelations
+from spanbert_kernels.models import SpanBERTForRelations, kind_for
 from spanbert_kernels.tasks import coreference
 from spanbert_kernels.tasks.attribution import Claim, Pass
 from spanbert_kernels.tasks.base import Batches, Scores, Task
@@ -42,11 +42,12 @@ from spanbert_kernels.tasks.mentions import count_mentions
 from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.scores import scores_of_sets
 from spanbert_kernels.tasks.span_training import SpanTraining
-from spanbert_kernels.tasks.start import Start
+from spanbert_kernels.tasks.start import Start, trained_for
 from spanbert_kernels.tasks.vocabulary import Tokenizer
 from spanbert_kernels.tasks.windows import window_length
 
 NO_RELATION = "none"
+TOGETHER = 2  # documents of a cluster that a step of training sees at once; few relations need many steps
 DOCUMENTS, RELATIONS = "documents.conll", "relations.tsv"
 Related = tuple[str, str, str]  # two entities, and the relation of the first to the second
 
@@ -179,7 +180,7 @@ def _dataset(
     documents, whole = _documents(clusters), documents_in(examples)
     data = coreference.Documents(documents, tokenizer, window_length(model), spans, seed, whole)
     sizes = [len(cluster.documents) for cluster in clusters]
-    return RelatedGroups(Groups(data, sizes, seed), clusters, labels_of(model))
+    return RelatedGroups(Groups(data, sizes, seed, TOGETHER), clusters, labels_of(model))
 
 
 def _count(model: Any, tokenizer: Tokenizer, clusters: Sequence[RelatedCluster], examples: Sequence[Example]) -> int:
@@ -253,7 +254,15 @@ def neighbours(train_on: Sequence[RelatedCluster], clusters: Sequence[RelatedClu
 def _fields(clusters: Sequence[RelatedCluster], start: Start, data: Source) -> dict[str, Any]:
     if not any(cluster.relations for cluster in clusters):
         raise ValueError(f"{paths_of(data)[0] / RELATIONS}: there is no relation to train on")
-    return cross_document_fields(start.layers())
+    return {**cross_document_fields(start.layers()), "relation_places": _places(start)}
+
+
+def _places(start: Start) -> bool:
+    """Whether relations are scored by place; a model that learnt relations before is gone on with as it is."""
+    if start.model is None:
+        return True
+    config = kind_for(SpanBERTForRelations, start.model).config_class.from_pretrained(start.model)
+    return bool(config.relation_places) or not trained_for(config).endswith("ForRelations")
 
 
 def _predictions(cluster: RelatedCluster, found: dict[Related, float]) -> Iterator[Prediction]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from spanbert_kernels import SpanBERTConfig, SpanBERTForRelations
 from spanbert_kernels.data.faults import DataFault
@@ -116,6 +117,54 @@ def test_the_loss_is_its_definition() -> None:
         model(**inputs)
 
 
+def test_a_relation_is_told_by_any_place() -> None:
+    """Against loops over the pairs of mentions in a window; entities that never meet are scored by their vectors."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = SpanBERTConfig(vocab_size=30, max_span_width=3, num_labels=3, relation_places=True, **shape)
+    model = SpanBERTForRelations(config).eval().requires_grad_(False)
+    mentions = torch.tensor([[0, 0, 1], [0, 1, 2], [0, 4, 4], [1, 0, 0], [1, 3, 3], [1, 1, 1]])
+    entities, clusters = torch.tensor([0, 1, 0, 2, 1, 3]), torch.tensor([0, 0, 0, 1])
+    inputs = {"word_starts": torch.tensor([[1, 2, 3, 4, 5]] * 2), "mentions": mentions}
+    ids = torch.randint(30, (2, 7))
+    output = model(ids, **inputs, entities=entities, clusters=clusters)
+    assert output.pairs.tolist() == [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]
+
+    hidden = model.encode(ids, None).last_hidden_state[:, 1:6]  # [2, 5, H]
+    heard = torch.nn.functional.layer_norm(hidden, hidden.shape[2:])
+    vectors = []
+    for row, first, last in mentions.tolist():
+        own = hidden[row, first : last + 1]
+        weighed = (model.attention(own)[:, 0].softmax(0)[:, None] * own).sum(0)
+        vectors.append(torch.cat([own[0], own[-1], weighed, model.widths.weight[last - first]]))
+    vector = torch.nn.functional.layer_norm(torch.stack(vectors), (3 * 8 + 32,))
+    of_entity = [model.states(vector[entities == e].mean(0)).chunk(2) for e in range(4)]
+    of_entity = [
+        (a + model.counts.weight[n].chunk(2)[0], b + model.counts.weight[n].chunk(2)[1])
+        for (a, b), n in zip(of_entity, entities.bincount().tolist(), strict=True)
+    ]
+
+    def above(inner: Tensor) -> Tensor:
+        scores = model.relation(inner.relu())
+        return scores[1:] - scores[0] - 5.0
+
+    for number, (one, other) in enumerate(output.pairs.tolist()):
+        both = of_entity[one][0] + of_entity[other][1]
+        places = []
+        for i, (row, first, last) in enumerate(mentions.tolist()):
+            for j, (other_row, begin, end) in enumerate(mentions.tolist()):
+                if (entities[i], entities[j], row) != (one, other, other_row):
+                    continue
+                low, high = min(last, end) + 1, max(first, begin)
+                between = heard[row, low:high].mean(0) if high > low else torch.zeros(8)
+                bucket = 2 * min(abs(begin - first), 4) + (begin < first)  # of distances up to four words
+                inner = model.mentions(vector[i]).chunk(2)[0] + model.mentions(vector[j]).chunk(2)[1]
+                places.append(above(both + inner + model.distances.weight[bucket] + model.between(between)))
+        wanted = torch.stack(places).logsumexp(0) if places else above(both + model.distances.weight[-1])
+        assert bool(places) == ({one, other} != {0, 2})
+        assert output.logits[number].tolist() == pytest.approx([0.0, *wanted.tolist()], abs=1e-5)
+
+
 def test_a_new_model_holds_relations_unlikely_and_is_loaded_as_it_was(tmp_path: Path) -> None:
     model = Start(size="tiny").build(SpanBERTForRelations, Start(vocabulary_size=40).tokenizer(["a b"] * 2), 0).eval()
     assert float(model.distances.weight.detach().std()) == pytest.approx(1, abs=0.1)
@@ -127,6 +176,28 @@ def test_a_new_model_holds_relations_unlikely_and_is_loaded_as_it_was(tmp_path: 
     with torch.no_grad():
         logits = model(ids, **inputs, entities=torch.tensor([0, 1]), clusters=torch.tensor([0, 0])).logits
     assert 0 < float(logits.softmax(-1)[:, 1].max()) < 0.05
+
+
+@pytest.mark.parametrize("places", [True, False])
+def test_a_model_that_learnt_relations_is_gone_on_with_as_it_is(tmp_path: Path, places: bool) -> None:
+    """Models of before have no parameters for places, and their folders say nothing of them."""
+    start = Start(size="tiny", vocabulary_size=40)
+    fields = {"id2label": {0: "none", 1: "met"}, "label2id": {"none": 0, "met": 1}, "relation_places": places}
+    tokenizer, path = start.tokenizer(["Anna met Boris left"] * 2), tmp_path / "before"
+    before = start.build(SpanBERTForRelations, tokenizer, 0, **fields)
+    before.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    if not places:
+        del config["relation_places"]
+        (path / "config.json").write_text(json.dumps(config))
+    clusters = read_related(folder(tmp_path / "data", TEXT, "1\t2\tmet\n"))
+    model, _ = relations.TASK.build(clusters, tmp_path / "data", Start(model=str(path)), 0)
+    assert model.config.relation_places is places
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.state_dict().items())
+    assert ("mentions.weight" in model.state_dict()) is places
+    new, _ = relations.TASK.build(clusters, tmp_path / "data", start, 0)
+    assert new.config.relation_places
 
 
 def test_the_most_promising_have_the_largest_expected_f1() -> None:
