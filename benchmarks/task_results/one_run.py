@@ -62,12 +62,13 @@ def run(asked: Asked) -> dict[str, Any]:
     torch.set_num_threads(asked.threads)
     row, split = ROWS[asked.row], Split(*map(Path, asked.files))
     options = dict(row.options)
+    kept = options.pop("lower_layers", None)
     if asked.steps is not None:
         options |= {"steps": asked.steps, "epochs": 1.0, "evaluate_steps": None, "patience": None}
     training = TrainingOptions(
         Path(asked.folder) / "model", seed=asked.seed, backend=asked.backend, quiet=True, **options
     )
-    start = Start(model=asked.model) if asked.model else Start(size=asked.size)
+    start = Start(model=asked.model, lower_layers=kept) if asked.model else Start(size=asked.size)
     begin = time.perf_counter()
     with bars(False, say), tallying(say):
         scored = (None, None) if asked.steps is not None else (split.test, split.dev)

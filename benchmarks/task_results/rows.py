@@ -22,7 +22,7 @@ class ResultRow:
         measure: the score that is compared.
         goal: the mean of three seeds that is asked, None where the score is called what it is.
         faster: times as fast as transformers' own path a training is to be.
-        options: of the training.
+        options: of the training; `lower_layers` of the encoder are kept.
     """
 
     task: str

@@ -94,6 +94,12 @@ Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is
     type=click.IntRange(8, MOST),
     help="Tokens of a text, or of the windows that a document is cut into; by default what the model holds, and 128.",
 )
+@click.option(
+    "--layers",
+    "lower_layers",
+    type=COUNT,
+    help="Layers of the encoder that are kept, from the lowest on; by default all.",
+)
 @click.option("--span-length", type=COUNT, help="Train on one random span of so many tokens a document and step.")
 @click.option(
     "--crop",

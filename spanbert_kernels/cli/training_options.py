@@ -183,7 +183,7 @@ def options_of(values: dict[str, Any], **more: Any) -> tuple[Start, TrainingOpti
     if threads is not None:
         torch.set_num_threads(threads)
     start = Start(*(values.pop(name) for name in ("model", "size", "vocabulary", "vocabulary_size")))
-    start = replace(start, max_length=values.pop("max_length", None))
+    start = replace(start, **{name: values.pop(name, None) for name in ("max_length", "lower_layers")})
     return start, TrainingOptions(**_with_recipe(values, start.model is not None), quiet=not watched(), **more)
 
 

@@ -66,6 +66,7 @@ class Start:
         size: of a new model, one of `SIZES`.
         vocabulary: a vocab.txt for a new model; by default one of `vocabulary_size` entries is made of the texts.
         max_length: tokens of a text, or of its windows; None for what the model holds, and windows of 128.
+        lower_layers: of the encoder, how many are kept, from the lowest on; None for all.
     """
 
     model: str | None = None
@@ -73,6 +74,7 @@ class Start:
     vocabulary: Path | None = None
     vocabulary_size: int = 8000
     max_length: int | None = None
+    lower_layers: int | None = None
 
     def tokenizer(self, texts: Iterable[str]) -> Tokenizer:
         """The checkpoint's, that of the vocabulary, or one made of the texts."""
@@ -88,7 +90,16 @@ class Start:
 
         Raises:
             OSError: nothing by the name of the checkpoint.
+            ValueError: fewer than are to be kept.
         """
+        count = self._all_layers()
+        if self.lower_layers is None:
+            return count
+        if not 1 <= self.lower_layers <= count:
+            raise ValueError(f"{self.model or self.size} has {count} layers, {self.lower_layers} are to be kept")
+        return self.lower_layers
+
+    def _all_layers(self) -> int:
         if self.model is None:
             return SIZES[self.size][0]
         try:
@@ -117,7 +128,7 @@ class Start:
         rows = rows_of(tokenizer)
         if self.model is not None:
             return self._from_checkpoint(kind, rows, seed, fields)
-        layers, hidden, heads = SIZES[self.size]
+        layers, (_, hidden, heads) = self.layers(), SIZES[self.size]
         shape = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
         config = {**shape, "intermediate_size": 4 * hidden, "vocab_size": rows, **fields}
         return kind(kind.config_class(**config))
@@ -128,6 +139,10 @@ class Start:
         if config.positions < FEWEST_POSITIONS:
             count = config.positions
             raise ValueError(f"{self.model} has {count} positions, {FEWEST_POSITIONS} at least are needed")
+        if self.lower_layers is not None:
+            fields = {**fields, "num_hidden_layers": self.layers()}
+            if kinds := getattr(config, "layer_types", None):  # global or local attention, of each
+                fields["layer_types"] = kinds[: self.layers()]
         if rows > config.vocab_size:
             vocabulary = self.vocabulary or "its vocabulary"
             raise ValueError(f"{self.model} knows {config.vocab_size:,} entries, but {vocabulary} has {rows:,}")

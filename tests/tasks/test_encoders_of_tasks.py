@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,29 @@ def test_it_trains_and_is_loaded_again(tmp_path: Path, encoder_type: str, name: 
     after, before = (each.model if isinstance(each, Generator) else each for each in (loaded, model))
     assert all(map(torch.equal, after.state_dict().values(), before.state_dict().values()))
     assert task.find(loaded, read, items) == task.find(model, tokenizer, items)
+
+
+@pytest.mark.parametrize("encoder_type", ENCODERS)
+def test_the_lowest_layers_alone_are_kept(tmp_path: Path, encoder_type: str) -> None:
+    """The model's states are those that the whole encoder has there, and its folder says how many layers it has."""
+    start, encoder = checkpoint(encoder_type, tmp_path / "encoder")
+    task = load("tagging")
+    items = task.read(FILES["tagging"](tmp_path))
+    with pytest.raises(ValueError, match=f"{start.model} has 2 layers, 3 are to be kept"):
+        task.build(items, tmp_path, replace(start, lower_layers=3), 0)
+    model, tokenizer = task.build(items, tmp_path, replace(start, lower_layers=1), 0)
+    model.save_pretrained(tmp_path / "one")
+    loaded = type(model).from_pretrained(tmp_path / "one")
+    ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"][:8]])
+    with torch.no_grad():
+        wanted = encoder.eval()(ids, output_hidden_states=True).hidden_states
+        for each in (model, loaded):
+            found = each.eval().base_model(ids, output_hidden_states=True).hidden_states
+            assert (len(wanted), len(found)) == (3, 2)
+            assert torch.equal(found[0], wanted[0])
+            if encoder_type != "modernbert":  # whose last state has passed its last norm
+                assert torch.equal(found[1], wanted[1])
+    assert not any(".layer.1." in name or ".layers.1." in name for name in model.state_dict())
 
 
 EARLIER = json.loads(Path(__file__).with_name("earlier_folders.json").read_text())
