@@ -41,7 +41,8 @@ def lines(record: Mapping[str, Any]) -> Iterator[list[str]]:
     """A line of the table for each row, also for those that were not measured."""
     for name, row in ROWS.items():
         runs = recording.scored(record, name)
-        about = [row.task.replace("_", " "), row.data]
+        layers = f"; the lowest {kept} layers" if (kept := row.options.get("lower_layers")) else ""
+        about = [row.task.replace("_", " "), row.data + layers]
         goal = "" if row.goal is None else f"{row.goal:.3g}"
         speed, peak = [_speed(record, name), f"{row.faster:g}"], _peak(record, name)
         if not runs:

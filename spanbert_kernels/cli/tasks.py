@@ -95,8 +95,7 @@ Exit code: 0; 2 if a file cannot be used (file and line are named) or a value is
     help="Tokens of a text, or of the windows that a document is cut into; by default what the model holds, and 128.",
 )
 @click.option(
-    "--layers",
-    "lower_layers",
+    "--lower-layers",
     type=COUNT,
     help="Layers of the encoder that are kept, from the lowest on; by default all.",
 )

@@ -54,10 +54,10 @@ def test_train_evaluate_predict(run: Run, write: Write, sent: list[str]) -> None
     """A model goes to the hub without checkpoints and what is of use here alone."""
     data = write("train.conll", ROWS * 8)
     trained = ("train", "tagging", "--data", data, "--test", data, "--output", "model", "--steps", "25", *TINY)
-    result = run(
-        *trained, "--learning-rate", "0.005", "--batch-size", "8", "--dev", data, "--evaluate-steps", "25", *HUB
-    )
+    learning = ("--learning-rate", "0.005", "--batch-size", "8", "--lower-layers", "1")
+    result = run(*trained, *learning, "--dev", data, "--evaluate-steps", "25", *HUB)
     assert result.exit_code == 0, result.output
+    assert json.loads(Path("model/config.json").read_text())["num_hidden_layers"] == 1
     assert result.stdout.endswith("On the hub: https://hub/me/tagger\n")
     assert sorted(sent) == ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert list(Path("model").glob("checkpoint-*"))
