@@ -126,7 +126,7 @@ class Structure:
                 return reason
         roots = [(name, getattr(model, name)) for name in family.roots]
         modules = [module for _, root in roots for module in root.modules()]
-        called = {model.embeddings, *distinct}
+        called = {model.embeddings, *distinct, *(getattr(layer, "cross_document", None) for layer in distinct)}
         for module in modules:
             reason = _interference(module, module in called)
             if reason is not None:

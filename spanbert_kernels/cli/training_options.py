@@ -144,6 +144,11 @@ _OPTIONS = (
         type=click.IntRange(1, MOST_SECONDS),
         help="Seconds that a process of several under torchrun waits for the others.",
     ),
+    click.option(
+        "--fsdp",
+        is_flag=True,
+        help="Under torchrun: each process holds a share of weights, gradients and optimizer, not the whole.",
+    ),
     click.option("--threads", type=THREADS, help="Threads for PyTorch; by default its own choice."),
 )
 

@@ -274,7 +274,8 @@ class ClusterEncoder(DocumentModel):
         if hidden.shape[0] != packing.num_tokens:
             raise ValueError(f"hidden must have {packing.num_tokens} rows, one per real token, got {hidden.shape[0]}")
         inplace = not torch.is_grad_enabled()  # the layer has just made `hidden`
-        return mixer.forward(hidden, context.plan(mixer), rows=context.packed_rows, inplace=inplace)
+        mixed: Tensor = mixer(hidden, context.plan(mixer), rows=context.packed_rows, inplace=inplace)
+        return mixed
 
     def pooled_positions(self, packing: Packing) -> Tensor:
         """The position in the flattened padded batch `[B * L]` that the pooler reads for each row: int64 `[B]`.

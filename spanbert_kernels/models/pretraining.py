@@ -118,7 +118,7 @@ class SpanBERTForPreTraining(SpanBERTPreTrainedModel):
         logits = run_linear(predictions.decoder, predictions.transform(hidden[masked]))
         mlm_loss = F.cross_entropy(logits.float(), targets[masked], reduction="sum") / max(len(masked), 1)
         sbo_loss = mlm_loss.new_zeros(())
-        if spans is not None and len(spans):
+        if spans is not None:  # none of them, too: a step whose ranks differ in what they use would be no step of one
             row, first, last = spans.unbind(1)
             length = input_ids.shape[1]
             if bool(((first < 1) | (last >= length - 1) | (last < first)).any()):

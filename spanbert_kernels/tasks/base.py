@@ -161,6 +161,8 @@ class Task(Generic[Item, Found]):
         training = self.fit(model, tokenizer, items, options, spans, development)
         if not held_out or launch.rank():
             return Outcome(training, {}, {})
+        if options.fsdp:  # the other ranks, which hold the rest of it, have ended
+            model, tokenizer = self.load(options.output)
         found = self._found(model, tokenizer, held_out, options.backend)
         scores = self.scores(model, held_out, found, options.backend)
         return Outcome(training, scores, self.trivial(model, items, held_out, found))

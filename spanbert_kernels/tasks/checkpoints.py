@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Trainer, TrainerState
 
 from spanbert_kernels.models.damage import damage
 from spanbert_kernels.ops import measured
-from spanbert_kernels.tasks import atomic, launch, ranks
+from spanbert_kernels.tasks import atomic, launch, ranks, sharding
 
 NAME = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
@@ -169,6 +170,25 @@ class CheckpointTrainer(Trainer):
             self._remove_older(output)
         self._note_best()
         ranks.wait()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Every rank takes part, and the first one writes."""
+        self.write_model(output_dir, self.weights())
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """Of a model in shards, whole at the first rank; None for what the model itself holds. Every rank asks."""
+        return sharding.whole(self.model) if sharding.is_sharded(self.model) else None
+
+    def write_model(self, folder: str | None, weights: dict[str, Tensor] | None) -> None:
+        """With these weights; at the first rank."""
+        if launch.rank() == 0:
+            self._save(folder, weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Every rank takes part, as in the model's."""
+        if launch.rank():
+            self.optimizer.state_dict()
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _note_best(self) -> None:
         if (best := self._best()) is not None:

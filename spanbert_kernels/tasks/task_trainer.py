@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from spanbert_kernels.tasks import callbacks, means, ranks
+from spanbert_kernels.tasks import callbacks, means, ranks, sharding
 from spanbert_kernels.tasks.checkpoints import CheckpointTrainer
 from spanbert_kernels.tasks.dealing import SPARE, DealtBatches, WithSpares, in_parts
 from spanbert_kernels.tasks.rates import rate_of, set_rates
@@ -46,7 +46,16 @@ class TaskTrainer(CheckpointTrainer):
         if own.head_learning_rate is not None or own.layer_decay != 1.0:
             rates = rate_of(self.model, own.learning_rate, own.head_learning_rate, own.layer_decay)
             set_rates(optimizer, self.model, rates)
+        if sharding.is_sharded(self.model):
+            sharding.with_whole_state(optimizer)
         return optimizer
+
+    def shard(self) -> None:
+        """Leaves this rank its share of the model; before the training."""
+        sharding.shard(self.model)
+        # Its autocast, and no DistributedDataParallel, which would hold the whole.
+        self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
+        self.model._is_accelerate_prepared = True
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """The batches of a step; where they are not all of it, or several, with the share that each has in it."""

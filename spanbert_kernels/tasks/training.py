@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
@@ -20,7 +20,7 @@ from spanbert_kernels import accelerate, ops
 from spanbert_kernels.data import counts
 from spanbert_kernels.extras import require
 from spanbert_kernels.ops import measured
-from spanbert_kernels.tasks import atomic, callbacks, checkpoints, launch, rank_faults, ranks, resuming
+from spanbert_kernels.tasks import atomic, callbacks, checkpoints, launch, rank_faults, ranks, resuming, sharding
 from spanbert_kernels.tasks.means import OF_LABELS, Mean
 from spanbert_kernels.tasks.task_trainer import TaskTrainer
 from spanbert_kernels.tasks.token_batches import TokenBatches, in_batches
@@ -71,6 +71,7 @@ class TrainingOptions:
         quiet: no progress bars and no log lines.
         report_to: who else hears of losses and scores, such as "tensorboard": what transformers' Trainer knows.
         rank_timeout: seconds that a rank waits for another, under torchrun.
+        fsdp: ranks hold a share of weights, gradients and the optimizer's state each, not the whole.
     """
 
     output: Path
@@ -96,6 +97,7 @@ class TrainingOptions:
     patience: int | None = None
     report_to: tuple[str, ...] = ()
     rank_timeout: float = 600.0
+    fsdp: bool = False
 
     def __post_init__(self) -> None:
         require("accelerate", "tasks")  # which transformers' Trainer asks for when all data has been read
@@ -116,6 +118,8 @@ class TrainingOptions:
         for name in _COUNTS:
             if (value := getattr(self, name)) is not None:
                 _check(name, value, "1 or more", lambda value: value >= 1)
+        if self.fsdp:
+            sharding.check(self.precision)
 
 
 def _check(name: str, value: float, wanted: str, holds: Callable[[float], bool]) -> None:
@@ -232,7 +236,8 @@ def fit(
 
     With `development` data the model is in the end the one that had the best score on them. `write_vocabulary` writes
     what belongs to the model to the folder that it is given; `means` are what the loss is the sum of; `arguments` are
-    more of the Trainer's. Under torchrun every rank calls it, and the first one writes.
+    more of the Trainer's. Under torchrun every rank calls it, and the first one writes. With `options.fsdp` the model
+    itself is left in shards, of no use without the other ranks: load what was written.
 
     Raises:
         RankLost: another rank has ended, or does not answer.
@@ -283,6 +288,8 @@ def _fit(
         )
         trainer.development, trainer.options, trainer.means = development, options, means
         trainer.dealt, trainer.a_step = dealt, a_step
+        if options.fsdp:
+            trainer.shard()
         trainer.model_accepts_loss_kwargs = False  # the models' losses are means over a batch, not over several
         if options.quiet:  # whose place the progress bar takes otherwise
             trainer.remove_callback(PrinterCallback)
@@ -292,9 +299,9 @@ def _fit(
             trainer.take_best(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        losses = trainer.losses.ends()
+        losses, weights = trainer.losses.ends(), trainer.weights()
         if launch.rank() == 0:
-            _write(trainer, options, development, write_vocabulary)
+            _write(trainer, weights, options, development, write_vocabulary)
         ranks.wait()
         state = trainer.state
         log = [{n: v for n, v in entry.items() if isinstance(v, (int, float))} for entry in state.log_history]
@@ -306,12 +313,13 @@ def _fit(
 
 def _write(
     trainer: TaskTrainer,
+    weights: dict[str, Tensor] | None,
     options: TrainingOptions,
     development: Development | None,
     write_vocabulary: Callable[[Path], object] | None,
 ) -> None:
     with atomic.files_into(options.output, last=CONFIGURATION) as aside:
-        trainer.save_model(str(aside))
+        trainer.write_model(str(aside), weights)
         if write_vocabulary is not None:
             write_vocabulary(aside)
     if options.save_steps is None and development is not None:

@@ -1,6 +1,7 @@
-"""A program: a training of each task by one process and by two ranks, which are forks of this process.
+"""A program: a training of each task by one process, by two ranks and by two that hold a share of the model each.
 
-`python tasks_on_ranks.py FOLDER TASK ...` writes the gradients of each step to `FOLDER/TASK.RANKS`.
+`python tasks_on_ranks.py FOLDER TASK ...` writes the gradients of each step to `FOLDER/TASK.RANKS`, those of shares to
+`FOLDER/TASK.fsdp`, and models to `FOLDER/TASK-RANKS` and `FOLDER/TASK-fsdp`; ranks are forks of this process.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ ROWS = {"question_answering": 1}  # its loss looks at padding, which depends on 
 STEPS = 3
 
 
-def trained(folder: Path, name: str) -> None:
+def trained(folder: Path, name: str, fsdp: bool = False) -> None:
     torch.set_num_threads(1)
     relations.DROPPED = 0.0
     gradients, size = Gradients(), launch.ranks()
-    rows = ROWS.get(name, 2)
-    options = TrainingOptions(
-        folder / f"{name}-{size}", steps=STEPS, batch_size=rows, accumulation=4 // rows // size, quiet=True
-    )
+    rows, suffix = ROWS.get(name, 2), "fsdp" if fsdp else str(size)
+    sizes = {"batch_size": rows, "accumulation": 4 // rows // size}
+    options = TrainingOptions(folder / f"{name}-{suffix}", steps=STEPS, quiet=True, fsdp=fsdp, **sizes)
     with heard_by(gradients):
-        trainer(name, folder / name)(Start(model=str(folder / "checkpoint")), options, None)
+        done = trainer(name, folder / name)(Start(model=str(folder / "checkpoint")), options, None)
     if launch.rank() == 0:
-        torch.save(gradients.found, folder / f"{name}.{size}")
+        torch.save(gradients.found, folder / f"{name}.{suffix}")
+        (folder / f"{name}-{suffix}.json").write_text(json.dumps({"paths": done.paths, "held": gradients.held}))
 
 
 def main(folder: Path, names: list[str]) -> None:
@@ -44,7 +45,7 @@ def main(folder: Path, names: list[str]) -> None:
     for name in names:
         (folder / name).mkdir()
         own = functools.partial(trained, folder, name)
-        codes = [children.forked(own), *ranks.forked(own, 2)]
+        codes = [children.forked(own), *ranks.forked(own, 2), *ranks.forked(functools.partial(own, fsdp=True), 2)]
         print(json.dumps({"name": name, "codes": codes}), flush=True)
 
 

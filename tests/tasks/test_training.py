@@ -18,7 +18,7 @@ from transformers import get_scheduler
 from spanbert_kernels import SpanBERTConfig, SpanBERTForTokenClassification
 from spanbert_kernels.data.conll_ner import TaggedSentence
 from spanbert_kernels.data.parallel import Pair
-from spanbert_kernels.tasks import progress, tagging, training
+from spanbert_kernels.tasks import launch, progress, tagging, training
 from spanbert_kernels.tasks.checkpoints import CannotResume
 from spanbert_kernels.tasks.generation import Generator
 from spanbert_kernels.tasks.rates import rate_of, set_rates
@@ -252,6 +252,15 @@ def test_lines_where_there_is_no_terminal(tmp_path: Path, monkeypatch: pytest.Mo
 def test_options_are_checked(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be .*, got '?{value}"):
         TrainingOptions(Path("x"), **{name: value})  # type: ignore[arg-type]
+
+
+def test_shares_need_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="fsdp shards a model over the processes that torchrun starts"):
+        TrainingOptions(Path("x"), fsdp=True)
+    for name in launch.VARIABLES:
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(ValueError, match="fp16 needs: use bf16"):
+        TrainingOptions(Path("x"), fsdp=True, precision="fp16")
 
 
 def test_who_hears_of_a_training_is_known_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:

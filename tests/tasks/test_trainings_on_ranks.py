@@ -69,7 +69,7 @@ def same_steps(folder: Path, one: str, other: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("ranks")
-    run(found, "one", "two", "dropping", "dropping_on", "two_on_one", "scored")
+    run(found, "one", "two", "dropping", "dropping_on", "two_on_one", "scored", "sharded")
     return found
 
 
@@ -124,6 +124,38 @@ def test_ranks_stop_by_the_scores_of_the_first(folder: Path) -> None:
     assert list((folder / "scored").glob("*checkpoint*")) == []
 
 
+def test_ranks_that_hold_a_share_each_take_the_same_steps(folder: Path) -> None:
+    """And what they write is as whole as what one process writes; gradients are clipped by their norm in most steps."""
+    same_steps(folder, "one", "sharded")
+    assert seen(folder, "sharded")["paths"] == {"packed-training": STEPS}
+    assert (folder / "sharded" / "config.json").read_text() == (folder / "one" / "config.json").read_text()
+    states = [torch.load(folder / name / "checkpoint-5" / "optimizer.pt") for name in ("one", "sharded")]
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    torch.testing.assert_close(states[1]["state"], states[0]["state"], rtol=1e-4, atol=1e-7)
+
+
+def test_shares_make_up_the_whole(folder: Path) -> None:
+    """Half each, but for a bias of one row."""
+    whole, *shares = (seen(folder, *where)["held"] for where in (("two", 0), ("sharded", 0), ("sharded", 1)))
+    for name, size in whole.items():
+        parts = [share[name] for share in shares]
+        assert sum(parts) == size
+        assert max(parts) < 0.51 * size
+
+
+@pytest.mark.slow
+def test_shares_go_on_as_other_shares_and_as_a_whole(folder: Path) -> None:
+    """On more ranks than some parameters have rows, too."""
+    run(folder, "sharded_on", "sharded_on_one", "sharded_on_three", "one_on_sharded", "sharded_scored")
+    wanted, found = ((folder / name / "model.safetensors").read_bytes() for name in ("sharded", "sharded_on"))
+    assert found == wanted
+    for name in ("sharded_on_one", "sharded_on_three", "one_on_sharded"):
+        same_steps(folder, "one", name)
+    assert seen(folder, "sharded_scored")["best"] == [0.5, 2]
+    weights = [load_file(folder / name / "model.safetensors") for name in ("scored", "sharded_scored")]
+    torch.testing.assert_close(weights[1], weights[0], rtol=0.0, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_batches_by_tokens_four_ranks_and_other_changes_of_their_number(folder: Path) -> None:
     run(folder, "tokens_of_one", "tokens_of_two", "four", "two_on_three", "one_on_two")
@@ -139,6 +171,13 @@ def test_every_task_takes_the_steps_of_one_process(tmp_path: Path) -> None:
     run(tmp_path, *TASKS, "pretraining", named="tasks_on_ranks")
     for name in (*TASKS, "pretraining"):
         same_gradients(tmp_path / f"{name}.1", tmp_path / f"{name}.2")
+        same_gradients(tmp_path / f"{name}.1", tmp_path / f"{name}.fsdp")
+        whole, shares = (json.loads((tmp_path / f"{name}-{kind}.json").read_text()) for kind in ("2", "fsdp"))
+        assert shares["paths"] == whole["paths"], name
+        assert list(whole["paths"]) == ["packed-training"], name
+        assert shares["held"]["weights"] < 0.52 * whole["held"]["weights"], name
+        weights = [load_file(tmp_path / f"{name}-{kind}" / "model.safetensors") for kind in ("2", "fsdp")]
+        torch.testing.assert_close(weights[1], weights[0], rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -14,13 +14,14 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import children
 import ranks
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from spanbert_kernels import SpanBERTConfig, SpanBERTForTokenClassification
@@ -38,14 +39,30 @@ STEPS = 10
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients of each step, one after the other."""
+    """Keeps the gradients of each step, one after the other, and how much of model and optimizer this rank holds."""
 
     def __init__(self) -> None:
         self.found: list[torch.Tensor] = []
+        self.held: dict[str, int] = {}
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        own = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        self.found.append(torch.cat(own).clone())
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        self.found.append(torch.cat([whole(grad).detach().flatten() for grad in grads]).clone())
+        self.held = {"weights": held(model.parameters()), "gradients": held(grads)}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        moments = (value for each in optimizer.state.values() for value in each.values() if value.dim())
+        self.held["optimizer"] = held(moments)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def held(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes on this rank."""
+    own = (each.to_local() if isinstance(each, DTensor) else each for each in tensors)
+    return sum(each.nbytes for each in own)
 
 
 @contextlib.contextmanager
@@ -85,6 +102,7 @@ def trained(
     rank = os.environ.get("RANK", "0")
     torch.save(gradients.found, f"{output}.gradients.{rank}")
     found = {
+        "held": gradients.held,
         "losses": done.losses,
         "logged": done.values("loss"),
         "scores": done.values("eval_F1"),
@@ -147,6 +165,17 @@ TRAININGS: dict[str, tuple[int, Callable[[Path], None]]] = {  # name: ranks, and
     "two_on_one": (1, lambda folder: resumed(folder, "two", "two_on_one")),
     "two_on_three": (3, lambda folder: resumed(folder, "two", "two_on_three")),
     "one_on_two": (2, lambda folder: resumed(folder, "one", "one_on_two")),
+    "sharded": (2, lambda folder: trained(folder / "sharded", fsdp=True, save_steps=5)),
+    "sharded_on": (2, lambda folder: resumed(folder, "sharded", "sharded_on", fsdp=True)),
+    "sharded_on_one": (1, lambda folder: resumed(folder, "sharded", "sharded_on_one")),
+    "sharded_on_three": (3, lambda folder: resumed(folder, "sharded", "sharded_on_three", fsdp=True)),
+    "one_on_sharded": (2, lambda folder: resumed(folder, "one", "one_on_sharded", fsdp=True)),
+    "sharded_scored": (
+        2,
+        lambda folder: trained(
+            folder / "sharded_scored", fsdp=True, development=scored_by_rank(), evaluate_steps=1, patience=2
+        ),
+    ),
     "hanging": (2, lambda folder: hanging(folder / "hanging")),
     "scored": (
         2,
