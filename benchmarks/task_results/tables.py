@@ -25,6 +25,7 @@ BASELINES = {
     "cross_document_coreference": "the same mentions, not linked",
     "relations": "mentions that follow each other",
     "summarisation": "the first sentence",
+    "extraction": "the first sentence",
     "translation": "the source, copied",
     "parsing": "the word before as head",
     "classification": "the commonest label",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spanbert_kernels.data import kinds, records
@@ -16,12 +16,17 @@ SOURCE, TARGET = "source.txt", "target.txt"
 
 @dataclass(frozen=True)
 class Pair:
-    """A text and what is wanted of it, one text or several alternatives; and where it comes from."""
+    """A text and what is wanted of it, one text or several alternatives; and where it comes from.
+
+    Attributes:
+        sentences: of the source, a space between two, where its file has them apart.
+    """
 
     source: str
     targets: tuple[str, ...]
     path: Path
     line: int
+    sentences: tuple[str, ...] = field(default=(), compare=False)
 
 
 def read_aligned(source: Source) -> list[Pair]:

@@ -47,8 +47,10 @@ def _of_file(path: Path, targets: bool) -> list[Pair]:
 
 
 def _of_record(path: Path, line: int, fields: dict[str, Any], targets: bool) -> Pair:
-    source = " ".join(_texts(path, line, "source", fields, "text"))
-    return Pair(source, _texts(path, line, "target", fields, "summary") if targets else (), path, line)
+    source = _texts(path, line, "source", fields, "text")
+    wanted = _texts(path, line, "target", fields, "summary") if targets else ()
+    apart = isinstance(fields.get("source", fields.get("text")), list)
+    return Pair(" ".join(source), wanted, path, line, source if apart else ())
 
 
 def _texts(path: Path, number: int, name: str, fields: dict[str, Any], other: str) -> tuple[str, ...]:
@@ -73,4 +75,4 @@ def _annotated(path: Path, targets: bool) -> list[Pair]:
             raise DataFault(path, line, "a document without a line such as '# text = ...'")
         if targets and not summaries:
             raise DataFault(path, line, "there is no summary such as '# meta::summary1 = (human) ...'")
-    return [Pair(" ".join(texts), tuple(summaries), path, line) for line, texts, summaries in documents]
+    return [Pair(" ".join(texts), tuple(summaries), path, line, tuple(texts)) for line, texts, summaries in documents]

@@ -14,6 +14,7 @@ from spanbert_kernels.integrations import register_attention
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.coreference import SpanBERTForCoreference
 from spanbert_kernels.models.encoders import SpanEncoderConfig, WindowedSpanEncoderConfig, kind_for, kind_on
+from spanbert_kernels.models.extraction import SpanBERTForExtraction
 from spanbert_kernels.models.generation import WindowedSpanBERTConfig, WindowedSpanBERTModel
 from spanbert_kernels.models.heads import (
     SpanBERTForMaskedLM,
@@ -46,6 +47,7 @@ __all__ = [
     "SpanBERTConfig",
     "SpanBERTForCoreference",
     "SpanBERTForDependencyParsing",
+    "SpanBERTForExtraction",
     "SpanBERTForMaskedLM",
     "SpanBERTForPreTraining",
     "SpanBERTForQuestionAnswering",

@@ -51,6 +51,7 @@ class DocumentFields(Configuration):
     max_span_targets: int = 20
     max_span_width: int = 20
     relation_places: bool = False
+    picked_sentences: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         # a folder says the encoder's type, and an attribute would hide the class's own
@@ -176,6 +177,7 @@ class SpanBERTConfig(DocumentFields, BertConfig):
             both, as models did that were trained before.
         kept_spans_share: mentions that coreference keeps, as a share of the words.
         max_antecedents: earlier mentions that coreference compares each one with.
+        picked_sentences: of a document, that an extraction makes its summary of.
         max_span_targets: tokens of a masked span that the span boundary objective predicts, the first ones.
 
     Raises:

@@ -26,6 +26,7 @@ from spanbert_kernels.acceleration.families import FAMILIES
 from spanbert_kernels.models.checkpoints import resolve_model
 from spanbert_kernels.models.configuration import DocumentFields, encoder_type_of
 from spanbert_kernels.models.coreference import Coreference
+from spanbert_kernels.models.extraction import SentenceExtractor
 from spanbert_kernels.models.generation import WindowedEncoder, WindowFields
 from spanbert_kernels.models.modeling import ClusterEncoder, DocumentLayer, DocumentModel
 from spanbert_kernels.models.parsing import DependencyParser
@@ -38,6 +39,7 @@ HEADS: dict[str, type[DocumentModel]] = {
     "SpanBERTModel": ClusterEncoder,
     "SpanBERTForCoreference": Coreference,
     "SpanBERTForDependencyParsing": DependencyParser,
+    "SpanBERTForExtraction": SentenceExtractor,
     "SpanBERTForQuestionAnswering": AnswerFinder,
     "SpanBERTForRelations": Relations,
     "SpanBERTForSequenceClassification": SequenceClassifier,

@@ -28,6 +28,7 @@ PIPELINES = {  # the hub's names of tasks
     "classification": "text-classification",
     "question_answering": "question-answering",
     "summarisation": "summarization",
+    "extraction": "summarization",
     "translation": "translation",
     "pretraining": "fill-mask",
 }

@@ -124,6 +124,13 @@ TASKS = {  # in the order of the commands' help
         ),
         by_line=True,
     ),
+    "extraction": TaskEntry(
+        "the sentences of a document that summarise it",
+        "the same as summarisation",
+        "a line of a text, a record, a row",
+        docs=("what `summarisation` takes", "the same", "ROUGE"),
+        by_line=True,
+    ),
     "translation": TaskEntry(
         "translations, with a vocabulary for the target",
         "folders of source.txt and target.txt; records",

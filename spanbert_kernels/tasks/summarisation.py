@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from statistics import mean
 
 from rouge_score.rouge_scorer import RougeScorer
@@ -21,11 +21,26 @@ LABEL_SMOOTHING = 0.1  # summaries are few; Vaswani et al. 2017, Attention Is Al
 FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s|$)|.+", re.DOTALL)
 
 
+@cache
+def _scorer() -> RougeScorer:
+    return RougeScorer(list(METRICS), use_stemmer=True)
+
+
+def rouge(targets: Sequence[str], text: str) -> Scores:
+    """F1 of ROUGE with stemming of a text, each the best over several summaries.
+
+    Example:
+        >>> rouge(["the cat sat", "a dog"], "the cat")["ROUGE-2"]
+        0.6666666666666666
+    """
+    found = _scorer().score_multi(list(targets), text)
+    return {title: found[name].fmeasure for name, title in METRICS.items()}
+
+
 def score(pairs: Sequence[Pair], summaries: Sequence[str]) -> Scores:
     """F1 of ROUGE with stemming, the best over a document's summaries, a mean over documents."""
-    scorer = RougeScorer(list(METRICS), use_stemmer=True)
-    found = [scorer.score_multi(list(p.targets), text) for p, text in zip(pairs, summaries, strict=True)]
-    return {title: mean(each[name].fmeasure for each in found) for name, title in METRICS.items()}
+    found = [rouge(pair.targets, text) for pair, text in zip(pairs, summaries, strict=True)]
+    return {title: mean(each[title] for each in found) for title in METRICS.values()}
 
 
 def lead(pairs: Sequence[Pair]) -> Scores:

@@ -83,6 +83,7 @@ FILES: dict[str, Callable[[Path], Path]] = {  # something to train each task on
     "parsing": parsed,
     "question_answering": asked,
     "summarisation": partial(lines_of, source=lambda i: TEXTS[i] * 30, target=lambda i: TEXTS[i]),
+    "extraction": partial(lines_of, source=lambda i: " ".join(TEXTS[i:] + TEXTS[:i]), target=lambda i: TEXTS[3]),
     "translation": translated,
 }
 

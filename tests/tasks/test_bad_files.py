@@ -62,6 +62,7 @@ COLUMNS_WANTED = "line 2: CoNLL columns of words and {}are wanted, and this look
         ("classification", "line 1: labels stand in .jsonl, .csv or .tsv", "names the columns text, label is wanted"),
         ("question_answering", "SQuAD's JSON, or .* looks like plain text", "names the columns question is wanted"),
         ("summarisation", "line 1: summaries stand in .jsonl, .csv", "names the columns text is wanted"),
+        ("extraction", "line 1: summaries stand in .jsonl, .csv", "names the columns text is wanted"),
         ("translation", "records .* or a folder with source.txt and target.txt, are wanted", "columns text is wanted"),
         ("relations", "relations are those of a folder with documents.conll", "relations are those of a folder"),
     ],

@@ -14,6 +14,7 @@ import pytest
 from spanbert_kernels import (
     SpanBERTForCoreference,
     SpanBERTForDependencyParsing,
+    SpanBERTForExtraction,
     SpanBERTForQuestionAnswering,
     SpanBERTForRelations,
     SpanBERTForSequenceClassification,
@@ -180,6 +181,15 @@ CASES: list[tuple[str, Any, list[str], list[Any], dict[str, int], dict[Any, int]
         {("question", "to its first 6 tokens"): 1},
         {("question", "its answer fits in no window"): 1},
     ),
+    (
+        "extraction",
+        SpanBERTForExtraction,
+        [],
+        [Pair("A ab. C ab.", ("a",), FILE, 1), Pair(f"{LONG} ab. {'A ' * 15}. C ab.", ("a",), FILE, 2)],
+        {"document": 2, "sentence": 5},
+        {**CUT_WORD, ("sentence", "to the words that fit in 14 pieces"): 2},
+        {},
+    ),
 ]
 
 
@@ -282,6 +292,7 @@ PREDICTIONS: list[tuple[str, Any, str, str, str]] = [
         f"a\n{'b ' * 20}\n",
         "took 2 documents; cut 1 document (to its first 14 tokens)",
     ),
+    ("extraction", SpanBERTForExtraction, "a.txt", "A ab. B ab.\nC.\n", "took 2 documents, 3 sentences"),
     ("question_answering", SpanBERTForQuestionAnswering, "a.json", ASKED, "took 1 question; cut 1 question (to its "),
 ]
 

@@ -137,6 +137,7 @@ def reference_model(input_ids: Tensor) -> list[object]:
         sk.SpanBERTTokenizer.from_pretrained("spanbert-base"),
         sk.SpanBERTForCoreference.from_pretrained("spanbert-base"),
         sk.SpanBERTForDependencyParsing(config),
+        sk.SpanBERTForExtraction(config),
         sk.SpanBERTForMaskedLM(config),
         sk.SpanBERTForPreTraining(config),
         sk.SpanBERTForQuestionAnswering(config),
