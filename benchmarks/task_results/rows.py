@@ -117,6 +117,16 @@ ROWS = {
         2.0,
         training(6, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
     ),
+    "extracts": ResultRow(
+        "extraction",
+        "scitldr",
+        OWN,
+        SCITLDR,
+        "ROUGE-L",
+        0.248,
+        2.0,
+        training(1, **TEXTS, evaluate_steps=23),
+    ),
     "translation-zh": ResultRow(
         "translation",
         "ntrex en-zh",

@@ -42,13 +42,13 @@ class SentenceExtractor(OnEncoder):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.attention = nn.Linear(config.hidden_size, 1)
+        self.attention = nn.Linear(config.hidden_size, 1, bias=False)  # a softmax takes no notice of one
         self.states = nn.Linear(len(PARTS) * config.hidden_size, SIZE)
         self.places = nn.Embedding(len(PLACES) + 1, SIZE)
         self.places_from_end = nn.Embedding(len(PLACES) + 1, SIZE)
         self.lengths = nn.Embedding(len(LENGTHS) + 1, SIZE)
         self.hidden = nn.Linear(2 * SIZE, SIZE)
-        self.score = nn.Linear(SIZE, 1)
+        self.score = nn.Linear(SIZE, 1, bias=False)
         self.post_init()
 
     def forward(
@@ -97,7 +97,7 @@ class SentenceExtractor(OnEncoder):
             + self.places_from_end(_bucket(behind, PLACES))
             + self.lengths(_bucket(last - first + 1, LENGTHS))
         )
-        inner = self.dropout(F.relu(run_linear(self.hidden, torch.cat((states, states * means[document]), 1))))
+        inner = self.dropout(F.gelu(run_linear(self.hidden, torch.cat((states, states * means[document]), 1))))
         logits = run_linear(self.score, inner)[:, 0].float()
         loss = None
         if gains is not None:
