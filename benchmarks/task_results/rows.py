@@ -51,7 +51,7 @@ GUM, ONTO, TREES = (
 SCITLDR = splits.below(*(f"scitldr/{part}.jsonl" for part in splits.PARTS))
 TAGS, TREES_OF, TEXTS = {"batch_tokens": 1024}, {"batch_tokens": 512}, {"batch_tokens": 2048}
 ROWS = {
-    "tagging": ResultRow("tagging", "wnut17", OWN, WNUT, "f1", 0.47, 2.5, training(5, **TAGS)),
+    "tagging": ResultRow("tagging", "wnut17", OWN, WNUT, "f1", 0.47, 2.5, training(5, lower_layers=5, **TAGS)),
     "nested": ResultRow("nested", "gum", OWN, GUM, "F1", 0.70, 4.0, training(12, batch_size=2)),
     "parsing-ewt": ResultRow(
         "parsing", "ewt, a part of it to train on", OWN, EWT, "LAS", 0.85, 2.0, training(8, 2e-4, 2e-3, **TREES_OF)
