@@ -62,6 +62,9 @@ def pretrain(
     every = round(1 / held_out) if held_out else 0
     test = texts[every - 1 :: every] if every else []
     train = [text for i, text in enumerate(texts) if not every or i % every != every - 1]
+    if evaluate_steps is not None and not test:
+        found = f"--held-out {held_out:g} of {formatting.count(len(texts), 'document')} is none"
+        raise UserError(f"--evaluate-steps tests on held-out documents, and {found}: give more, or leave it out")
     start, options = options_of(values, evaluate_steps=evaluate_steps)
     tokenizer = start.tokenizer(train)
     fields = {} if start.model else {"max_position_embeddings": max(512, length)}

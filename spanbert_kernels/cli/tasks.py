@@ -56,6 +56,15 @@ def listed(column: Callable[[TaskEntry], str]) -> str:
     return "\b\n" + "\n".join(f"{name:{width}}{column(entry)}" for name, entry in TASKS.items())
 
 
+def _refuse_without_dev(*names: str) -> None:
+    """Options that the user has given, and that mean nothing without files to score on."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} is about scores of --dev: name files by --dev, or leave {option} out.")
+
+
 def load_task(name: str) -> Task:
     """The task of that name, and PyTorch with it."""
     from spanbert_kernels.tasks.base import load
@@ -119,6 +128,8 @@ def train(
     push_to_hub: str | None,
     **values: Any,
 ) -> None:
+    if not dev:
+        _refuse_without_dev("evaluate_steps", "patience")
     found = load_task(task)
     from spanbert_kernels.tasks.progress import bars
     from spanbert_kernels.tasks.span_training import SpanTraining

@@ -240,11 +240,14 @@ def fit(
     itself is left in shards, of no use without the other ranks: load what was written.
 
     Raises:
+        ValueError: `options.evaluate_steps`, but there are no data to evaluate on.
         RankLost: another rank has ended, or does not answer.
         CannotResume: `options.resume`, but `options.output` holds no whole checkpoint, or one of another model.
         CannotWrite: a checkpoint or the model cannot be written, such as on a full disk.
     """
     counts.say()
+    if options.evaluate_steps is not None and development is None and held_out is None:
+        raise ValueError(f"evaluate_steps is {options.evaluate_steps}, but there are no data to evaluate on: leave it out")
     with ranks.joined(options.rank_timeout), rank_faults.in_a_sentence(options.output, options.rank_timeout):
         return _fit(model, options, train, collate, held_out, metrics, means, development, write_vocabulary, arguments)
 

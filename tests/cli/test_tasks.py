@@ -204,6 +204,9 @@ def test_pretrain(run: Run, write: Write) -> None:
     digest = hashlib.sha256(Path("model/model.safetensors").read_bytes()).hexdigest()
     assert f"`model`, SHA-256 {digest}. Their licence: apache-2.0." in card.text
     assert "Ran: the original path" in result.output
+    result = run("pretrain", folder / "a.txt", "--output", "more", *steps, *TINY)
+    found = "--evaluate-steps tests on held-out documents, and --held-out 0.1 of 1 document is none"
+    assert (result.exit_code, found in result.output) == (2, True)
 
 
 def test_pretraining_goes_on_from_the_released_heads(run: Run, write: Write, tmp_path: Path) -> None:
@@ -233,6 +236,8 @@ def test_pretraining_goes_on_from_the_released_heads(run: Run, write: Write, tmp
         ("", (), "train.conll: there is nothing to train or score on"),
         (ROWS, ("--resume",), "there is no checkpoint in model"),
         (ROWS, ("--span-length", "0"), "'--span-length'"),
+        (ROWS, ("--evaluate-steps", "1"), "--evaluate-steps is about scores of --dev: name files by --dev"),
+        (ROWS, ("--patience", "5"), "--patience is about scores of --dev: name files by --dev"),
         (ROWS, ("--vocabulary", "nowhere.txt"), "nowhere.txt"),
     ],
 )

@@ -254,6 +254,11 @@ def test_options_are_checked(name: str, value: object) -> None:
         TrainingOptions(Path("x"), **{name: value})  # type: ignore[arg-type]
 
 
+def test_evaluations_need_data(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="evaluate_steps is 2, but there are no data to evaluate on"):
+        train(tmp_path, evaluate_steps=2)
+
+
 def test_shares_need_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="fsdp shards a model over the processes that torchrun starts"):
         TrainingOptions(Path("x"), fsdp=True)
