@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from spanbert_kernels.cli import checkout
 from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.cli.training_options import COUNT, MOST
 from spanbert_kernels.models.tokenization import load_tokenizer
@@ -38,7 +39,7 @@ def carry_out(asked: AskedMeasurement, seconds: float) -> dict[str, Any]:
     Raises:
         ClickException: it failed, or took longer; the message says which.
     """
-    paths = [str(recording.ROOT), str(recording.ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(checkout.ROOT), str(checkout.BENCHMARKS), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     process = subprocess.Popen(
         arguments(asked),
@@ -96,7 +97,7 @@ def main(
     if not Path(model).is_dir():
         raise click.ClickException(f"there is no encoder in {model}: --model names one")
     end = time.monotonic() + seconds
-    path = output or recording.newest() or recording.new_path()
+    path = output or recording.newest() or checkout.record_of_today("corpus")
     if recording.largest(recording.load(path)) > documents:
         raise click.ClickException(f"{path} has larger measurements than of {documents:,} documents: give --output")
     texts = read_texts(Path(data), load_tokenizer(model).backend_tokenizer.to_str())
@@ -124,7 +125,7 @@ def main(
         recording.add(path, {**about, **found})
         say(f"{each.title}: {found.get('stages') or str(found['documents/s']) + ' documents/s'}")
     if docs:
-        subprocess.run([sys.executable, str(recording.ROOT / "benchmarks/readme_tables.py")], check=True)
+        subprocess.run([sys.executable, str(checkout.BENCHMARKS / "readme_tables.py")], check=True)
     if failed:
         sys.exit(1)
 

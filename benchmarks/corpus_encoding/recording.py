@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spanbert_kernels.cli import environment
+from spanbert_kernels.cli import checkout, environment
 from spanbert_kernels.tasks import atomic
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
 CODE = ("spanbert_kernels", "csrc", "benchmarks/corpus_encoding")  # what a result depends on
 KIND = "corpus encoding"
 KEY = ("what", "mix", "documents", "engine", "workers", "model")
 
 
 def commit() -> str:
-    """The last commit that changed the code; with "+" where files of it differ from that."""
-    try:
-        words = [["log", "-1", "--format=%H", "--", *CODE], ["status", "--porcelain", "--", *CODE]]
-        found, changed = (
-            subprocess.run(["git", "-C", str(ROOT), *each], check=True, capture_output=True, text=True).stdout.strip()
-            for each in words
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{found}{'+' if changed else ''}" if found else "unknown"
+    """The last commit that changed the code."""
+    return checkout.commit(*CODE)
 
 
 def newest() -> Path | None:
     """The newest record."""
-    found = sorted(RESULTS.glob("*-corpus-*.json"))
+    found = sorted(checkout.RESULTS.glob("*-corpus-*.json"))
     return found[-1] if found else None
-
-
-def new_path() -> Path:
-    """Of a record that begins today."""
-    levels = environment.machine().get("vector instructions", "cpu").lower().replace("-", "").replace(" ", "")
-    return RESULTS / f"{datetime.date.today().isoformat()}-corpus-cpu-{levels}.json"
 
 
 def load(path: Path | None) -> dict[str, Any]:
@@ -69,7 +51,7 @@ def known(record: Mapping[str, Any], measurement: Mapping[str, Any]) -> bool:
         >>> known({"measurements": [{"what": "encode", "commit": "abc+"}]}, {"what": "encode", "commit": "abc+"})
         False
     """
-    if measurement["commit"].endswith("+") or measurement["commit"] == "unknown":
+    if measurement["commit"].endswith("+") or measurement["commit"] == checkout.UNKNOWN:
         return False
     wanted = (key(measurement), measurement["commit"])
     return any((key(each), each["commit"]) == wanted for each in record["measurements"])

@@ -17,6 +17,7 @@ from typing import Any
 import click
 import torch
 
+from spanbert_kernels.cli import checkout
 from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.tasks import atomic
 
@@ -25,7 +26,7 @@ from .one_run import Asked, arguments
 from .rows import ROWS
 from .splits import Split
 
-BUILD = recording.ROOT / "build" / "task-results"
+BUILD = checkout.ROOT / "build" / "task-results"
 TIMED = 200  # steps of either path
 COMPARED = 20  # steps of either path without dropout, whose random numbers differ
 ENCODER = "models/minilm"  # beside the folder of the data
@@ -71,7 +72,7 @@ def carry_out(asked: Asked, log: Path) -> dict[str, Any]:
         ClickException: it failed; the log says why.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    paths = [str(recording.ROOT), str(recording.ROOT / "benchmarks")]
+    paths = [str(checkout.ROOT), str(checkout.BENCHMARKS)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(
@@ -113,7 +114,7 @@ def main(
     model = model or str(Path(data).parent / ENCODER)
     if model != "none" and not Path(model).is_dir():
         raise click.ClickException(f"there is no trained encoder in {model}: --model names one")
-    path = output or recording.newest() or recording.new_path()
+    path = output or recording.newest() or checkout.record_of_today("tasks")
     asked = Asked("", 0, "auto", "" if model == "none" else model, size, None, threads, ("", "", ""), "")
     code, failed = recording.commit(), []
     for name in names or ROWS:

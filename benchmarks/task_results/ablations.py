@@ -21,6 +21,7 @@ from typing import Any
 import click
 import torch
 
+from spanbert_kernels.cli import checkout
 from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.data.counts import tallying
 from spanbert_kernels.data.entities import read_marked
@@ -38,7 +39,7 @@ from . import paired, recording, splits
 from .questions import questions, sentences_of
 from .rows import GUM, ROWS, WNUT
 
-BUILD = recording.ROOT / "build" / "ablations"
+BUILD = checkout.ROOT / "build" / "ablations"
 MEANTIME = "meantime/meantime.conll"
 WORDS, SENTENCES = 50, 4  # of a document of meantime
 FIRST = 1000  # sentences and questions to train on
@@ -374,7 +375,7 @@ def main(names: tuple[str, ...], model: str | None, threads: int, output: Path |
     if not data:
         raise click.ClickException("SPANBERT_KERNELS_DATA does not name the folder of the data")
     model = model or str(Path(data).parent / "models/minilm")
-    path = output or recording.newest("ablations") or recording.new_path("ablations")
+    path = output or recording.newest("ablations") or checkout.record_of_today("ablations")
     torch.set_num_threads(threads)
     code = recording.commit()
     for name, title, seed in planned(names or tuple(ABLATIONS)):

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from spanbert_kernels import accelerate
+from spanbert_kernels.cli import checkout
 from spanbert_kernels.cli.terminal import say
 from spanbert_kernels.data.conllu import Sentence, read_sentences
 from spanbert_kernels.tasks.progress import quiet_transformers
@@ -134,7 +135,7 @@ def main(model: str | None, threads: int, output: Path | None) -> None:
         **{"model": Path(model).name, "options": {"pairs": len(pairs)}},
         **{"commit": recording.commit(), "data": hashlib.sha256(file.read_bytes()).hexdigest()},
     }
-    path = output or recording.newest(WHAT) or recording.new_path(WHAT)
+    path = output or recording.newest(WHAT) or checkout.record_of_today(WHAT)
     try:
         found = measured(model, pairs, threads)
     except ImportError:

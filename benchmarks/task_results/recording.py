@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spanbert_kernels.cli import environment
+from spanbert_kernels.cli import checkout, environment
 from spanbert_kernels.tasks import atomic
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
 CODE = ("spanbert_kernels", "csrc", "benchmarks/task_results")  # what a result depends on
 KIND = "task results"
-UNKNOWN = "unknown"
 STILL = "without-dropout"  # ends the name of an encoder that has none
 
 
 def commit() -> str:
-    """The last commit that changed the code; with "+" where files of it differ from that."""
-    try:
-        words = [["log", "-1", "--format=%H", "--", *CODE], ["status", "--porcelain", "--", *CODE]]
-        found, changed = (
-            subprocess.run(["git", "-C", str(ROOT), *each], check=True, capture_output=True, text=True).stdout.strip()
-            for each in words
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return UNKNOWN
-    return f"{found}{'+' if changed else ''}" if found else UNKNOWN
+    """The last commit that changed the code."""
+    return checkout.commit(*CODE)
 
 
 def newest(what: str = "tasks") -> Path | None:
     """The newest record."""
-    found = [path for path in sorted(RESULTS.glob(f"*-{what}-*.json")) if load(path).get("kind") == KIND]
+    found = [path for path in sorted(checkout.RESULTS.glob(f"*-{what}-*.json")) if load(path).get("kind") == KIND]
     return found[-1] if found else None
-
-
-def new_path(what: str = "tasks") -> Path:
-    """Of a record that begins today."""
-    levels = environment.machine().get("vector instructions", "cpu").lower().replace("-", "").replace(" ", "")
-    return RESULTS / f"{datetime.date.today().isoformat()}-{what}-cpu-{levels}.json"
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -69,7 +50,7 @@ def known(record: Mapping[str, Any], run: Mapping[str, Any], any_code: bool = Fa
         >>> known({"runs": [done | {"commit": "abc+"}]}, {"row": "tagging", "seed": 0, "commit": "abc+"})
         False
     """
-    if run["commit"] == UNKNOWN or run["commit"].endswith("+"):
+    if run["commit"] == checkout.UNKNOWN or run["commit"].endswith("+"):
         return False
     there = [each for each in record["runs"] if not each["commit"].endswith("+")]
     if any_code:

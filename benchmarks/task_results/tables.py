@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from spanbert_kernels.cli import checkout
+
 from . import embeddings, recording
 from .rows import ROWS
 
@@ -14,7 +16,7 @@ COLUMNS = (
     *("", "data", "score", "mean", "of each seed", "asked", "trivial baseline", "which is"),
     *("training, times as fast as transformers' own", "asked", "minutes", "peak, MB (transformers' own)"),
 )
-FROM_NOTHING = recording.RESULTS / "tasks.json"  # models of random weights, trained for minutes
+FROM_NOTHING = checkout.RESULTS / "tasks.json"  # models of random weights, trained for minutes
 OF_THESE = ("", "data", "score", "mean", "of each seed", "trivial baseline", "which is")
 BOTH = ("auto", "eager")
 LOSS = "loss"  # of a token, which stands beside the score of generated text

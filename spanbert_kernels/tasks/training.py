@@ -247,7 +247,9 @@ def fit(
     """
     counts.say()
     if options.evaluate_steps is not None and development is None and held_out is None:
-        raise ValueError(f"evaluate_steps is {options.evaluate_steps}, but there are no data to evaluate on: leave it out")
+        raise ValueError(
+            f"evaluate_steps is {options.evaluate_steps}, but there are no data to evaluate on: leave it out"
+        )
     with ranks.joined(options.rank_timeout), rank_faults.in_a_sentence(options.output, options.rank_timeout):
         return _fit(model, options, train, collate, held_out, metrics, means, development, write_vocabulary, arguments)
 
