@@ -34,6 +34,17 @@ def read_named(path: Path, wanted: Collection[str] = ("text",)) -> Iterator[tupl
         yield line, jsonl.with_text(fields)
 
 
+def names_in(fields: dict[str, Any]) -> str:
+    """The fields of a record, but for the `text` that stands for another of them.
+
+    Example:
+        >>> names_in({"body": "Good.", "mood": "x", "text": "Good."})
+        'body, mood'
+    """
+    own = [each for each in fields if each != "text" or fields.get("text") not in [*fields.values()][:-1]]
+    return ", ".join(own)[:100] or "no fields"
+
+
 def seen(fields: dict[str, Any], name: str) -> str:
     """For a message that a field is wanted: what there is where that is not.
 
@@ -41,5 +52,4 @@ def seen(fields: dict[str, Any], name: str) -> str:
         >>> seen({"body": "Good.", "mood": "x", "text": "Good."}, "label")
         '; there is no label among body, mood'
     """
-    own = [each for each in fields if each != "text" or fields.get("text") not in [*fields.values()][:-1]]
-    return "" if name in fields else f"; there is no {name} among {', '.join(own) or 'no fields'}"[:120]
+    return "" if name in fields else f"; there is no {name} among {names_in(fields)}"[:120]

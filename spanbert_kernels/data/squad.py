@@ -9,8 +9,10 @@ from typing import Any
 
 from spanbert_kernels.data import kinds
 from spanbert_kernels.data.faults import DataFault
-from spanbert_kernels.data.records import SUFFIXES, read_named
+from spanbert_kernels.data.records import SUFFIXES, names_in, read_named
 from spanbert_kernels.data.sources import Source, files_of
+
+WANTED = 'a question and its context are wanted: {"question": "Who?", "context": "It was me."}, or SQuAD\'s JSON'
 
 
 class QuestionFault(ValueError):
@@ -84,11 +86,12 @@ def _flat(path: Path, line: int, fields: dict[str, Any], answers: bool) -> tuple
     """A record with a question and its context, as the `datasets` library has SQuAD; no answers: there is none."""
     question, context = fields.get("question"), fields.get("context", fields.get("text"))
     if not isinstance(question, str) or not isinstance(context, str):
-        there = ", ".join(fields)[:100] or "no fields"
-        raise DataFault(path, line, f"a question and its context are wanted, as in SQuAD's JSON; there are {there}")
+        raise DataFault(path, line, f"{WANTED}; this record has {names_in(fields)}")
     given = fields.get("answers", fields.get("answer")) if answers else None
-    if isinstance(given, str):  # where it stands first
-        given = [{"text": given, "answer_start": context.find(given)}] if given else []
+    if isinstance(given, str):
+        given = [given] if given else []
+    if isinstance(given, list):  # of texts, each of which is where it stands first
+        given = [{"text": one, "answer_start": context.find(one)} if isinstance(one, str) else one for one in given]
     own = _answers(given or ())
     return Question(str(fields.get("id", line)), question, context, own, path), given is not None and not own
 

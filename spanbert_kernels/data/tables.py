@@ -158,8 +158,8 @@ def _named(path: Path, rows: Rows, wanted: Collection[str]) -> Table:
         names = list(WITHOUT_HEADER)
     else:
         seen = ", ".join(map(repr, first))[:100]
-        known = ", ".join(wanted)
-        raise DataFault(path, begin, f"a first line that names the columns {known} is wanted, got {seen}")
+        known = f"column{'s' if len(wanted) > 1 else ''} {', '.join(wanted)}"
+        raise DataFault(path, begin, f"a first line that names the {known} is wanted, got {seen}")
     for line, row in rows:
         if len(row) != len(names):
             raise DataFault(path, line, f"{len(names)} columns are wanted ({', '.join(names)}), got {len(row)}")

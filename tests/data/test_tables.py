@@ -102,7 +102,7 @@ def test_labels_are_not_needed_to_predict(tmp_path: Path) -> None:
     assert [text for text, _, _ in read(tmp_path, "text\nGood\nBad\n", labels=False)] == ["Good", "Bad"]
     assert [text for text, _, _ in read(tmp_path, "TEXT;x\nGood;1\n", labels=False)] == ["Good"]
     assert [text for text, _, _ in read(tmp_path, "1,pos,Good\n", labels=False)] == ["Good"]
-    with pytest.raises(DataFault, match="line 1: a first line that names the columns text is wanted, got 'Good film'"):
+    with pytest.raises(DataFault, match="line 1: a first line that names the column text is wanted, got 'Good film'"):
         read(tmp_path, "Good film\nBad film\n", labels=False)
     with pytest.raises(DataFault, match=r"plain text is wanted here, \.conll files"):
         read(tmp_path, "Good\tO\n", "a.conll", labels=False)

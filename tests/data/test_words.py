@@ -89,7 +89,7 @@ def test_a_record_s_own_words_are_one_sentence(tmp_path: Path) -> None:
 
 def test_what_has_no_words(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("Id,Remark\n1,Good\n")
-    with pytest.raises(DataFault, match=r"a.csv, line 1: a first line that names the columns text is wanted, got 'Id'"):
+    with pytest.raises(DataFault, match=r"a.csv, line 1: a first line that names the column text is wanted, got 'Id'"):
         read_sentences(tmp_path / "a.csv")
     (tmp_path / "a.conll").write_text("Mina\tx\nlaughs\n")
     with pytest.raises(DataFault, match="line 2: a word and other columns are wanted, got 'laughs'"):

@@ -86,6 +86,7 @@ def test_bad_files(tmp_path: Path) -> None:
     [
         {"ID": 7, "Question": "Where?", "Context": "In Oslo.", "answers": {"text": ["Oslo"], "answer_start": [3]}},
         {"question": "Where?", "text": "In Oslo.", "answer": "Oslo", "id": "7"},
+        {"question": "Where?", "body": "In Oslo.", "answers": ["Oslo"], "id": "7"},
     ],
 )
 def test_records_are_questions_too(tmp_path: Path, record: dict[str, Any]) -> None:
@@ -99,8 +100,9 @@ def test_records_are_questions_too(tmp_path: Path, record: dict[str, Any]) -> No
     table = tmp_path / "questions.csv"
     table.write_text("QUESTION,CONTEXT\nWhere?,In Oslo.\n")
     assert read_questions(table, answers=False) == [Question("2", "Where?", "In Oslo.", (), table)]
-    path.write_text('{"text": "In Oslo."}')
-    with pytest.raises(ValueError, match=r"line 1: a question and its context are wanted.*there are text"):
+    path.write_text('{"body": "In Oslo.", "id": 7}')
+    wanted = r"line 1: a question and its context are wanted: {.question.: .*; this record has body, id$"
+    with pytest.raises(ValueError, match=wanted):
         read_questions(path)
 
 
