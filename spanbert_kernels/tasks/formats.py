@@ -173,12 +173,13 @@ SUMMARISED, TRANSLATIONS = Format(summarised), Format(translations)
 def write_brat(predictions: Iterable[Prediction], folder: Path) -> None:
     """A text and its stand-off annotations for each document, and the configuration that brat wants beside them.
 
-    A file of plain text stays one document, whose text is written as it stands.
+    A file of plain text stays one document, whose text is written as it stands; any other text is one of its own, such
+    as records that share a line or a name.
     """
     kinds: set[str] = set()
     names: set[str] = set()
-    for (path, _), group in groupby(merged(predictions), key=_brat_document):
-        own = list(group)
+    for (path, _), group in groupby(enumerate(merged(predictions)), key=_brat_document):
+        own = [one for _, one in group]
         whole = own[0].located.start is not None
         text = read_text(path) if whole else own[0].located.text
         name = _free(re.sub(r"[^\w.-]+", "_", path.stem if whole else f"{path.stem} {_title(own[0])}"), names)
@@ -204,8 +205,9 @@ def write_brat(predictions: Iterable[Prediction], folder: Path) -> None:
     write_text(folder / "annotation.conf", "\n".join(sections) + "\n")
 
 
-def _brat_document(one: Prediction) -> tuple[Path, str]:
-    return one.path, "" if one.located.start is not None else _title(one)
+def _brat_document(numbered: tuple[int, Prediction]) -> tuple[Path, int | None]:
+    number, one = numbered
+    return one.path, None if one.located.start is not None else number
 
 
 def _title(one: Prediction) -> str:

@@ -166,6 +166,27 @@ def test_brat_annotates_the_file_as_it_stands(path: Path, tmp_path: Path) -> Non
     assert kinds[:5] == ["[entities]", "Mention", "place", "word", "[relations]"]
 
 
+@pytest.mark.parametrize("records", ['[{"text": "Li left."}, {"text": "I saw Li."}, {"text": "I saw Li."}]', None])
+def test_brat_keeps_records_apart(records: str | None, tmp_path: Path) -> None:
+    """That share a line, or a name."""
+    named = [json.dumps({"id": "a", "text": text}) for text in ("Li left.", "I saw Li.", "I saw Li.")]
+    sentences, of_names = (nested.TASK, named) if records is None else (tagging.TASK, [records])
+    data = written(tmp_path, "notes.json" if records else "notes.jsonl", of_names)
+    items = sentences.read_to_predict(data)
+    places = [[i for i, word in enumerate(item.words) if word == "Li"] for item in items]
+    found: list[Any] = [{(i, i, "person") for i in own} for own in places]
+    if records:
+        found = [["B-person" if word == "Li" else "O" for word in item.words] for item in items]
+    folder = tmp_path / "brat"
+    folder.mkdir()
+    formats.write_brat([one for each in zip(items, found, strict=True) for one in sentences.predictions(*each)], folder)
+    texts = sorted(folder.glob("*.txt"))
+    assert sorted(path.read_text() for path in texts) == ["I saw Li.", "I saw Li.", "Li left."]
+    for path in texts:
+        (line,) = path.with_suffix(".ann").read_text().splitlines()
+        assert line == ("T1\tperson 0 2\tLi" if path.read_text() == "Li left." else "T1\tperson 6 8\tLi")
+
+
 def test_a_table_of_labels_is_read_again(tmp_path: Path) -> None:
     data = written(tmp_path, "posts.txt", ['Good, "really" good', "Bad;"])
     task = load("classification")
