@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
+
+import children
 
 from spanbert_kernels.cli import checkout
 
@@ -12,7 +13,7 @@ def test_the_commit_is_the_last_one_of_the_code(tmp_path: Path) -> None:
     def git(*words: str) -> str:
         identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
         command = ["git", "-C", str(tmp_path), *identity, *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        return children.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     assert checkout.commit("code", root=tmp_path) == checkout.UNKNOWN
     git("init", "-q")
