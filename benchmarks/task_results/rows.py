@@ -79,7 +79,7 @@ ROWS = {
         "F1",
         0.40,
         3.0,
-        training(25, batch_size=1),
+        training(10, head=1e-3, batch_size=1),
     ),
     "sentiment": ResultRow(
         "classification", "senti4sd", POSTS, splits.sentiment, "accuracy", 0.88, 2.5, training(5, **TEXTS)
