@@ -19,7 +19,7 @@ from spanbert_kernels.data.sources import Source
 from spanbert_kernels.scale.encoder import BATCH_TOKENS, Throughput, digest_of, file_digest
 from spanbert_kernels.scale.local import encode_here
 from spanbert_kernels.scale.scattered import ScatteredClusters
-from spanbert_kernels.scale.shards import SUFFIX, ShardRecord
+from spanbert_kernels.scale.shards import SUFFIX, ShardRecord, read_record
 from spanbert_kernels.scale.units import InputFile, Shard, groups_of, input_files
 from spanbert_kernels.scale.wanted import Wanted
 from spanbert_kernels.scale.work import EncodingJob, ReadingPlan
@@ -171,7 +171,7 @@ def encode(
     records: dict[str, ShardRecord] = {}
 
     def take(record: ShardRecord) -> None:
-        records[record.name] = record
+        records[record.name] = replace(record, rejects=())  # which its file says, and memory need not hold
         progress.read += record.size
         progress.rejects += len(record.rejects)
 
@@ -269,12 +269,7 @@ def _finished(
         if path.name.removesuffix(SUFFIX) not in records:  # of an input that was longer
             path.unlink()
     ordered = [records[name] for name in sorted(records)]
-    rejects = [reject._asdict() for record in ordered for reject in record.rejects]
-    if rejects:
-        lines = (json.dumps(reject, ensure_ascii=False) for reject in rejects)
-        atomic.write_text(folder / REJECTS, "".join(f"{line}\n" for line in lines))
-    else:
-        (folder / REJECTS).unlink(missing_ok=True)
+    rejects = _write_rejects(folder, ordered)
     total = {name: sum(getattr(record, name) for record in ordered) for name in ("documents", "rows", "tokens")}
     manifest = {
         "job": job.digest,
@@ -283,7 +278,7 @@ def _finished(
         "wanted": job.wanted.known(),
         **more,
         **total,
-        "rejects": len(rejects),
+        "rejects": sum(rejects),
         **({} if job.wanted.clusters is None else {"scattered_clusters": progress.clusters.count}),
         "inputs": [{"file": str(file.path), "bytes": file.size} for file in files],
         "shards": [
@@ -292,14 +287,28 @@ def _finished(
                 "sha256": file_digest(folder / f"{record.name}{SUFFIX}"),
                 "source_sha256": record.source,
                 **{name: getattr(record, name) for name in total},
-                "rejects": len(record.rejects),
+                "rejects": own,
             }
-            for record in ordered
+            for record, own in zip(ordered, rejects, strict=True)
         ],
         "versions": _versions(),
     }
     atomic.write_text(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
     return Encoded(folder, manifest, progress)
+
+
+def _write_rejects(folder: Path, records: Sequence[ShardRecord]) -> list[int]:
+    """Records that gave no vector, in the order of the input, a file of vectors after the other; how many each has."""
+    path, counts = folder / REJECTS, []
+    with atomic.new_text(path) as lines:
+        for record in records:
+            whole = read_record(folder / f"{record.name}{SUFFIX}")
+            own = () if whole is None else whole.rejects
+            lines.writelines(f"{json.dumps(reject._asdict(), ensure_ascii=False)}\n" for reject in own)
+            counts.append(len(own))
+    if not any(counts):
+        path.unlink()
+    return counts
 
 
 def _versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from click.testing import CliRunner
 from spanbert_kernels import scale
 from spanbert_kernels.cli import main
 from spanbert_kernels.data.text import other_form
-from spanbert_kernels.scale import DocumentEncoder, Wanted
+from spanbert_kernels.scale import DocumentEncoder, Wanted, corpus
 from spanbert_kernels.scale.scattered import ScatteredClusters
+from spanbert_kernels.scale.shards import ShardRecord
 from spanbert_kernels.tasks import atomic
 
+ROOT = Path(__file__).parents[2]
 parquet = pytest.importorskip("pyarrow.parquet", reason="files of vectors are Parquet")
 
 
@@ -67,6 +70,41 @@ def test_what_was_done_is_kept_and_what_is_missing_or_changed_is_made(
     assert "20 documents were there" in encode(*words)
     assert [row["line"] for row in rows(out)] == list(range(1, 31))
     assert "another model" in encode(*words, "--half", code=2)
+
+
+def test_memory_holds_the_rejects_of_no_file_that_is_written(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stand in the files of vectors; a run that finds these there says the same."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out"
+    source.write_text("".join(f'{{"text": "it rains {n}"}}\n{{"number": {n}}}\n' for n in range(40)))
+    held: list[ShardRecord] = []
+    write = corpus._write_rejects
+    monkeypatch.setattr(
+        corpus, "_write_rejects", lambda folder, records: held.extend(records) or write(folder, records)
+    )
+    found = []
+    for _ in range(2):
+        done = corpus.encode(source, model, out, Wanted("documents"), shard_documents=10, tokenizers=0)
+        assert done.manifest["rejects"] == done.progress.rejects == 40
+        found.append((out / "rejects.jsonl").read_text())
+        (out / "rejects.jsonl").unlink()
+    assert found[0] == found[1]
+    assert [json.loads(line)["line"] for line in found[0].splitlines()] == list(range(2, 81, 2))
+    assert len(held) == 2 * len(done.manifest["shards"]) > 4
+    assert not any(record.rejects for record in held)
+
+
+def test_the_docs_sort_an_input_by_its_clusters(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = re.findall(r"^python -c '(.*)'$", (ROOT / "docs" / "encode.md").read_text(), re.M)
+    monkeypatch.chdir(tmp_path)
+    texts = {"a": "places", "b": "weather", "c": "places"}
+    records = (json.dumps({"id": name, "text": "it rains", "topic": topic}) for name, topic in texts.items())
+    Path("corpus.jsonl").write_text("\n".join(records))
+    exec(line)
+    said = encode("corpus.parquet", "--model", model, "--output", "vectors", "--clusters", "topic")
+    assert "do not stand in a row" not in said
+    assert sorted(row["id"] for row in rows(Path("vectors"))[:2]) == ["a", "c"]
 
 
 def test_compressed_files_and_rejects(model: str, tmp_path: Path) -> None:
