@@ -2,7 +2,7 @@
 
 An entity's vector is the mean of its mentions' span vectors, in whichever documents they stand, and one for how many
 they are. Wherever both have a mention in one window, a layer scores the two mentions' own vectors, both entities', one
-for the distance and the mean of the words between (Eberts and Ugles 2020, SpERT, who take the maximum); a relation is
+for the distance and the mean of the words between (Eberts and Ulges 2020, SpERT, who take the maximum); a relation is
 told by any place, which the log of the sum of exponentials says. Entities that never meet are scored by their vectors.
 
 Few pairs are related, and few relations are known to learn from: scores begin with nearly all pairs unrelated, and the
