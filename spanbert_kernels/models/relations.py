@@ -30,6 +30,7 @@ RELATION_SIZE = 128
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of mentions, and of words between first words: the first number of each
 NEVER_MEET = 2 * len(BUCKETS) + 2  # the bucket of entities without mentions in one window
 UNRELATED = 5.0  # what is added to the score of no relation
+APART = 5.0  # the same once more, of entities that never meet: their pairs grow with the square of a cluster
 DROPPED = 0.5  # of an entity's span vector, in training
 AT_ONCE = 65536  # pairs
 
@@ -143,7 +144,8 @@ class Relations(SpanModel):
         apart = torch.ones(len(pairs), dtype=torch.bool, device=pairs.device).index_fill(0, met, False).nonzero()[:, 0]
         never = self.distances.weight[NEVER_MEET]
         scores += [
-            self._above_none(first[a] + second[b] + never) for a, b in map(Tensor.t, pairs[apart].split(AT_ONCE))
+            self._above_none(first[a] + second[b] + never) - APART
+            for a, b in map(Tensor.t, pairs[apart].split(AT_ONCE))
         ]
         return F.pad(_log_sums(torch.cat(scores).float(), torch.cat([met, apart]), len(pairs)), (1, 0))
 
