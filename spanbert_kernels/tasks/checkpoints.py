@@ -97,11 +97,15 @@ def choices(checkpoint: Path | None) -> dict[str, str]:
     return {name: way for name, way in found.items() if isinstance(way, str)} if isinstance(found, dict) else {}
 
 
-def ended_early(checkpoint: Path) -> bool:
-    """Did the training of a whole checkpoint stop there, before its last step, since nothing got better?"""
+def ended(checkpoint: Path, steps: int) -> bool:
+    """Did the training of a whole checkpoint end there, at the last of so many steps, or as nothing got better?
+
+    The Trainer, which looks after a step whether it was the last, would take one more.
+    """
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     stopped = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
-    return bool(stopped.get("should_training_stop")) and state["global_step"] < state["max_steps"]
+    early = bool(stopped.get("should_training_stop")) and state["global_step"] < state["max_steps"]
+    return early or 0 < steps <= state["global_step"]
 
 
 def remove_all(output: Path) -> None:
@@ -221,11 +225,14 @@ class CheckpointTrainer(Trainer):
         step = self.state.best_global_step
         return Path(self.args.output_dir) / f"checkpoint-{step}" if step else None
 
-    def take_best(self, checkpoint: Path) -> None:
-        """Of a training that ended early, and was stopped before its model was written."""
+    def take(self, checkpoint: Path) -> None:
+        """What a training has kept that ended there, and was stopped before its model was written."""
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self._load_callback_state()
-        self._load_best_model()
+        if self.state.best_model_checkpoint is None:
+            self._load_from_checkpoint(str(checkpoint))
+        else:
+            self._load_best_model()
 
     def _load_callback_state(self) -> None:
         """The state has been loaded; its folder may have another name since."""

@@ -300,8 +300,8 @@ def _fit(
             trainer.remove_callback(PrinterCallback)
         if ranks.several():
             ranks.seed_own(options.seed)
-        if checkpoint is not None and checkpoints.ended_early(checkpoint):
-            trainer.take_best(checkpoint)
+        if checkpoint is not None and checkpoints.ended(checkpoint, trainer.args.max_steps):
+            trainer.take(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         losses, weights = trainer.losses.ends(), trainer.weights()

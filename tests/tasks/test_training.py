@@ -88,6 +88,19 @@ def test_a_resumed_training_keeps_the_same(tmp_path: Path, stopped: Path, left: 
         train(output, scored(), resume=True, **EVERY_STEP)
 
 
+def test_a_training_that_had_ended_takes_no_step_more(tmp_path: Path) -> None:
+    """In the midst of an epoch, too, and where the learning rate has not fallen to zero."""
+    options = {"steps": 2, "save_steps": 2, "schedule": "constant"}
+    train(tmp_path, None, **options)
+    before = {name: value.clone() for name, value in weights(tmp_path).items()}
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).unlink()
+    done = train(tmp_path, None, resume=True, **options)
+    assert done.paths == {}
+    assert done.losses is not None
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path).items())
+
+
 def test_checkpoints_that_nobody_asked_for_do_not_stay(tmp_path: Path) -> None:
     """Each epoch is evaluated, and of a few examples not each: a development set may be larger than they are."""
     done = train(tmp_path, scored(0.5, 0.5), save_steps=None)
