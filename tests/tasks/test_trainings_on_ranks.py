@@ -212,7 +212,8 @@ def test_killed_ranks_are_started_again_and_end_like_an_uninterrupted_training(t
     assert len(said) == KILLS
     for number, (rank, step) in enumerate(said):
         assert rank in ("", str(outcomes[number]["at"][0]))
-        assert seen(tmp_path, str(number))["paths"] == {"packed-training": STEPS - int(step or 0)}
+        left = STEPS - int(step or 0)
+        assert seen(tmp_path, str(number))["paths"] == ({"packed-training": left} if left else {})
 
 
 @pytest.mark.slow
