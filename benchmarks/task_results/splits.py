@@ -113,8 +113,9 @@ def meantime(data: Path, folder: Path) -> Split:
 
 
 def _articles(data: Path) -> list[str]:
-    """The documents of meantime. An instance is one entity: the file calls it by up to three names, for what was
-    annotated within documents, across them, and both.
+    """The documents of meantime, an instance by one name.
+
+    The file calls it by up to three: for what was annotated within documents, across them, and both.
     """
     text = LAYERS.sub("", (data / "meantime/meantime.conll").read_text(encoding="utf-8"))
     return text.split("#begin document ")[1:]

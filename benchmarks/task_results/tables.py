@@ -19,6 +19,7 @@ COLUMNS = (
 FROM_NOTHING = checkout.RESULTS / "tasks.json"  # models of random weights, trained for minutes
 OF_THESE = ("", "data", "score", "mean", "of each seed", "trivial baseline", "which is")
 BOTH = ("auto", "eager")
+OF_A_STEP = ("lower_layers", "batch_size", "batch_tokens")  # options that change what a step computes
 LOSS = "loss"  # of a token, which stands beside the score of generated text
 BASELINES = {
     "tagging": "a word's commonest label",
@@ -66,10 +67,12 @@ def lines(record: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _pairs(record: Mapping[str, Any], name: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Of a row the runs of both paths over the same steps, by the maker of the processor."""
+    """Of a row as it is now the runs of both paths over the same steps, by the maker of the processor."""
     found = {}
+    wanted = [ROWS[name].options.get(option) for option in OF_A_STEP]
     for processor in sorted({str(run.get("processor", "")) for run in record["runs"]}):
         own = [run for run in record["runs"] if str(run.get("processor", "")) == processor]
+        own = [run for run in own if [run["options"].get(option) for option in OF_A_STEP] == wanted]
         timed = recording.of_steps({"runs": own}, name, dropout=True)
         if len(timed) == len(BOTH):
             found[processor.split("(")[0].split(" ")[0]] = (timed["auto"], timed["eager"])

@@ -78,7 +78,7 @@ def merged(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Groups(Dataset[dict[str, Any]]):
-    """Groups of up to `TOGETHER` documents of a cluster, drawn anew in every epoch from the seed and the epoch."""
+    """Groups of up to `together` documents of a cluster, drawn anew in every epoch from the seed and the epoch."""
 
     def __init__(
         self, documents: coreference.Documents, sizes: Sequence[int], seed: int, together: int = TOGETHER

@@ -131,6 +131,9 @@ def test_a_run_that_is_recorded_is_not_repeated(tmp_path: Path, monkeypatch: pyt
         "1.0",
         "9 (9)",
     ]
+    other = [{**run, "options": {**run["options"], "lower_layers": 5}} for run in record["runs"]]
+    (line,) = (line for line in lines({**record, "runs": other}) if line[1] == "topics of meantime")
+    assert (line[8], line[11]) == ("not measured", "")  # those steps are not the row's
     told = cut_and_run(record)
     assert "Begun from encoder, on " in told
     assert "over 200 steps of the same batches, on " in told
