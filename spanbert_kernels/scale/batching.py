@@ -25,7 +25,7 @@ def filled(items: Iterable[Item], size: Callable[[Item], int], budget: int) -> I
         >>> list(filled([5, 3, 4, 2, 9, 20], int, 10))
         [[5, 3, 2], [4], [9], [20]]
     """
-    source, waiting, tokens, more = iter(items), list[Item](), 0, True
+    source, waiting, sizes, tokens, more = iter(items), list[Item](), list[int](), 0, True
     while True:
         while more and tokens < AHEAD * budget:
             try:
@@ -33,34 +33,40 @@ def filled(items: Iterable[Item], size: Callable[[Item], int], budget: int) -> I
             except StopIteration:
                 more = False
             else:
-                tokens += size(waiting[-1])
+                sizes.append(size(waiting[-1]))
+                tokens += sizes[-1]
         if not waiting:
             return
-        taken, waiting = _taken(waiting, size, budget)
-        tokens -= sum(map(size, taken))
+        chosen, rest = _taken(sizes, budget)
+        taken = [waiting[place] for place in chosen]
+        tokens -= sum(sizes[place] for place in chosen)
+        waiting, sizes = [waiting[place] for place in rest], [sizes[place] for place in rest]
         yield taken
 
 
-def _taken(waiting: list[Item], size: Callable[[Item], int], budget: int) -> tuple[list[Item], list[Item]]:
-    """A batch, and what stays."""
-    chosen, rest, left = [0], list[int](), budget - size(waiting[0])
-    for place in range(1, len(waiting)):
-        if (own := size(waiting[place])) <= left:
+def _taken(sizes: list[int], budget: int) -> tuple[list[int], list[int]]:
+    """The places of a batch, and those that stay."""
+    chosen, rest, left = [0], list[int](), budget - sizes[0]
+    for place in range(1, len(sizes)):
+        if left <= 0:
+            rest += range(place, len(sizes))
+            break
+        if sizes[place] <= left:
             chosen.append(place)
-            left -= own
+            left -= sizes[place]
         else:
             rest.append(place)
     if left > 0 and rest and len(chosen) > 1:
-        by_size = sorted(rest, key=lambda place: size(waiting[place]))
-        sizes = [size(waiting[place]) for place in by_size]
+        by_size = sorted(rest, key=sizes.__getitem__)
+        ordered = [sizes[place] for place in by_size]
         best, change = 0, (0, 0)
         for place in chosen[1:]:
-            own = size(waiting[place])
-            index = bisect.bisect_right(sizes, own + left) - 1
-            if index >= 0 and sizes[index] - own > best:
-                best, change = sizes[index] - own, (place, by_size[index])
+            own = sizes[place]
+            index = bisect.bisect_right(ordered, own + left) - 1
+            if index >= 0 and ordered[index] - own > best:
+                best, change = ordered[index] - own, (place, by_size[index])
         if best:
             chosen, rest = [
                 sorted([*(set(each) - {old}), new]) for each, old, new in ((chosen, *change), (rest, *change[::-1]))
             ]
-    return [waiting[place] for place in chosen], [waiting[place] for place in rest]
+    return chosen, rest

@@ -58,11 +58,10 @@ class CorpusProgress:
     ended: float = field(default_factory=time.monotonic)
     clusters: ScatteredClusters = field(default_factory=ScatteredClusters)
 
-    def heard(self, worker: int, counts: Throughput) -> None:
-        """So much went through a worker."""
+    def heard(self, worker: int, counts: Throughput, seconds: float = 0.0) -> None:
+        """So much went through a worker; of one that was not heard before, in so many seconds."""
         self.ended = time.monotonic()
-        if not self.counts:
-            self.begun = self.ended
+        self.begun = min(self.begun, self.ended - seconds) if self.counts else self.ended - seconds
         self.counts[worker] = counts
 
     @property
@@ -181,8 +180,8 @@ def encode(
         progress.kept_size += record.size
         hear(progress)
 
-    def heard(worker: int, counts: Throughput) -> None:
-        progress.heard(worker, counts)
+    def heard(worker: int, counts: Throughput, seconds: float = 0.0) -> None:
+        progress.heard(worker, counts, seconds)
         hear(progress)
 
     groups, reading = groups_of(files), ReadingPlan(shard_documents, whole_files)

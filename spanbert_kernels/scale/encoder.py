@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,7 @@ class _Windows:
 
     documents: tuple[TokenizedDocument, ...]
     windows: tuple[tuple[NDArray[np.int32], ...], ...]
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(window) for own in self.windows for window in own)
+    tokens: int
 
 
 class DocumentEncoder:
@@ -214,7 +211,7 @@ class DocumentEncoder:
         waiting: dict[int, list[tuple[TokenizedDocument, Vectors]]] = {}
         given = 0
         for batch in filled(enumerate(self._items(documents)), lambda item: item[1].tokens, self.batch_tokens):
-            vectors = self._vectors([item for _, item in batch])
+            vectors = iter(self._vectors([item for _, item in batch]))
             for number, item in batch:
                 waiting[number] = [(document, next(vectors)) for document in item.documents]
             while given in waiting:
@@ -232,8 +229,9 @@ class DocumentEncoder:
             yield self._windows(own)
 
     def _windows(self, documents: Sequence[TokenizedDocument]) -> _Windows:
-        kept = tuple(self._cut(document) for document in documents)
-        return _Windows(kept, tuple(tuple(self._own_windows(document.pieces)) for document in kept))
+        kept = tuple(map(self._cut, documents))
+        windows = tuple(tuple(self._own_windows(document.pieces)) for document in kept)
+        return _Windows(kept, windows, sum(len(window) for own in windows for window in own))
 
     def _cut(self, document: TokenizedDocument) -> TokenizedDocument:
         """Without what stands behind the first window, where that is not wanted."""
@@ -243,18 +241,18 @@ class DocumentEncoder:
         spans = document.spans
         if spans is not None:
             spans = spans[spans[:, LAST] < room]
-        return replace(document, pieces=document.pieces[:room], spans=spans)
+        return document._replace(pieces=document.pieces[:room], spans=spans)
 
     def _own_windows(self, pieces: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
         """As few windows as there is room for, of about one length."""
         room = self.length - len(self.before) - len(self.behind)
         count = -(-len(pieces) // room)
-        bounds = np.linspace(0, len(pieces), count + 1).astype(int).tolist()
+        bounds = [0, len(pieces)] if count == 1 else np.linspace(0, len(pieces), count + 1).astype(int).tolist()
         for start, end in pairwise(bounds):
             yield np.concatenate([self.before, pieces[start:end], self.behind])
 
     @torch.inference_mode()
-    def _vectors(self, items: Sequence[_Windows]) -> Iterator[Vectors]:
+    def _vectors(self, items: Sequence[_Windows]) -> list[Vectors]:
         """The vectors of each document of a batch, in order."""
         documents = [document for item in items for document in item.documents]
         windows = [window for item in items for own in item.windows for window in own]
@@ -272,7 +270,7 @@ class DocumentEncoder:
             hidden, spans = self._of_pieces(hidden, lengths, documents)
         pooled = self._pooled(hidden, spans)
         bounds = np.cumsum([0, *(document.rows for document in documents)]).tolist()
-        yield from (pooled[start:end] for start, end in pairwise(bounds))
+        return [pooled[start:end] for start, end in pairwise(bounds)]
 
     def _of_pieces(
         self, hidden: Tensor, lengths: NDArray[np.int64], documents: Sequence[TokenizedDocument]

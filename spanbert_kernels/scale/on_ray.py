@@ -1,26 +1,36 @@
 """Workers as actors of Ray Data, on this machine or on a cluster whose machines share the folders of input and output.
 
 Ray Data reads groups of files in tasks, hands shards to a pool of actors, and begins an actor anew that dies: what
-it was at is done again, and takes the place of what was there.
+it was at is done again, and takes the place of what was there. An actor has several shards at once, so that its batches
+are filled across them and its tokenisers do not stop between two.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
+import queue
+import threading
+import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
 from spanbert_kernels import extras
 from spanbert_kernels.scale.encoder import Throughput
 from spanbert_kernels.scale.shards import ShardRecord
-from spanbert_kernels.scale.units import InputFile
+from spanbert_kernels.scale.units import InputFile, Shard
 from spanbert_kernels.scale.work import EncodingJob, ReadingPlan, Worker
 
 OF_WORKER = 0.9  # of a processor: where workers take all that there are, Ray waits for ever for one to read on
-Hear = Callable[[int, Throughput], None]
+AT_ONCE = 4  # shards in a worker
+PATIENCE = 0.25  # seconds that a worker waits for another shard before it fills its last batch with what it has
+Hear = Callable[[int, Throughput, float], None]
+# Of a shard: its record, and what the encoder did by then, in how many seconds.
+Made = tuple[ShardRecord, Throughput, float]
 
 
 def encode_on_ray(
@@ -41,7 +51,7 @@ def encode_on_ray(
         workers: actors that work side by side.
         runs: hears of each shard's runs of documents of one cluster.
         kept: hears of what an earlier run has made.
-        hear: of what went through each worker.
+        hear: of what went through each worker, and in how many seconds.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
@@ -87,19 +97,27 @@ def _through(
             RayWorker,
             fn_constructor_args=(job,),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=workers),
+            compute=ray.data.ActorPoolStrategy(
+                size=workers,
+                max_tasks_in_flight_per_actor=AT_ONCE + 1,
+                max_concurrent_calls_per_actor=AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
             num_cpus=OF_WORKER,
             num_gpus=1 if on_gpu else 0,
         )
     )
-    numbers: dict[str, int] = {}
+    counts: dict[str, Throughput] = {}
     for row in rows.iter_rows():
         record = ShardRecord.from_json(row["record"])
         runs(pickle.loads(row["clusters"]))
-        if not row["worker"]:
+        if not (name := row["worker"]):
             kept(record)
             continue
-        hear(numbers.setdefault(row["worker"], len(numbers)), pickle.loads(row["counts"]))
+        known, seconds = pickle.loads(row["counts"])
+        if known.documents >= counts.setdefault(name, known).documents:  # shards need not come in their order
+            counts[name] = known
+            hear(list(counts).index(name), known, seconds)
         yield record
 
 
@@ -114,21 +132,62 @@ def read_group(item: dict[str, Any], job: EncodingJob, reading: ReadingPlan) -> 
 
 
 class RayWorker:
-    """An actor with a model.
+    """An actor with a model; several threads call it, whose shards it encodes as one stream.
 
     Args:
         job: what to do.
     """
 
     def __init__(self, job: EncodingJob) -> None:
-        self.worker, self.name = Worker(job), uuid.uuid4().hex
+        self.name = uuid.uuid4().hex
+        self._asked: queue.SimpleQueue[tuple[Shard, Future[Made]]] = queue.SimpleQueue()
+        self._ready: Future[None] = Future()
+        threading.Thread(target=self._work, args=(job,), daemon=True).start()
+        self._ready.result()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The records of shards."""
-        records, names = list(batch["record"]), [""] * len(batch["record"])
-        for place, data in enumerate(batch["shard"]):
-            if data:
-                (record,) = self.worker.run([pickle.loads(data)])
-                records[place], names[place] = record.to_json(), self.name
-        counts = [pickle.dumps(self.worker.counts)] * len(records)
+        waiting = [self._ask(pickle.loads(data)) if data else None for data in batch["shard"]]
+        records, names, counts = list(batch["record"]), [""] * len(waiting), [b""] * len(waiting)
+        for place, future in enumerate(waiting):
+            if future is not None:
+                record, *counted = future.result()
+                records[place], names[place], counts[place] = record.to_json(), self.name, pickle.dumps(counted)
         return {"record": records, "worker": names, "counts": counts, "clusters": list(batch["clusters"])}
+
+    def _ask(self, shard: Shard) -> Future[Made]:
+        future: Future[Made] = Future()
+        self._asked.put((shard, future))
+        return future
+
+    def _work(self, job: EncodingJob) -> None:
+        """What its own thread does: it alone uses the model."""
+        try:
+            worker = Worker(job)
+        except BaseException as error:
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(None)
+        begun: deque[Future[Made]] = deque()
+        first = self._asked.get()
+        start = time.monotonic()
+
+        def shards() -> Iterator[Shard]:
+            """Those that are asked for by now, and while they are encoded."""
+            given = first
+            while True:
+                begun.append(given[1])
+                yield given[0]
+                try:
+                    given = self._asked.get(len(begun) < AT_ONCE, PATIENCE)
+                except queue.Empty:
+                    return
+
+        while True:
+            try:
+                for record in worker.run(shards()):
+                    begun.popleft().set_result((record, replace(worker.counts), time.monotonic() - start))
+            except BaseException as error:
+                while begun:
+                    begun.popleft().set_exception(error)
+            first = self._asked.get()

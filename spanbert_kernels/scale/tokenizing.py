@@ -34,8 +34,7 @@ class Reject(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class TextRecord:
+class TextRecord(NamedTuple):
     """A document as it stands in the input.
 
     Attributes:
@@ -60,8 +59,7 @@ class Placed(NamedTuple):
     record: TextRecord
 
 
-@dataclass(frozen=True)
-class TokenizedDocument:
+class TokenizedDocument(NamedTuple):
     """A document ready for the encoder.
 
     Attributes:

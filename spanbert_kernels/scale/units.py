@@ -203,15 +203,15 @@ def units_of(file: InputFile, whole_files: bool, meter: Meter) -> Iterator[Unit]
     Raises:
         OSError: the file cannot be opened.
     """
-    name, line = str(file.path), 0
-    if file.kind == PARQUET:
+    name, kind, line = str(file.path), file.kind, 0
+    if kind == PARQUET:
         yield from _rows(file, meter)
         return
     with file.place.open("rb") as raw, opened(raw, file.path) as stream, meter.reading(file, raw.tell):
         try:
-            if file.kind in (COMMAS, TABS):
+            if kind in (COMMAS, TABS):
                 text = as_text(stream)  # kept, since what it reads from is closed with it
-                for line, fields in stream_table(iter(text), file.path, file.kind == TABS):
+                for line, fields in stream_table(iter(text), file.path, kind == TABS):
                     lost = isinstance(fields, str)
                     data = (
                         fields.encode() if isinstance(fields, str) else json.dumps(fields, ensure_ascii=False).encode()
@@ -219,11 +219,11 @@ def units_of(file: InputFile, whole_files: bool, meter: Meter) -> Iterator[Unit]
                     yield Unit(name, line, data, LOST if lost else JSON)
                 return
             lines = in_utf8(stream)
-            for line, data in _lines(lines, file.kind == TEXT and whole_files):
+            for line, data in _lines(lines, kind == TEXT and whole_files):
                 if len(data) > LONGEST:
                     yield Unit(name, line, f"longer than {LONGEST:,} bytes".encode(), LOST)
                 elif data.strip(_BLANKS):
-                    yield Unit(name, line, data.rstrip(b"\r\n"), file.kind)
+                    yield Unit(name, line, data.rstrip(b"\r\n"), kind)
         except _UNREADABLE as error:
             line, said = (error.line - 1, error.reason) if isinstance(error, DataFault) else (line, str(error))
             reason = f"the rest of the file cannot be read: {said or type(error).__name__}"

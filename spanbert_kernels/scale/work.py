@@ -178,7 +178,7 @@ def _documents(
         state.tokenized += len(found)
         state.known = last
         for document in found:
-            yield replace(document, place=state, record=_of_shard(document.record, state.shard.name))
+            yield document._replace(place=state, record=_of_shard(document.record, state.shard.name))
 
     for shard in shards:
         state = begin(shard)
@@ -193,7 +193,7 @@ def _documents(
 
 def _of_shard(record: TextRecord, shard: str) -> TextRecord:
     """With a cluster that no other shard has: what a vector is made of does not depend on who has which shards."""
-    return record if record.cluster is None else replace(record, cluster=f"{shard} {record.cluster}")
+    return record if record.cluster is None else record._replace(cluster=f"{shard} {record.cluster}")
 
 
 def _chunks(units: Iterable[Unit]) -> Iterator[list[Unit]]:
