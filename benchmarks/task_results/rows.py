@@ -69,7 +69,17 @@ ROWS = {
         "CoNLL F1",
         0.35,
         3.0,
-        training(30, batch_size=1),
+        training(30, 2e-4, 1e-3, batch_size=1),
+    ),
+    "cross-document-coreference-beginnings": ResultRow(
+        "cross_document_coreference",
+        "meantime, the sentences of each document that are annotated in full",
+        THIRDS,
+        splits.beginnings,
+        "CoNLL F1",
+        None,
+        3.0,
+        training(30, 2e-4, 1e-3, batch_size=1),
     ),
     "relations": ResultRow(
         "relations",
@@ -135,7 +145,7 @@ ROWS = {
         "BLEU",
         None,
         2.0,
-        training(10, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
+        training(4, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
     ),
     "translation-de": ResultRow(
         "translation",
@@ -145,6 +155,6 @@ ROWS = {
         "BLEU",
         None,
         2.0,
-        training(10, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
+        training(4, head=1e-3, batch_size=16, patience=3, evaluate_steps=150),
     ),
 }

@@ -17,6 +17,7 @@ from spanbert_kernels.tasks.cross_document_coreference import clusters_of
 
 PARTS = ("train", "dev", "test")
 Item = TypeVar("Item")
+IN_FULL = 6  # sentences of a document of meantime that are annotated in full, headline and date among them
 LAYERS = re.compile(
     r"(?<![a-z_])(?:cross_|intra_)+(?=[A-Z]{3}\d)"
 )  # of meantime's annotation, before an instance's number
@@ -110,6 +111,22 @@ def topics(data: Path, folder: Path) -> Split:
 def meantime(data: Path, folder: Path) -> Split:
     """Topics are clusters; chains cross topics, and are looked for within a part's own."""
     return _marked(every_third(_articles(data)), folder)
+
+
+def beginnings(data: Path, folder: Path) -> Split:
+    """The same of the sentences that are annotated in full: in later ones most mentions are not marked."""
+    blocks = [f"{beginning(block)}\n\n#end document\n" for block in _articles(data)]
+    return _marked(every_third(blocks), folder)
+
+
+def beginning(block: str) -> str:
+    r"""The first sentences of a document in columns.
+
+    Example:
+        >>> beginning("d\na -\n\n" + "b -\n\n" * 9 + "#end document\n").count("b -")
+        5
+    """
+    return "\n\n".join(block.split("\n\n")[:IN_FULL])
 
 
 def _articles(data: Path) -> list[str]:
