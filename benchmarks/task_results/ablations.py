@@ -173,7 +173,7 @@ ABLATIONS = {
         leads(splits.meantime),
         paired.of_mentions,
         "B3",
-        options(15, batch_size=1),
+        options(15, learning_rate=2e-4, head_learning_rate=1e-3, batch_size=1),
         {
             "without": ALONE,
             "tokens x tokens": together(),
