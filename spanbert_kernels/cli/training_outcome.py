@@ -66,7 +66,7 @@ def write_card(
 
     text = TASKS[task].text if task in TASKS else "words that are masked"
     card = model_card.card(
-        *(task, text, model_card.Origin.of(start.model), options, training),
+        *(task, text, model_card.Origin.of(start.model, start.lower_layers), options, training),
         data=[str(each) for each in counts.counts.values() if each],
         files={use: paths for use, paths in files.items() if paths},
         scores=outcome.scores if outcome else {},

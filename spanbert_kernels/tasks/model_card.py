@@ -50,6 +50,11 @@ class Origin:
         digest: the SHA-256 of a folder's weights.
         licence: as its own card states it.
         base: the hub name that a folder's own card names, or the hub name itself.
+        lower_layers: how many layers of the encoder are kept, from the lowest on; None for all.
+
+    Example:
+        >>> str(Origin("encoder", licence="mit", lower_layers=5))
+        '`encoder`, the lowest 5 of its layers. Their licence: mit.'
     """
 
     name: str | None = None
@@ -57,31 +62,32 @@ class Origin:
     digest: str | None = None
     licence: str | None = None
     base: str | None = None
+    lower_layers: int | None = None
 
     @classmethod
-    def of(cls, model: str | None) -> Origin:
-        """Of the checkpoint that `--model` names."""
+    def of(cls, model: str | None, lower_layers: int | None = None) -> Origin:
+        """Of the checkpoint that `--model` names, of which so many layers are kept."""
         if model is None:
             return cls()
         folder = Path(model)
         if folder.is_dir():
             stated = _stated(folder / README)
-            return cls(
-                folder.resolve().name, None, _digest(folder / WEIGHTS), stated.get("license"), stated.get("base_model")
-            )
+            own = (folder.resolve().name, None, _digest(folder / WEIGHTS))
+            return cls(*own, stated.get("license"), stated.get("base_model"), lower_layers)
         name = resolve_model(model)
         stated, commit = {}, None
         with contextlib.suppress(OSError):  # the hub is out of reach, or the card is not there
             commit = AutoConfig.from_pretrained(name)._commit_hash
             stated = _stated(Path(hf_hub_download(name, README)))
-        return cls(name, commit, None, stated.get("license") or LICENCES.get(name), name)
+        return cls(name, commit, None, stated.get("license") or LICENCES.get(name), name, lower_layers)
 
     def __str__(self) -> str:
         if self.name is None:
             return "Random weights."
         version = f", commit {self.commit}" if self.commit else f", SHA-256 {self.digest}" if self.digest else ""
         licence = f"Their licence: {self.licence}." if self.licence else "No licence is stated there."
-        return f"`{self.name}`{version}. {licence}"
+        kept = "" if self.lower_layers is None else f", the lowest {self.lower_layers} of its layers"
+        return f"`{self.name}`{version}{kept}. {licence}"
 
 
 def _digest(weights: Path) -> str | None:
