@@ -54,7 +54,7 @@ ROWS = {
     "tagging": ResultRow("tagging", "wnut17", OWN, WNUT, "f1", 0.47, 2.5, training(5, lower_layers=5, **TAGS)),
     "nested": ResultRow("nested", "gum", OWN, GUM, "F1", 0.70, 4.0, training(12, batch_size=2)),
     "parsing-ewt": ResultRow(
-        "parsing", "ewt, a part of it to train on", OWN, EWT, "LAS", 0.85, 2.0, training(8, 2e-4, 2e-3, **TREES_OF)
+        "parsing", "ewt, a part of it to train on", OWN, EWT, "LAS", 0.85, 2.0, training(14, 2e-4, 2e-3, **TREES_OF)
     ),
     "parsing-gum": ResultRow("parsing", "gum", OWN, TREES, "LAS", 0.80, 2.0, training(8, 2e-4, 2e-3, **TREES_OF)),
     "coreference": ResultRow("coreference", "gum", OWN, GUM, "CoNLL F1", 0.53, 4.0, training(20, batch_size=1)),
