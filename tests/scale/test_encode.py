@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 import json
 import lzma
@@ -48,6 +49,29 @@ def test_lines_in_their_order(model: str, lines: Path, tmp_path: Path) -> None:
     assert manifest["complete"]
     assert [shard["documents"] for shard in manifest["shards"]] == [25, 25, 10]
     assert "60 vectors of 60 documents" in (out / "summary.html").read_text()
+
+
+def test_the_garbage_collector_looks_through_documents_alone_while_it_lasts(
+    model: str, lines: Path, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    given = {"shard_documents": 20, "batch_tokens": 64, "tokenizers": 0}
+
+    def hear(_: corpus.CorpusProgress) -> None:
+        seen.append(gc.get_freeze_count())
+
+    gc.unfreeze()  # what the tests have frozen
+    try:
+        scale.encode(lines, model, tmp_path / "out", Wanted(), hear=hear, **given)
+        left = gc.get_freeze_count()
+        gc.freeze()
+        scale.encode(lines, model, tmp_path / "again", Wanted(), **given)
+        others = gc.get_freeze_count()
+    finally:
+        gc.freeze()
+    assert max(seen) > 10_000
+    assert left == 0
+    assert others > 10_000  # what somebody else has frozen stays so
 
 
 def test_what_was_done_is_kept_and_what_is_missing_or_changed_is_made(
