@@ -177,7 +177,7 @@ ABLATIONS = {
         {
             "without": ALONE,
             "tokens x tokens": together(),
-            "tokens x anchors": together(1, cross_document_keys="anchors"),
+            "tokens x anchors": together(3, cross_document_keys="anchors"),
             "tokens x tokens, pairwise": together(1, cross_document_normalize="pairwise"),
         },
     ),
@@ -199,7 +199,7 @@ ABLATIONS = {
         paired.of_labels,
         "accuracy",
         options(10, batch_size=4),
-        {"without": ALONE, "anchors x anchors": together()},
+        {"without": dataclasses.replace(ALONE, seeds=2), "anchors x anchors": together(2)},
     ),
     "tagging": Ablation(
         "pre-training that goes on",
