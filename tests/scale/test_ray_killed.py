@@ -65,7 +65,7 @@ def encoded(command: list[Any], environment: dict[str, str], log: Path, kills: d
         return driver.wait()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(4))
 def test_killed_at_five_moments(seed: int, address: str, model: str, lines: Path, tmp_path: Path) -> None:
     """Twice a worker and then the driver, and a worker once more while the third run ends what they began."""
     rng = random.Random(seed)
