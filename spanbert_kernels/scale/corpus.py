@@ -59,7 +59,7 @@ class CorpusProgress:
     clusters: ScatteredClusters = field(default_factory=ScatteredClusters)
 
     def heard(self, worker: int, counts: Throughput, seconds: float = 0.0) -> None:
-        """So much went through a worker; of one that was not heard before, in so many seconds."""
+        """So much went through a worker, in so many seconds; 0 for one that is heard from its first document on."""
         self.ended = time.monotonic()
         self.begun = min(self.begun, self.ended - seconds) if self.counts else self.ended - seconds
         self.counts[worker] = counts

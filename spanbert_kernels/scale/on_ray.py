@@ -51,7 +51,7 @@ def encode_on_ray(
         workers: actors that work side by side.
         runs: hears of each shard's runs of documents of one cluster.
         kept: hears of what an earlier run has made.
-        hear: of what went through each worker, and in how many seconds.
+        hear: of what went through each worker, and in how many seconds since its first shard.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
