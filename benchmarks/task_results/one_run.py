@@ -9,6 +9,8 @@ import json
 import resource
 import sys
 import time
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from spanbert_kernels.tasks.progress import bars, quiet_transformers
 from spanbert_kernels.tasks.start import Start
 from spanbert_kernels.tasks.training import TrainingOptions
 
+from .own_path import on_pytorchs_own
 from .rows import ROWS
 from .splits import Split
 
@@ -70,7 +73,8 @@ def run(asked: Asked) -> dict[str, Any]:
     )
     start = Start(model=asked.model, lower_layers=kept) if asked.model else Start(size=asked.size)
     begin = time.perf_counter()
-    with bars(False, say), tallying(say):
+    theirs = on_pytorchs_own() if asked.backend == "eager" else nullcontext(Counter[str]())
+    with bars(False, say), tallying(say), theirs as instead:
         scored = (None, None) if asked.steps is not None else (split.test, split.dev)
         outcome = load(row.task).train(split.train, scored[0], start, training, None, scored[1])
     found = outcome.training
@@ -86,7 +90,7 @@ def run(asked: Asked) -> dict[str, Any]:
         "best": found.best,
         "scores": outcome.scores,
         "baseline": outcome.baseline,
-        "paths": found.paths,
+        "paths": {**found.paths, **instead},
     }
 
 
