@@ -29,27 +29,26 @@ from .splits import Split
 BUILD = checkout.ROOT / "build" / "task-results"
 TIMED = 200  # steps of either path
 COMPARED = 20  # steps of either path without dropout, whose random numbers differ
+BOTH = ("auto", "eager")
 ENCODER = "models/minilm"  # beside the folder of the data
 
 
-def runs(name: str, split: Split, asked: Asked, seeds: int, timed: int, whole: bool = False) -> Iterator[Asked]:
+def runs(
+    name: str, split: Split, asked: Asked, seeds: int, timed: int, whole: bool = False, compared: int = COMPARED
+) -> Iterator[Asked]:
     """Of a row: the seeds, with `whole` the first on transformers' own path, and both paths over the same batches."""
     files = (str(split.train), str(split.dev), str(split.test))
     own = replace(asked, row=name, files=files)
     yield from (replace(own, seed=seed, folder=str(BUILD / name / f"seed-{seed}")) for seed in range(seeds))
     if whole:
         yield replace(own, backend="eager", folder=str(BUILD / name / "eager-whole"))
-    still = str(without_dropout(Path(asked.model))) if asked.model else None
-    for backend in ("auto", "eager") if timed else ():
+    for backend in BOTH if timed else ():
         yield replace(own, backend=backend, steps=timed, folder=str(BUILD / name / backend))
-        if still is not None:
-            yield replace(
-                own,
-                backend=backend,
-                steps=COMPARED,
-                model=still,
-                folder=str(BUILD / name / f"{backend}-{recording.STILL}"),
-            )
+    if asked.model and compared:
+        still = str(without_dropout(Path(asked.model)))
+        for backend in BOTH:
+            folder = str(BUILD / name / f"{backend}-{recording.STILL}")
+            yield replace(own, backend=backend, steps=compared, model=still, folder=folder)
 
 
 def without_dropout(model: Path) -> Path:
@@ -88,6 +87,9 @@ def carry_out(asked: Asked, log: Path) -> dict[str, Any]:
 @click.argument("names", nargs=-1, type=click.Choice(list(ROWS)), metavar="ROW ...")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--timed", default=TIMED, show_default=True, help="Steps to time both paths over; 0: none.")
+@click.option(
+    "--compared", default=COMPARED, show_default=True, help="Steps of both paths without dropout, for their losses."
+)
 @click.option("--whole", is_flag=True, help="The first seed on transformers' own path, too.")
 @click.option("--missing", is_flag=True, help="Pass over what is recorded at any commit, not just at this one.")
 @click.option(
@@ -100,6 +102,7 @@ def main(
     names: tuple[str, ...],
     seeds: int,
     timed: int,
+    compared: int,
     whole: bool,
     missing: bool,
     model: str | None,
@@ -121,7 +124,7 @@ def main(
         row, folder = ROWS[name], BUILD / name / "data"
         folder.mkdir(parents=True, exist_ok=True)
         split = row.files(Path(data), folder)
-        for one in runs(name, split, asked, seeds, timed, whole):
+        for one in runs(name, split, asked, seeds, timed, whole, compared):
             about = {
                 **{"row": name, "backend": one.backend, "seed": one.seed, "steps asked": one.steps, "threads": threads},
                 **{"model": Path(one.model).name or size, "options": dict(row.options)},

@@ -59,9 +59,9 @@ def known(record: Mapping[str, Any], run: Mapping[str, Any], any_code: bool = Fa
 
 
 def add(path: Path, run: Mapping[str, Any]) -> None:
-    """Writes a run into the record, in the place of an older one of the same row, seed, path and number of steps."""
+    """Writes a run into the record, in the place of an older one of the same row, seed, path, encoder and steps."""
     record = load(path)
-    same = ("row", "seed", "backend", "steps asked")
+    same = ("row", "seed", "backend", "steps asked", "model")
     rest = [each for each in record["runs"] if any(each.get(name) != run.get(name) for name in same)]
     machine = environment.machine()
     record |= {"kind": KIND, "machine": machine, "versions": environment.versions()}

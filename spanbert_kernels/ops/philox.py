@@ -45,9 +45,9 @@ def threshold(dropout_p: float) -> int:
 
 
 def _multiply(constant: int, value: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low word of a 32 x 32 bit product, in int64 that would overflow as a whole."""
-    high = (constant * (value >> 16) + ((constant * (value & 0xFFFF)) >> 16)) >> 16
-    return high & _MASK, (constant * value) & _MASK
+    """High and low word of a 32 x 32 bit product; int64 wraps, so that it has all 64 bits, the sign among them."""
+    product = constant * value
+    return (product >> 32) & _MASK, product & _MASK
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

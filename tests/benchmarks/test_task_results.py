@@ -9,6 +9,7 @@ import pytest
 from task_results import __main__ as command
 from task_results import recording, splits, stories
 from task_results.one_run import Asked
+from task_results.own_path import ATTENTION, POOLING
 from task_results.questions import asked
 from task_results.rows import ROWS
 from task_results.tables import lines
@@ -100,7 +101,7 @@ def test_a_run_that_is_recorded_is_not_repeated(tmp_path: Path, monkeypatch: pyt
         command.main(words, standalone_mode=False)
         return list(done)
 
-    timed = [f"topics 0 {backend} {steps}" for backend in ("auto", "eager") for steps in (200, 20)]
+    timed = [f"topics 0 {backend} {steps}" for steps in (200, 20) for backend in ("auto", "eager")]
     assert runs() == ["topics 0 auto None", "topics 1 auto None", *timed]
     assert runs() == []
     (tmp_path / "small.jsonl").write_text("changed")
@@ -112,10 +113,13 @@ def test_a_run_that_is_recorded_is_not_repeated(tmp_path: Path, monkeypatch: pyt
     assert runs() == ["topics 0 auto None", "topics 1 auto None", *timed]  # nobody has what "abc+" was
     commit[0] = "ghi"
     assert runs() == []
-    words.append("--whole")
-    assert runs() == ["topics 0 eager None"]
+    words += ["--whole", "--timed", "20"]
+    assert runs() == ["topics 0 eager None", *timed[2:]]  # with dropout, which those without do not give way to
+    assert runs() == []
+    words[-1:] = ["0", "--compared", "0"]
+    assert runs() == []
     record = json.loads((tmp_path / "record.json").read_text())
-    assert len(record["runs"]) == 7
+    assert len(record["runs"]) == 9
     for run in record["runs"]:
         assert run.pop("processor") == record["machine"]["processor"]
         run["processor"] = "Maker(R) Fast Processor"
@@ -136,7 +140,7 @@ def test_a_run_that_is_recorded_is_not_repeated(tmp_path: Path, monkeypatch: pyt
     assert (line[8], line[11]) == ("not measured", "")  # those steps are not the row's
     told = cut_and_run(record)
     assert "Begun from encoder, on " in told
-    assert "over 200 steps of the same batches, on " in told
+    assert "over 20, 200 steps of the same batches, on " in told
     assert " thread" in told
     assert ". Without dropout the losses of both" in told
     assert "differ by 0.2 of their size at most. The same seed, trained whole on transformers' own path: " in told
@@ -150,3 +154,19 @@ def small(data: Path, folder: Path) -> splits.Split:
     path = data / "small.jsonl"
     path.touch()
     return splits.Split(path, path, path)
+
+
+def test_what_is_timed_is_pytorchs_own() -> None:
+    """Of transformers' own path, and not our definitions of what stands beside the encoder."""
+    path = recording.newest()
+    assert path is not None
+    pooling = {"nested", "coreference", "cross_document_coreference", "relations", "extraction"}
+    across = {"cross_document_coreference", "relations", "summarisation"}
+    seen = set()
+    for run in recording.load(path)["runs"]:
+        if run["backend"] == "eager" and run["steps asked"] and not run["model"].endswith(recording.STILL):
+            task = ROWS[run["row"]].task
+            wanted = [POOLING] * (task in pooling) + [ATTENTION] * (task in across or run["row"] == "genres")
+            assert set(wanted) <= run["paths"].keys(), (run["row"], run["paths"])
+            seen.add(task)
+    assert pooling | across <= seen
