@@ -86,7 +86,7 @@ def pooled(
     widths = end - start
     within: Tensor | None = None  # `[N, T]` or `[N, W]`
     if {"mean", "attention"} & set(parts):
-        widest = int(widths.max())
+        widest = int(widths.max()) if len(widths) else 1
         if len(hidden) <= DENSE * widest:
             place, rows = torch.arange(len(hidden), device=hidden.device), None
             within = (place >= start[:, None]) & (place < end[:, None])

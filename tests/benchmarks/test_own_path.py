@@ -38,6 +38,8 @@ def test_spans_are_pooled_alike(tokens: int) -> None:
         strict=True,
     ):
         torch.testing.assert_close(theirs, ours)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert own_path.pooled(hidden, none, none, PARTS, scores, table, none).shape == (0, 4 * 8 + 3)
     with pytest.raises(NotImplementedError, match="max"):
         own_path.pooled(hidden, start, end, ("max",), None, None, None)
 
