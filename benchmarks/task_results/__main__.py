@@ -25,11 +25,11 @@ from . import recording
 from .one_run import Asked, arguments
 from .rows import ROWS
 from .splits import Split
+from .tables import BOTH
 
 BUILD = checkout.ROOT / "build" / "task-results"
 TIMED = 200  # steps of either path
 COMPARED = 20  # steps of either path without dropout, whose random numbers differ
-BOTH = ("auto", "eager")
 ENCODER = "models/minilm"  # beside the folder of the data
 
 
@@ -87,9 +87,7 @@ def carry_out(asked: Asked, log: Path) -> dict[str, Any]:
 @click.argument("names", nargs=-1, type=click.Choice(list(ROWS)), metavar="ROW ...")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--timed", default=TIMED, show_default=True, help="Steps to time both paths over; 0: none.")
-@click.option(
-    "--compared", default=COMPARED, show_default=True, help="Steps of both paths without dropout, for their losses."
-)
+@click.option("--compared", default=COMPARED, show_default=True, help="Steps without dropout, for losses; 0: none.")
 @click.option("--whole", is_flag=True, help="The first seed on transformers' own path, too.")
 @click.option("--missing", is_flag=True, help="Pass over what is recorded at any commit, not just at this one.")
 @click.option(

@@ -26,7 +26,7 @@ from spanbert_kernels.ops.cross_document_attention import reference as across
 from spanbert_kernels.ops.span_pool import reference as pooling
 from spanbert_kernels.ops.span_score import reference as heads
 
-DROPOUT, ATTENTION, POOLING = (f"{what}, by PyTorch" for what in ("dropout of spans", "attention", "pooling"))
+DROPOUT, ATTENTION, POOLING = "dropout of spans, by PyTorch", "attention, by PyTorch", "pooling, by PyTorch"
 DENSE = 50  # times the width of the widest span, up to which a product with all tokens costs less than to gather
 
 
@@ -65,7 +65,7 @@ def attended(
             visible = visible & (of_query != of_key)
         parts = (x.transpose(0, 1)[None] for x in (q[mine], k[others], v[others]))
         found = F.scaled_dot_product_attention(*parts, attn_mask=visible, dropout_p=dropout_p, scale=scale)
-        outputs.append(torch.where(visible.any(1)[:, None, None], found[0].transpose(0, 1), 0))
+        outputs.append(found[0].transpose(0, 1))  # 0 of one that sees nothing
     return torch.cat(outputs), q.new_zeros(q.shape[1], q.shape[0]), None
 
 
@@ -78,7 +78,7 @@ def pooled(
     width_embedding: Tensor | None,
     width_index: Tensor | None,
 ) -> Tensor:
-    """What `span_pool` gives, of tokens that are finite and spans that are not empty, or for the mean alone.
+    """What `span_pool` gives, where tokens are finite and no span is empty; for the mean alone one may be.
 
     Raises:
         NotImplementedError: another part than ends, mean, attention and width.

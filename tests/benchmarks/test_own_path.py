@@ -50,7 +50,7 @@ def test_documents_attend_alike(side: str, include_self: bool) -> None:
     cu_seqlens, cu_clusters = torch.tensor([0, 3, 3, 7, 9, 12]), torch.tensor([0, 3, 4, 5])
     rows = 5 if side == "anchors" else 12
     q, k, v = torch.randn(3, rows, 2, 4, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind()
-    sight = (cu_seqlens, cu_clusters, side, side, include_self, None, "joint", 0.5)
+    sight = (cu_seqlens, cu_clusters, side, side, include_self, None, "joint", 0.7)
     ours = across.cross_document_attention(q, k, v, *sight, 0.0, None, False)[0]
     theirs = own_path.attended(q, k, v, *sight, 0.0, False)[0]
     for one, other in zip(with_gradients(ours, q, k, v), with_gradients(theirs, q, k, v), strict=True):
