@@ -268,7 +268,10 @@ def class_refusal(module: nn.Module) -> str | None:
 
 
 def loss_reads_padding(heads: Iterable[nn.Module]) -> bool:
-    """Whether a module that holds an encoder reads all columns of a row in its loss: for answers, Splinter apart."""
+    """Whether a module that holds an encoder reads all columns of a row in its loss: for answers, ours and Splinter's
+    apart.
+    """
+    heads = [head for head in heads if not getattr(head, "loss_leaves_padding_out", False)]
     names = {ancestor.__name__ for head in heads for ancestor in type(head).__mro__}
     return any(name.endswith("ForQuestionAnswering") and not name.startswith("Splinter") for name in names)
 

@@ -15,10 +15,13 @@ from transformers import (
     BertForTokenClassification,
     BertPreTrainedModel,
 )
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from transformers.models.bert.modeling_bert import BertOnlyMLMHead
+from transformers.utils import can_return_tuple
 
 from spanbert_kernels.models.configuration import SpanBERTConfig
 from spanbert_kernels.models.modeling import SpanBERTModel, SpanBERTPreTrainedModel
+from spanbert_kernels.models.token_heads import answer_loss
 
 # The parents' constructors are passed over: each would build a BertModel to throw away.
 
@@ -159,7 +162,9 @@ class SpanBERTForSequenceClassification(SpanBERTPreTrainedModel, BertForSequence
 
 
 class SpanBERTForQuestionAnswering(SpanBERTPreTrainedModel, BertForQuestionAnswering):
-    """Start and end of an answer; `forward` is BERT's with `cluster_ids [B]`.
+    """Start and end of an answer; `forward` is BERT's with `cluster_ids [B]`, its loss without padding.
+
+    BERT's loss takes its softmax over padding too, and so depends on the rows that a row is batched with.
 
     Args:
         config: `SpanBERTConfig`.
@@ -180,6 +185,8 @@ class SpanBERTForQuestionAnswering(SpanBERTPreTrainedModel, BertForQuestionAnswe
         (torch.Size([3, 5]), torch.Size([3, 5]))
     """
 
+    loss_leaves_padding_out = True
+
     def __init__(self, config: SpanBERTConfig) -> None:
         BertPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
@@ -187,6 +194,7 @@ class SpanBERTForQuestionAnswering(SpanBERTPreTrainedModel, BertForQuestionAnswe
         self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -215,14 +223,17 @@ class SpanBERTForQuestionAnswering(SpanBERTPreTrainedModel, BertForQuestionAnswe
 
         Returns:
             `QuestionAnsweringModelOutput`: `start_logits [B, L]`, `end_logits [B, L]`, and with both positions the
-            `loss`. A tuple of them with `return_dict=False`.
+            `loss`, over tokens that are not padding. A tuple of them with `return_dict=False`.
 
         Raises:
             TypeError: `cluster_ids` is not an integer tensor on the batch's device.
             ValueError: `cluster_ids` is not `[B]`, or `attention_mask` not `[B, L]`.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        return super().forward(*inputs, start_positions, end_positions, cluster_ids=cluster_ids, **kwargs)
+        output = super().forward(*inputs, cluster_ids=cluster_ids, return_dict=True, **kwargs)
+        start, end = output.start_logits, output.end_logits
+        loss = answer_loss(start, end, attention_mask, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(loss, start, end, output.hidden_states, output.attentions)
 
 
 class SpanBERTForMaskedLM(SpanBERTPreTrainedModel, BertForMaskedLM):

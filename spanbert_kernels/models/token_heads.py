@@ -91,6 +91,8 @@ class SequenceClassifier(OnEncoder):
 class AnswerFinder(OnEncoder):
     """Start and end of an answer."""
 
+    loss_leaves_padding_out = True
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
@@ -113,7 +115,31 @@ class AnswerFinder(OnEncoder):
         given = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "cluster_ids": cluster_ids}
         output = self.encode(input_ids, attention_mask, token_type_ids, **given, **kwargs)
         start, end = self.qa_outputs(self.dropout(output.last_hidden_state)).unbind(-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = ForQuestionAnsweringLoss(start, end, start_positions, end_positions)
+        loss = answer_loss(start, end, attention_mask, start_positions, end_positions)
         return QuestionAnsweringModelOutput(loss, start, end, output.hidden_states, output.attentions)
+
+
+def answer_loss(
+    start: Tensor, end: Tensor, mask: Tensor | None, start_positions: Tensor | None, end_positions: Tensor | None
+) -> Tensor | None:
+    """Transformers' loss of answers over the real tokens of each row.
+
+    Theirs is over padding too: the loss of a question then depends on the questions that it is batched with, and on
+    what an encoder leaves at padding, which the packed path does not compute.
+
+    Args:
+        start: scores `[B, L]` of the tokens as the first of the answer.
+        end: `[B, L]`, as the last.
+        mask: `[B, L]`, 0 at padding; None where there is none.
+        start_positions: `[B]`, columns; one beyond the row is left out.
+        end_positions: the same of the last token.
+
+    Returns:
+        A mean over rows and ends; None without both positions.
+    """
+    if start_positions is None or end_positions is None:
+        return None
+    if mask is not None:
+        start, end = (logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min) for logits in (start, end))
+    loss: Tensor = ForQuestionAnsweringLoss(start, end, start_positions, end_positions)
+    return loss

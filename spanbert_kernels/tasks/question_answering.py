@@ -21,7 +21,7 @@ from spanbert_kernels.models import SpanBERTForQuestionAnswering
 from spanbert_kernels.tasks.attribution import Claim, Pass, Reading, reading_of_text
 from spanbert_kernels.tasks.base import Batches, Scores, Task
 from spanbert_kernels.tasks.batches import Example, padded
-from spanbert_kernels.tasks.means import Mean, rows_of
+from spanbert_kernels.tasks.means import Batch, Mean
 from spanbert_kernels.tasks.predictions import Prediction
 from spanbert_kernels.tasks.span_training import SpanTraining, shown
 from spanbert_kernels.tasks.vocabulary import Tokenizer
@@ -119,6 +119,11 @@ def collate(examples: list[Example]) -> dict[str, Tensor]:
         "start_positions": torch.tensor([example["start"] for example in examples]),
         "end_positions": torch.tensor([example["end"] for example in examples]),
     }
+
+
+def _asked(batch: Batch, config: Any) -> Tensor:
+    """The rows that carry loss."""
+    return (batch["start_positions"] != OUTSIDE).sum()
 
 
 def _encode(model: Any, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[Example]:
@@ -286,7 +291,7 @@ TASK = Task(
     dataset=_dataset,
     collate=collate,
     answers=("start_positions", "end_positions"),
-    means=(Mean(rows_of("start_positions")),),
+    means=(Mean(_asked),),
     decode=_decode,
     score=score,
     baseline=lambda train_on, questions, found: whole_text(questions),

@@ -14,6 +14,7 @@ import torch
 from spanbert_kernels import SpanBERTForQuestionAnswering
 from spanbert_kernels.data.squad import Question, QuestionFault, read_questions
 from spanbert_kernels.tasks import question_answering
+from spanbert_kernels.tasks.means import counts, shares, weighed
 from spanbert_kernels.tasks.question_answering import OUTSIDE, windows_of
 from spanbert_kernels.tasks.span_training import SpansOfDocuments, SpanTraining
 from spanbert_kernels.tasks.start import Start
@@ -196,6 +197,26 @@ def test_it_learns_and_is_loaded_again(tmp_path: Path, missing: bool) -> None:
     found = [json.loads(line) for line in question_answering.TASK.predict(tmp_path / "model", path, "eager")]
     assert len(found) == 1000
     assert any(not each["answer"] for each in found) == missing
+
+
+def test_batches_of_a_step_weigh_by_the_rows_that_carry_loss(tmp_path: Path) -> None:
+    """Of span training: a row whose answer lies beyond its span has none."""
+    tokenizer = tokenizer_for(read(tmp_path, content(9)))
+    model = Start(size="tiny").build(SpanBERTForQuestionAnswering, tokenizer, 0).eval()
+    ids = [np.arange(5) + 5, np.arange(7) + 6, np.arange(4) + 7]
+    places = [(1, 2), (OUTSIDE,) * 2, (3, 3)]
+    rows = [
+        {"input_ids": ids, "token_type_ids": 0 * ids, "start": start, "end": end}
+        for ids, (start, end) in zip(ids, places, strict=True)
+    ]
+    whole, *parts = (question_answering.collate(each) for each in (rows, rows[:2], rows[2:]))
+    means = question_answering.TASK.means
+    own, of_all = [counts(part, means, None) for part in parts], counts(whole, means, None)
+    found = 0.0
+    for part, count in zip(parts, own, strict=True):
+        output = model(**part)
+        found += weighed(output.loss, output, means, shares(count, of_all, means))
+    assert torch.allclose(found, model(**whole).loss)
 
 
 def test_scores_are_squads() -> None:
