@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from baselines import RaggedTokens, gather_and_max, gather_and_mean
+from baselines import RaggedTokens, gather_and_attend, gather_and_max, gather_and_mean
 from measuring import assert_agrees
 from on_gpu import DTYPE, Comparison, headlines_first
 from registry import BOTH, FORWARD
@@ -68,19 +68,31 @@ def chunked(way: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, spans: Tens
     return torch.cat([way(hidden, chunk) for chunk in spans.split(rows)])
 
 
-def others(parts: str, load: SpanLoad, hidden: Tensor, spans: Tensor, scores: Tensor) -> dict[str, Callable[[], Any]]:
-    """Eager PyTorch first, then what else there is."""
+def gather_and_concatenate(hidden: Tensor, spans: Tensor) -> Tensor:
+    """First and last token, `[N, 2 H]`."""
+    return torch.cat((hidden[spans[:, 0]], hidden[spans[:, 1]]), 1)
+
+
+def plain(parts: str, scores: Tensor) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The usual way in eager PyTorch, of tokens and spans, and its name."""
+    gathered = {
+        "mean": gather_and_mean,
+        "max": gather_and_max,
+        "attention": lambda hidden, spans: gather_and_attend(hidden, spans, scores.to(hidden.dtype)),
+    }
+    if parts == "start,end":
+        return "gather and concatenate", gather_and_concatenate
+    return "gather and reduce", gathered[parts]
+
+
+def others(parts: str, hidden: Tensor, spans: Tensor, scores: Tensor) -> dict[str, Callable[[], Any]]:
+    """What else there is."""
     ragged = RaggedTokens(spans)
     if parts == "start,end":
-        return {"gather and concatenate": lambda: torch.cat((hidden[spans[:, 0]], hidden[spans[:, 1]]), 1)}
+        return {}
     if parts == "attention":
-        weighted = ragged.bag_weighted
-        return {"embedding_bag": lambda: weighted(hidden.float(), scores)}
-    way = gather_and_mean if parts == "mean" else gather_and_max
-    return {
-        "gather and reduce": lambda: chunked(way, hidden, spans, load.max_width),
-        "embedding_bag": lambda: ragged.bag(hidden, parts),
-    }
+        return {"embedding_bag": lambda: ragged.bag_weighted(hidden.float(), scores)}
+    return {"embedding_bag": lambda: ragged.bag(hidden, parts)}
 
 
 HEADLINES = ("100,000 random spans <= 64 of 64 x 512", "16 x 512, all spans <= 30, H 1024")
@@ -106,21 +118,24 @@ def test_spans_on_gpu(
         output = way(leaf)
         return torch.autograd.grad(output, leaf, grad.to(dtype))[0] if backward else output
 
-    def by_eager(dtype: torch.dtype) -> Tensor:
-        """Chunk by chunk, as the gathered tokens of all spans and their gradients do not fit."""
+    def in_chunks(way: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype = DTYPE) -> Tensor:
+        """`result`, as the gathered tokens of all spans and their gradients do not fit."""
         rows = max(1, 2**29 // (load.max_width * load.hidden))
         outputs = []
         total = torch.zeros(hidden.shape, dtype=torch.promote_types(dtype, torch.float32), device="cuda")
         for chunk, incoming in zip(spans.split(rows), grad.split(rows), strict=True):
             leaf = hidden.to(dtype).requires_grad_(backward)
-            output = ops.span_pool(leaf, chunk, PARTS[parts], backend="eager", **options)
+            output = way(leaf, chunk)
             if backward:
                 total += torch.autograd.grad(output, leaf, incoming.to(dtype))[0]
             else:
                 outputs.append(output)
         return total.to(dtype) if backward else torch.cat(outputs)
 
-    reference, eager = by_eager(torch.float64), by_eager(DTYPE)
+    def definition(x: Tensor, chunk: Tensor) -> Tensor:
+        return ops.span_pool(x, chunk, PARTS[parts], backend="eager", **options)
+
+    reference, eager = in_chunks(definition, torch.float64), in_chunks(definition)
     # Forward: hidden is read, the output written; backward: its gradient is read, that of hidden written.
     passes = 2 if backward else 1
     moved = passes * (hidden.numel() + len(plan) * columns) * hidden.element_size()
@@ -136,9 +151,11 @@ def test_spans_on_gpu(
         allowed = assert_agrees(result(lambda x, b=backend: ours(x, b)), eager, reference)
         comparison.measure(backend, "ours", lambda b=backend: result(lambda x: ours(x, b)), allowed=allowed)
     del eager
+    usual, way = plain(parts, scores)
     if backward:
-        comparison.measure("eager, in chunks", "eager", lambda: by_eager(DTYPE))
+        comparison.measure(f"{usual}, in chunks", "eager", lambda: in_chunks(way))
     else:
-        for peer, way in others(parts, load, hidden, spans, scores).items():
-            comparison.measure(peer, "eager" if peer.startswith("gather") else "peer", way)
+        comparison.measure(usual, "eager", lambda: chunked(way, hidden, spans, load.max_width))
+        for peer, take in others(parts, hidden, spans, scores).items():
+            comparison.measure(peer, "peer", take)
     keep_row(comparison.row())
