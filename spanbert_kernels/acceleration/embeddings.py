@@ -1,4 +1,4 @@
-"""The embeddings of packed tokens in one pass on a GPU, where they are a sum of three tables' rows, as BERT's."""
+"""The embeddings of packed tokens where they are a sum of three tables' rows, as BERT's: in one pass on a GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from spanbert_kernels import ops
 from spanbert_kernels.acceleration.gpu_program import Launches, is_current, lie_well, stream_of
 from spanbert_kernels.acceleration.parts import eps_of
 from spanbert_kernels.acceleration.stand_ins import is_read
+from spanbert_kernels.nn.lookup import is_gained_by, look_up
 from spanbert_kernels.ops.dropout_add_layer_norm.operators import LARGEST_ROW
 from spanbert_kernels.ops.embedding_layer_norm.operators import Lookups
 from spanbert_kernels.ops.on_gpu import takes
@@ -96,6 +97,19 @@ class Embedder:
             eps=eps,
         )
 
+    def words(self, token_ids: Tensor | None) -> Tensor | None:
+        """The words' own rows `[..., H]`, where their gradient gains by that; None: the module looks them up as well.
+
+        Args:
+            token_ids: `[...]`.
+        """
+        if token_ids is None or not self.tables:
+            return None
+        words = self.tables[0]
+        if not _is_plain(words) or _has_hooks(words) or not is_gained_by(words.weight):
+            return None
+        return look_up(token_ids, words.weight, words.padding_idx)
+
 
 def _forward(*given: Any) -> tuple[Tensor, ...]:
     """The operator's kernel, of the lookups' tensors, the norm's, and what it adds to the variance."""
@@ -110,3 +124,9 @@ def _forward(*given: Any) -> tuple[Tensor, ...]:
 def _is_plain(table: nn.Embedding) -> bool:
     """Whether a table is read as it is, and its gradient is dense."""
     return table.max_norm is None and not table.sparse and not table.scale_grad_by_freq
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody would notice that a module is not called."""
+    held = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(held)

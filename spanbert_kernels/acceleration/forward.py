@@ -317,15 +317,24 @@ class PackedForward:
         found = self._embed_on_gpu(request, packing) if is_on_gpu(packing.cu_seqlens) else None
         if found is not None:
             hidden = found
-        elif packing.indices is None:
-            hidden = model.embeddings(**inputs).flatten(0, 1)
         else:
-            given = {name: None if each is None else _pack(packing, each)[None] for name, each in inputs.items()}
-            if "position_ids" in inputs:
-                given["position_ids"] = self._positions(request, packing)[None]
-            hidden = model.embeddings(**given)[0]
+            hidden = model.embeddings(**self._to_embed(request, packing, inputs)).flatten(0, 1)
         project = None if family.projection is None else at(model, family.projection)
         return hidden if project is None else project(hidden)
+
+    def _to_embed(self, request: Request, packing: Packing, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the encoder's module of embeddings is called with: one row of packed tokens, or the rows as they are."""
+        given = dict(inputs)
+        if packing.indices is not None:
+            given = {name: None if each is None else _pack(packing, each)[None] for name, each in inputs.items()}
+        words = self._embedder.words(given.get("input_ids"))
+        by_words = words is not None and self.family.positions != "column"  # which the module could not count then
+        if "position_ids" in inputs and (packing.indices is not None or by_words):
+            rows = 1 if packing.indices is not None else request.batch
+            given["position_ids"] = self._positions(request, packing).view(rows, -1)
+        if words is not None:
+            given |= {"input_ids": None, "inputs_embeds": words}
+        return given
 
     def _embed_on_gpu(self, request: Request, packing: Packing) -> Tensor | None:
         """The embeddings in one pass, where these are of a kind that has one."""

@@ -92,10 +92,31 @@ def feed_forward(
 
 def _forward(
     activation: _Activation, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The result, and what is kept."""
-    inner = products.between(products.product_of(x, up, up_bias), x, up, up_bias)
-    return products.linear(activation.before(inner), down, down_bias), inner
+) -> tuple[Tensor, list[Tensor]]:
+    """The result, and what is kept: a tensor for each piece of the rows."""
+    product = products.product_of(x, up, up_bias)
+    pieces, kept = products.pieces(product, len(x)), []
+    down_bias = None if down_bias is None else down_bias.contiguous()
+    output = None if len(pieces) == 1 else large.new_empty(x, len(x), len(down))
+    for piece in pieces:
+        inner = products.between(product, x[piece], up, up_bias)
+        kept.append(inner)
+        found = product(activation.before(inner), down, down_bias)
+        output = _put(found, output, piece)
+    assert output is not None
+    return output, kept
+
+
+def _put(found: Tensor, whole: Tensor | None, piece: slice) -> Tensor:
+    """What was found of all rows, of which this is a piece; it is the whole where there is none yet."""
+    if whole is None:
+        return found
+    whole[piece] = found
+    return whole
+
+
+def _plus(found: Tensor | None, summed: Tensor | None) -> Tensor | None:
+    return summed if found is None else found if summed is None else summed.add_(found)
 
 
 class _FeedForward(torch.autograd.Function):
@@ -104,28 +125,37 @@ class _FeedForward(torch.autograd.Function):
         ctx: Any, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None,
         activation: _Activation,
     ) -> Tensor:  # fmt: skip
-        output, inner = _forward(activation, x, up, up_bias, down, down_bias)
-        ctx.save_for_backward(x, up, up_bias, down, down_bias, inner)
+        output, kept = _forward(activation, x, up, up_bias, down, down_bias)
+        ctx.save_for_backward(x, up, up_bias, down, down_bias, *kept)
         ctx.activation = activation
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *given, inner = ctx.saved_tensors
-        x, up, _, down, _ = given
+        x, up, up_bias, down, down_bias, *kept = ctx.saved_tensors
+        given = [x, up, up_bias, down, down_bias]
         wanted, activation = ctx.needs_input_grad[:5], ctx.activation
         if torch.is_grad_enabled() or not products.ordinary(grad):
             return (*_by_pytorch(given, wanted, grad, activation.plain), None)
         of_x, of_up, of_up_bias, of_down = None, None, None, None
         with torch.autocast("cpu", enabled=False):
             product = products.product_of(x, up)
-            if any(wanted[:3]):
-                of_inner = activation.gradient(products.between(product, grad, down.t(), None), inner)
-                of_x, of_up = products.gradients(product, of_inner, x if wanted[1] else None, up if wanted[0] else None)
-                of_up_bias = of_inner.sum(0) if wanted[2] else None
-                del of_inner
-            if wanted[3]:
-                _, of_down = products.gradients(product, grad, activation.again(inner), None)
+            pieces = products.pieces(product, len(x))
+            if wanted[0] and len(pieces) > 1:
+                of_x = large.new_empty(x, *x.shape)
+            for piece, inner in zip(pieces, kept, strict=True):
+                if any(wanted[:3]):
+                    of_inner = activation.gradient(products.between(product, grad[piece], down.t(), None), inner)
+                    own, of_weight = products.gradients(
+                        product, of_inner, x[piece] if wanted[1] else None, up if wanted[0] else None
+                    )
+                    of_x = None if own is None else _put(own, of_x, piece)
+                    of_up = _plus(of_weight, of_up)
+                    of_up_bias = _plus(of_inner.sum(0), of_up_bias) if wanted[2] else None
+                    del of_inner
+                if wanted[3]:
+                    _, of_weight = products.gradients(product, grad[piece], activation.again(inner), None)
+                    of_down = _plus(of_weight, of_down)
             of_down_bias = grad.sum(0) if wanted[4] else None
         return of_x, of_up, of_up_bias, of_down, of_down_bias, None
 

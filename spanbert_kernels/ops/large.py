@@ -37,6 +37,11 @@ def new_empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Te
     return like.new_empty(0, dtype=dtype).set_(memory.untyped_storage()).resize_(shape)
 
 
+def new_zeros(like: Tensor, *shape: int) -> Tensor:
+    """`like.new_zeros(shape)`, in such memory."""
+    return new_empty(like, *shape).zero_()
+
+
 def new_rows(like: Tensor, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
     """`like.new_empty(rows, columns, dtype=dtype)` for what is read soon and then gone: large rows lie a little apart.
 

@@ -104,15 +104,15 @@ def sizes_of_rows(rows: int) -> Iterator[tuple[int, int]]:
 
 
 def sizes_of_sums(rows: int) -> Iterator[tuple[int, int]]:
-    """The same for sums over rows, which can have rows of zeros.
+    """The same for sums over rows, which can have rows of zeros: no more of them than in ever smaller blocks.
 
     Example:
-        >>> list(sizes_of_sums(1200)), list(sizes_of_sums(20))
-        ([(1024, 1024), (128, 128), (64, 48)], [(64, 20)])
+        >>> list(sizes_of_sums(1200)), list(sizes_of_sums(20)), list(sizes_of_sums(219))
+        ([(1024, 1024), (128, 128), (64, 48)], [(64, 20)], [(256, 219)])
     """
     size = LARGEST
     while rows > 0:
-        while size > max(rows, _LEAST_SUM):
+        while size > _LEAST_SUM and size - _LEAST_SUM >= rows:
             size //= 2
         yield size, min(size, rows)
         rows -= size

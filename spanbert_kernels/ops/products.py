@@ -6,6 +6,7 @@ PyTorch has as well, does not. Which one it is to be is measured (`ops/measured.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -205,6 +206,20 @@ def between(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) ->
     if product is not _torch:
         return product(x, weight, bias)
     return _multiply(x, weight, bias, large.new_rows(x, len(x), len(weight)))
+
+
+def pieces(product: Product, rows: int) -> list[slice]:
+    """Of so many rows those that a product multiplies at once: what is made of a piece needs no copy.
+
+    Example:
+        >>> pieces(PRODUCTS["torch"], 1100), pieces(PRODUCTS["onednn"], 1100)
+        ([slice(0, 1100, None)], [slice(0, 1024, None), slice(1024, 1100, None)])
+    """
+    if product is not _onednn or not rows:
+        return [slice(0, rows)]
+    counts = [count for _, count in onednn.sizes_of_rows(rows)]
+    ends = itertools.accumulate(counts)
+    return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from spanbert_kernels import accelerate, ops
-from spanbert_kernels.ops import products
+from spanbert_kernels.acceleration import embeddings
+from spanbert_kernels.ops import large, products
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -86,6 +87,47 @@ def test_encoders(family: str, padding: str) -> None:
     model, mask = encoder(family, **NO_DROPOUT), PADDING[padding]
     model.pooler = None
     assert_same_gradients(model, inputs(mask), mask, real_states)
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The ids of words whose rows are looked up outside of the encoder's module, as those of large tables are."""
+    if ops.backends.refusal("cpu", "cpu", torch.float32) is not None:
+        pytest.skip("no compiled kernels")
+    found: list[torch.Size] = []
+    usual = embeddings.look_up
+
+    def look_up(ids: Tensor, *more: Any) -> Tensor:
+        found.append(ids.shape)
+        return usual(ids, *more)
+
+    monkeypatch.setattr(embeddings, "look_up", look_up)
+    monkeypatch.setattr(large, "BYTES", 1)
+    return found
+
+
+@pytest.mark.parametrize("padding", ["right", "middle", "none"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert", "electra"])
+def test_large_tables_of_words(family: str, padding: str, looked_up: list[torch.Size]) -> None:
+    model, mask = encoder(family, **NO_DROPOUT), PADDING[padding]
+    model.pooler = None
+    batch = inputs(mask)
+    assert_same_gradients(model, batch, mask, real_states)
+    batch["position_ids"] = torch.arange(mask.shape[1]).flip(0)[None] + 2
+    assert_same_gradients(model, batch, mask, real_states)
+    model(inputs_embeds=torch.zeros(*mask.shape, 16 if family == "electra" else 32), attention_mask=mask)
+    shape = mask.shape if padding == "none" else torch.Size([1, int(mask.sum())])
+    assert looked_up == [shape] * 2
+
+
+def test_a_table_of_words_that_somebody_watches(looked_up: list[torch.Size]) -> None:
+    model, mask = encoder(**NO_DROPOUT).requires_grad_(False), PADDING["right"]
+    accelerate(model.train())
+    model.embeddings.word_embeddings.weight.requires_grad_()
+    model.enable_input_require_grads()  # by a hook on the table
+    real_states(model(**inputs(mask)), mask).backward()
+    assert model.embeddings.word_embeddings.weight.grad.any()
+    assert looked_up == []
 
 
 def test_another_product_than_pytorch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,21 +36,22 @@ def given(dtype: torch.dtype = torch.float32, bias: bool = True, rows: int = 70)
 def run(function: Callable[..., Tensor], inputs: list[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
     leaves = [None if each is None else each.detach().to(dtype).requires_grad_() for each in inputs]
     output = function(*leaves)
-    grad = torch.linspace(-1, 1, output.numel()).view(output.shape).to(inputs[0].dtype).to(dtype)  # type: ignore[union-attr]
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(4)).to(inputs[0].dtype).to(dtype)  # type: ignore[union-attr]
     return [output.detach(), *torch.autograd.grad(output, [each for each in leaves if each is not None], grad)]
 
 
 @every_activation
 @pytest.mark.parametrize("product", ["torch", "onednn"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("bias", "rows"), [(True, 70), (False, 70), (True, 1100)])
 def test_values_and_gradients(
-    activation: str, product: str, dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch
+    activation: str, product: str, dtype: torch.dtype, bias: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of few rows, and of more than oneDNN multiplies at once."""
     if products.CHOICE.candidates[product].refusal() is not None:
         pytest.skip("oneDNN does not multiply float32 here")
     monkeypatch.setenv(products.VARIABLE, product)
-    inputs = given(dtype, bias)
+    inputs = given(dtype, bias, rows)
     fused, original = (partial(each, activation=activation) for each in (feed_forward, plain))
     exact = run(original, inputs, torch.float64)
     for found, reference, eager in zip(run(fused, inputs, dtype), exact, run(original, inputs, dtype), strict=True):
@@ -65,9 +66,10 @@ def test_gradcheck_twice(activation: str) -> None:
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("rows", [70, 300])
 @pytest.mark.parametrize("wanted", [*((name,) for name in NAMES), ("x", "down")])
-def test_only_what_is_wanted(wanted: tuple[str, ...]) -> None:
-    inputs = given()
+def test_only_what_is_wanted(wanted: tuple[str, ...], rows: int) -> None:
+    inputs = given(rows=rows)
     leaves = [
         each.detach().requires_grad_(name in wanted)
         for name, each in zip(NAMES, inputs, strict=True)
