@@ -39,9 +39,10 @@ def runs(
     """Of a row: the seeds, with `whole` the first on transformers' own path, and both paths over the same batches."""
     files = (str(split.train), str(split.dev), str(split.test))
     own = replace(asked, row=name, files=files)
-    yield from (replace(own, seed=seed, folder=str(BUILD / name / f"seed-{seed}")) for seed in range(seeds))
+    begun = replace(own, begins_with=first_model(name))
+    yield from (replace(begun, seed=seed, folder=str(BUILD / name / f"seed-{seed}")) for seed in range(seeds))
     if whole:
-        yield replace(own, backend="eager", folder=str(BUILD / name / "eager-whole"))
+        yield replace(begun, backend="eager", folder=str(BUILD / name / "eager-whole"))
     for backend in BOTH if timed else ():
         yield replace(own, backend=backend, steps=timed, folder=str(BUILD / name / backend))
     if asked.model and compared:
@@ -49,6 +50,12 @@ def runs(
         for backend in BOTH:
             folder = str(BUILD / name / f"{backend}-{recording.STILL}")
             yield replace(own, backend=backend, steps=compared, model=still, folder=folder)
+
+
+def first_model(name: str) -> str:
+    """The folder of the model that a row's trainings begin with; "" where that is the encoder."""
+    before = ROWS[name].begins_with
+    return str(BUILD / before / "seed-0" / "model") if before else ""
 
 
 def without_dropout(model: Path) -> Path:
@@ -125,7 +132,7 @@ def main(
         for one in runs(name, split, asked, seeds, timed, whole, compared):
             about = {
                 **{"row": name, "backend": one.backend, "seed": one.seed, "steps asked": one.steps, "threads": threads},
-                **{"model": Path(one.model).name or size, "options": dict(row.options)},
+                **{"model": Path(one.model).name or size, "options": row.about()},
                 **{"commit": code, "data": split.digest()},
             }
             title = f"{name}, seed {one.seed}"
@@ -135,6 +142,10 @@ def main(
                 title = f"{name}, {one.steps} steps, {one.backend}, {Path(one.model).name}"
             if recording.known(recording.load(path), about, missing):
                 say(f"{title}: recorded already")
+                continue
+            if one.begins_with and not Path(one.begins_with, "config.json").is_file():
+                say(f"{title}: train {row.begins_with} first, whose model it begins with", error=True)
+                failed.append(title)
                 continue
             try:
                 found = carry_out(one, Path(f"{one.folder}.log"))

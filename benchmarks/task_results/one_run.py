@@ -42,6 +42,7 @@ class Asked:
         steps: where they are given, it trains so long and scores nothing.
         files: to train, to choose and to test on.
         folder: for the model.
+        begins_with: the folder of another row's model to begin with, instead of the encoder alone.
     """
 
     row: str
@@ -53,6 +54,7 @@ class Asked:
     threads: int
     files: tuple[str, str, str]
     folder: str
+    begins_with: str = ""
 
 
 def say(line: str) -> None:
@@ -71,7 +73,8 @@ def run(asked: Asked) -> dict[str, Any]:
     training = TrainingOptions(
         Path(asked.folder) / "model", seed=asked.seed, backend=asked.backend, quiet=True, **options
     )
-    start = Start(model=asked.model, lower_layers=kept) if asked.model else Start(size=asked.size)
+    begin = asked.begins_with or asked.model
+    start = Start(model=begin, lower_layers=kept) if begin else Start(size=asked.size)
     begin = time.perf_counter()
     theirs = on_pytorchs_own() if asked.backend == "eager" else nullcontext(Counter[str]())
     with bars(False, say), tallying(say), theirs as instead:

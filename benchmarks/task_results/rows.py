@@ -23,6 +23,7 @@ class ResultRow:
         goal: the mean of three seeds that is asked, None where the score is called what it is.
         faster: times as fast as transformers' own path a training is to be.
         options: of the training; `lower_layers` of the encoder are kept.
+        begins_with: the row with whose first model a training begins; "" for the encoder.
     """
 
     task: str
@@ -33,6 +34,11 @@ class ResultRow:
     goal: float | None
     faster: float
     options: Mapping[str, Any] = field(default_factory=dict)
+    begins_with: str = ""
+
+    def about(self) -> dict[str, Any]:
+        """What a record says of how the row is trained."""
+        return {**self.options, **({"begins_with": self.begins_with} if self.begins_with else {})}
 
 
 def training(epochs: float, learning_rate: float = 1e-4, head: float | None = 5e-4, **more: Any) -> dict[str, Any]:
@@ -70,6 +76,7 @@ ROWS = {
         0.35,
         3.0,
         training(30, 2e-4, 1e-3, batch_size=1),
+        begins_with="coreference",
     ),
     "cross-document-coreference-beginnings": ResultRow(
         "cross_document_coreference",
@@ -80,6 +87,7 @@ ROWS = {
         None,
         3.0,
         training(30, 2e-4, 1e-3, batch_size=1),
+        begins_with="coreference",
     ),
     "relations": ResultRow(
         "relations",

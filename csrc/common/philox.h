@@ -100,25 +100,33 @@ struct Dropout {
   // factor(i) for keys first .. first + count - 1 of one query: 0 or `scale`.
   template <class A>
   [[gnu::always_inline]] void factors(int64_t head, int64_t query, int64_t first, int64_t count, A* factor) const {
-    int64_t key = first;
     // Copies: the compiler does not know that `factor` is not where the members are, and would read them every time.
     const uint32_t least = threshold;
     const A kept = A(scale);
+    const int64_t end = first + count;
 #ifdef __AVX2__
-    for (; (key & 3) == 0 && key + kPhiloxKeys <= first + count; key += kPhiloxKeys, factor += kPhiloxKeys) {
+    // Rounded down to a counter's first key: documents begin anywhere, and 32 words take no longer than two counters'.
+    for (int64_t key = first & ~int64_t{3}; key < end; key += kPhiloxKeys) {
       uint32_t words[kPhiloxKeys];
       philox_keys(static_cast<uint32_t>(key >> 2), static_cast<uint32_t>(query), static_cast<uint32_t>(head), seed,
                   words);
-      for (int i = 0; i < kPhiloxKeys; ++i) factor[i] = words[i] >= least ? kept : A(0);
+      if (key >= first && key + kPhiloxKeys <= end) {
+        for (int i = 0; i < kPhiloxKeys; ++i) factor[i] = words[i] >= least ? kept : A(0);
+        factor += kPhiloxKeys;
+      } else {
+        const int64_t begin = first > key ? first - key : 0, last = end - key < kPhiloxKeys ? end - key : kPhiloxKeys;
+        for (int64_t i = begin; i < last; ++i) *factor++ = words[i] >= least ? kept : A(0);
+      }
     }
-#endif
-    while (key < first + count) {
+#else
+    for (int64_t key = first; key < end;) {
       const Words words =
           philox(static_cast<uint32_t>(key >> 2), static_cast<uint32_t>(query), static_cast<uint32_t>(head), 0, seed);
-      for (int64_t lane = key & 3; lane < 4 && key < first + count; ++lane, ++key) {
+      for (int64_t lane = key & 3; lane < 4 && key < end; ++lane, ++key) {
         *factor++ = words.word[lane] >= least ? kept : A(0);
       }
     }
+#endif
   }
 };
 

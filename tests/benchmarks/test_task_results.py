@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from task_results import __main__ as command
@@ -170,3 +172,32 @@ def test_what_is_timed_is_pytorchs_own() -> None:
             assert set(wanted) <= run["paths"].keys(), (run["row"], run["paths"])
             seen.add(task)
     assert pooling | across <= seen
+
+
+def test_a_row_that_begins_with_another_s_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trainings that are scored do, and not before there is one; what is timed begins with the encoder."""
+    ran: list[Asked] = []
+
+    def carry_out(one: Asked, log: Path) -> dict[str, Any]:
+        ran.append(one)
+        return {"seconds": 1.0, "peak MB": 1, "scores": None if one.steps else {"accuracy": 0.5}}
+
+    row = replace(ROWS["topics"], files=small, begins_with="genres")
+    monkeypatch.setattr(command, "carry_out", carry_out)
+    monkeypatch.setattr(command, "BUILD", tmp_path)
+    monkeypatch.setattr(recording, "commit", lambda: "abc")
+    monkeypatch.setitem(ROWS, "topics", row)
+    monkeypatch.setenv("SPANBERT_KERNELS_DATA", str(tmp_path))
+    words = ["topics", "--seeds", "1", "--compared", "0", "--output", str(tmp_path / "record.json"), "--model", "none"]
+    with pytest.raises(SystemExit):
+        command.main(words, standalone_mode=False)
+    assert [one.steps for one in ran] == [200, 200]
+    before = tmp_path / "genres/seed-0/model"
+    before.mkdir(parents=True)
+    (before / "config.json").touch()
+    command.main(words, standalone_mode=False)
+    assert [one.begins_with for one in ran] == ["", "", str(before)]
+    (run,) = json.loads((tmp_path / "record.json").read_text())["runs"][2:]
+    assert run["options"] == {**ROWS["topics"].options, "begins_with": "genres"}
+    (line,) = (line for line in lines({"runs": []}) if line[1].startswith("topics"))
+    assert line[1] == "topics of meantime; begun from the model of genres of gum, pieces of five sentences"
