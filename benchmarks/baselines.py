@@ -109,18 +109,18 @@ class RaggedTokens:
         return torch.segment_reduce(hidden[self.tokens], mode, lengths=self.widths)
 
 
-def attention_per_document(q: Tensor, k: Tensor, v: Tensor, offsets: list[int]) -> Tensor:
+def attention_per_document(q: Tensor, k: Tensor, v: Tensor, offsets: list[int], dropout_p: float = 0.0) -> Tensor:
     """PyTorch's fused attention, one call a document; `[T, heads, head_dim]`."""
     outputs = []
     for begin, end in itertools.pairwise(offsets):
         parts = (x[begin:end].transpose(0, 1)[None] for x in (q, k, v))
-        outputs.append(F.scaled_dot_product_attention(*parts)[0].transpose(0, 1))
+        outputs.append(F.scaled_dot_product_attention(*parts, dropout_p=dropout_p)[0].transpose(0, 1))
     return torch.cat(outputs)
 
 
-def attention_padded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def attention_padded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float = 0.0) -> Tensor:
     """PyTorch's fused attention on the padded batch `[B, heads, L, head_dim]` with a mask `[B, L]`."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], dropout_p=dropout_p)
 
 
 def attention_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """document_attention, 12 heads of 64, on documents of log-normal and of real lengths, against PyTorch's attentions.
 
-The padded way gets a batch that is padded already: packing and unpacking it is not counted.
+The padded way gets a batch that is padded already: packing and unpacking it is not counted. With dropout the masks
+differ, so that results are compared at a rate of 0, and what is timed drops.
 """
 
 from __future__ import annotations
@@ -46,13 +47,26 @@ def work(workload: Workload, inputs: Inputs) -> Work:
     return Work(axes, transfers * tokens * size * workload.dtype.itemsize, int(products * 4 * pairs * size))
 
 
-def ours(workload: Workload, inputs: Inputs) -> Way:
-    return lambda qkv: ops.document_attention(*qkv.unbind(1), inputs.given["cu_seqlens"])
+def at_rates(workload: Workload, way: Callable[[float], Way], leaves: tuple[Tensor, ...], **more: Any) -> Prepared:
+    """The way at a rate of dropout of 0, and at the workload's where there is one."""
+    rate = workload.options.get("dropout", 0.0)
+    return Prepared(way(0.0), leaves, timed=way(rate) if rate else None, **more)
 
 
-def per_document(workload: Workload, inputs: Inputs) -> Way:
+def ours(workload: Workload, inputs: Inputs) -> Prepared:
+    def way(rate: float) -> Way:
+        return lambda qkv: ops.document_attention(*qkv.unbind(1), inputs.given["cu_seqlens"], dropout_p=rate)
+
+    return at_rates(workload, way, inputs.leaves)
+
+
+def per_document(workload: Workload, inputs: Inputs) -> Prepared:
     offsets = inputs.given["cu_seqlens"].tolist()
-    return lambda qkv: attention_per_document(*qkv.unbind(1), offsets)
+
+    def way(rate: float) -> Way:
+        return lambda qkv: attention_per_document(*qkv.unbind(1), offsets, rate)
+
+    return at_rates(workload, way, inputs.leaves)
 
 
 def padded(workload: Workload, inputs: Inputs) -> Prepared:
@@ -65,8 +79,11 @@ def padded(workload: Workload, inputs: Inputs) -> Prepared:
         """Of the output `[B, heads, L, head_dim]`, or of the gradient, which has a dimension of three before."""
         return (tensor.permute(1, 3, 0, 2, 4) if tensor.dim() == 5 else tensor.transpose(1, 2))[mask]
 
+    def way(rate: float) -> Way:
+        return lambda parts: attention_padded(*parts.unbind(0), mask, rate)
+
     leaves = (batch.permute(2, 0, 3, 1, 4).contiguous(),)  # [3, B, heads, L, head_dim]
-    return Prepared(lambda parts: attention_padded(*parts.unbind(0), mask), leaves, unpack)
+    return at_rates(workload, way, leaves, unpack=unpack)
 
 
 def flex(workload: Workload, inputs: Inputs) -> Way:
@@ -105,6 +122,9 @@ SUITE = register(
             row("16 documents", BACKWARD),
             row("the package's own documents", options={"real": "package", "per_cluster": 8}, quick=True),
             row("15 documents of gum", options={"real": "gum", "per_cluster": 3}),
+            row("15 documents of gum, dropout", BOTH, options={"real": "gum", "per_cluster": 3, "dropout": 0.1}),
+            row("the package's own documents, dropout", BOTH,
+                options={"real": "package", "per_cluster": 8, "dropout": 0.1}, quick=True),
             *(point(f"{count} documents", "documents", documents=count) for count in (1, 4, 32, 128)),
             *(point(f"64 documents, sigma {s:g}", "padding", documents=64, sigma=s) for s in (0.0, 0.25, 0.5, 1.0)),
         ),
