@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from spanbert_kernels import ops
 from spanbert_kernels.models.modeling import OnEncoder, SpanBERTPreTrainedModel
 from spanbert_kernels.models.renamed import renamed_argument
-from spanbert_kernels.nn.linear import run_linear
+from spanbert_kernels.nn.linear import is_watched
 from spanbert_kernels.ops.choices import Part
 
 PARTS: tuple[Part, ...] = ("start", "end", "attention", "width")
@@ -120,22 +120,29 @@ class SpanClassifier(SpanModel):
             raise ValueError("mentions and labels come together")
         words, offsets = self.words(input_ids, attention_mask, word_starts, **kwargs)  # [T, H]
         plan, spans = self.all_spans(offsets)
-        inner = ops.span_linear(
-            words, plan, PARTS, self.hidden.weight, self.hidden.bias, self.attention(words)[:, 0], self.widths.weight,
-            activation="relu",
-        )  # fmt: skip
-        logits = run_linear(self.classifier, self.dropout(inner))
-        loss = None
+        logits, loss = self._logits(words, plan), None
         if mentions is not None and labels is not None:
             wanted = self.of_spans(mentions, labels, offsets, spans, nothing=0)
             loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / max(len(words), 1)
         return SpanClassificationOutput(loss=loss, logits=logits, spans=spans)
 
+    def _logits(self, words: Tensor, plan: ops.SpanPlan) -> Tensor:
+        """`[N, labels]`; what stands in the place of the last layer, such as an adapter, is called as a module."""
+        given = (words, plan, PARTS, self.hidden.weight, self.hidden.bias)
+        pooled = (self.attention(words)[:, 0], self.widths.weight)
+        last = self.classifier
+        if type(last) is not nn.Linear or is_watched(last):
+            logits: Tensor = last(self.dropout(ops.span_linear(*given, *pooled, activation="relu")))
+            return logits
+        dropout_p = self.dropout.p if self.dropout.training else 0.0
+        return ops.span_score(*given, last.weight, last.bias, *pooled, activation="relu", dropout_p=dropout_p)
+
 
 class SpanBERTForSpanClassification(SpanClassifier, SpanBERTPreTrainedModel):
     """Scores all spans of up to `config.max_span_width` words by their ends, an attention over their words and width.
 
-    The hidden layer over span vectors is `ops.span_linear`: words are projected once, spans add projected rows.
+    Both layers over span vectors are `ops.span_score`: words are projected once, spans add projected rows, and what is
+    between the layers is never formed for all spans.
 
     Args:
         config: `SpanBERTConfig`, whose `num_labels` and `max_span_width` are read here.
