@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -140,10 +141,11 @@ class _FeedForward(torch.autograd.Function):
         of_x, of_up, of_up_bias, of_down = None, None, None, None
         with torch.autocast("cpu", enabled=False):
             product = products.product_of(x, up)
-            pieces = products.pieces(product, len(x))
-            if wanted[0] and len(pieces) > 1:
+            if wanted[0] and len(kept) > 1:
                 of_x = large.new_empty(x, *x.shape)
-            for piece, inner in zip(pieces, kept, strict=True):
+            ends = itertools.accumulate(map(len, kept))
+            for inner, end in zip(kept, ends, strict=True):
+                piece = slice(end - len(inner), end)
                 if any(wanted[:3]):
                     of_inner = activation.gradient(products.between(product, grad[piece], down.t(), None), inner)
                     own, of_weight = products.gradients(

@@ -106,6 +106,22 @@ def test_the_backward_runs_twice(activation: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
+def test_the_backward_may_multiply_by_another_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where oneDNN is switched off behind the forward, which took it."""
+    if products.CHOICE.candidates["onednn"].refusal() is not None:
+        pytest.skip("oneDNN does not multiply float32 here")
+    monkeypatch.setenv(products.VARIABLE, "onednn")
+    inputs, again = given(rows=300), given(rows=300)
+    output = ours(*inputs)
+    with torch.backends.mkldnn.flags(enabled=False):
+        output.square().sum().backward()
+    plain(*again).square().sum().backward()
+    for one, other in zip(inputs, again, strict=True):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-3)
+
+
 def test_autocast_and_transforms_are_pytorch_s() -> None:
     inputs = given()
     with torch.autocast("cpu", torch.bfloat16):
