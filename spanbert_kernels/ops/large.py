@@ -6,6 +6,7 @@ anywhere in memory and hide some of that, huge ones do not.
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import torch
@@ -38,8 +39,18 @@ def new_empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Te
 
 
 def new_zeros(like: Tensor, *shape: int) -> Tensor:
-    """`like.new_zeros(shape)`, in such memory."""
-    return new_empty(like, *shape).zero_()
+    """`like.new_zeros(shape)`, in such memory, by one thread: several that touch new pages wait for each other, and two
+    took ten times as long as one.
+
+    Example:
+        >>> new_zeros(torch.ones(3), 1, 2).tolist()
+        [[0.0, 0.0]]
+    """
+    made = new_empty(like, *shape)
+    if made.nbytes < BYTES or made.device.type != "cpu":
+        return made.zero_()
+    ctypes.memset(made.data_ptr(), 0, made.nbytes)
+    return made
 
 
 def new_rows(like: Tensor, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 import children
 import ranks
 import torch
-from task_trainings import trainer, write_without_dropout
+from task_trainings import Train, trainer, write_without_dropout
 from trainings_on_ranks import Gradients, heard_by
 
 from spanbert_kernels.models import relations
@@ -25,7 +25,7 @@ from spanbert_kernels.tasks.training import TrainingOptions
 STEPS = 3
 
 
-def trained(folder: Path, name: str, fsdp: bool = False) -> None:
+def trained(folder: Path, name: str, train: Train, fsdp: bool = False) -> None:
     torch.set_num_threads(1)
     relations.DROPPED = 0.0
     gradients, size = Gradients(), launch.ranks()
@@ -33,7 +33,7 @@ def trained(folder: Path, name: str, fsdp: bool = False) -> None:
     sizes = {"batch_size": 2, "accumulation": 2 // size}
     options = TrainingOptions(folder / f"{name}-{suffix}", steps=STEPS, quiet=True, fsdp=fsdp, **sizes)
     with heard_by(gradients):
-        done = trainer(name, folder / name)(Start(model=str(folder / "checkpoint")), options, None)
+        done = train(Start(model=str(folder / "checkpoint")), options, None)
     if launch.rank() == 0:
         torch.save(gradients.found, folder / f"{name}.{suffix}")
         (folder / f"{name}-{suffix}.json").write_text(json.dumps({"paths": done.paths, "held": gradients.held}))
@@ -43,7 +43,8 @@ def main(folder: Path, names: list[str]) -> None:
     children.forked(functools.partial(write_without_dropout, folder / "checkpoint"))
     for name in names:
         (folder / name).mkdir()
-        own = functools.partial(trained, folder, name)
+        # Once, before there are ranks: one would read what another is writing.
+        own = functools.partial(trained, folder, name, trainer(name, folder / name))
         codes = [children.forked(own), *ranks.forked(own, 2), *ranks.forked(functools.partial(own, fsdp=True), 2)]
         print(json.dumps({"name": name, "codes": codes}), flush=True)
 
