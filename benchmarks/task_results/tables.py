@@ -46,7 +46,11 @@ def lines(record: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, row in ROWS.items():
         runs = recording.scored(record, name)
         layers = f"; the lowest {kept} layers" if (kept := row.options.get("lower_layers")) else ""
-        layers += f"; begun from the model of {ROWS[row.begins_with].data}" if row.begins_with else ""
+        layers += (
+            f"; begun from the model of {ROWS[row.begins_with].task} on {ROWS[row.begins_with].data}"
+            if row.begins_with
+            else ""
+        )
         about = [row.task.replace("_", " "), row.data + layers]
         goal = "" if row.goal is None else f"{row.goal:.3g}"
         speed, peak = [_speed(record, name), f"{row.faster:g}"], _peak(record, name)

@@ -200,4 +200,7 @@ def test_a_row_that_begins_with_another_s_model(tmp_path: Path, monkeypatch: pyt
     (run,) = json.loads((tmp_path / "record.json").read_text())["runs"][2:]
     assert run["options"] == {**ROWS["topics"].options, "begins_with": "genres"}
     (line,) = (line for line in lines({"runs": []}) if line[1].startswith("topics"))
-    assert line[1] == "topics of meantime; begun from the model of genres of gum, pieces of five sentences"
+    assert (
+        line[1]
+        == "topics of meantime; begun from the model of classification on genres of gum, pieces of five sentences"
+    )
