@@ -179,6 +179,8 @@ def test_every_task_takes_the_steps_of_one_process(tmp_path: Path) -> None:
         weights = [load_file(tmp_path / f"{name}-{kind}" / "model.safetensors") for kind in ("2", "fsdp")]
         for own in weights:  # a softmax takes no notice of it: a gradient of rounding alone, which Adam makes a step of
             own.pop("attention.bias", None)
+            if name == "parsing":  # nor of what is added to all heads of a word
+                own["arc.weight"] = own["arc.weight"][..., :-1]
         torch.testing.assert_close(weights[1], weights[0], rtol=0.0, atol=1e-5)
 
 
