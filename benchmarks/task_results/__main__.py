@@ -144,7 +144,8 @@ def main(
                 say(f"{title}: recorded already")
                 continue
             if one.begins_with and not Path(one.begins_with, "config.json").is_file():
-                say(f"{title}: train {row.begins_with} first, whose model it begins with", error=True)
+                first = f"train {row.begins_with} first, whose model it begins with"
+                say(f"{title}: {first}; into another --output where that is recorded already", error=True)
                 failed.append(title)
                 continue
             try:
